@@ -1,0 +1,34 @@
+"""loraga: fine-tuning with low-rank adapters that start where the gradient points (LoRA-GA, arXiv 2407.05000).
+
+The names below are the library; everything else is internal. They load torch when first used, so that
+``import lora_ga_cli`` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lora_ga_cli.adapter.export import export_adapter as export_adapter
+    from lora_ga_cli.adapter.install import Start as Start
+    from lora_ga_cli.adapter.install import initialise as initialise
+    from lora_ga_cli.gradient.artifact import GradientArtifact as GradientArtifact
+    from lora_ga_cli.gradient.estimate import estimate_gradients as estimate_gradients
+
+_PUBLIC = {
+    "estimate_gradients": "lora_ga_cli.gradient.estimate",
+    "GradientArtifact": "lora_ga_cli.gradient.artifact",
+    "initialise": "lora_ga_cli.adapter.install",
+    "Start": "lora_ga_cli.adapter.install",
+    "export_adapter": "lora_ga_cli.adapter.export",
+}
+__all__ = ["GradientArtifact", "Start", "__version__", "estimate_gradients", "export_adapter", "initialise"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

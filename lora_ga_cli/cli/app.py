@@ -1,0 +1,66 @@
+"""The command tree. Nothing here imports torch; a command does when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lora_ga_cli import __version__
+from lora_ga_cli.cli import cache, estimate_grad, evaluate, init, merge, recipes, train
+from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
+
+app = typer.Typer(
+    name="loraga",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Fine-tune language models with low-rank adapters that start where the gradient points (LoRA-GA).",
+    epilog="Try it: [bold]loraga train recipe=quickstart[/] (offline, two minutes on two cores)",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"loraga {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of loraga itself."""
+
+
+app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.command)
+app.command("init", context_settings=PASS_THROUGH)(init.command)
+app.command("train", context_settings=PASS_THROUGH)(train.command)
+app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("merge", context_settings=PASS_THROUGH)(merge.command)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(cache.app, name="cache")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, 130 when interrupted."""
+    State.debug = False
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except (Exception, KeyboardInterrupt) as error:
+        if State.debug:
+            raise
+        return report_error(error)
+    return 0
+
+
+def run() -> None:
+    """The ``loraga`` program."""
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""``loraga cache``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lora_ga_cli.gradient.store import ArtifactStore
+
+app = typer.Typer(no_args_is_help=True, help="List, verify and prune the stored gradients.")
+CacheDir = Annotated[
+    str | None,
+    typer.Option("--cache-dir", help="The cache (default: $LORAGA_CACHE or ~/.cache/loraga).", show_default=False),
+]
+
+
+def _store(cache_dir: str | None) -> ArtifactStore:
+    from lora_ga_cli.files import cache_root
+    from lora_ga_cli.gradient.store import ArtifactStore
+
+    return ArtifactStore(cache_root(cache_dir))
+
+
+@app.command("list")
+def list_artifacts(cache_dir: CacheDir = None) -> None:
+    """All stored gradients, newest first."""
+    from lora_ga_cli.gradient.store import age_in_days
+    from lora_ga_cli.report.console import say, size
+    from lora_ga_cli.report.tables import print_table
+
+    store = _store(cache_dir)
+    entries = list(store.entries())
+    if not entries:
+        say(f"no gradients in {store.folder}")
+        return
+    rows = [
+        [
+            entry.key,
+            str(entry.info.get("model", "?")),
+            str(entry.info.get("rows", "?")),
+            str(entry.layers),
+            str(entry.capacity // 2),
+            size(entry.size),
+            f"{age_in_days(entry):.1f} d",
+        ]
+        for entry in entries
+    ]
+    numeric = ["rows", "layers", "max rank", "size", "age"]
+    print_table(["key", "model", *numeric], rows, numeric=numeric)
+    say(f"{len(entries)} in {store.folder}")
+
+
+@app.command("verify")
+def verify_artifacts(cache_dir: CacheDir = None) -> None:
+    """Check every stored gradient's bytes; exits with 1 if one is damaged."""
+    from lora_ga_cli.report.console import say, warn
+
+    store = _store(cache_dir)
+    damaged = 0
+    for entry in store.verify():
+        if entry.damage:
+            damaged += 1
+            warn(f"{entry.key}: {entry.damage}")
+        else:
+            say(f"{entry.key}: whole")
+    for item in store.leftovers():
+        warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
+    if damaged:
+        say(f"{damaged} damaged: loraga cache prune --damaged removes them; they are estimated again when needed")
+        raise typer.Exit(1)
+
+
+@app.command("prune")
+def prune_artifacts(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys, or their beginnings.", show_default=False)] = None,
+    older_than: Annotated[float | None, typer.Option("--older-than", help="Those older than this many days.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Those that fail verification.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Remove stored gradients, and what interrupted writes left behind."""
+    import shutil
+
+    from lora_ga_cli.errors import Fault, InvalidInput
+    from lora_ga_cli.gradient.store import age_in_days
+    from lora_ga_cli.report.console import say, size
+
+    store = _store(cache_dir)
+    entries = list(store.verify() if damaged else store.entries())
+    unmatched = [key for key in keys or [] if not any(entry.key.startswith(key) for entry in entries)]
+    if unmatched:
+        raise InvalidInput(
+            [Fault("command line", f"no stored gradient {key}", "loraga cache list") for key in unmatched]
+        )
+    freed, removed = 0, 0
+    for entry in entries:
+        named = any(entry.key.startswith(key) for key in keys or [])
+        old = older_than is not None and age_in_days(entry) > older_than
+        if everything or named or old or (damaged and entry.damage):
+            store.remove(entry)
+            freed, removed = freed + entry.size, removed + 1
+    leftovers = store.leftovers()
+    for item in leftovers:
+        shutil.rmtree(item)
+    say(f"removed {removed} of {len(entries)} gradients ({size(freed)}) and {len(leftovers)} leftovers")

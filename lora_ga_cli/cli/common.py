@@ -1,0 +1,113 @@
+"""What the commands share: parsing what goes to Hydra, and errors as a person wants to read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Click settings of a command whose further arguments go to Hydra."""
+
+
+class State:
+    """What the global options set."""
+
+    debug = False
+
+
+def _set_debug(value: bool) -> bool:
+    State.debug = State.debug or value
+    return value
+
+
+def complete(args: list[str], incomplete: str) -> list[str]:
+    """Shell completion of ``option=value``."""
+    from lora_ga_cli.config.completion import candidates
+
+    return candidates(args, incomplete)
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[OPTION=VALUE]...",
+        help="A recipe and changes to it: recipe=quickstart rank=16 trainer.learning_rate=1e-4. Also Hydra's own: "
+        "-m for a sweep (rank=4,8,16), --config-dir DIR for your recipes, --cfg job, hydra/launcher=joblib.",
+        autocompletion=complete,
+        show_default=False,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show configuration, stages, what is cached and a forecast; load no weights.")
+]
+
+
+def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *, dry_run: str | None = None) -> None:
+    """Composes the configuration of every job and calls ``job`` with it.
+
+    Args:
+        dry_run: the last stage of a plan to print instead.
+    """
+    from lora_ga_cli.config.compose import launch
+
+    def task(config: Config, heading: str) -> None:
+        from lora_ga_cli.report import console
+
+        if heading:
+            console.title(heading)
+        if dry_run is not None:
+            from lora_ga_cli.stages.plan import plan
+
+            plan(config, dry_run)
+        else:
+            try:
+                job(config)
+            except Exception as error:
+                if heading:
+                    report_error(error)  # the sweep goes on, so say it where it happened
+                raise
+
+    launch(list(arguments or []), task)
+
+
+def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Run folders, and what goes to Hydra: whatever holds ``=`` or begins with ``-`` (and is no folder)."""
+    given = list(arguments or [])
+    folders = [item for item in given if Path(item).is_dir() or not ("=" in item or item.startswith("-"))]
+    return folders, [item for item in given if item not in folders]
+
+
+def report_error(error: BaseException) -> int:
+    """Prints an error for a person; returns the exit code."""
+    from rich.markup import escape
+
+    from lora_ga_cli.errors import InvalidInput, UserError
+    from lora_ga_cli.report.console import err
+
+    if isinstance(error, InvalidInput):
+        for fault in error.faults:
+            hint = f" [dim]({escape(fault.hint)})[/]" if fault.hint else ""
+            err.print(f"[bold red]error[/]  [bold]{escape(fault.where)}[/]: {escape(fault.what)}{hint}")
+        return error.exit_code
+    if isinstance(error, UserError):
+        err.print(f"[bold red]error[/]  {escape(str(error))}")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        err.print("[bold yellow]stopped[/]  run the same command again to go on from the last checkpoint")
+        return 130
+    if type(error).__name__ == "OutOfMemoryError":
+        err.print(
+            "[bold red]error[/]  the accelerator's memory is full: halve trainer.micro_batch_size or "
+            "gradient.micro_batch_size (the result stays the same), or set trainer.gradient_checkpointing=true"
+        )
+        return 1
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    err.print(f"[bold red]error[/]  unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
+    return 1

@@ -1,0 +1,27 @@
+"""``loraga estimate-grad``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+
+def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+    """Estimate the gradient of the base at the start, and keep it in the cache.
+
+    One artifact serves every rank, direction, scale and learning rate; training finds it there.
+
+    loraga estimate-grad recipe=quickstart
+    """
+
+    def job(config: Config) -> None:
+        from lora_ga_cli.stages.estimate import describe, estimate
+        from lora_ga_cli.stages.inputs import prepare_inputs
+
+        describe(estimate(prepare_inputs(config, splits=("train",))), config.rank)
+
+    run_jobs(options, job, dry_run="estimate-grad" if dry_run else None)

@@ -1,0 +1,47 @@
+"""``loraga eval``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_ga_cli.cli.common import Debug, DryRun, complete, run_jobs, split_folders
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN_FOLDER]... [OPTION=VALUE]...",
+        help="Finished runs (runs/*), with changes such as eval=exact_match eval.limit=200; or a recipe, as for train.",
+        autocompletion=complete,
+        show_default=False,
+    ),
+]
+
+
+def command(arguments: Arguments = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+    """Score runs, and compare them in one table and one picture.
+
+    What is scored is the saved adapter on the base as it is published. With a recipe, missing steps run first.
+
+    loraga eval runs/*
+    """
+    from lora_ga_cli.cli.comparison import compare
+
+    folders, options = split_folders(arguments)
+    if not folders:
+
+        def job(config: Config) -> None:
+            from lora_ga_cli.stages.evaluate import evaluate
+            from lora_ga_cli.stages.train import train
+
+            evaluate(train(config), config)
+
+        run_jobs(options, job, dry_run="eval" if dry_run else None)
+        return
+    if dry_run:
+        raise typer.BadParameter("--dry-run goes with a recipe, not with run folders")
+    compare(folders, options)

@@ -1,0 +1,26 @@
+"""``loraga init``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+
+def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+    """Initialise a run: the adapter's first factors, checked to leave the base's logits as they are.
+
+    The start is stored in the run folder, where `train` finds it.
+
+    loraga init recipe=quickstart rank=16
+    """
+
+    def job(config: Config) -> None:
+        from lora_ga_cli.stages.initialise import initialise
+
+        initialise(config)
+
+    run_jobs(options, job, dry_run="init" if dry_run else None)

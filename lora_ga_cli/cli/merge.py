@@ -1,0 +1,71 @@
+"""``loraga merge``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_ga_cli.cli.common import Debug, complete, run_jobs, split_folders
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN_FOLDER]... [OPTION=VALUE]...",
+        help="Finished runs; or a recipe, as for train.",
+        autocompletion=complete,
+        show_default=False,
+    ),
+]
+
+
+def command(
+    arguments: Arguments = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write (default: RUN_FOLDER/merged).")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (default: the base's).")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
+    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Merge an adapter into its base: a plain model folder, whose logits are checked against the adapter's.
+
+    loraga merge runs/my-run --output my-model --dtype bfloat16
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    folders, options = split_folders(arguments)
+    faults = []
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        faults.append(Fault("command line", f"--dtype {dtype} is not one of float32, bfloat16, float16"))
+    if output is not None and len(folders) > 1:
+        faults.append(Fault("command line", "--output names one folder, and there are several runs"))
+    if folders and options:
+        faults.append(Fault("command line", f"{options[0]} goes with a recipe, not with run folders"))
+    if faults:
+        raise InvalidInput(faults)
+
+    from lora_ga_cli.stages.merge import MergeOptions, merge
+
+    chosen = MergeOptions(output, dtype, max_shard_size, base)
+    if folders:
+        from lora_ga_cli.config.compose import reconfigured
+        from lora_ga_cli.stages.trained import folder_of
+
+        for run in [folder_of(folder) for folder in folders]:
+            merge(run, reconfigured(run.read_config(), []), chosen)
+        return
+
+    def job(config: Config) -> None:
+        from lora_ga_cli.stages.train import train
+
+        merge(train(config), config, chosen)
+
+    run_jobs(options, job)

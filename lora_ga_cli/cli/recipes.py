@@ -1,0 +1,81 @@
+"""``loraga recipes``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option.")
+ConfigDir = Annotated[Path | None, typer.Option("--config-dir", help="A folder with recipes/ of your own.")]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Shell completion of recipe names."""
+    from lora_ga_cli.config.recipes import all_recipes
+
+    return [recipe.name for recipe in all_recipes() if recipe.name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=complete_recipe)]
+
+
+@app.command("list")
+def list_recipes(config_dir: ConfigDir = None) -> None:
+    """All recipes, and what each is for."""
+    from lora_ga_cli.config.recipes import all_recipes
+    from lora_ga_cli.report.tables import print_table
+
+    recipes = all_recipes(config_dir.resolve() if config_dir else None)
+    print_table(["recipe", "what it does"], [[recipe.name, recipe.summary] for recipe in recipes])
+
+
+@app.command("show")
+def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
+    """A recipe's text."""
+    from rich.syntax import Syntax
+
+    from lora_ga_cli.config.recipes import find_recipe
+    from lora_ga_cli.report.console import out
+
+    text = find_recipe(name, config_dir.resolve() if config_dir else None).text
+    if out.is_terminal:
+        out.print(Syntax(text, "yaml", background_color="default"))
+    else:
+        typer.echo(text, nl=False)
+
+
+@app.command("copy")
+def copy_recipe(
+    name: Name,
+    new: Annotated[str | None, typer.Argument(help="Name of the copy (default: the same).")] = None,
+    config_dir: Annotated[Path, typer.Option("--config-dir", help="Folder whose recipes/ receives the copy.")] = Path(),
+) -> None:
+    """Copy a recipe into a folder of yours, to change it there."""
+    from lora_ga_cli.config.recipes import find_recipe
+    from lora_ga_cli.errors import Fault, InvalidInput
+    from lora_ga_cli.files import atomic_file
+    from lora_ga_cli.report.console import say
+
+    recipe = find_recipe(name)
+    file = config_dir / "recipes" / f"{(new or name).removesuffix('.yaml')}.yaml"
+    if file.exists():
+        raise InvalidInput([Fault(str(file), "exists already", f"loraga recipes copy {name} ANOTHER_NAME")])
+    with atomic_file(file) as temporary:
+        temporary.write_text(recipe.text.replace(f"recipe={name}", f"recipe={file.stem}"), encoding="utf-8")
+    say(f"{file}; use it: loraga train recipe={file.stem} --config-dir {config_dir}")
+
+
+@app.command("options")
+def list_options(prefix: Annotated[str, typer.Argument(help="Only options that begin with this.")] = "") -> None:
+    """Every option: its type, default and meaning."""
+    from lora_ga_cli.config.options import describe
+    from lora_ga_cli.report.tables import print_table
+
+    rows = [
+        [option.path, option.kind, option.default, option.doc]
+        for option in describe()
+        if option.path.startswith(prefix)
+    ]
+    print_table(["option", "type", "default", "meaning"], rows)

@@ -1,0 +1,41 @@
+"""``loraga train``"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+
+def command(
+    options: Overrides = None,
+    dry_run: DryRun = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show a few rows as the model sees them, and stop.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train an adapter; estimates the gradient and initialises first where that is missing.
+
+    The same command again resumes a run that was stopped. The run folder holds a plain LoRA for the base as it is
+    published, with its loss curve, metrics and manifest.
+
+    loraga train recipe=quickstart
+    """
+
+    def job(config: Config) -> None:
+        if preview:
+            from lora_ga_cli.stages.preview import preview as show
+
+            show(config)
+        else:
+            from lora_ga_cli.stages.train import train
+
+            train(config)
+
+    run_jobs(options, job, dry_run="train" if dry_run else None)

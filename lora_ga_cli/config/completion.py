@@ -1,0 +1,42 @@
+"""Shell completion of what follows a command: groups, recipes, options and their values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.config.options import all_options, values_of
+
+
+def candidates(arguments: Sequence[str], incomplete: str) -> list[str]:
+    """Completions of ``incomplete``, given the words before it.
+
+    Bash ends words at ``=``, so that ``recipe=qu`` arrives as the words ``recipe``, ``=`` and ``qu``; zsh and fish
+    keep it whole. Either way the values are completed.
+    """
+    words = [word for word in arguments if word]
+    if incomplete == "=" and words:
+        return _values(words[-1])
+    if words and words[-1] == "=" and len(words) > 1:
+        return [value for value in _values(words[-2]) if value.startswith(incomplete)]
+    if "=" in incomplete:
+        name, _, begun = incomplete.partition("=")
+        return [f"{name}={value}" for value in _values(name) if value.startswith(begun)]
+    names = ["recipe", *Locations(_own(words)).groups(), *(".".join(path) for path in all_options())]
+    return [f"{name}=" for name in dict.fromkeys(names) if name.startswith(incomplete)]
+
+
+def _values(name: str) -> list[str]:
+    locations = Locations()
+    if name == "recipe" or name in locations.groups():
+        return sorted(locations.choices(name))
+    return values_of(tuple(name.split(".")))
+
+
+def _own(words: Sequence[str]) -> Path | None:
+    for flag, value in itertools.pairwise(words):
+        if flag in ("--config-dir", "-cd") and Path(value).is_dir():
+            return Path(value).resolve()
+    return None

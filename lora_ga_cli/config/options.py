@@ -1,0 +1,146 @@
+"""Looking options up in the schema: do they exist, and does a value fit."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from lora_ga_cli.config.schema import Config, Section
+from lora_ga_cli.errors import nearest
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as `loraga recipes options` shows it."""
+
+    path: str
+    kind: str
+    default: str
+    doc: str
+
+
+@cache
+def all_options() -> dict[KeyPath, FieldInfo]:
+    """Every option by its path; groups are not in it."""
+    return dict(_walk(Config, ()))
+
+
+def describe() -> Iterator[Option]:
+    """All options with type, default and documentation."""
+    for path, field in all_options().items():
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        yield Option(".".join(path), _kind(field.annotation), default, " ".join((field.description or "").split()))
+
+
+def default_values() -> dict[str, Any]:
+    """Every option with its default as nested plain data; ``???`` (missing, to Hydra) where one is required."""
+    values: dict[str, Any] = {}
+    for path, field in all_options().items():
+        section = values
+        for name in path[:-1]:
+            section = section.setdefault(name, {})
+        section[path[-1]] = "???" if field.is_required() else field.get_default(call_default_factory=True)
+    return values
+
+
+def values_of(path: KeyPath) -> list[str]:
+    """The values an option can take, where they can be listed."""
+    field = all_options().get(path)
+    if field is None:
+        return []
+    return ["true", "false"] if field.annotation is bool else _literals(field.annotation)
+
+
+def unknown(path: KeyPath) -> str | None:
+    """What is wrong with a name, with the nearest right one; None if it is an option, a group, or inside a mapping."""
+    options = all_options()
+    if path in options or any(option[: len(path)] == path for option in options):
+        return None
+    if any(path[:cut] in options and get_origin(options[path[:cut]].annotation) is dict for cut in range(1, len(path))):
+        return None
+    hint = _nearest_option(path)
+    return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
+
+
+def misfit(path: KeyPath, value: Any) -> str | None:
+    """Why a value does not fit an option; None if it does, or cannot be known before composition."""
+    field = all_options().get(path)
+    if field is None or (isinstance(value, str) and "${" in value):
+        return None
+    try:
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        return explain(path, value, error.errors()[0], field)
+    return None
+
+
+def explain(path: KeyPath, value: Any, error: Any, field: FieldInfo | None = None) -> str:
+    """One line for a pydantic error."""
+    field = field or all_options().get(path)
+    choices = _literals(field.annotation) if field else []
+    shown_value = _shown(value)
+    if choices and isinstance(value, str | bool | int):
+        hint = nearest(str(value), choices)
+        return f"{'.'.join(path)}={shown_value} is not one of {', '.join(choices)}" + (
+            f" ({hint})" if hint.startswith("did") else ""
+        )
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
+    return f"{'.'.join(path)}={shown_value} {message[0].lower()}{message[1:]}"
+
+
+def _nearest_option(path: KeyPath) -> str:
+    names = {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
+    return nearest(".".join(path), names)
+
+
+def _walk(section: type[Section], prefix: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _walk(field.annotation, (*prefix, name))
+        else:
+            yield (*prefix, name), field
+
+
+def _literals(annotation: Any) -> list[str]:
+    if get_origin(annotation) is typing.Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _literals(part)] if get_args(annotation) else []
+
+
+def _kind(annotation: Any) -> str:
+    literals = _literals(annotation)
+    if literals:
+        inside = " | ".join(literals)
+        return f"list of {inside}" if get_origin(annotation) is list else inside
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kind(get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("null" if part is type(None) else _kind(part) for part in get_args(annotation))
+    if origin is list:
+        return f"list of {_kind(get_args(annotation)[0])}"
+    if origin is dict:
+        return "mapping"
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(
+        annotation.__name__, str(annotation)
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(_shown(item) for item in value) + "]"
+    return str(value)

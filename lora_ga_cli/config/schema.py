@@ -1,0 +1,333 @@
+"""Every option of loraga: its one spelling, type, unit and bounds.
+
+A composed configuration (YAML and command line) is validated against `Config`. The string under a field is its
+documentation, and what `loraga recipes options` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
+Direction = Literal["ArB2r", "A2rBr", "ArBr", "random"]
+Scale = Literal["stable", "unit", "gd", "weight_svd"]
+Metric = Literal["loss", "exact_match", "accuracy"]
+FORMS = {"prompt and answer": ("prompt", "answer"), "messages": ("messages",), "text and label": ("text", "label")}
+"""How a row can be read, by the options that say so."""
+METRIC_TASKS = {"exact_match": ("causal_lm", "seq2seq_lm"), "accuracy": ("sequence_classification",)}
+"""The tasks that a metric can be computed for, where not all."""
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of options: immutable, and closed to unknown names."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The base model and how it is loaded."""
+
+    path: str
+    """A model on the hub (``org/name``), a local folder, or ``bundled:tiny_base``."""
+    task: Task = "causal_lm"
+    """What the model does; decides the class it is loaded with and how rows become examples."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Dtype = "float32"
+    """Type of the base's weights in memory. Adapters always train in float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    tokenizer: str | None = None
+    """A tokenizer other than the model's own: hub name or folder."""
+    num_labels: Positive | None = None
+    """Classes of a sequence classifier; counted in the training data when null."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository carries. From the command line only."""
+
+
+class DatasetConfig(Section):
+    """Where rows come from, and how one becomes an example.
+
+    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form is given: ``prompt`` and
+    ``answer``, or ``messages``, or ``text`` and ``label``.
+    """
+
+    path: str | None = None
+    """A data set on the hub (``org/name``)."""
+    subset: str | None = None
+    """The hub data set's configuration name."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    train_split: str = "train"
+    """Split of the hub data set to train on."""
+    validation_split: str | None = None
+    """Split of the hub data set to evaluate on."""
+    train_file: str | list[str] | None = None
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text forms also gzipped (.gz)."""
+    validation_file: str | list[str] | None = None
+    """Local file or files to evaluate on."""
+    validation_fraction: Fraction = 0.0
+    """Share of the training rows held out, where there is no validation split or file (0 to below 1)."""
+    column_names: list[str] | None = None
+    """Names for the columns of a .csv or .tsv file that has no header line."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Renames columns: ``{new: old}``."""
+
+    prompt: str | None = None
+    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
+    answer: str | None = None
+    """Template of the part that is learned."""
+    messages: str | None = None
+    """Column with chat messages (``role``, ``content``), rendered by the tokenizer's chat template; the
+    assistant's turns are learned."""
+    text: str | None = None
+    """Template of a text to classify."""
+    text_pair: str | None = None
+    """Template of a second text, for pairs."""
+    label: str | None = None
+    """Column with the class: a number from 0, or a name from ``label_names``."""
+    label_names: list[str] | None = None
+    """Names of the classes, in the order of their numbers."""
+
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Longest example, in tokens."""
+    max_rows: Positive | None = None
+    """Train on the first this many rows (after shuffling, if ``shuffle``)."""
+    max_validation_rows: Positive | None = None
+    """Evaluate on at most this many rows."""
+    shuffle: bool = True
+    """Shuffle the training rows, by ``seed``, before ``max_rows`` and ``validation_fraction`` are taken."""
+    on_long_row: Literal["error", "skip", "truncate"] = "error"
+    """What happens to a row of more than ``max_length`` tokens. Truncation keeps the beginning and is counted."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to evaluate on."""
+        return self.validation_file is not None or self.validation_split is not None or self.validation_fraction > 0
+
+    @model_validator(mode="after")
+    def _one_source_one_form(self) -> DatasetConfig:
+        problems = []
+        sources = [name for name in ("path", "train_file") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            given = " and ".join(sources) or "none"
+            problems.append(f"give dataset.path or dataset.train_file, exactly one (given: {given})")
+        elif self.validation_file is not None and self.train_file is None:
+            problems.append("dataset.validation_file goes with dataset.train_file; with dataset.path: validation_split")
+        elif self.validation_split is not None and self.path is None:
+            problems.append("dataset.validation_split goes with dataset.path; with dataset.train_file: validation_file")
+        forms = [form for form, keys in FORMS.items() if all(getattr(self, key) is not None for key in keys)]
+        if len(forms) != 1:
+            problems.append(
+                "say how a row is read: dataset.prompt and dataset.answer, or dataset.messages, or dataset.text and "
+                f"dataset.label, exactly one (given: {', '.join(forms) or 'none'})"
+            )
+        held_out = self.validation_file is not None or self.validation_split is not None
+        if held_out and self.validation_fraction > 0:
+            problems.append("dataset.validation_fraction goes without validation_file and validation_split")
+        return _unless(problems, self)
+
+
+class MethodConfig(Section):
+    """A fine-tuning method: which adapter, and how it starts."""
+
+    name: str = "lora_ga"
+    """What run folders and tables call the method."""
+    adapter: Literal["none", "lora"] = "lora"
+    """``none`` trains every weight of the model."""
+    start: Literal["kaiming", "gradient"] = "kaiming"
+    """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's."""
+    rank_stabilised: bool = False
+    """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
+    direction: Direction = "ArB2r"
+    """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
+    scale: Scale = "stable"
+    """Size of the starting factors. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
+    gamma: Annotated[float, Field(gt=0)] = 16.0
+    """The constant of ``scale=stable``, without unit."""
+
+
+class GradientConfig(Section):
+    """How the gradient at the start is estimated."""
+
+    estimator: Literal["exact"] = "exact"
+    """``exact``: the full gradient of each target, accumulated in float32."""
+    samples: Positive = 64
+    """Training rows that the gradient is averaged over."""
+    micro_batch_size: Positive = 8
+    """Rows per forward and backward pass; changes memory, not the result."""
+    capacity: Positive | None = None
+    """Singular vectors kept per target; serves every rank up to half of it. Null: at least 32, and twice the rank."""
+    dropout: bool = False
+    """Keep the model's dropout on while estimating."""
+    offload: bool = False
+    """Accumulate in CPU memory instead of the model's device."""
+
+
+class TrainerConfig(Section):
+    """The training loop (transformers' Trainer). Defaults are the LoRA-GA paper's where it states them."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Peak learning rate."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_steps: Positive | None = None
+    """Optimizer steps; when given, ``epochs`` does not count."""
+    batch_size: Positive = 32
+    """Rows per optimizer step, over all devices and accumulation steps."""
+    micro_batch_size: Positive = 8
+    """Rows per forward pass on one device; ``batch_size`` must be a multiple of it times the devices."""
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps over which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: Fraction = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: Fraction = 0.999
+    """Decay of AdamW's second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the gradient's L2 norm; 0 turns clipping off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of forward and backward (autocast). ``auto`` follows ``model.dtype``."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    logging_steps: Positive = 10
+    """Steps between two logged points."""
+    eval_steps: Positive | None = None
+    """Steps between two evaluations; null evaluates after each epoch."""
+    save_steps: Positive | None = None
+    """Steps between two checkpoints; null saves after each epoch."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """Checkpoints kept (at least 2, so that one is whole while another is written)."""
+    load_best: bool = False
+    """End with the checkpoint of lowest validation loss instead of the last."""
+    early_stopping_patience: Positive | None = None
+    """Stop after this many evaluations without a lower validation loss; implies ``load_best``."""
+    dataloader_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches; 0 uses the main one."""
+
+
+class EvalConfig(Section):
+    """How a run is scored by `loraga eval`."""
+
+    metrics: Annotated[list[Metric], Field(min_length=1)] = ["loss"]
+    """``loss`` (with perplexity), ``exact_match`` (of a generated answer), ``accuracy`` (of a classifier)."""
+    file: str | list[str] | None = None
+    """Local file or files to score on instead of the data set's validation rows."""
+    limit: Positive | None = None
+    """Score at most this many rows."""
+    batch_size: Positive = 16
+    """Rows per forward or generation batch."""
+    max_new_tokens: Positive = 256
+    """Longest generated answer, in tokens."""
+    answer_pattern: str = r"####\s*(.+)"
+    """Regular expression whose first group is the answer, in the generation and in the reference."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    recipe: str | None = None
+    """The recipe this run was composed from; set by ``recipe=NAME``."""
+    name: str | None = None
+    """Folder of the run inside ``output_dir``; null derives one from recipe, method, rank and settings."""
+    output_dir: str = "runs"
+    """Folder that holds run folders."""
+    cache_dir: str | None = None
+    """Folder of gradient artifacts; null is ``$LORAGA_CACHE`` or ``~/.cache/loraga``."""
+    overwrite: bool = False
+    """Start again in a run folder that holds a run with other settings (the old one is set aside)."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of shuffling, sampling, and every random start."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model lives. ``auto`` takes an accelerator if there is one."""
+    rank: Positive = 8
+    """Rank of the adapter while it trains."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilised."""
+    adapter_dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: str | list[str] = "all-linear"
+    """``all-linear`` (all but the output head), a list of module names or endings, or a regular expression."""
+    model: ModelConfig
+    dataset: DatasetConfig
+    method: MethodConfig = MethodConfig()
+    gradient: GradientConfig = GradientConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @property
+    def scaling(self) -> float:
+        """The factor ``s`` on the adapter's product ``B A``."""
+        return self.alpha / (self.rank**0.5 if self.method.rank_stabilised else self.rank)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        return _unless([*_task_problems(self), *_trainer_problems(self), *_method_problems(self)], self)
+
+
+def _task_problems(config: Config) -> list[str]:
+    problems, task = [], config.model.task
+    if (task == "sequence_classification") != (config.dataset.text is not None):
+        prompts = "dataset.prompt and dataset.answer, or dataset.messages"
+        wanted = "dataset.text and dataset.label" if task == "sequence_classification" else prompts
+        problems.append(f"model.task={task} wants {wanted}; the dataset has another form")
+    if task == "seq2seq_lm" and config.dataset.messages is not None:
+        problems.append("model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages")
+    for metric in config.eval.metrics:
+        if metric in METRIC_TASKS and task not in METRIC_TASKS[metric]:
+            problems.append(f"eval.metrics has {metric}, which model.task={task} cannot give")
+    return problems
+
+
+def _trainer_problems(config: Config) -> list[str]:
+    problems, trainer = [], config.trainer
+    if trainer.batch_size % trainer.micro_batch_size:
+        problems.append(
+            f"trainer.batch_size={trainer.batch_size} is not a multiple of "
+            f"trainer.micro_batch_size={trainer.micro_batch_size}"
+        )
+    best = trainer.load_best or trainer.early_stopping_patience is not None
+    if best and trainer.eval_steps != trainer.save_steps:
+        problems.append(
+            "keeping the best checkpoint saves when it evaluates: give trainer.save_steps and trainer.eval_steps one "
+            f"value (they are {trainer.save_steps} and {trainer.eval_steps})"
+        )
+    if best and not config.dataset.has_validation:
+        problems.append(
+            "trainer.load_best and trainer.early_stopping_patience need validation rows: "
+            "dataset.validation_file, dataset.validation_split or dataset.validation_fraction"
+        )
+    return problems
+
+
+def _method_problems(config: Config) -> list[str]:
+    problems, method, capacity = [], config.method, config.gradient.capacity
+    if method.start == "gradient" and capacity is not None and capacity < 2 * config.rank:
+        problems.append(f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not rank={config.rank}")
+    if method.start == "gradient" and method.adapter == "none":
+        problems.append("method.start=gradient starts an adapter, and method.adapter=none has none")
+    if method.adapter == "none" and config.model.dtype == "float16":
+        problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
+    return problems
+
+
+def _unless(problems: list[str], section: S) -> S:
+    """The section, unless there are problems: then all of them in one error, a line each."""
+    if problems:
+        raise ValueError("\n".join(problems))
+    return section

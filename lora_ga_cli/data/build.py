@@ -1,0 +1,143 @@
+"""From rows to a tokenised split: drawing, tokenising, and what happens to bad and long rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
+from lora_ga_cli.data.forms import Example, Form
+from lora_ga_cli.data.source import Source
+from lora_ga_cli.data.split import Split
+from lora_ga_cli.errors import DataError, Fault
+
+if TYPE_CHECKING:
+    from datasets.arrow_dataset import Dataset
+
+    from lora_ga_cli.config.schema import DatasetConfig
+
+BATCH = 1000
+"""Rows tokenised at once: enough for the tokenizer's threads, little memory."""
+
+MALFORMED = "malformed"
+NOTHING_LEFT = "no token left to learn from"
+
+
+@dataclass
+class Builder:
+    """Builds one split.
+
+    Args:
+        name: the split's name.
+        source: the rows.
+        form: what makes examples of them.
+        lookup: the source's name of each column, by its name after renaming.
+        config: lengths, and what happens to bad and long rows.
+        max_positions: tokens the model can take, if there is a limit.
+    """
+
+    name: str
+    source: Source
+    form: Form
+    lookup: dict[str, str]
+    config: DatasetConfig
+    max_positions: int | None = None
+
+    def build(self, order: Sequence[int], limit: int | None, malformed: int = 0) -> Split:
+        """The first ``limit`` examples of the rows in ``order``; rows that are skipped do not count.
+
+        Args:
+            malformed: rows that were left out on reading, to be counted as skipped.
+
+        Raises:
+            DataError: bad or long rows where the configuration has them as errors (all of them in one), or no row left.
+        """
+        self._skipped = Counter({MALFORMED: malformed})
+        self._truncated = 0
+        self._longest = 0
+        self._bad = RowFaults(self.source.name)
+        batches: list[Dataset] = []
+        kept = position = 0
+        # a faulty row has its place among the first `limit`: no further row is drawn for it, and the run ends anyway
+        while position < len(order) and (limit is None or kept + len(self._bad) < limit):
+            room = BATCH if limit is None else min(BATCH, limit - kept - len(self._bad))
+            indices = order[position : position + room]
+            position += len(indices)
+            rows = [example.row for example in self._examples(indices)]
+            kept += len(rows)
+            if rows and not len(self._bad):
+                batches.append(self._stored(rows))
+        if len(self._bad):
+            raise DataError(self._bad.faults(self._cures()))
+        if not batches:
+            reasons = "; ".join(f"{count:,} skipped: {reason}" for reason, count in self._skipped.items() if count)
+            raise DataError(
+                [Fault(self.source.name, f"no row is left for {self.name}{f' ({reasons})' if reasons else ''}")]
+            )
+        return Split(
+            self.name, _joined(batches), {reason: n for reason, n in self._skipped.items() if n}, self._truncated
+        )
+
+    def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
+        places: list[int] = []
+        parts: list[Any] = []
+        needed = {name: self.lookup[name] for name in self.form.needs}
+        for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
+            try:
+                part = self.form.read({name: raw[old] for name, old in needed.items() if old in raw})
+            except BadRow as bad:
+                self._bad_row(MALFORMED, index, str(bad))
+            else:
+                places.append(index)
+                parts.append(part)
+        for index, example in zip(places, self.form.tokenise(parts), strict=True):
+            if (fitting := self._fitting(index, example)) is not None:
+                yield fitting
+
+    def _fitting(self, index: int, example: Example) -> Example | None:
+        length = example.row["length"]
+        is_cut = False
+        if length > self.config.max_length:
+            if self.config.on_long_row == "error":
+                self._longest = max(self._longest, length)
+                what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
+                self._bad.add("long", self.source.where(index), what)
+                return None
+            if self.config.on_long_row == "skip":
+                self._skipped[f"longer than {self.config.max_length} tokens"] += 1
+                return None
+            example = self.form.cut(example, self.config.max_length)
+            is_cut = True
+        if not self.form.learns(example):
+            what = f"{NOTHING_LEFT} in the first {self.config.max_length} of {length:,}" if is_cut else NOTHING_LEFT
+            self._bad_row(NOTHING_LEFT, index, what)
+            return None
+        self._truncated += is_cut
+        return example
+
+    def _bad_row(self, kind: str, index: int, what: str) -> None:
+        if self.config.on_bad_row == "skip":
+            self._skipped[kind] += 1
+        else:
+            self._bad.add(kind, self.source.where(index), what)
+
+    def _cures(self) -> dict[str, str]:
+        ways = "dataset.on_long_row=skip or truncate"
+        if self.max_positions is None or self._longest <= self.max_positions:
+            ways = f"dataset.max_length={self._longest} takes all of them, or {ways}"
+        return {MALFORMED: MEND, NOTHING_LEFT: MEND, "long": ways}
+
+    def _stored(self, rows: list[dict[str, Any]]) -> Dataset:
+        # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
+        from datasets.arrow_dataset import Dataset
+
+        columns = {name: [row[name] for row in rows] for name in self.form.features}
+        return Dataset.from_dict(columns, features=self.form.features)
+
+
+def _joined(batches: list[Dataset]) -> Dataset:
+    from datasets.combine import concatenate_datasets
+
+    return batches[0] if len(batches) == 1 else concatenate_datasets(batches)

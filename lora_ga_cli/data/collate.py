@@ -1,0 +1,87 @@
+"""Rows to batches of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_ga_cli.data.forms import MASKED
+from lora_ga_cli.errors import DataError, Fault
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_ga_cli.config.schema import Task
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Batches of rows for a forward pass with loss; ``Collator(tokenizer, task)(rows)``.
+
+    The result has int64 tensors: ``input_ids`` and ``attention_mask`` of shape (rows, longest), padded on the right;
+    ``labels`` of shape (rows, longest) padded with -100 (for seq2seq_lm as long as the longest answer), or (rows,) for
+    a classifier; ``token_type_ids`` if the rows have it. Other columns are ignored.
+
+    A tokenizer without a padding token pads with its end-of-text token: the attention mask hides it and the labels
+    leave it out, so that the vocabulary stays as it is.
+    """
+
+    tokenizer: Any
+    task: Task
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        import torch
+
+        ids = [row["input_ids"] for row in rows]
+        batch = _padded_inputs(self.tokenizer, ids, "right")
+        if "token_type_ids" in rows[0]:
+            type_id = getattr(self.tokenizer, "pad_token_type_id", 0)
+            batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], type_id, "right")
+        labels = [row["labels"] for row in rows]
+        if self.task == "sequence_classification":
+            batch["labels"] = torch.tensor([int(label) for label in labels], dtype=torch.long)
+        else:
+            batch["labels"] = _padded(labels, MASKED, "right")
+        return batch
+
+
+def generation_batch(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` of shape (rows, longest prompt) to generate from.
+
+    Rows of a causal model (they have ``prompt_length``) give the very tokens of their prompt, padded on the left, so
+    that all answers start side by side; rows of an encoder-decoder give their input, padded on the right.
+
+    Raises:
+        DataError: a causal row whose prompt has no token.
+    """
+    causal = "prompt_length" in rows[0]
+    if not causal:
+        return _padded_inputs(tokenizer, [row["input_ids"] for row in rows], "right")
+    prompts = [row["input_ids"][: row["prompt_length"]] for row in rows]
+    if any(len(prompt) == 0 for prompt in prompts):
+        what = "a prompt without any token: the model has nothing to generate from"
+        raise DataError([Fault("dataset.prompt", what, "give the template a text")])
+    return _padded_inputs(tokenizer, prompts, "left")
+
+
+def _padded_inputs(
+    tokenizer: Any, ids: Sequence[Sequence[int]], side: Literal["left", "right"]
+) -> dict[str, torch.Tensor]:
+    mask = [[1] * len(row) for row in ids]
+    return {"input_ids": _padded(ids, _pad_id(tokenizer), side), "attention_mask": _padded(mask, 0, side)}
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for number in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if number is not None:
+            return int(number)
+    what = "the tokenizer has neither a padding nor an end-of-text token to fill a batch with"
+    raise DataError([Fault("model.tokenizer", what, "take another")])
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int, side: Literal["left", "right"]) -> torch.Tensor:
+    import torch
+
+    tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler, padding_side=side)

@@ -1,0 +1,47 @@
+"""Collecting what is wrong with rows: every fault counted, the first few of each kind shown."""
+
+from __future__ import annotations
+
+from lora_ga_cli.errors import Fault
+
+SHOWN = 10
+"""Faults of one kind that are spelled out."""
+
+MEND = "mend them, or dataset.on_bad_row=skip leaves such rows out and counts them"
+
+
+class BadRow(Exception):
+    """A row that cannot become an example; `str(error)` is the reason."""
+
+
+class RowFaults:
+    """Faults of rows, by kind. Memory does not grow with their number.
+
+    Args:
+        source: what the rows are read from, as a person knows it.
+    """
+
+    def __init__(self, source: str):
+        self.source = source
+        self._counts: dict[str, int] = {}
+        self._shown: dict[str, list[tuple[str, str]]] = {}
+
+    def __len__(self) -> int:
+        return sum(self._counts.values())
+
+    def add(self, kind: str, where: str, what: str) -> None:
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        shown = self._shown.setdefault(kind, [])
+        if len(shown) < SHOWN:
+            shown.append((where, what))
+
+    def faults(self, cures: dict[str, str]) -> list[Fault]:
+        """The faults of each kind in the order met; the last of a kind carries the kind's cure."""
+        result = []
+        for kind, shown in self._shown.items():
+            lines = list(shown)
+            if more := self._counts[kind] - len(shown):
+                lines.append((self.source, f"and {more:,} more of the same kind"))
+            result += [Fault(where, what) for where, what in lines[:-1]]
+            result.append(Fault(*lines[-1], hint=cures.get(kind, "")))
+        return result

@@ -1,0 +1,263 @@
+"""File formats: bytes in, rows out, each with its place; what is malformed is said, never guessed.
+
+A reader yields ``(place, row)``, or ``(place, BadRow)`` where a row is malformed and the next can still be read. It
+raises `Unreadable` where nothing after can be trusted. Places count from 1: lines of the file, or rows in .json and
+.parquet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from lora_ga_cli.data.faults import BadRow
+from lora_ga_cli.data.source import Row
+from lora_ga_cli.errors import nearest
+
+BOM = b"\xef\xbb\xbf"
+Records = Iterator[tuple[int, Row | BadRow]]
+Names = Sequence[str] | None
+
+
+class Unreadable(Exception):
+    """A file that cannot be read on: what is wrong, on which line if it has lines, and the next step."""
+
+    def __init__(self, what: str, *, line: int | None = None, hint: str = "", option: str = ""):
+        super().__init__(what)
+        self.line = line
+        self.hint = hint
+        self.option = option
+
+
+def format_of(path: str) -> str:
+    """The format's extension without ``.gz``: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``."""
+    name = path.lower()
+    zipped = name.endswith(".gz")
+    suffix = Path(name.removesuffix(".gz")).suffix
+    if suffix not in READERS or (zipped and suffix == ".parquet"):
+        near = nearest(suffix, READERS) if suffix and suffix not in READERS else ""
+        known = f"known: {', '.join(READERS)}, the text forms also .gz"
+        shown = suffix + ".gz" * zipped
+        what = f"no reader for the extension {shown!r}" if shown else "no extension, which tells the format"
+        raise Unreadable(what, hint=f"{near} {known}" if near and not near.startswith("known") else known)
+    return suffix
+
+
+def read_records(path: Path, column_names: Names) -> Records:
+    """Every row of a file with its place, by the file's extension.
+
+    Raises:
+        Unreadable: the file as a whole is damaged.
+    """
+    with _opened(path) as file:
+        try:
+            yield from READERS[format_of(path.name)](file, column_names)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Unreadable(f"damaged gzip file: {error}", hint="fetch it again") from error
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    with path.open("rb") as raw:
+        if path.name.lower().endswith(".gz"):
+            with gzip.open(raw, "rb") as unzipped:
+                yield unzipped  # type: ignore[misc]  # a GzipFile reads as any binary file does
+        else:
+            yield raw
+
+
+def _lines(file: BinaryIO, *, ends: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, without their end unless ``ends``.
+
+    Only ``\\n`` (or ``\\r\\n``) ends a line: a text may hold the other separators of Unicode.
+    """
+    for number, line in enumerate(file, start=1):
+        if not ends:
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+        yield number, line.removeprefix(BOM) if number == 1 else line
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}") from None
+
+
+def _read_jsonl(file: BinaryIO, names: Names) -> Records:
+    for number, line in _lines(file):
+        if line.strip():
+            try:
+                yield number, _json_object(_text(line))
+            except BadRow as bad:
+                yield number, bad
+
+
+def _json_object(text: str) -> Row:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"not JSON that can be read: {error}") from None
+    return _object(value)
+
+
+def _object(value: object) -> Row:
+    if not isinstance(value, dict):
+        raise BadRow(f"a JSON {_kind(value)}, where an object with the columns is wanted")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {list: "list", str: "string", bool: "boolean", int: "number", float: "number", type(None): "null"}
+    return names.get(type(value), "object")
+
+
+def _read_json(file: BinaryIO, names: Names) -> Records:
+    try:
+        value = json.loads(file.read().removeprefix(BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8: {error.reason}", line=error.object[: error.start].count(b"\n") + 1) from error
+    except json.JSONDecodeError as error:
+        hint = "one object a line is the format .jsonl" if error.msg == "Extra data" else ""
+        raise Unreadable(f"not JSON: {error.msg} at column {error.colno}", line=error.lineno, hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"not JSON that can be read: {error}") from error
+    for number, item in enumerate(_list_in(value), start=1):
+        try:
+            yield number, _object(item)
+        except BadRow as bad:
+            yield number, bad
+
+
+def _list_in(value: object) -> list[object]:
+    if isinstance(value, list):
+        return value
+    wanted = "a list of objects, or an object that holds one list, is wanted"
+    if not isinstance(value, dict):
+        raise Unreadable(f"a JSON {_kind(value)}: {wanted}")
+    lists = {key: item for key, item in value.items() if isinstance(item, list)}
+    if len(lists) != 1:
+        held = f"the lists {', '.join(lists)}" if lists else "no list"
+        raise Unreadable(f"an object that holds {held}: {wanted}")
+    return next(iter(lists.values()))
+
+
+def _read_tsv(file: BinaryIO, names: Names) -> Records:
+    """Quotes are literal and a tab always separates."""
+    return _records(((number, number, _tab_fields(line)) for number, line in _lines(file) if line), names)
+
+
+def _tab_fields(line: bytes) -> list[str] | BadRow:
+    try:
+        return _text(line).split("\t")
+    except BadRow as bad:
+        return bad
+
+
+def _read_csv(file: BinaryIO, names: Names) -> Records:
+    return _records(_csv_fields(file), names)
+
+
+def _csv_fields(file: BinaryIO) -> Iterator[tuple[int, int, list[str] | BadRow]]:
+    bad_lines: dict[int, BadRow] = {}
+
+    def decoded() -> Iterator[str]:
+        for number, line in _lines(file, ends=True):
+            try:
+                yield _text(line)
+            except BadRow as bad:
+                # the reader needs a text to find where the row ends; the row itself is thrown away
+                bad_lines[number] = bad
+                yield line.decode("utf-8", errors="replace")
+
+    limit = csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is less than a long document
+    try:
+        reader = csv.reader(decoded(), strict=True)
+        while True:
+            first = reader.line_num + 1
+            try:
+                fields: list[str] | BadRow = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    # all lines since are in doubt, so that this is no row to skip
+                    raise Unreadable(
+                        "a quote that opens in this row is never closed", line=first, hint="double a literal quote"
+                    ) from error
+                fields = BadRow(f"not CSV: {error}")
+            fields = next(
+                (bad_lines.pop(line) for line in range(first, reader.line_num + 1) if line in bad_lines), fields
+            )
+            if isinstance(fields, BadRow) or fields:
+                yield first, reader.line_num, fields
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _records(fields: Iterator[tuple[int, int, list[str] | BadRow]], names: Names) -> Records:
+    """Rows of (first line, last line, fields), where the first row is the header unless ``names`` are given."""
+    header = list(names) if names is not None else None
+    first_row = True
+    for line, last, values in fields:
+        if header is None:
+            if isinstance(values, BadRow):
+                raise Unreadable(f"the header line is malformed: {values}", line=line)
+            if twice := sorted({name for name in values if values.count(name) > 1}):
+                hint = "a file without a header line takes dataset.column_names"
+                raise Unreadable(f"the header names {twice[0]!r} twice", line=line, hint=hint)
+            header = values
+            continue
+        if isinstance(values, BadRow):
+            yield line, values
+        elif len(values) == len(header):
+            yield line, dict(zip(header, values, strict=True))
+        elif names is not None and first_row:
+            what = f"{_count(header, 'name')}, and the file's first row has {_count(values, 'field')}"
+            raise Unreadable(what, line=line, option="dataset.column_names")
+        else:
+            spread = f" (the row ends on line {last})" if last > line else ""
+            yield line, BadRow(f"{_count(values, 'field')} where {_count(header, 'column')} are expected{spread}")
+        first_row = False
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
+
+
+def _read_parquet(file: BinaryIO, names: Names) -> Records:
+    import pyarrow.lib
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)  # type: ignore[no-untyped-call]
+        number = 0
+        for batch in table.iter_batches():  # type: ignore[no-untyped-call]
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise Unreadable(
+            f"not a Parquet file that can be read: {str(error).splitlines()[0]}", hint="fetch it again"
+        ) from error
+
+
+READERS: dict[str, Callable[[BinaryIO, Names], Records]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+HEADERLESS = (".csv", ".tsv")
+"""Formats that ``column_names`` may name the columns of."""
+PLACED_BY_ROW = (".json", ".parquet")
+"""Formats in which a row is found by its number, not by a line."""

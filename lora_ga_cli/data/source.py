@@ -1,0 +1,98 @@
+"""Rows before they become examples: where they lie, and which columns they have."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lora_ga_cli.errors import Fault, nearest
+
+Row = dict[str, Any]
+
+
+class Source(Protocol):
+    """Rows that can be fetched by number, from 0."""
+
+    name: str
+    """What a person calls it: the file, or the hub data set and its split."""
+    columns: list[str]
+    malformed: int
+    """Rows that were left out on reading."""
+    class_names: dict[str, list[str]]
+    """Names of the classes, of the columns for which the source itself knows them."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
+        """Rows by number. A column that a row does not have is absent from its dictionary."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The row's place, as a person would look it up."""
+        ...
+
+
+@dataclass
+class FileRows:
+    """Rows of local files, in memory.
+
+    Args:
+        name: the files.
+        rows: all rows, file after file.
+        files: per file its path, the number of its first row, and the unit in which its rows are found: ``""`` for a
+            line of the file, ``"row "`` where there are no lines.
+        places: per row the line or row (from 1) in its file.
+    """
+
+    name: str
+    rows: list[Row]
+    files: list[tuple[str, int, str]]
+    places: Sequence[int]
+    columns: list[str]
+    malformed: int = 0
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
+        wanted = set(columns)
+        return [{key: value for key, value in self.rows[index].items() if key in wanted} for index in indices]
+
+    def where(self, index: int) -> str:
+        path, _, unit = self.files[bisect.bisect_right(self.files, index, key=lambda file: file[1]) - 1]
+        return f"{path}:{unit}{self.places[index]}"
+
+
+def renames_faults(source: Source, renames: Mapping[str, str]) -> list[Fault]:
+    """What is wrong with ``dataset.columns`` for these rows: an old name that is not there, a new one that is."""
+    faults = []
+    for new, old in renames.items():
+        if old not in source.columns:
+            faults.append(
+                Fault(
+                    f"dataset.columns.{new}", f"{source.name} has no column {old!r}", near_column(old, source.columns)
+                )
+            )
+        elif new in source.columns and new not in renames.values():
+            faults.append(
+                Fault(
+                    f"dataset.columns.{new}", f"{source.name} has a column {new!r} already", "choose another new name"
+                )
+            )
+    return faults
+
+
+def renamed(source: Source, renames: Mapping[str, str]) -> dict[str, str]:
+    """Every column's name after ``dataset.columns``, with its name in the source."""
+    gone = set(renames.values())
+    return {name: name for name in source.columns if name not in gone} | dict(renames)
+
+
+def near_column(name: str, columns: Sequence[str]) -> str:
+    """The hint for an unknown column: the nearest, and all there are."""
+    near = nearest(name, columns)
+    listed = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
+    return f"{near} columns: {listed}" if near and not near.startswith("known") else f"columns: {listed}"

@@ -1,0 +1,55 @@
+"""What loading gives: tokenised rows, and what happened to those that are not among them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets.arrow_dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenised rows.
+
+    Args:
+        name: ``train``, ``validation``, or as the caller chose.
+        rows: columns ``input_ids``, ``labels`` (-100 where there is no loss; a class number for a classifier) and
+            ``length`` (tokens; of the longer side for seq2seq_lm). ``token_type_ids`` where the tokenizer makes them
+            for pairs. For generation ``prompt`` and ``reference`` (strings: what is shown, and what is expected), and
+            for causal_lm ``prompt_length``: ``input_ids[:prompt_length]`` is the prompt, token by token.
+        skipped: rows that were left out, counted by reason; only reasons that occurred.
+        truncated: rows that were cut to the longest allowed length.
+    """
+
+    name: str
+    rows: Dataset
+    skipped: dict[str, int]
+    truncated: int
+
+    def summary(self) -> str:
+        """One line for people: rows, tokens, and every row that was skipped or cut."""
+        lengths = self.rows["length"][:]
+        rows = "row" if len(lengths) == 1 else "rows"
+        middle = statistics.median_low(lengths)
+        line = f"{self.name}: {len(lengths):,} {rows}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
+        for reason, count in self.skipped.items():
+            line += f"; {count:,} skipped: {reason}"
+        return line + (f"; {self.truncated:,} truncated" if self.truncated else "")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a data set that were asked for.
+
+    Args:
+        train: None if it was not asked for.
+        validation: None if it was not asked for, or the configuration gives none.
+        label_names: for a classifier the names of the classes in the order of their numbers, else None.
+    """
+
+    train: Split | None
+    validation: Split | None
+    label_names: list[str] | None

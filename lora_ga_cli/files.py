@@ -1,0 +1,115 @@
+"""Paths, atomic writes and checksums: nothing on disk is ever half written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BUNDLED = "bundled:"
+ASSETS = Path(__file__).parent / "assets"
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The file or folder that ``path`` names: ``bundled:X`` is X in the package's assets, ``~`` is the home."""
+    text = str(path)
+    if text.startswith(BUNDLED):
+        return ASSETS / text.removeprefix(BUNDLED)
+    return Path(text).expanduser()
+
+
+def cache_root(configured: str | None) -> Path:
+    """The folder of gradient artifacts: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``."""
+    chosen = configured or os.environ.get("LORAGA_CACHE")
+    if chosen:
+        return resolve_path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "loraga"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; on success it becomes ``path``, on any error it disappears."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        # mkstemp makes private files; a result is as readable as any other new file
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path``; on success it replaces ``path``, on any error it disappears."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        temporary.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            path.replace(old / path.name)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes ``value`` as indented JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Renames ``path`` to ``path.why``, ``path.why-2``, …; returns the new name."""
+    for number in range(1, 10_000):
+        new = path.with_name(f"{path.name}.{why}" + (f"-{number}" if number > 1 else ""))
+        if not new.exists():
+            path.replace(new)
+            return new
+    raise OSError(f"too many folders named {path.name}.{why}-N in {path.parent}")
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Name and size in bytes of every file below ``folder``."""
+    return {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}

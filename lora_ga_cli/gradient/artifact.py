@@ -1,0 +1,118 @@
+"""The gradient artifact: the leading singular triplets of every target's gradient, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lora_ga_cli.errors import ArtifactDamaged, GradientError
+from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.gradient.factors import Factors
+
+FORMAT = 1
+FACTORS_FILE = "factors.safetensors"
+MANIFEST_FILE = "artifact.json"
+
+
+@dataclass(frozen=True)
+class GradientArtifact:
+    """Factors by layer name. Serves every rank whose start needs at most ``capacity`` singular vectors.
+
+    Args:
+        factors: by the target's full module name.
+        capacity: singular vectors kept per layer (fewer in layers whose smaller side is less).
+        info: how it was estimated: estimator, items, loss, provenance.
+        key: the content address, where it came from a store.
+    """
+
+    factors: Mapping[str, Factors]
+    capacity: int
+    info: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank that LoRA-GA can start from this artifact."""
+        return self.capacity // 2
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) by layer."""
+        return {name: factors.shape for name, factors in self.factors.items()}
+
+    @property
+    def target_modules(self) -> list[str]:
+        """The targets as PEFT's ``target_modules``: endings where they suffice, else full names."""
+        return list(self.info.get("target_modules", self.factors))
+
+    def energy(self, rank: int) -> dict[str, float]:
+        """By layer, the share of ``‖G‖²`` that a first step from this rank can follow (2·rank vectors)."""
+        return {name: factors.energy(2 * rank) for name, factors in self.factors.items()}
+
+    def check_serves(self, names: set[str], rank: int) -> None:
+        """Refuses a rank above `max_rank`, or layers this artifact has no gradient for.
+
+        Raises:
+            GradientError
+        """
+        if rank > self.max_rank:
+            raise GradientError(
+                f"this gradient artifact keeps {self.capacity} singular vectors and serves ranks up to "
+                f"{self.max_rank}, not rank={rank}: estimate with a capacity of {2 * rank}"
+            )
+        missing = sorted(names - set(self.factors))
+        if missing:
+            more = f" and {len(missing) - 1} more layers" if len(missing) > 1 else ""
+            raise GradientError(
+                f"the gradient artifact has no gradient for {missing[0]}{more}: estimate it for them too"
+            )
+
+    def save(self, folder: Path) -> None:
+        """Writes ``folder`` (safetensors and JSON), atomically, replacing what is there."""
+        tensors: dict[str, Tensor] = {}
+        for name, factors in self.factors.items():
+            tensors |= {
+                f"{name}.left": factors.left,
+                f"{name}.singular": factors.singular,
+                f"{name}.right": factors.right,
+            }
+        with atomic_folder(folder) as temporary:
+            save_file(tensors, temporary / FACTORS_FILE)
+            manifest = {
+                "format": FORMAT,
+                "key": self.key,
+                "capacity": self.capacity,
+                "sha256": sha256_file(temporary / FACTORS_FILE),
+                "info": self.info,
+                "norms": {name: factors.norm for name, factors in self.factors.items()},
+            }
+            write_json(temporary / MANIFEST_FILE, manifest)
+
+    @classmethod
+    def load(cls, folder: Path) -> GradientArtifact:
+        """Reads and verifies an artifact.
+
+        Raises:
+            ArtifactDamaged: a file is missing, cannot be parsed, or has other bytes than were written.
+        """
+        try:
+            manifest = read_json(folder / MANIFEST_FILE)
+            if manifest["format"] != FORMAT:
+                raise ArtifactDamaged(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
+            if sha256_file(folder / FACTORS_FILE) != manifest["sha256"]:
+                raise ArtifactDamaged(f"{folder}: {FACTORS_FILE} has other bytes than were written")
+            tensors = load_file(folder / FACTORS_FILE)
+            factors = {
+                name: Factors(tensors[f"{name}.left"], tensors[f"{name}.singular"], tensors[f"{name}.right"], norm)
+                for name, norm in manifest["norms"].items()
+            }
+            return cls(factors=factors, capacity=manifest["capacity"], info=manifest["info"], key=manifest["key"])
+        except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+            raise ArtifactDamaged(f"{folder}: not a whole gradient artifact ({error})") from error

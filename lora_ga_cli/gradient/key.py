@@ -1,0 +1,51 @@
+"""The content address of a gradient: a hash of what it depends on, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lora_ga_cli.files import sha256_json
+
+KEY_FORMAT = 1
+KEY_LENGTH = 24
+"""Hexadecimal digits kept (96 bits)."""
+
+
+def gradient_key(
+    *, model: Mapping[str, str], task: str, dtype: str, rows: str, targets: Sequence[str], estimator: Mapping[str, Any]
+) -> str:
+    """Hashes what the gradient depends on.
+
+    Tokenizer, template, maximum length, data set, shuffling and sampling enter through ``rows``: the token ids and
+    labels that they led to. Rank, direction, scale, learning rate and capacity do not enter.
+
+    Args:
+        model: identity by content (`identify`), with whatever else its weights depend on (a new head's seed).
+        task: ``model.task``.
+        dtype: type the weights are in while the gradient is taken.
+        rows: `rows_hash` of the sampled rows.
+        targets: full names of the target modules.
+        estimator: the estimator's name and the settings that change its result.
+    """
+    content = {
+        "format": KEY_FORMAT,
+        "model": dict(model),
+        "task": task,
+        "dtype": dtype,
+        "rows": rows,
+        "targets": sorted(targets),
+        "estimator": dict(estimator),
+    }
+    return sha256_json(content)[:KEY_LENGTH]
+
+
+def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hexadecimal SHA-256 over the model's inputs and labels of tokenised rows, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(
+            sha256_json({name: row[name] for name in ("input_ids", "labels", "token_type_ids") if name in row}).encode()
+        )
+    return digest.hexdigest()

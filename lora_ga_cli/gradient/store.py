@@ -1,0 +1,149 @@
+"""The content-addressed store of gradient artifacts on disk, safe for several processes at once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lora_ga_cli.errors import ArtifactDamaged
+from lora_ga_cli.files import file_sizes, read_json, set_aside
+from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact in the store, read from its manifest alone."""
+
+    key: str
+    path: Path
+    capacity: int
+    layers: int
+    size: int
+    """Bytes on disk."""
+    created: float
+    """Seconds since the epoch."""
+    info: dict[str, Any]
+    damage: str = ""
+    """What is wrong with it; empty when nothing is known to be."""
+
+
+class ArtifactStore:
+    """Artifacts by key, in ``root/gradients/<key>``.
+
+    A key stands for everything a gradient depends on (see `gradient_key`); the capacity does not belong to it: an
+    artifact of larger capacity serves all requests for a smaller one, and replaces it.
+    """
+
+    def __init__(self, root: Path):
+        self.folder = root / "gradients"
+
+    def path(self, key: str) -> Path:
+        return self.folder / key
+
+    def find(self, key: str, capacity: int) -> Entry | None:
+        """The stored artifact that would serve this request, without verifying its bytes."""
+        entry = self._entry(self.path(key)) if self.path(key).is_dir() else None
+        return entry if entry is not None and not entry.damage and entry.capacity >= capacity else None
+
+    def get(
+        self, key: str, capacity: int, compute: Callable[[], GradientArtifact], notify: Notify
+    ) -> tuple[GradientArtifact, bool]:
+        """Loads the artifact, or computes and stores it; two processes that ask for one key compute it once.
+
+        Args:
+            key: content address.
+            capacity: singular vectors needed.
+            compute: estimates the gradient, with at least ``capacity``.
+            notify: receives lines for the user: what is waited for, what was damaged.
+
+        Returns:
+            The artifact, and whether it was reused.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            notify("another process is estimating this gradient; waiting for it")
+            lock.acquire()
+        try:
+            stored = self._load(key, notify)
+            if stored is not None and stored.capacity >= capacity:
+                return stored, True
+            if stored is not None:
+                notify(
+                    f"the stored gradient keeps {stored.capacity} singular vectors, and {capacity} are needed: "
+                    "estimating again"
+                )
+            artifact = replace(compute(), key=key)
+            artifact.save(self.path(key))
+            return artifact, False
+        finally:
+            lock.release()
+
+    def _load(self, key: str, notify: Notify) -> GradientArtifact | None:
+        if not self.path(key).is_dir():
+            return None
+        try:
+            return GradientArtifact.load(self.path(key))
+        except ArtifactDamaged as error:
+            aside = set_aside(self.path(key), "damaged")
+            notify(f"a stored gradient is damaged and was set aside ({error}); now {aside.name}; estimating again")
+            return None
+
+    def entries(self) -> Iterator[Entry]:
+        """Every artifact, newest first."""
+        folders = [item for item in self.folder.iterdir() if _is_artifact(item)] if self.folder.is_dir() else []
+        yield from sorted((self._entry(folder) for folder in folders), key=lambda entry: -entry.created)
+
+    def verify(self) -> Iterator[Entry]:
+        """Every artifact, with its bytes checked against its manifest."""
+        for entry in self.entries():
+            try:
+                GradientArtifact.load(entry.path)
+                yield entry
+            except ArtifactDamaged as error:
+                yield replace(entry, damage=str(error))
+
+    def remove(self, entry: Entry) -> None:
+        shutil.rmtree(entry.path)
+        (self.folder / f".{entry.key}.lock").unlink(missing_ok=True)
+
+    def leftovers(self) -> list[Path]:
+        """What interrupted writes and set-aside artifacts left behind."""
+        if not self.folder.is_dir():
+            return []
+        return [item for item in self.folder.iterdir() if item.is_dir() and not _is_artifact(item)]
+
+    def _entry(self, folder: Path) -> Entry:
+        sizes = file_sizes(folder)
+        created = folder.stat().st_mtime
+        try:
+            manifest = read_json(folder / MANIFEST_FILE)
+            return Entry(
+                key=folder.name,
+                path=folder,
+                capacity=int(manifest["capacity"]),
+                layers=len(manifest["norms"]),
+                size=sum(sizes.values()),
+                created=created,
+                info=manifest["info"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return Entry(folder.name, folder, 0, 0, sum(sizes.values()), created, {}, f"no readable manifest ({error})")
+
+
+def age_in_days(entry: Entry) -> float:
+    return (time.time() - entry.created) / 86400
+
+
+def _is_artifact(item: Path) -> bool:
+    return item.is_dir() and not item.name.startswith(".") and "." not in item.name

@@ -1,0 +1,59 @@
+"""What a base model is, by content: the part of a gradient's key that stands for the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lora_ga_cli.errors import ModelError
+from lora_ga_cli.files import read_json, sha256_file, sha256_json, write_json
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+def local_identity(folder: Path, memo: Path) -> dict[str, str]:
+    """Identity of a model in a local folder: hashes of its weights and of its configuration.
+
+    Hashing 13 GB takes long, so a file's hash is remembered in ``memo`` (JSON) by path, size and time of change.
+
+    Returns:
+        ``{"weights_sha256": …, "config_sha256": …}``.
+
+    Raises:
+        ModelError: the folder has no weights.
+    """
+    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    if not files:
+        raise ModelError(f"{folder}: no weights there (looked for {', '.join(WEIGHT_FILES)})")
+    known: dict[str, str] = _read_memo(memo)
+    digests = {}
+    for file in files:
+        stat = file.stat()
+        entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+        if entry not in known:
+            known[entry] = sha256_file(file)
+            write_json(memo, known)
+        digests[file.name] = known[entry]
+    config = read_json(folder / "config.json")
+    return {"weights_sha256": sha256_json(digests), "config_sha256": sha256_json(config)}
+
+
+def hub_identity(name: str, commit: str | None) -> dict[str, str]:
+    """Identity of a model on the hub: its name and commit, which determine every byte.
+
+    Raises:
+        ModelError: the commit is not known, so two different weights could be taken for one another.
+    """
+    if not commit:
+        raise ModelError(f"{name}: its commit on the hub is not known; give model.revision=COMMIT, or a local folder")
+    return {"hub": name, "commit": commit}
+
+
+def _read_memo(memo: Path) -> dict[str, str]:
+    if not memo.exists():
+        return {}
+    try:
+        known = read_json(memo)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return {}  # only a memory of what can be hashed again
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,177 @@
+"""Loading a base model, its configuration and its tokenizer, with errors that say what to do."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_ga_cli.errors import ModelError, nearest
+from lora_ga_cli.files import BUNDLED, resolve_path
+from lora_ga_cli.model.identity import hub_identity, local_identity
+from lora_ga_cli.model.targets import CLASSIFIER_HEADS
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import ModelConfig
+
+AUTO_CLASS = {
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "seq2seq_lm": transformers.AutoModelForSeq2SeqLM,
+    "sequence_classification": transformers.AutoModelForSequenceClassification,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, resolved: a hub name or an absolute folder."""
+
+    path: str
+    local: bool
+    revision: str | None
+    trust_remote_code: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def find_source(config: ModelConfig, path: str | None = None) -> Source:
+    """Resolves ``config.path`` (or another ``path``).
+
+    Raises:
+        ModelError: the path looks like a folder, and there is none.
+    """
+    given = path or config.path
+    folder = resolve_path(given)
+    if folder.is_dir():
+        return Source(str(folder.resolve()), True, None, config.trust_remote_code)
+    if given.startswith((BUNDLED, "/", "./", "../", "~")) or given.count("/") > 1:
+        siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        hint = nearest(folder.name, siblings)
+        raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
+    return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
+
+
+def load_config(config: ModelConfig) -> PreTrainedConfig:
+    """The model's own configuration; downloads no weights."""
+    source = find_source(config)
+    with _as_model_error(source, "config"):
+        return AutoConfig.from_pretrained(source.path, **source.arguments)
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, or the one that ``config.tokenizer`` names."""
+    source = find_source(config, config.tokenizer)
+    with _as_model_error(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(source.path, **source.arguments)
+
+
+def load_model(config: ModelConfig, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
+    """The base model on ``device``, in ``config.dtype``, in evaluation mode.
+
+    A sequence classifier may get a new head, drawn from torch's global generator; every other weight has to be in
+    the files.
+
+    Raises:
+        ModelError: it cannot be loaded, or the files lack weights.
+    """
+    source = find_source(config)
+    arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
+    if num_labels is not None:
+        arguments["num_labels"] = num_labels
+    with _as_model_error(source, "model"):
+        model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
+    missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
+    if missing:
+        raise ModelError(
+            f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
+            f"model.task={config.task} what this model was trained for?"
+        )
+    return model.to(device).eval()
+
+
+def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTrainedModel:
+    """The model's shapes without its weights (on the meta device)."""
+    source = find_source(config)
+    settings = load_config(config)
+    if num_labels is not None:
+        settings.num_labels = num_labels
+    with _as_model_error(source, "model"), torch.device("meta"):
+        return AUTO_CLASS[config.task].from_config(
+            settings, trust_remote_code=config.trust_remote_code, dtype=getattr(torch, config.dtype)
+        )
+
+
+def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
+    """The base model's identity by content; see `identity`."""
+    source = find_source(config)
+    if source.local:
+        return local_identity(Path(source.path), memo)
+    return hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
+
+
+def max_positions(settings: PreTrainedConfig) -> int | None:
+    """The longest input, in tokens, that the model has positions for; None where they are relative (T5)."""
+    limit = getattr(settings, "max_position_embeddings", None)
+    if limit is None or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return None
+    if settings.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        return int(limit) - 1 - settings.pad_token_id  # their positions start after the padding index
+    return int(limit)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that ``device=`` names; ``auto`` prefers an accelerator.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    if wanted == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator if accelerator is not None else torch.device("cpu")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device=cuda: torch sees no CUDA device (device=auto takes what there is)")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("device=mps: torch sees no Apple GPU (device=auto takes what there is)")
+    return torch.device(wanted)
+
+
+def quiet() -> None:
+    """Keeps transformers' own progress bars and warnings off the screen; what matters is said by us."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # renamings inside transformers that its own older names still serve
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _in_new_head(config: ModelConfig, key: str) -> bool:
+    return config.task == "sequence_classification" and (
+        key.split(".")[0] in CLASSIFIER_HEADS or ".pooler." in f".{key}"
+    )
+
+
+class _as_model_error:
+    """Turns what transformers raises while loading into one line."""
+
+    def __init__(self, source: Source, what: str):
+        self.source, self.what = source, what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if not isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError):
+            return
+        if isinstance(error, torch.OutOfMemoryError):
+            return
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        place = self.source.path if self.source.local else f"{self.source.path} (on the hub)"
+        reason = lines[0] if lines else type(error).__name__
+        if "scaled_dot_product_attention" in str(error) or "Flash" in str(error):
+            reason += "; try model.attention=eager"
+        raise ModelError(f"cannot load the {self.what} of {place}: {reason}") from error

@@ -1,0 +1,61 @@
+"""The loss a model gives for a batch, and how many terms it averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ga_cli.errors import GradientError
+
+Batch = Mapping[str, Any]
+
+
+def count_items(model: nn.Module, batch: Batch) -> int:
+    """How many terms the mean loss of a batch averages: labelled tokens, or rows for a classifier.
+
+    A decoder predicts each label from the tokens before it, so a row's first label does not count.
+
+    Raises:
+        GradientError: the batch has no labels.
+    """
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise GradientError(f"a batch has no tensor named labels, only {', '.join(batch)}")
+    if labels.dim() < 2:
+        return labels.numel()
+    config = getattr(model, "config", None)
+    if not getattr(config, "is_encoder_decoder", False):
+        labels = labels[:, 1:]
+    return int((labels != -100).sum())
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's own mean loss for a batch.
+
+    Raises:
+        GradientError: it returns none.
+    """
+    loss = model(**batch).loss
+    if not isinstance(loss, Tensor):
+        raise GradientError(f"{type(model).__name__} returns no loss for a batch of {', '.join(batch)}")
+    return loss
+
+
+@torch.no_grad()
+def summed_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Sum of the loss over all items of some batches, and the number of items; the model in evaluation mode."""
+    training = model.training
+    model.eval()
+    total, items = 0.0, 0
+    try:
+        for batch in batches:
+            count = count_items(model, batch)
+            if count:
+                total += float(model_loss(model, batch)) * count
+                items += count
+    finally:
+        model.train(training)
+    return total, items

@@ -1,0 +1,48 @@
+"""Comparing what two forms of a model compute, on a few rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lora_ga_cli.errors import EqualityError
+from lora_ga_cli.model.losses import Batch
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative difference of logits by the weights' type. In half precision the shifted and the pristine base
+round differently, which is as large as the rounding of the base itself."""
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits (…, classes or vocabulary) of a batch on the CPU in float32, in evaluation mode, padding left out."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    try:
+        logits = model(**batch).logits.float().cpu()
+    finally:
+        model.train(training)
+    labels, mask = batch["labels"].cpu(), batch["attention_mask"].cpu()
+    if logits.dim() == 3 and mask.shape == logits.shape[:2]:
+        return logits[mask.bool()]
+    return logits[labels != -100] if logits.dim() == 3 else logits
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """``‖found - expected‖ / ‖expected‖`` over all logits."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def check_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
+    """Stops when two forms of a model differ by more than rounding; returns the relative difference.
+
+    Raises:
+        EqualityError: says ``what`` differs, by how much, and how much is allowed.
+    """
+    difference = relative_difference(found, expected)
+    allowed = TOLERANCE[dtype]
+    if not difference <= allowed:
+        raise EqualityError(f"{what}: logits differ by {difference:.1e} (relative; allowed in {dtype}: {allowed:.0e})")
+    return difference

@@ -1,0 +1,183 @@
+"""Which modules of a model an adapter is put on, and in which orientation their weights lie."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lora_ga_cli.errors import TargetError, nearest
+
+ALL_LINEAR = "all-linear"
+CLASSIFIER_HEADS = ("classifier", "score")
+"""Names of the heads that transformers puts on a sequence classifier; they train in full, beside the adapter."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear layer ``y = W x``, with W of shape (d_out, d_in)."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter as the module stores it: (d_out, d_in), or (d_in, d_out) for `Conv1D`."""
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the module stores W as (d_in, d_out), as GPT-2's `Conv1D` does."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in), whatever way the module stores W."""
+        return self.oriented(self.weight).shape[0], self.oriented(self.weight).shape[1]
+
+    def oriented(self, matrix: Tensor) -> Tensor:
+        """A matrix laid out like the stored weight, as (d_out, d_in); its own inverse."""
+        return matrix.T if self.transposed else matrix
+
+
+def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LINEAR) -> dict[str, Target]:
+    """The linear layers that ``target_modules`` names, in the model's order.
+
+    Args:
+        model: any module; `nn.Linear` and transformers' `Conv1D` can be targets.
+        target_modules: ``all-linear`` (every linear layer but output and classifier heads), a list whose entries
+            are full names or endings (``q_proj``), or a regular expression that matches full names.
+
+    Raises:
+        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another
+            module, or is not made of floating-point numbers.
+    """
+    modules = dict(model.named_modules())
+    linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    if target_modules == ALL_LINEAR:
+        heads = _head_names(model)
+        chosen = {name: target for name, target in linear.items() if name not in heads}
+        if not chosen:
+            raise TargetError(f"target_modules=all-linear: {type(model).__name__} has no linear layer besides its head")
+    elif isinstance(target_modules, str):
+        chosen = _matching_pattern(linear, target_modules)
+    else:
+        chosen = _matching_names(modules, linear, target_modules)
+    _refuse_shared(model, chosen)
+    for name, target in chosen.items():
+        if not target.weight.is_floating_point():
+            raise TargetError(
+                f"{name}: its weight is {target.weight.dtype}, a quantised base, whose weight cannot be shifted; "
+                "load the base in float32 or bfloat16"
+            )
+    return chosen
+
+
+def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
+    """Refuses a rank for which a layer has too few singular vectors.
+
+    Args:
+        shapes: (d_out, d_in) by layer.
+        rank: the rank asked for.
+        vectors: singular vectors the start needs, 2·rank for LoRA-GA.
+
+    Raises:
+        TargetError: names the layers whose smaller side is below ``vectors``.
+    """
+    small = {name: shape for name, shape in shapes.items() if min(shape) < vectors}
+    if not small:
+        return
+    name, shape = min(small.items(), key=lambda item: min(item[1]))
+    most = min(shape) * rank // vectors
+    others = f"; {len(small)} layers are too small" if len(small) > 1 else ""
+    raise TargetError(
+        f"rank={rank} needs {vectors} singular vectors, and {name} (d_out {shape[0]}, d_in {shape[1]}) "
+        f"has {min(shape)}{others}: choose rank={max(most, 1)} or less, or leave such layers out of target_modules"
+    )
+
+
+def shortest_names(model: nn.Module, targets: Mapping[str, Target]) -> list[str]:
+    """The shortest list of endings that selects exactly these targets (``q_proj``, …), else their full names."""
+    endings = {name.rsplit(".", 1)[-1] for name in targets}
+    selected = {name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    return sorted(endings) if selected == set(targets) else list(targets)
+
+
+def fingerprint(targets: Mapping[str, Target]) -> str:
+    """Hexadecimal SHA-256 over the names, types, shapes and bytes of the targets' weights."""
+
+    def digest(target: Target) -> bytes:
+        weight = target.weight.detach().cpu().contiguous()
+        head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
+        return hashlib.sha256(head + hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()).digest()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, targets.values()))).hexdigest()
+
+
+def _head_names(model: nn.Module) -> set[str]:
+    get_output = getattr(model, "get_output_embeddings", None)
+    output = get_output() if callable(get_output) else None
+    heads = {name for name, module in model.named_modules() if output is not None and module is output}
+    for head in CLASSIFIER_HEADS:
+        heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
+    return heads
+
+
+def _matching_pattern(linear: Mapping[str, Target], pattern: str) -> dict[str, Target]:
+    try:
+        chosen = {name: target for name, target in linear.items() if re.fullmatch(pattern, name)}
+    except re.error as error:
+        raise TargetError(f"target_modules={pattern}: not a regular expression ({error})") from None
+    if not chosen:
+        hint = nearest(pattern, {name.rsplit(".", 1)[-1] for name in linear})
+        raise TargetError(
+            f"target_modules={pattern}: as a regular expression it matches no whole name of a linear layer such as "
+            f"{next(iter(linear), 'none')}" + (f"; {hint} then write target_modules=[NAME]" if hint else "")
+        )
+    return chosen
+
+
+def _matching_names(
+    modules: Mapping[str, nn.Module], linear: Mapping[str, Target], wanted: Sequence[str]
+) -> dict[str, Target]:
+    if not wanted:
+        raise TargetError("target_modules is an empty list: nothing would be adapted")
+    chosen: set[str] = set()
+    for entry in wanted:
+        hits = [name for name in modules if name == entry or name.endswith(f".{entry}")]
+        if not hits:
+            hint = nearest(entry, {name.rsplit(".", 1)[-1] for name in linear})
+            raise TargetError(f"target_modules: {entry!r} matches no module" + (f" ({hint})" if hint else ""))
+        for name in hits:
+            if name not in linear:
+                kind = type(modules[name]).__name__
+                raise TargetError(f"target_modules: {entry!r} is {name}, a {kind}; only linear layers can be adapted")
+        chosen.update(hits)
+    return {name: target for name, target in linear.items() if name in chosen}
+
+
+def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:
+    users: dict[object, set[str]] = defaultdict(set)
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            storage = parameter.data_ptr() if parameter.device.type != "meta" else 0
+            users[storage or id(parameter)].add(f"{module_name}.{parameter_name}".lstrip("."))
+    for name, target in targets.items():
+        weight = target.weight
+        storage = weight.data_ptr() if weight.device.type != "meta" else 0
+        others = users[storage or id(weight)] - {f"{name}.weight"}
+        if others:
+            raise TargetError(
+                f"{name}: its weight is shared with {', '.join(sorted(others))}, so an adapter on one would change the "
+                f"other; leave {name.rsplit('.', 1)[-1]} out of target_modules"
+            )

@@ -1,0 +1,95 @@
+"""The model card that a run folder carries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.files import atomic_file
+from lora_ga_cli.training.run_folder import RunFolder
+
+SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
+AUTO_NAME = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
+
+
+def write_card(run: RunFolder, config: Config) -> None:
+    """Writes the run's README.md from its configuration and manifest."""
+    with atomic_file(run.card_file) as temporary:
+        temporary.write_text(card(run, config, run.manifest), encoding="utf-8")
+
+
+def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
+    base, rank = manifest["base"], manifest["adapter_rank"]
+    adapter = rank is not None
+    front = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
+    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if adapter else []), "---", ""]
+    what = f"A LoRA adapter of rank {rank}" if adapter else "A fully fine-tuned model"
+    lines = [
+        *front,
+        f"# {run.path.name}",
+        "",
+        f"{what} for `{base}`, trained with `{config.method.name}` by loraga {manifest['provenance']['loraga']}.",
+        "",
+        *_table(config, manifest),
+        "",
+        "![Loss curve](loss.png)",
+        "",
+        "## Use",
+        "",
+        *_use(run, config, base, rank),
+        "",
+        "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
+        "`metrics.jsonl` holds every logged point.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
+    rows = {
+        "training rows": f"{manifest['data']['train']['rows']:,}",
+        "steps": f"{manifest['steps']:,} of {config.trainer.batch_size} rows",
+        "learning rate": f"{config.trainer.learning_rate:g} ({config.trainer.schedule})",
+        "seed": str(config.seed),
+        "training loss": _loss(manifest["training_loss"]),
+        "validation loss": _loss(manifest["validation_loss"]),
+    }
+    if manifest["adapter_rank"] is not None:
+        rows["rank while training"] = f"{config.rank} (alpha {config.alpha:g}), {manifest['adapted_layers']} layers"
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _use(run: RunFolder, config: Config, base: str, rank: int | None) -> list[str]:
+    auto = AUTO_NAME[config.model.task]
+    folder = run.path.name
+    if rank is None:
+        return [
+            "```python",
+            f"from transformers import {auto}",
+            "",
+            f'model = {auto}.from_pretrained("{folder}")',
+            "```",
+        ]
+    labels = ", num_labels=N" if config.model.task == "sequence_classification" else ""
+    lines = [
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {auto}",
+        "",
+        f'base = {auto}.from_pretrained("{base}"{labels})',
+        f'model = PeftModel.from_pretrained(base, "{folder}")',
+        "```",
+    ]
+    served = next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+    if served and config.model.task == "causal_lm":
+        lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
+    return lines
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,49 @@
+"""Pictures, for what people would rather look at than read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_ga_cli.files import atomic_file
+
+Points = Sequence[Mapping[str, Any]]
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+
+
+def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
+    """Draws training loss (thin) and validation loss (thick, dotted at evaluations) of some runs over their steps.
+
+    Args:
+        runs: logged points by the run's label.
+        file: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for index, (label, points) in enumerate(runs.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        train = [(point["step"], point["loss"]) for point in points if "loss" in point]
+        held_out = [(point["step"], point["eval_loss"]) for point in points if "eval_loss" in point]
+        if train:
+            axes.plot(*zip(*train, strict=True), color=colour, linewidth=1.2, alpha=0.55, label=f"{label}, training")
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True),
+                color=colour,
+                linewidth=2.2,
+                marker="o",
+                markersize=4,
+                label=f"{label}, validation",
+            )
+    axes.set(xlabel="optimizer step", ylabel="loss per label (nats)", title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+    with atomic_file(file) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -1,0 +1,61 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from lora_ga_cli.report.console import out
+
+LOWER_IS_BETTER = {"loss", "perplexity", "no_answer"}
+SHARES = {"exact_match", "accuracy", "no_answer"}
+
+
+def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
+    """One line a run; the best value of each metric is bold, and columns that are the same everywhere are left out."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
+    about = [name for name in columns if name not in metrics]
+    told = [name for name in about if name in ("run", "method") or len({row[name] for row in rows}) > 1]
+    if len(rows) > 1 and len({row["method"] for row in rows}) == len(rows):
+        told.remove("run")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for name in told:
+        table.add_column(name, no_wrap=True)
+    for name in metrics:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    for row in rows:
+        cells = [_cell(name, row.get(name), _best(name, rows)) for name in metrics]
+        table.add_row(*(str(row[name]) for name in told), *cells)
+    out.print(table, soft_wrap=False)
+    same = [f"{name} {rows[0][name]}" for name in about if name not in told and name != "run"]
+    if len(rows) > 1 and same:
+        out.print(f"[dim]all: {', '.join(same)}[/]")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> None:
+    """A plain table; the columns named in ``numeric`` are right-aligned."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        narrow = index == 0 or column in numeric
+        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold", no_wrap=narrow)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table, soft_wrap=False)
+
+
+def _best(name: str, rows: Sequence[dict[str, Any]]) -> float | None:
+    values = [row[name] for row in rows if name in row]
+    if len(rows) < 2:
+        return None
+    return min(values) if name in LOWER_IS_BETTER else max(values)
+
+
+def _cell(name: str, value: float | None, best: float | None) -> str:
+    if value is None:
+        return "–"
+    text = f"{value:.1%}" if name in SHARES else f"{value:.4f}"
+    return f"[bold green]{text}[/]" if value == best else text

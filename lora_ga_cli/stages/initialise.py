@@ -1,0 +1,111 @@
+"""Stage 2: the model with its adapter at the start, and the proof that nothing has changed yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lora_ga_cli.adapter.install import Start, base_targets
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.gradient.key import rows_hash
+from lora_ga_cli.methods.build import Trainable, build
+from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.targets import find_targets, fingerprint
+from lora_ga_cli.report.console import number, step
+from lora_ga_cli.report.provenance import now, provenance
+from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
+
+
+def initialise(config: Config) -> RunFolder:
+    """Begins a run: its folder, and in it the start from which `train` goes on.
+
+    Raises:
+        UserError: as `initialise_run`; RunError also if the folder holds another run.
+    """
+    run = find_run(config)
+    with run.locked():
+        claim(config, run)
+        inputs = prepare_inputs(config)
+        begin(inputs, run)
+        initialise_run(inputs, run)
+        step("init", f"stored in {run.path}; go on with loraga train")
+    return run
+
+
+def begin(inputs: Inputs, run: RunFolder) -> None:
+    """Notes whose run this is, and once, what it was made from."""
+    run.write_config(inputs.config)
+    if "settings" not in run.manifest:
+        config = inputs.config
+        run.update_manifest(
+            settings=settings(config),
+            seed=config.seed,
+            data=_data_identity(inputs),
+            started=now(),
+            provenance=provenance(),
+        )
+
+
+def _data_identity(inputs: Inputs) -> dict[str, Any]:
+    splits = {"train": inputs.data.train, "validation": inputs.data.validation}
+    return {
+        name: {
+            "rows": len(split.rows),
+            "sha256": rows_hash(split.rows),
+            "skipped": split.skipped,
+            "truncated": split.truncated,
+        }
+        for name, split in splits.items()
+        if split is not None
+    }
+
+
+def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
+    """Loads the base and puts the method on it; a start that the run has already is installed again, to the bit.
+
+    Raises:
+        TargetError, GradientError, RunError, ModelError
+        EqualityError: the model computes something else than the base before its first step.
+    """
+    config = inputs.config
+    model = inputs.load_model(to_train=True)
+    stored = Start.load(run.start_file) if run.start_file.exists() else None
+    if config.method.adapter == "none":
+        trainable = build(model, config, artifact=_no_gradient, stored=None)
+    else:
+        pristine = fingerprint(find_targets(model, config.target_modules))
+        expected = probe_logits(model, inputs.probe_batch())
+        trainable = build(model, config, artifact=lambda: estimate(inputs, model), stored=stored)
+        dtype = getattr(torch, config.model.dtype)
+        difference = check_equal(
+            probe_logits(trainable.model, inputs.probe_batch()), expected, dtype, "the model at its start and the base"
+        )
+        if trainable.start is not None and stored is None:
+            trainable.start.save(run.start_file)
+        run.update_manifest(base_fingerprint=pristine, start_difference=difference)
+        origin = "restored" if stored else "as set"
+        start = f"started along the gradient ({config.method.direction}, scale {config.method.scale})"
+        how = f"{origin if stored else start}; logits equal the base's to {difference:.0e}"
+        layers = len(base_targets(trainable.model))  # type: ignore[arg-type]
+        step("init", f"{config.method.name}, rank {_built_rank(trainable)}, {layers} layers, {how}")
+    total = sum(parameter.numel() for parameter in trainable.model.parameters())
+    step(
+        "init",
+        f"{number(trainable.parameters)} of {number(total)} parameters train ({trainable.parameters / total:.2%})",
+    )
+    return trainable
+
+
+def _built_rank(trainable: Trainable) -> int:
+    """The rank as the built layers have it, rather than as it was asked for."""
+    ranks = {parameter.shape[0] for name, parameter in trainable.model.named_parameters() if ".lora_A." in name}
+    assert len(ranks) == 1
+    return ranks.pop()
+
+
+def _no_gradient() -> GradientArtifact:
+    raise AssertionError("training every weight starts from no gradient")

@@ -1,0 +1,130 @@
+"""What every stage begins with: the tokenizer, the rows, the model's configuration. No weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
+from lora_ga_cli.errors import DataError, Fault
+from lora_ga_cli.model.loading import (
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    pick_device,
+    quiet,
+)
+from lora_ga_cli.report.console import step
+
+PROBE_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A configuration with everything that is loaded for it but weights."""
+
+    config: Config
+    device: torch.device
+    settings: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+
+    @property
+    def num_labels(self) -> int | None:
+        """Classes of a sequence classifier; None for other tasks."""
+        if self.config.model.task != "sequence_classification":
+            return None
+        names = self.data.label_names
+        return self.config.model.num_labels or (len(names) if names else self.settings.num_labels)
+
+    @property
+    def train(self) -> Split:
+        assert self.data.train is not None
+        return self.data.train
+
+    @property
+    def collator(self) -> Collator:
+        return Collator(self.tokenizer, self.config.model.task)
+
+    def probe_batch(self) -> dict[str, Any]:
+        """A batch of the first rows, on which forms of the model are compared."""
+        split = self.data.validation or self.train
+        rows = split.rows
+        return self.collator([rows[index] for index in range(min(PROBE_ROWS, len(rows)))])
+
+    def load_model(self, *, to_train: bool = False) -> PreTrainedModel:
+        """The pristine base. A new classifier head is drawn from the run's seed, the same every time.
+
+        Args:
+            to_train: with gradient checkpointing, if the configuration has it.
+        """
+        torch.manual_seed(self.config.seed)
+        model = load_model(self.config.model, self.device, self.num_labels)
+        if to_train and self.config.trainer.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def empty_model(self) -> PreTrainedModel:
+        return empty_model(self.config.model, self.num_labels)
+
+
+def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
+    """Loads and checks all but weights, and says what rows there are.
+
+    Raises:
+        ModelError, DataError
+    """
+    quiet()
+    device = pick_device(config.device)
+    settings, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    data = load_data(
+        config.dataset,
+        task=config.model.task,
+        tokenizer=tokenizer,
+        seed=config.seed,
+        max_positions=max_positions(settings),
+        splits=tuple(splits),
+        num_labels=config.model.num_labels,
+    )
+    for split in (data.train, data.validation):
+        if split is not None:
+            step("data", split.summary())
+    return Inputs(config, device, settings, tokenizer, data)
+
+
+def evaluation_split(inputs: Inputs) -> Split:
+    """The rows to score: ``eval.file``, else the data set's validation rows; at most ``eval.limit``.
+
+    Raises:
+        DataError: there are none.
+    """
+    options, config = inputs.config.eval, inputs.config
+    split = inputs.data.validation
+    if options.file is not None:
+        files = [options.file] if isinstance(options.file, str) else options.file
+        split = load_file_split(
+            config.dataset,
+            files,
+            task=config.model.task,
+            tokenizer=inputs.tokenizer,
+            max_positions=max_positions(inputs.settings),
+            max_rows=options.limit,
+            label_names=inputs.data.label_names,
+        )
+        step("data", split.summary())
+    if split is None:
+        fault = Fault(
+            "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"
+        )
+        raise DataError([fault])
+    if options.limit is not None and options.limit < len(split.rows):
+        return dataclasses.replace(split, rows=split.rows.select(range(options.limit)))
+    return split

@@ -1,0 +1,171 @@
+"""Stage 3: training, from wherever an earlier session of the same run stopped, to a checked and documented result."""
+
+from __future__ import annotations
+
+import gc
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import EarlyStoppingCallback, PrinterCallback
+
+from lora_ga_cli.adapter.install import base_targets
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.methods.build import Trainable
+from lora_ga_cli.model.loading import find_source
+from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.report.card import SERVED_RANKS, write_card
+from lora_ga_cli.report.console import duration, step, warn
+from lora_ga_cli.report.figures import loss_curves
+from lora_ga_cli.report.progress import TrainingDisplay
+from lora_ga_cli.report.provenance import now
+from lora_ga_cli.stages.initialise import begin, initialise_run
+from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.trained import load_trained
+from lora_ga_cli.training import metrics
+from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
+from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
+from lora_ga_cli.training.checkpoints import last_whole, step_of
+from lora_ga_cli.training.run_folder import RunFolder, claim, find_run
+from lora_ga_cli.training.trainer import LoragaTrainer
+
+
+def train(config: Config) -> RunFolder:
+    """Trains a run to its end. The same configuration again resumes it, or finds it finished.
+
+    Raises:
+        UserError: of any stage; what was reached so far stays in the run folder.
+    """
+    run = find_run(config)
+    accumulation_steps(config)
+    with run.locked():
+        claim(config, run)
+        if run.finished:
+            step("train", f"finished already: {run.path}")
+            return run
+        inputs = prepare_inputs(config)
+        begin(inputs, run)
+        result = _train(inputs, run)
+        gc.collect()  # the trained model and its optimizer, before a second model is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _finish(inputs, run, result)
+    return run
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is left of the trained model once it is saved and its memory is free.
+
+    Args:
+        logits: of the probe rows.
+        losses: the last training loss and the validation loss.
+        rank: of the adapter as it is saved; None when every weight was trained.
+        layers: adapted.
+    """
+
+    logits: torch.Tensor
+    losses: dict[str, float | None]
+    rank: int | None
+    layers: int
+
+
+def _train(inputs: Inputs, run: RunFolder) -> Result:
+    config = inputs.config
+    trainable = initialise_run(inputs, run)
+    trainer = _fit(inputs, run, trainable)
+    losses = _final_losses(inputs, run, trainer)
+    trainer.save_model(str(run.path))
+    if config.method.adapter == "none":
+        inputs.tokenizer.save_pretrained(run.path)
+    logits = probe_logits(trainable.model, inputs.probe_batch())
+    if not isinstance(trainable.model, PeftModel):
+        return Result(logits, losses, None, 0)
+    rank = config.rank * (2 if trainable.start is not None else 1)
+    return Result(logits, losses, rank, len(base_targets(trainable.model)))
+
+
+def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
+    config, options = inputs.config, inputs.config.trainer
+    checkpoint = last_whole(run.checkpoints, warn)
+    done = step_of(checkpoint) if checkpoint else 0
+    metrics.rewind(run.metrics_file, done)
+    if checkpoint:
+        step("train", f"resuming after step {done}")
+    recorder = Recorder(run.metrics_file, TrainingDisplay())
+    callbacks: list[Any] = [recorder, FiniteGradient()]
+    if options.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
+    held_out = inputs.data.validation
+    trainer = LoragaTrainer(
+        model=trainable.model,
+        args=training_arguments(config, run.checkpoints, inputs.device, validate=held_out is not None),
+        train_dataset=inputs.train.rows,
+        eval_dataset=held_out.rows if held_out else None,
+        data_collator=inputs.collator,
+        callbacks=callbacks,
+        start=trainable.start,
+    )
+    recorder.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    began = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        recorder.display.stop()
+    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
+    run.update_manifest(training_seconds=round(seconds, 1), steps=trainer.state.global_step)
+    return trainer
+
+
+def _finish(inputs: Inputs, run: RunFolder, result: Result) -> None:
+    config = inputs.config
+    saved = load_trained(inputs, run)
+    dtype = getattr(torch, config.model.dtype)
+    what = f"the model saved in {run.path} and the trained one"
+    difference = check_equal(probe_logits(saved, inputs.probe_batch()), result.logits, dtype, what)
+    loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
+    run.update_manifest(
+        **result.losses,
+        adapter_rank=result.rank,
+        adapted_layers=result.layers,
+        saved_difference=difference,
+        base=find_source(config.model).path,
+        finished=now(),
+    )
+    write_card(run, config)
+    _say_result(run, config, result, difference)
+
+
+def _final_losses(inputs: Inputs, run: RunFolder, trainer: LoragaTrainer) -> dict[str, float | None]:
+    """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
+    points = metrics.read(run.metrics_file)
+    training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
+    if inputs.data.validation is None:
+        return {"training_loss": training, "validation_loss": None}
+    last = points[-1] if points else {}
+    if trainer.args.load_best_model_at_end:
+        validation = trainer.state.best_metric
+    elif "eval_loss" in last and last["step"] == trainer.state.global_step:
+        validation = last["eval_loss"]
+    else:
+        validation = trainer.evaluate()["eval_loss"]
+    return {"training_loss": training, "validation_loss": validation}
+
+
+def _say_result(run: RunFolder, config: Config, result: Result, difference: float) -> None:
+    values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.losses.items() if value is not None]
+    step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
+    step("saved", f"{run.path}: {_described(config, result.rank)}")
+    step("saved", f"reloaded, its logits equal the trained model's to {difference:.0e}; loss curve: {run.figure_file}")
+
+
+def _described(config: Config, rank: int | None) -> str:
+    if rank is None:
+        return "the whole model"
+    served = next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+    vllm = f"vLLM: --max-lora-rank {served}" if served else "vLLM serves no rank this large, merge it"
+    twice = f" (2 × {config.rank}: it carries its own start)" if rank != config.rank else ""
+    return f"a plain LoRA of rank {rank}{twice} for {config.model.path}; {vllm}"

@@ -1,0 +1,90 @@
+"""From loraga's options to transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault, InvalidInput
+
+AUTOCAST = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def processes() -> int:
+    """How many processes train together (torchrun and accelerate set ``WORLD_SIZE``)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def precision(config: Config) -> str:
+    """``fp32``, ``bf16`` or ``fp16``: what ``trainer.precision`` says, or what ``model.dtype`` implies."""
+    chosen = config.trainer.precision
+    return AUTOCAST[config.model.dtype] if chosen == "auto" else chosen
+
+
+def accumulation_steps(config: Config) -> int:
+    """Forward passes per optimizer step and process.
+
+    Raises:
+        InvalidInput: ``batch_size`` is not a multiple of ``micro_batch_size`` times the processes.
+    """
+    options = config.trainer
+    together = options.micro_batch_size * processes()
+    if options.batch_size % together:
+        text = (
+            f"trainer.batch_size={options.batch_size} is not a multiple of trainer.micro_batch_size="
+            f"{options.micro_batch_size} times {processes()} processes"
+        )
+        raise InvalidInput([Fault("configuration", text)])
+    return options.batch_size // together
+
+
+def training_arguments(config: Config, folder: Path, device: torch.device, *, validate: bool) -> TrainingArguments:
+    """The Trainer's arguments.
+
+    Args:
+        folder: of the checkpoints.
+        validate: whether there are validation rows.
+    """
+    options = config.trainer
+    best = options.load_best or options.early_stopping_patience is not None
+    chosen = precision(config)
+    return TrainingArguments(
+        output_dir=str(folder),
+        learning_rate=options.learning_rate,
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps or -1,
+        per_device_train_batch_size=options.micro_batch_size,
+        per_device_eval_batch_size=options.micro_batch_size,
+        gradient_accumulation_steps=accumulation_steps(config),
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
+        weight_decay=options.weight_decay,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        adam_epsilon=options.adam_epsilon,
+        max_grad_norm=options.max_grad_norm,
+        bf16=chosen == "bf16",
+        fp16=chosen == "fp16",
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=options.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy=("steps" if options.eval_steps else "epoch") if validate else "no",
+        eval_steps=options.eval_steps,
+        save_strategy="steps" if options.save_steps else "epoch",
+        save_steps=options.save_steps or 500,  # unused when saving by epoch
+        save_total_limit=options.save_total_limit,
+        load_best_model_at_end=best,
+        metric_for_best_model="eval_loss" if best else None,
+        greater_is_better=False if best else None,
+        dataloader_num_workers=options.dataloader_workers,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )

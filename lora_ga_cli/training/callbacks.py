@@ -1,0 +1,93 @@
+"""What happens beside training: metrics on disk, progress on the screen, a check of the gradient."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.report.progress import Point, TrainingDisplay
+from lora_ga_cli.training import metrics
+
+if TYPE_CHECKING:
+    from lora_ga_cli.training.trainer import LoragaTrainer
+
+
+class Recorder(TrainerCallback):
+    """Writes every logged point to the metrics file and shows it.
+
+    Args:
+        file: JSON lines.
+        display: the screen.
+    """
+
+    def __init__(self, file: Path, display: TrainingDisplay):
+        self.file, self.display = file, display
+        self.trainer: LoragaTrainer | None = None
+        self._tokens = 0
+        self._time = 0.0
+        self._rate = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._time = time.perf_counter()
+        if state.is_world_process_zero:
+            self.display.start(total=state.max_steps, done=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.display.advance(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+            return
+        point: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **logs}
+        if "loss" in logs:
+            self._measure()
+            point["tokens_per_second"] = round(self._rate, 1)
+        metrics.append(self.file, point)
+        self.display.show(
+            Point(state.global_step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), self._rate)
+        )
+
+    def _measure(self) -> None:
+        assert self.trainer is not None
+        now, tokens = time.perf_counter(), self.trainer.tokens_seen
+        self._rate = (tokens - self._tokens) / max(now - self._time, 1e-9)
+        self._time, self._tokens = now, tokens
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.display.stop()
+
+
+class FiniteGradient(TrainerCallback):
+    """Stops before a step whose gradient is not finite, which would make every weight NaN.
+
+    With fp16 the loss scaler meets such gradients now and then, and skips the step itself; then this stays out.
+    """
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if args.fp16:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if gradients and not bool(torch.stack([grad.isfinite().all() for grad in gradients]).all()):
+            bad = next(
+                name
+                for name, item in model.named_parameters()
+                if item.grad is not None and not item.grad.isfinite().all()
+            )
+            raise TrainingError(
+                f"the gradient of {bad} is not finite at step {state.global_step + 1}, so training stopped before it"
+            )

@@ -1,0 +1,44 @@
+"""Telling a whole checkpoint from one that was cut off while it was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_ga_cli.files import file_sizes, read_json, set_aside, write_json
+
+MARK = "whole.json"
+"""Written last: the size in bytes of every other file of the checkpoint."""
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Declares that everything of a checkpoint has been written."""
+    write_json(checkpoint / MARK, file_sizes(checkpoint))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the mark is there and every file has the size it had then."""
+    try:
+        expected = read_json(checkpoint / MARK)
+    except (OSError, ValueError):
+        return False
+    found = file_sizes(checkpoint)
+    return bool(expected) and all(found.get(name) == size for name, size in expected.items())
+
+
+def step_of(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+def last_whole(folder: Path, notify: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; broken ones after it are set aside, and said."""
+    found = sorted((item for item in folder.glob("checkpoint-*") if step_of(item) >= 0), key=step_of, reverse=True)
+    for checkpoint in found:
+        if is_whole(checkpoint):
+            return checkpoint
+        aside = set_aside(checkpoint, "cut-off")
+        notify(f"{checkpoint.name} was cut off while it was written; set aside as {aside.name}")
+    return None

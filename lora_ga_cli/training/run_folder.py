@@ -1,0 +1,166 @@
+"""The folder of one run: what is in it, whose it is, and how far it came."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import RunError
+from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
+
+NOT_SETTINGS = {
+    "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
+}  # fmt: skip
+"""Options that leave a run's result as it is; two runs that differ only in them are the same run."""
+NOT_TRAINER_SETTINGS = {"logging_steps", "save_total_limit", "dataloader_workers"}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder. Its top level is the result: `PeftModel.from_pretrained(base, path)` loads it."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def start_file(self) -> Path:
+        return self.path / "start.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figure_file(self) -> Path:
+        return self.path / "loss.png"
+
+    @property
+    def card_file(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.path / "eval.json"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What is known of the run; empty before it began."""
+        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
+        assert isinstance(manifest, dict)
+        return manifest
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.manifest.get("finished"))
+
+    def update_manifest(self, **entries: Any) -> None:
+        write_json(self.manifest_file, self.manifest | entries)
+
+    def write_config(self, config: Config) -> None:
+        with atomic_file(self.config_file) as temporary:
+            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+            temporary.write_text(f"# Resolved configuration of this run\n{text}", encoding="utf-8")
+
+    def read_config(self) -> dict[str, Any]:
+        """The stored configuration, as plain data.
+
+        Raises:
+            RunError: this is no run folder.
+        """
+        if not self.config_file.exists():
+            raise RunError(f"{self.path}: not a run folder (no {self.config_file.name} there)")
+        stored = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        assert isinstance(stored, dict)
+        return stored
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder against other processes.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{self.path}: another process is working on this run") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """What determines a run's result, as nested plain data."""
+    chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
+    chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
+    if config.method.start != "gradient":
+        chosen.pop("gradient")
+    return chosen
+
+
+def run_name(config: Config) -> str:
+    """``name``, or one made of recipe, method, rank and a hash of the settings: the same command, the same folder."""
+    if config.name:
+        return config.name
+    subject = config.recipe or Path(config.model.path).name
+    rank = "" if config.method.adapter == "none" else f"-r{config.rank}"
+    return f"{subject}-{config.method.name}{rank}-{sha256_json(settings(config))[:6]}"
+
+
+def find_run(config: Config) -> RunFolder:
+    return RunFolder(resolve_path(config.output_dir) / run_name(config))
+
+
+def claim(config: Config, run: RunFolder) -> None:
+    """Makes sure the folder is this configuration's: keeps what an earlier session of it left, refuses another's.
+
+    With ``overwrite`` another run's folder is set aside, and so is a finished one of the same settings.
+
+    Raises:
+        RunError: the folder holds a run with other settings.
+    """
+    theirs = run.manifest.get("settings")
+    ours = settings(config)
+    if theirs is not None and (config.overwrite or theirs != ours):
+        if not config.overwrite:
+            changed = _differences(theirs, ours)
+            raise RunError(
+                f"{run.path} holds a run with other settings ({'; '.join(changed[:3])}): give another name=, or "
+                "overwrite=true to set it aside"
+            )
+        if run.finished or theirs != ours:
+            set_aside(run.path, "old")
+
+
+def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = list(dict.fromkeys([*theirs, *ours]))
+        return [
+            text for key in keys for text in _differences(theirs.get(key), ours.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if theirs == ours else [f"{path} was {theirs}, is {ours}"]

@@ -1,0 +1,106 @@
+"""transformers' Trainer, with three things changed: what a checkpoint holds, how evaluation averages, and that a loss
+which is not finite stops the run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_model as load_weights
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from lora_ga_cli.adapter.export import export_adapter, restore_adapter
+from lora_ga_cli.adapter.install import Start
+from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.model.losses import summed_loss
+from lora_ga_cli.training.checkpoints import MARK, last_whole, mark_whole
+
+
+class LoragaTrainer(Trainer):
+    """A Trainer whose checkpoints hold the adapter for the pristine base, and are marked when they are whole.
+
+    Args:
+        start: what a gradient start did to the model; None if nothing.
+    """
+
+    def __init__(self, *arguments: Any, start: Start | None = None, **options: Any):
+        super().__init__(*arguments, **options)
+        self.start = start
+        self.tokens_seen = 0
+        """Tokens without padding that this process has trained on in this session."""
+
+    @property
+    def _model(self) -> PreTrainedModel | PeftModel:
+        """The model itself, without the wrappers of several processes."""
+        model = self.accelerator.unwrap_model(self.model)
+        assert isinstance(model, PreTrainedModel | PeftModel)
+        return model
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        mask = inputs.get("attention_mask")
+        self.tokens_seen += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            # raised before the optimizer steps: the weights are still those of the last step
+            kept = last_whole(Path(str(self.args.output_dir)), lambda _: None)
+            resume = f"; the last whole checkpoint is {kept}" if kept else ""
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it"
+                f"{resume}. A lower trainer.learning_rate, or precision=bf16 instead of fp16, often helps"
+            )
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The mean loss over all items of the validation rows, the same number that `loraga eval` gives.
+
+        (The Trainer's own averages batches, so its value depends on how rows are batched.)
+        """
+        batches = (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(eval_dataset))
+        total, items = summed_loss(self._model, batches)
+        sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
+        sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        loss = float(sums[0] / sums[1])
+        if not math.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss} at step {self.state.global_step}")
+        metrics = {f"{metric_key_prefix}_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(self._model, PeftModel):
+            export_adapter(self._model, folder, self.start)
+        else:
+            self._model.save_pretrained(folder, state_dict=state_dict)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # a checkpoint that is written again is not whole until it is finished
+            (folder / MARK).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and folder.is_dir():
+            mark_whole(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._read_weights(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._read_weights(Path(self.state.best_model_checkpoint))
+
+    def _read_weights(self, folder: Path) -> None:
+        if isinstance(self._model, PeftModel):
+            restore_adapter(self._model, folder, self.start)
+        elif (folder / "model.safetensors").exists():
+            load_weights(self._model, str(folder / "model.safetensors"))
+        else:
+            super()._load_from_checkpoint(str(folder))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_ga_cli.data.faults import BadRow
+from lora_ga_cli.data.labels import LabelReader, count_labels
+from lora_ga_cli.data.source import FileRows
+from lora_ga_cli.errors import Fault
+
+
+def column(*values: Any) -> FileRows:
+    return FileRows("d.csv", [{"y": value} for value in values], [("d.csv", 0, "")], range(2, len(values) + 2), ["y"])
+
+
+@pytest.mark.parametrize(("cell", "number"), [("no", 0), (" yes ", 1), (0, 0), ("1", 1), (1.0, 1), ("0 ", 0)])
+def test_a_cell_is_a_name_or_a_number(cell: object, number: int) -> None:
+    assert LabelReader(["no", "yes"])(cell, "y") == number
+
+
+@pytest.mark.parametrize(("cell", "number"), [(1, 0), ("3", 2), (2.0, 1)])
+def test_where_names_are_numbers_a_cell_is_a_name(cell: object, number: int) -> None:
+    assert LabelReader(["1", "2", "3"])(cell, "stars") == number
+
+
+def test_booleans_are_names() -> None:
+    read = LabelReader(["true", "false"])
+    assert (read(True, "y"), read(False, "y"), read("true", "y")) == (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "cell", "reason"),
+    [
+        (["no", "yes"], 2, "column 'y' holds 2, which is no class (known: no, yes)"),
+        (["no", "yes"], -1, "column 'y' holds -1, which is no class (known: no, yes)"),
+        (["negative", "positive"], "positiv", "column 'y' holds 'positiv', which is no class (did you mean positive?)"),
+        (["1", "2", "3"], 0, "column 'y' holds 0, which is no class (known: 1, 2, 3)"),
+        (["no", "yes"], 0.5, "column 'y' holds 0.5, which is no class (known: no, yes)"),
+        (["no", "yes"], True, "column 'y' holds True, which is no class (known: no, yes)"),
+        (["no", "yes"], None, "column 'y' is null, not a class"),
+        (["no", "yes"], float("nan"), "column 'y' is null, not a class"),
+        (["no", "yes"], [1], "column 'y' holds [1], which is no class (known: no, yes)"),
+    ],
+)
+def test_anything_else_is_a_bad_row(names: list[str], cell: object, reason: str) -> None:
+    with pytest.raises(BadRow) as error:
+        LabelReader(names)(cell, "y")
+    assert str(error.value) == reason
+
+
+def test_classes_are_counted_and_what_is_no_class_is_left_to_its_row() -> None:
+    assert count_labels(column("1", 0, 2.0, None, -1, "x"), "y", shown_as="y") == ["0", "1", "2"]
+
+
+def test_a_column_of_names_wants_them_in_order() -> None:
+    fault = count_labels(column("pos", "neg", "pos"), "y", shown_as="label")
+    assert str(fault) == (
+        "dataset.label: column 'label' of d.csv holds no number of a class "
+        "(number them by their names: dataset.label_names=[neg,pos])"
+    )
+
+
+def test_a_gap_is_no_guess() -> None:
+    fault = count_labels(column(1, 2, 3), "y", shown_as="stars")
+    assert isinstance(fault, Fault)
+    assert str(fault) == (
+        "dataset.label: in column 'stars' of d.csv class 0 does not occur, though 3 does "
+        "(name every class in dataset.label_names; classes count from 0)"
+    )
