@@ -80,7 +80,7 @@ class ExactEstimator:
             raise GradientError(
                 f"no gradient reached {_some(missing)}: the loss does not depend on it; leave it out of target_modules"
             )
-        zero = [name for name, grad in self._sums.items() if not bool(grad.any())]
+        zero = [name for name in self._targets if not bool(self._sums[name].any())]
         if zero:
             raise GradientError(
                 f"the gradient of {_some(zero)} is zero on all sampled rows, so it has no direction to start from; "

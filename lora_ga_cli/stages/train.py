@@ -80,7 +80,9 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     trainer.save_model(str(run.path))
     if config.method.adapter == "none":
         inputs.tokenizer.save_pretrained(run.path)
-    logits = probe_logits(trainable.model, inputs.probe_batch())
+    # as anyone will compute them: without the Trainer's autocast
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    logits = probe_logits(trained, inputs.probe_batch())
     if not isinstance(trainable.model, PeftModel):
         return Result(logits, losses, None, 0)
     rank = config.rank * (2 if trainable.start is not None else 1)
@@ -112,7 +114,8 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is None or not trainer.take_up(checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)

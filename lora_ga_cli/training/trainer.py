@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerState
 
 from lora_ga_cli.adapter.export import export_adapter, restore_adapter
 from lora_ga_cli.adapter.install import Start
@@ -46,13 +46,15 @@ class LoragaTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             # raised before the optimizer steps: the weights are still those of the last step
-            kept = last_whole(Path(str(self.args.output_dir)), lambda _: None)
-            resume = f"; the last whole checkpoint is {kept}" if kept else ""
-            raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it"
-                f"{resume}. A lower trainer.learning_rate, or precision=bf16 instead of fp16, often helps"
-            )
+            self._stop(f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it")
         return loss
+
+    def _stop(self, why: str) -> NoReturn:
+        kept = last_whole(Path(str(self.args.output_dir)), lambda _: None)
+        resume = f"; the last whole checkpoint is {kept}" if kept else ""
+        raise TrainingError(
+            f"{why}{resume}. A lower trainer.learning_rate often helps, and bf16 instead of fp16 in trainer.precision"
+        )
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -67,7 +69,7 @@ class LoragaTrainer(Trainer):
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):
-            raise TrainingError(f"the validation loss is {loss} at step {self.state.global_step}")
+            self._stop(f"the validation loss is {loss} after step {self.state.global_step}, so training stopped")
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -91,13 +93,33 @@ class LoragaTrainer(Trainer):
             mark_whole(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._read_weights(Path(resume_from_checkpoint))
+        self.read_weights(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        self._read_weights(Path(self.state.best_model_checkpoint))
+        # by name: the state holds the path from where the run began
+        self.read_weights(Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name)
 
-    def _read_weights(self, folder: Path) -> None:
+    def take_up(self, checkpoint: Path) -> bool:
+        """Restores the end of a training that came to its last step but not to its result.
+
+        (Resuming such a checkpoint the usual way would train one step more.)
+
+        Returns:
+            Whether ``checkpoint`` is such an end.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self.read_weights(checkpoint)
+        return True
+
+    def read_weights(self, folder: Path) -> None:
+        """Reads what a checkpoint trained into the model."""
         if isinstance(self._model, PeftModel):
             restore_adapter(self._model, folder, self.start)
         elif (folder / "model.safetensors").exists():

@@ -1,0 +1,137 @@
+"""LoRA-GA's start on real models: aligned with the gradient, and changing nothing yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from lora_ga_cli import GradientArtifact, estimate_gradients, initialise
+from lora_ga_cli.adapter.install import Start, base_targets, install, lora_layers
+from lora_ga_cli.errors import GradientError, RunError, TargetError
+from lora_ga_cli.model.targets import find_targets, fingerprint
+from tests.conftest import FAMILIES, build_batch, build_model
+
+RANK = 4
+
+
+def wrapped(family: str, artifact: GradientArtifact, rank: int = RANK) -> PeftModel:
+    model = build_model(family).eval()
+    config = LoraConfig(
+        r=rank, use_rslora=True, target_modules=artifact.target_modules, fan_in_fan_out=family == "gpt2"
+    )
+    return get_peft_model(model, config)
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> dict[str, GradientArtifact]:
+    """The gradient of each family on one batch."""
+    return {family: estimate_gradients(build_model(family), [build_batch(family)]) for family in FAMILIES}
+
+
+def first_step(model: PeftModel, family: str) -> dict[str, np.ndarray]:
+    """Each weight's movement in plain gradient descent of A and B, by autograd, per unit of learning rate."""
+    layers = lora_layers(model)
+    factors = [pair["default"].weight for layer in layers.values() for pair in (layer.lora_A, layer.lora_B)]
+    grads = iter(torch.autograd.grad(model(**build_batch(family)).loss, factors))
+    moved = {}
+    for name, layer in layers.items():
+        a, b = (pair["default"].weight.detach().double() for pair in (layer.lora_A, layer.lora_B))
+        grad_a, grad_b = next(grads).double(), next(grads).double()
+        moved[name] = (b @ grad_a + grad_b @ a).numpy()
+    return moved
+
+
+@pytest.mark.parametrize("direction", ["ArB2r", "A2rBr", "ArBr"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_steps_along_its_gradient(
+    artifacts: dict[str, GradientArtifact], family: str, direction: str
+) -> None:
+    """Against the full gradient and its decomposition by numpy in float64; Conv1D (GPT-2) included."""
+    base = build_model(family).eval()
+    targets = find_targets(base)
+    grads = torch.autograd.grad(base(**build_batch(family)).loss, [target.weight for target in targets.values()])
+    model = wrapped(family, artifacts[family])
+    initialise(model, artifacts[family], direction=direction)
+    moved = first_step(model, family)
+    assert set(moved) == set(targets)
+    for (name, target), grad in zip(targets.items(), grads, strict=True):
+        full = target.oriented(grad).double().numpy()
+        singular = np.linalg.svd(full, compute_uv=False)
+        best = np.linalg.norm(singular[: 2 * RANK]) / np.linalg.norm(singular)
+        cosine = (moved[name] * full).sum() / np.linalg.norm(moved[name]) / np.linalg.norm(full)
+        assert cosine / best >= 0.9999, name
+
+
+@pytest.mark.parametrize("scale", ["stable", "unit", "gd", "weight_svd"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_changes_at_step_0(artifacts: dict[str, GradientArtifact], family: str, scale: str) -> None:
+    batch = build_batch(family)
+    with torch.no_grad():
+        expected = build_model(family).eval()(**batch).logits
+        model = wrapped(family, artifacts[family])
+        initialise(model, artifacts[family], scale=scale)
+        found = model(**batch).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_a_start_is_the_same_to_the_bit_and_from_a_thousand_times_the_loss(
+    artifacts: dict[str, GradientArtifact],
+) -> None:
+    one = initialise(wrapped("llama", artifacts["llama"]), artifacts["llama"])
+    again = initialise(wrapped("llama", artifacts["llama"]), artifacts["llama"])
+    thousandfold = estimate_gradients(
+        build_model("llama"), [build_batch("llama")], loss_function=lambda model, batch: 1000 * model(**batch).loss
+    )
+    scaled = initialise(wrapped("llama", artifacts["llama"]), thousandfold)
+    for name, pair in one.factors.items():
+        for first, second, third in zip(pair, again.factors[name], scaled.factors[name], strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, third, rtol=1e-4, atol=1e-5)
+    assert one.shifted_base == again.shifted_base
+
+
+def test_one_artifact_serves_every_rank_up_to_half_its_capacity(artifacts: dict[str, GradientArtifact]) -> None:
+    assert artifacts["llama"].max_rank == 16
+    for rank in (1, 2, 8):
+        start = initialise(wrapped("llama", artifacts["llama"], rank), artifacts["llama"])
+        assert {a0.shape[0] for a0, _ in start.factors.values()} == {rank}
+    with pytest.raises(GradientError, match="serves ranks up to 16, not rank=17: estimate with a capacity of 34"):
+        initialise(wrapped("llama", artifacts["llama"], 17), artifacts["llama"])
+
+
+def test_errors_come_before_anything_is_modified(artifacts: dict[str, GradientArtifact]) -> None:
+    artifact = artifacts["llama"]
+    lacking = dict(artifact.factors)
+    del lacking["model.layers.1.self_attn.v_proj"]
+    model = wrapped("llama", artifact)
+    before = fingerprint(base_targets(model))
+    with pytest.raises(GradientError, match=r"no gradient for model\.layers\.1\.self_attn\.v_proj"):
+        initialise(model, GradientArtifact(lacking, 32))
+    with pytest.raises(TargetError, match=r"rank=13 needs 26 singular vectors.*k_proj \(d_out 24, d_in 48\).*rank=12"):
+        initialise(wrapped("llama", artifact, 13), artifact)
+    assert fingerprint(base_targets(model)) == before
+    with pytest.raises(TargetError, match="no LoRA layer"):
+        initialise(build_model("llama"), artifact)  # type: ignore[arg-type]
+
+
+def test_a_stored_start_is_installed_again_to_the_bit(artifacts: dict[str, GradientArtifact], tmp_path: Path) -> None:
+    first = wrapped("gpt2", artifacts["gpt2"])
+    start = initialise(first, artifacts["gpt2"])
+    start.save(tmp_path / "start.safetensors")
+    second = wrapped("gpt2", artifacts["gpt2"])
+    install(second, Start.load(tmp_path / "start.safetensors"))
+    for (name, one), (_, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_stored_start_refuses_another_base(artifacts: dict[str, GradientArtifact]) -> None:
+    start = initialise(wrapped("llama", artifacts["llama"]), artifacts["llama"])
+    other = wrapped("llama", artifacts["llama"])
+    with torch.no_grad():
+        next(iter(base_targets(other).values())).weight[0, 0] += 1e-3
+    with pytest.raises(RunError, match="base model changed"):
+        install(other, start)

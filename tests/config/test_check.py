@@ -1,0 +1,289 @@
+"""What is wrong with a command line and its files is said before anything is composed, all of it, with its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli.config.compose import compose
+from tests.config import BASE, lay_out, refused
+
+QUICKSTART = "recipe=quickstart"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("rnk=4", ["no option rnk", "did you mean rank?"]),
+        ("Rank=4", ["no option Rank", "did you mean rank?"]),
+        ("+x=1", ["no option x"]),
+        ("++x=1", ["no option x"]),
+        ("=3", ["no option"]),
+        ("learning_rate=1e-4", ["no option learning_rate", "did you mean trainer.learning_rate?"]),
+        ("trainer.lerning_rate=1e-4", ["did you mean trainer.learning_rate?"]),
+        ("gradient.sample=8", ["did you mean gradient.samples?"]),
+        ("rank.x=3", ["no option rank.x"]),
+        ("eval.metrics.0=loss", ["no option eval.metrics.0", "eval.metrics"]),
+        ("~nonsense", ["nonsense"]),
+    ],
+)
+def test_an_unknown_option_is_named_with_the_nearest_right_one(argument: str, said: list[str]) -> None:
+    (fault,) = refused(QUICKSTART, argument)
+    assert all(text in fault for text in said), fault
+
+
+def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> None:
+    (fault,) = refused(QUICKSTART, "trainer.lr=3")
+    assert "did you mean trainer?" not in fault
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("rank=abc", "integer"),
+        ("rank=2.5", "integer"),
+        ("rank=0", "greater than or equal to 1"),
+        ("rank=-1", "greater than or equal to 1"),
+        ("rank=", "integer"),
+        ("rank=null", "integer"),
+        ("rank=[2,4]", "integer"),
+        ("rank={a: 1}", "integer"),
+        ("rank=true", "rank=true"),
+        ("trainer.learning_rate=true", "trainer.learning_rate=true"),
+        ("trainer.learning_rate=nan", "trainer.learning_rate=nan"),
+        ("trainer.learning_rate=inf", "finite"),
+        ("adapter_dropout=1", "less than 1"),
+        ("seed=-1", "greater than or equal to 0"),
+        ("seed=4294967296", "less than 4294967296"),
+        ("dataset.shuffle=maybe", "boolean"),
+        ("trainer.save_total_limit=1", "greater than or equal to 2"),
+        ("model.dtype=float31", "did you mean float32?"),
+        ("trainer.schedule=cosin", "did you mean cosine?"),
+        ("method.direction=ArB2R", "did you mean ArB2r?"),
+        ("device=tpu", "auto, cpu, cuda, mps"),
+        ("eval.metrics=[loss,exact_mach]", "exact_match"),
+        ("eval.metrics=[]", "at least 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_fit(argument: str, said: str) -> None:
+    (fault,) = refused(QUICKSTART, argument)
+    assert fault.startswith("command line: ")
+    assert argument.partition("=")[0] in fault
+    assert said in fault
+
+
+def test_a_single_value_for_a_list_is_not_called_unknown_while_it_is_known() -> None:
+    """Either take it as a list of one, or say that a list is wanted."""
+    try:
+        assert compose([QUICKSTART, "eval.metrics=loss"]).eval.metrics == ["loss"]
+    except Exception as error:
+        assert "did you mean loss?" not in str(error)
+        assert "list" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("recipe=quickstrt", ["no recipe 'quickstrt'", "did you mean quickstart?"]),
+        ("recipe=quickstart.yaml", ["did you mean quickstart?"]),
+        ("recipe=../quickstart", ["did you mean quickstart?"]),
+        ("recipe=/etc/passwd", ["no recipe '/etc/passwd'"]),
+        ("recipe=.", ["no recipe '.'"]),
+        ("recipe=", ["no recipe ''"]),
+        ("recipe=[quickstart]", ["no recipe"]),
+    ],
+)
+def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, said: list[str]) -> None:
+    (fault,) = refused(argument)
+    assert fault.startswith("command line: ")
+    assert all(text in fault for text in said), fault
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("method=loraga", "did you mean lora_ga?"),
+        ("method=nope", "full, lora, lora_ga, rslora"),
+        ("model=t5", "tiny"),
+        ("method={name: x}", "no method"),
+        ("trainer=[default]", "no trainer"),
+        ("method=null", "full, lora, lora_ga, rslora"),
+    ],
+)
+def test_an_unknown_choice_of_a_group_is_an_error(argument: str, said: str) -> None:
+    (fault,) = refused(QUICKSTART, argument)
+    assert fault.startswith("command line: ")
+    assert said in fault
+
+
+@pytest.mark.parametrize("arguments", [[], ["rank=4"], ["model=tiny"], ["recipe=null"]])
+def test_without_a_recipe_the_recipes_are_listed(arguments: list[str]) -> None:
+    assert any("no recipe chosen" in fault and "quickstart" in fault for fault in refused(*arguments))
+
+
+def test_model_and_dataset_do_without_a_recipe() -> None:
+    assert compose(["model=tiny", "dataset=quickstart"]).recipe is None
+
+
+def test_recipe_null_is_the_same_as_no_recipe() -> None:
+    assert compose(["recipe=null", "model=tiny", "dataset=quickstart"]).recipe is None
+
+
+@pytest.mark.parametrize(
+    "text", ["rank", "", " ", "rank==3", "'rank'=3", "/model=tiny", "rank=8,", "name={", "x" * 300]
+)
+def test_what_cannot_be_parsed_is_quoted_with_how_to_write_it(text: str) -> None:
+    (fault,) = refused(QUICKSTART, text)
+    assert fault.startswith("command line: cannot read ")
+    assert text in fault
+    assert "(" in fault
+
+
+@pytest.mark.parametrize("flag", ["--nope", "-x", "--rnk=3"])
+def test_an_unknown_flag_is_refused(flag: str) -> None:
+    (fault,) = refused(QUICKSTART, flag)
+    assert fault.startswith(f"command line: no option {flag.partition('=')[0]}")
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "jobs"], ["--cfg"], ["--config-dir"]])
+def test_a_flag_with_a_wrong_or_missing_value_is_a_fault_like_any_other(arguments: list[str]) -> None:
+    (fault,) = refused(QUICKSTART, *arguments)
+    assert fault.startswith("command line: ")
+    assert arguments[0] in fault
+
+
+@pytest.mark.parametrize("folder", ["missing", "a_file"])
+def test_a_configuration_folder_that_is_none_is_refused(folder: str) -> None:
+    Path("a_file").touch()
+    (fault,) = refused(QUICKSTART, "--config-dir", folder)
+    assert fault == f"command line: --config-dir {folder}: no such folder"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("name='a b'", "a b"), ('name="x,y"', "x,y"), ("name='ünï'", "ünï"), ("name=a b", "a b")]
+)
+def test_quoted_values_arrive_as_they_are(argument: str, value: str) -> None:
+    assert compose([QUICKSTART, argument]).name == value
+
+
+@pytest.mark.parametrize("argument", ["~method", "~rank", "~trainer.learning_rate"])
+def test_removing_an_option_never_puts_another_silently_in_its_place(argument: str) -> None:
+    """`~method` would leave a method called lora_ga that starts as plain LoRA does."""
+    (fault,) = refused(QUICKSTART, argument)
+    assert fault.startswith("command line: ")
+
+
+def test_an_interpolation_to_nothing_is_wrong_input_with_its_place() -> None:
+    (fault,) = refused(QUICKSTART, "rank=${nope}")
+    assert fault.startswith("command line: ")
+    assert "nope" in fault
+
+
+def test_the_command_line_may_interpolate() -> None:
+    assert compose([QUICKSTART, "rank=${oc.select:nope,5}", "alpha=${rank}"]).alpha == 5
+
+
+def test_a_required_option_that_nobody_gave_is_said() -> None:
+    assert any("model.path is required" in fault for fault in refused("model=causal_lm", "dataset=quickstart"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["trainer.batch_size=10"], ["trainer.batch_size=10", "trainer.micro_batch_size"]),
+        (["gradient.capacity=8"], ["gradient.capacity=8", "rank=8"]),
+        (["trainer.load_best=true", "trainer.eval_steps=10"], ["trainer.save_steps", "trainer.eval_steps"]),
+        (["eval=accuracy"], ["eval.metrics", "model.task"]),
+    ],
+)
+def test_options_that_do_not_go_together_are_both_named(arguments: list[str], options: list[str]) -> None:
+    faults = refused(QUICKSTART, *arguments)
+    assert all(any(option in fault for fault in faults) for option in options)
+
+
+def test_an_option_that_does_not_go_with_another_is_placed_where_it_was_written() -> None:
+    (fault,) = refused(QUICKSTART, "trainer.batch_size=10")
+    assert fault.startswith("command line: ")
+
+
+def test_columns_can_be_renamed_as_the_comments_of_the_groups_say() -> None:
+    config = compose(
+        ["model=tiny", "dataset=jsonl", "dataset.train_file=x.jsonl", "dataset.columns={prompt: question}"]
+    )
+    assert config.dataset.columns == {"prompt": "question"}
+
+
+def test_faults_of_the_command_line_and_of_files_are_reported_together_in_file_and_line() -> None:
+    text = BASE + "rnk: 4\nrank: 0\ntrainer:\n  learning_rat: 3\n  schedule: cosin\nmodl: {path: x}\n"
+    lay_out(Path("own"), {"recipes/mine.yaml": text})
+    faults = refused("recipe=mine", "alpha=big", "method=loraga", "--config-dir", "own")
+    expected = [
+        ("own/recipes/mine.yaml:4", "rnk", "did you mean rank?"),
+        ("own/recipes/mine.yaml:5", "rank=0", "greater than or equal to 1"),
+        ("own/recipes/mine.yaml:7", "trainer.learning_rat", "did you mean trainer.learning_rate?"),
+        ("own/recipes/mine.yaml:8", "trainer.schedule=cosin", "did you mean cosine?"),
+        ("own/recipes/mine.yaml:9", "modl", "did you mean model?"),
+        ("command line", "alpha=big", "number"),
+        ("command line", "loraga", "did you mean lora_ga?"),
+    ]
+    assert len(faults) == len(expected)
+    for where, what, hint in expected:
+        assert any(fault.startswith(f"{where}: ") and what in fault and hint in fault for fault in faults), where
+
+
+def test_a_group_file_that_a_recipe_chooses_is_checked_with_its_own_lines() -> None:
+    recipe = "defaults:\n  - override /model: tiny\n  - override /dataset: quickstart\n  - override /method: mine\n"
+    files = {"recipes/mine.yaml": recipe, "method/mine.yaml": "name: mine\n# a comment\ngama: 3\nscale: 'off'\n"}
+    lay_out(Path("own"), files)
+    first, second = refused("recipe=mine", "--config-dir", "own")
+    assert first.startswith("own/method/mine.yaml:3: no option method.gama")
+    assert "method.gamma" in first
+    assert second.startswith("own/method/mine.yaml:4: method.scale=off")
+
+
+@pytest.mark.parametrize(
+    "text", ["defaults: [nonexistent]\n", "defaults:\n  - /method: nonexistent\n", "defaults: nonexistent\n"]
+)
+def test_an_unknown_choice_in_a_defaults_list_is_placed_in_its_file(text: str) -> None:
+    lay_out(Path("own"), {"recipes/mine.yaml": text})
+    (fault,) = refused("recipe=mine", "--config-dir", "own")
+    assert fault.startswith("own/recipes/mine.yaml:")
+    assert "'nonexistent'" in fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "defaults:\n",
+        "defaults: [3]\n",
+        "defaults:\n  - override /model: [tiny]\n  - override /dataset: quickstart\n",
+        "defaults:\n  - override model: tiny\n  - override dataset: quickstart\n",
+        "defaults:\n  - model: tiny\n  - dataset: quickstart\n",
+        "defaults:\n  - /model: tiny\n  - /dataset: quickstart\n",
+        "defaults: [mine]\n",
+        "",
+        "# only a comment\n",
+    ],
+    ids=[
+        "null",
+        "number",
+        "list of choices",
+        "no slash",
+        "no override",
+        "no override but a slash",
+        "itself",
+        "empty",
+        "comment",
+    ],
+)
+def test_a_defaults_list_that_cannot_compose_is_placed_in_its_file(text: str) -> None:
+    """Hydra's own words for these name neither the file nor the line, or are a traceback."""
+    lay_out(Path("own"), {"recipes/mine.yaml": text})
+    faults = refused("recipe=mine", "--config-dir", "own")
+    assert any(fault.startswith("own/recipes/mine.yaml") for fault in faults), faults

@@ -1,0 +1,141 @@
+"""Composition: what wins over what, a user's own folder, and configurations of finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli.config.compose import compose, launch, reconfigured
+from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.errors import InvalidInput
+from tests.config import BASE, lay_out
+
+QUICKSTART = "recipe=quickstart"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("recipe", sorted(Locations().choices("recipe")))
+def test_every_shipped_recipe_composes(recipe: str) -> None:
+    assert compose([f"recipe={recipe}"]).recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [(group, choice) for group in ("method", "gradient", "trainer") for choice in Locations().choices(group)],
+)
+def test_every_choice_composes_with_the_quickstart(group: str, choice: str) -> None:
+    compose([QUICKSTART, f"{group}={choice}"])
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_groups() -> None:
+    assert compose([QUICKSTART]).trainer.learning_rate == 1e-3
+    assert compose([QUICKSTART, "trainer.learning_rate=0.5"]).trainer.learning_rate == 0.5
+    assert compose(["model=tiny", "dataset=quickstart"]).trainer.learning_rate == 2e-5
+
+
+def test_the_last_of_two_overrides_wins() -> None:
+    assert compose([QUICKSTART, "rank=4", "rank=16"]).rank == 16
+
+
+def test_a_users_recipe_may_build_on_a_shipped_one_and_wins_over_it() -> None:
+    text = "defaults:\n  - quickstart\n  - override /method: lora\nrank: 5\ntrainer: {learning_rate: 0.5}\n"
+    lay_out(Path("own"), {"recipes/mine.yaml": text})
+    config = compose(["recipe=mine", "--config-dir", "own"])
+    assert (config.recipe, config.rank, config.trainer.learning_rate, config.method.name) == ("mine", 5, 0.5, "lora")
+    assert config.trainer.max_steps == compose([QUICKSTART]).trainer.max_steps
+
+
+def test_a_users_folder_wins_over_what_is_shipped() -> None:
+    lay_out(Path("own"), {"recipes/quickstart.yaml": BASE + "rank: 3\n", "method/lora_ga.yaml": "name: theirs\n"})
+    config = compose([QUICKSTART, "--config-dir", "own"])
+    assert (config.rank, config.method.name) == (3, "theirs")
+
+
+def test_another_composition_is_not_touched_by_an_earlier_ones_folder() -> None:
+    lay_out(Path("own"), {"recipes/quickstart.yaml": BASE + "rank: 3\n"})
+    assert compose([QUICKSTART, "--config-dir", "own"]).rank == 3
+    assert compose([QUICKSTART]).rank == 8
+
+
+def test_options_may_follow_the_configuration_folder() -> None:
+    lay_out(Path("own"), {"recipes/mine.yaml": BASE})
+    assert compose(["recipe=mine", "--config-dir", "own", "rank=4"]).rank == 4
+
+
+def test_a_users_new_choice_works_with_a_shipped_recipe() -> None:
+    lay_out(Path("own"), {"method/mine.yaml": "name: mine\ngamma: 64\n"})
+    config = compose([QUICKSTART, "method=mine", "--config-dir", "own"])
+    assert (config.method.name, config.method.gamma) == ("mine", 64)
+
+
+@pytest.mark.parametrize("name", ["v1.5", "my one", "12"])
+def test_odd_file_names_are_recipe_names(name: str) -> None:
+    lay_out(Path("own"), {f"recipes/{name}.yaml": BASE + "rank: 3\n"})
+    assert compose([f"recipe={name}", "--config-dir", "own"]).rank == 3
+
+
+def test_columns_are_renamed_by_a_recipe() -> None:
+    lay_out(Path("own"), {"recipes/mine.yaml": BASE + "dataset:\n  columns: {question: q}\n"})
+    assert compose(["recipe=mine", "--config-dir", "own"]).dataset.columns == {"question": "q"}
+
+
+def test_a_template_keeps_its_braces_and_line_ends() -> None:
+    assert compose([QUICKSTART]).dataset.prompt == "Q: {question}\nA: "
+
+
+def test_cfg_job_prints_the_configuration_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def task(config: object, title: str) -> None:
+        raise AssertionError("ran")
+
+    launch([QUICKSTART, "rank=3", "--cfg", "job"], task)
+    printed = capsys.readouterr().out
+    assert "rank: 3\n" in printed
+    assert "learning_rate: 0.001" in printed
+
+
+def test_the_environment_and_the_arguments_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["untouched"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    compose([QUICKSTART])
+    import os
+    import sys
+
+    assert sys.argv == ["untouched"]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+class TestReconfigured:
+    """``loraga eval RUN eval.limit=5``: a finished run's settings are fixed, how it is scored is not."""
+
+    @pytest.fixture(scope="class")
+    def stored(self) -> dict[str, object]:
+        return compose([QUICKSTART]).model_dump(mode="json")
+
+    def test_without_changes_it_is_what_was_stored(self, stored: dict[str, object]) -> None:
+        assert reconfigured(stored, []).model_dump(mode="json") == stored
+
+    def test_scoring_can_be_changed(self, stored: dict[str, object]) -> None:
+        assert reconfigured(stored, ["eval.limit=5", "device=cpu"]).eval.limit == 5
+        assert reconfigured(stored, ["eval=loss"]).eval.metrics == ["loss"]
+
+    @pytest.mark.parametrize(
+        ("override", "said"),
+        [
+            ("rank=3", "rank belongs to the run"),
+            ("recipe=quickstart", "recipe belongs to the run"),
+            ("eval.limit=0", "eval.limit=0"),
+            ("eval.limt=5", "did you mean eval.limit?"),
+            ("eval=los", "did you mean loss?"),
+            ("~eval", "eval"),
+            ("eval.metrics=[accuracy]", "accuracy"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, stored: dict[str, object], override: str, said: str) -> None:
+        with pytest.raises(InvalidInput, match=r".") as caught:
+            reconfigured(stored, [override])
+        assert said in str(caught.value)

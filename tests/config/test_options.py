@@ -1,0 +1,102 @@
+"""The schema is the one spelling of every option: documented, typed, with defaults that fit."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from lora_ga_cli.config.options import all_options, default_values, describe, misfit, unknown, values_of
+from lora_ga_cli.config.schema import Config
+
+MINIMAL = {"model": {"path": "x"}, "dataset": {"train_file": "x.jsonl", "prompt": "{q}", "answer": "{a}"}}
+
+
+@pytest.mark.parametrize("option", list(describe()), ids=lambda option: option.path)
+def test_every_option_says_what_it_means_what_it_takes_and_what_it_is_otherwise(option) -> None:
+    assert option.doc.endswith(".")
+    assert option.kind
+    assert option.default or option.path == "name"
+    assert "\n" not in option.doc
+
+
+def test_every_default_fits_its_option() -> None:
+    for path, field in all_options().items():
+        if not field.is_required():
+            assert misfit(path, field.get_default(call_default_factory=True)) is None, path
+
+
+def test_only_what_cannot_be_guessed_is_required() -> None:
+    assert [path for path, field in all_options().items() if field.is_required()] == [("model", "path")]
+
+
+def test_default_values_cover_every_option() -> None:
+    values = default_values()
+    for path in all_options():
+        section = values
+        for name in path:
+            assert name in section
+            section = section[name]
+
+
+@pytest.mark.parametrize(
+    ("path", "values"),
+    [
+        (("overwrite",), ["true", "false"]),
+        (("model", "dtype"), ["float32", "bfloat16", "float16"]),
+        (("rank",), []),
+        (("nope",), []),
+    ],
+)
+def test_values_are_listed_where_they_can_be(path: tuple[str, ...], values: list[str]) -> None:
+    assert values_of(path) == values
+
+
+@pytest.mark.parametrize("path", [("rank",), ("trainer",), ("trainer", "epochs"), ("dataset", "columns", "anything")])
+def test_options_groups_and_what_is_inside_a_mapping_are_known(path: tuple[str, ...]) -> None:
+    assert unknown(path) is None
+
+
+@pytest.mark.parametrize("path", [("rnk",), ("rank", "x"), ("trainer", "nope"), ("trainer", "epochs", "x")])
+def test_anything_else_is_unknown(path: tuple[str, ...]) -> None:
+    assert unknown(path)
+
+
+def test_a_value_that_is_not_known_before_composition_is_not_judged() -> None:
+    assert misfit(("rank",), "${alpha}") is None
+
+
+def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> None:
+    config = Config.model_validate(MINIMAL)
+    with pytest.raises(ValidationError):
+        config.rank = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        Config.model_validate({**MINIMAL, "rnk": 3})
+
+
+@pytest.mark.parametrize(
+    ("stabilised", "scaling"), [(False, 16 / 4), (True, 16 / 4**0.5)], ids=["alpha / rank", "alpha / sqrt(rank)"]
+)
+def test_the_scaling_is_the_papers(stabilised: bool, scaling: float) -> None:
+    config = Config.model_validate({**MINIMAL, "rank": 4, "method": {"rank_stabilised": stabilised}})
+    assert config.scaling == scaling
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dataset": {"prompt": "q", "answer": "a"}}, "exactly one"),
+        ({"dataset": {"path": "a/b", "train_file": "x", "prompt": "q", "answer": "a"}}, "exactly one"),
+        ({"dataset": {"train_file": "x"}}, "how a row is read"),
+        ({"dataset": {"train_file": "x", "prompt": "q", "answer": "a", "messages": "m"}}, "how a row is read"),
+        ({"dataset": {"train_file": "x", "text": "t", "label": "l"}}, "model.task"),
+        ({"model": {"path": "x", "task": "sequence_classification"}}, "model.task"),
+        ({"trainer": {"batch_size": 12, "micro_batch_size": 8}}, "multiple"),
+        ({"trainer": {"early_stopping_patience": 2}}, "validation"),
+        ({"method": {"adapter": "none", "start": "gradient"}}, "adapter"),
+        ({"method": {"start": "gradient"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),
+        ({"eval": {"metrics": ["accuracy"]}}, "accuracy"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Config.model_validate({**MINIMAL, **changes})

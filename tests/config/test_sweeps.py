@@ -1,0 +1,160 @@
+"""``-m``: one validated configuration for each job, whatever becomes of the others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli.config.compose import launch
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import SweepError, TrainingError
+from tests.config import BASE, jobs, lay_out, refused
+
+QUICKSTART = "recipe=quickstart"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_single_run_has_no_title() -> None:
+    ((title, config),) = jobs(QUICKSTART)
+    assert title == ""
+    assert config.recipe == "quickstart"
+
+
+def test_each_job_has_its_configuration_and_a_title_of_what_tells_it_from_the_others() -> None:
+    found = jobs(QUICKSTART, "alpha=4", "rank=2,4,8", "-m")
+    assert [(title, config.rank, config.alpha) for title, config in found] == [
+        ("1: rank=2", 2, 4),
+        ("2: rank=4", 4, 4),
+        ("3: rank=8", 8, 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-m", QUICKSTART, "rank=1,2,3"], [QUICKSTART, "-m", "rank=1,2,3"], [QUICKSTART, "rank=1,2,3", "--multirun"]],
+)
+def test_the_flag_may_stand_anywhere(arguments: list[str]) -> None:
+    assert [config.rank for _, config in jobs(*arguments)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sweep", ["rank=1,2,3", "rank=range(1,4)", "rank=choice(1,2,3)", "++rank=1,2,3"])
+def test_hydras_ways_to_write_a_sweep_work(sweep: str) -> None:
+    assert [config.rank for _, config in jobs(QUICKSTART, sweep, "-m")] == [1, 2, 3]
+
+
+def test_two_sweeps_multiply() -> None:
+    found = jobs(QUICKSTART, "rank=2,4", "method=lora,lora_ga", "-m")
+    assert [(config.rank, config.method.name) for _, config in found] == [
+        (2, "lora"),
+        (2, "lora_ga"),
+        (4, "lora"),
+        (4, "lora_ga"),
+    ]
+    assert found[3][0] == "4: rank=4 method=lora_ga"
+
+
+def test_recipes_can_be_swept() -> None:
+    found = jobs("recipe=quickstart,llama2_metamath", "-m")
+    assert [config.recipe for _, config in found] == ["quickstart", "llama2_metamath"]
+    assert [config.trainer.learning_rate for _, config in found] == [1e-3, 2e-5]
+
+
+def test_a_glob_sweeps_over_all_choices() -> None:
+    found = jobs(QUICKSTART, "method=glob(*lora)", "-m")
+    assert [config.method.name for _, config in found] == ["lora", "rslora"]
+
+
+@pytest.mark.parametrize("sweep", ["rank=2,0", "rank=2,x", "method=lora,nope", "rnk=2,4"])
+def test_a_wrong_value_anywhere_in_a_sweep_is_found_before_the_first_job(sweep: str) -> None:
+    (fault,) = refused(QUICKSTART, sweep, "-m")
+    assert fault.startswith("command line: ")
+
+
+@pytest.mark.parametrize("sweep", ["rank=2,4", "rank=range(1,4)", "recipe=quickstart,llama2_metamath"])
+def test_a_sweep_without_its_flag_is_told_of_the_flag(sweep: str) -> None:
+    arguments = [sweep] if sweep.startswith("recipe=") else [QUICKSTART, sweep]
+    (fault,) = refused(*arguments)
+    assert fault.startswith("command line: ")
+    assert "-m" in fault
+
+
+def test_a_sweep_that_the_sweeper_cannot_do_is_refused() -> None:
+    (fault,) = refused(QUICKSTART, "rank=interval(1,4)", "-m")
+    assert "INTERVAL_SWEEP" in fault
+
+
+def test_a_failing_job_does_not_stop_the_others() -> None:
+    done: list[int] = []
+
+    def task(config: Config, title: str) -> None:
+        if config.rank == 2:
+            raise TrainingError("diverged")
+        done.append(config.rank)
+
+    with pytest.raises(SweepError, match="1 of 3 jobs failed") as caught:
+        launch([QUICKSTART, "rank=2,4,8", "-m"], task)
+    assert done == [4, 8]
+    assert [str(failure) for failure in caught.value.failures] == ["diverged"]
+
+
+def test_a_job_whose_options_do_not_go_together_does_not_stop_the_others() -> None:
+    done: list[int | None] = []
+    with pytest.raises(SweepError, match="1 of 2 jobs failed") as caught:
+        launch([QUICKSTART, "gradient.capacity=8,64", "-m"], lambda config, _: done.append(config.gradient.capacity))
+    assert done == [64]
+    assert "gradient.capacity=8" in str(caught.value.failures[0])
+
+
+def test_a_single_runs_error_is_raised_as_it_is() -> None:
+    def task(config: Config, title: str) -> None:
+        raise TrainingError("diverged")
+
+    with pytest.raises(TrainingError, match="diverged"):
+        launch([QUICKSTART], task)
+
+
+def test_a_sweeps_record_lies_in_the_output_folder_and_nothing_else_is_written() -> None:
+    jobs(QUICKSTART, "rank=2,4", "output_dir=results", "-m")
+    assert [item.name for item in Path().iterdir()] == ["results"]
+    assert list(Path("results/.sweeps").rglob("multirun.yaml"))
+
+
+def test_a_single_run_writes_nothing() -> None:
+    jobs(QUICKSTART)
+    assert list(Path().iterdir()) == []
+
+
+def leave_a_file(config: Config, title: str) -> None:
+    """A job for the joblib launcher: it must be importable in another process."""
+    if config.rank == 2:
+        raise TrainingError("diverged")
+    (Path(config.output_dir) / f"rank_{config.rank}").write_text(f"{title}\n{os.getpid()}", encoding="utf-8")
+
+
+def test_the_joblib_launcher_runs_jobs_in_other_processes(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    launch([QUICKSTART, "rank=3,4", f"output_dir={tmp_path}", *launcher, "-m"], leave_a_file)
+    written = {file.name: file.read_text(encoding="utf-8").splitlines() for file in tmp_path.glob("rank_*")}
+    assert {name: lines[0] for name, lines in written.items()} == {"rank_3": "1: rank=3", "rank_4": "2: rank=4"}
+    assert all(int(lines[1]) != os.getpid() for lines in written.values())
+
+
+def test_a_failing_job_of_the_joblib_launcher_does_not_stop_the_others(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    with pytest.raises((SweepError, TrainingError)) as caught:
+        launch([QUICKSTART, "rank=2,3,4", f"output_dir={tmp_path}", *launcher, "-m"], leave_a_file)
+    assert {file.name for file in tmp_path.glob("rank_*")} == {"rank_3", "rank_4"}
+    assert caught.value.exit_code == 1
+
+
+def test_a_users_recipes_can_be_swept() -> None:
+    lay_out(Path("own"), {"recipes/a.yaml": BASE + "rank: 3\n", "recipes/b.yaml": BASE + "rank: 5\n"})
+    assert [config.rank for _, config in jobs("recipe=a,b", "-m", "--config-dir", "own")] == [3, 5]

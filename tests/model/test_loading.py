@@ -1,0 +1,95 @@
+"""Loading bases, and saying clearly why one cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import T5Config
+
+from lora_ga_cli.config.schema import ModelConfig
+from lora_ga_cli.errors import ModelError
+from lora_ga_cli.model.identity import hub_identity, local_identity
+from lora_ga_cli.model.loading import empty_model, find_source, identify, load_model, max_positions, pick_device
+from tests.conftest import FAMILIES, TASKS, build_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_task_loads(family: str, saved_bases: dict[str, Path]) -> None:
+    config = ModelConfig(path=str(saved_bases[family]), task=TASKS[family], dtype="bfloat16")
+    model = load_model(config, CPU, num_labels=3 if family == "bert" else None)
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    empty = empty_model(config, 3 if family == "bert" else None)
+    assert {name: item.shape for name, item in empty.named_parameters()} == {
+        name: item.shape for name, item in model.named_parameters()
+    }
+    assert {item.device.type for item in empty.parameters()} == {"meta"}
+
+
+def test_a_folder_that_is_not_there_names_the_nearest(saved_bases: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"no such folder \(did you mean llama\?\)"):
+        find_source(ModelConfig(path=str(saved_bases["llama"].parent / "lama")))
+
+
+def test_a_hub_name_is_not_taken_for_a_folder() -> None:
+    assert not find_source(ModelConfig(path="org/name")).local
+
+
+def test_weights_that_are_not_in_the_files_are_refused(saved_bases: dict[str, Path]) -> None:
+    """A classifier's files hold no language model head: it would be random."""
+    config = ModelConfig(path=str(saved_bases["bert"]), task="causal_lm")
+    with pytest.raises(ModelError, match="not in its files"):
+        load_model(config, CPU)
+
+
+def test_a_broken_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot load the model") as error:
+        load_model(ModelConfig(path=str(tmp_path)), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_identity_is_the_content_and_not_the_place(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+    build_model("llama").save_pretrained(tmp_path / "copy")
+    build_model("llama", seed=1).save_pretrained(tmp_path / "other")
+    memo = tmp_path / "digests.json"
+    same, copy, other = (
+        local_identity(folder, memo) for folder in (saved_bases["llama"], tmp_path / "copy", tmp_path / "other")
+    )
+    assert same["weights_sha256"] == copy["weights_sha256"] != other["weights_sha256"]
+    assert identify(ModelConfig(path=str(saved_bases["llama"])), memo) == same
+
+
+def test_a_changed_file_is_hashed_again(tmp_path: Path) -> None:
+    build_model("llama").save_pretrained(tmp_path / "base")
+    first = local_identity(tmp_path / "base", tmp_path / "memo.json")
+    build_model("llama", seed=1).save_pretrained(tmp_path / "base")
+    assert local_identity(tmp_path / "base", tmp_path / "memo.json") != first
+
+
+def test_a_damaged_memo_is_only_forgotten(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "memo.json").write_text("{")
+    assert local_identity(saved_bases["llama"], tmp_path / "memo.json")["weights_sha256"]
+
+
+def test_a_hub_model_without_commit_has_no_identity() -> None:
+    assert hub_identity("org/name", "abc") == {"hub": "org/name", "commit": "abc"}
+    with pytest.raises(ModelError, match=r"model\.revision"):
+        hub_identity("org/name", None)
+
+
+def test_positions() -> None:
+    assert max_positions(build_model("llama").config) == 256
+    assert max_positions(build_model("gpt2").config) == 256
+    assert max_positions(T5Config()) is None
+
+
+def test_a_device_that_is_not_there() -> None:
+    assert pick_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="device=cuda"):
+            pick_device("cuda")

@@ -1,0 +1,69 @@
+"""`loraga merge`: a plain model that computes what the adapter computes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import build_batch, build_model
+from tests.stages.test_train import Arguments, Loraga, only_run
+
+
+def test_the_merged_model_is_plain_transformers(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path]
+) -> None:
+    loraga("train", *arguments())
+    loraga("merge", str(only_run()), "--output", "plain")
+    assert AutoTokenizer.from_pretrained("plain").eos_token == "</s>"
+    batch = build_batch("llama")
+    base = AutoModelForCausalLM.from_pretrained(saved_bases["llama"], dtype=torch.float32)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, only_run()).eval()(**batch).logits
+        found = AutoModelForCausalLM.from_pretrained("plain", dtype=torch.float32).eval()(**batch).logits
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_type_and_shards_are_as_asked(loraga: Loraga, arguments: Arguments, dtype: str) -> None:
+    loraga("train", *arguments())
+    out = loraga("merge", str(only_run()), "--output", "plain", "--dtype", dtype, "--max-shard-size", "40KB")
+    assert dtype in out
+    assert len(list(Path("plain").glob("*.safetensors"))) > 1
+    assert json.loads(Path("plain/config.json").read_text())["dtype"] == dtype
+
+
+def test_another_base_is_refused(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    loraga("train", *arguments())
+    shutil.copytree(saved_bases["llama"], tmp_path / "same")
+    shutil.copytree(saved_bases["llama"], tmp_path / "other")
+    build_model("llama", seed=9).save_pretrained(tmp_path / "other")
+    assert "is not the base" in loraga("merge", str(only_run()), "--base", "./other", code=2)
+    assert not (only_run() / "merged").exists()
+    loraga("merge", str(only_run()), "--base", "./same")
+
+
+def test_a_folder_that_is_taken_is_left_alone(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments())
+    Path("taken").mkdir()
+    Path("taken/file").write_text("mine")
+    assert "exists and is not empty" in loraga("merge", str(only_run()), "--output", "taken", code=2)
+    assert Path("taken/file").read_text() == "mine"
+
+
+def test_all_wrong_options_are_said_at_once(loraga: Loraga) -> None:
+    out = loraga("merge", ".", "..", "--output", "x", "--dtype", "float8", code=2)
+    assert "--dtype float8" in out
+    assert "--output names one folder" in out
+
+
+def test_merging_a_recipe_trains_first(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("merge", *arguments())
+    assert out.index("train  finished") < out.index("merged")

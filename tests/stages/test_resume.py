@@ -1,0 +1,181 @@
+"""Killed with SIGKILL anywhere, the same command finishes with the uninterrupted run's result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lora_ga_cli.cli.app import main
+from tests.stages.test_train import Arguments, Loraga, only_run, points
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(calls: int, function: Callable) -> Callable:  # type: ignore[type-arg]
+    """``function``, after whose n-th call the process is killed."""
+    count = 0
+
+    def killing(*arguments: object, **options: object) -> object:
+        nonlocal count
+        result = function(*arguments, **options)
+        count += 1
+        if count == calls:
+            die()
+        return result
+
+    return killing
+
+
+def while_estimating(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.gradient.exact import ExactEstimator
+
+    patch.setattr(ExactEstimator, "end", after(1, ExactEstimator.end))
+
+
+def after_storing_the_start(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.adapter.install import Start
+
+    patch.setattr(Start, "save", after(1, Start.save))
+
+
+def between_two_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.training.trainer import LoragaTrainer
+
+    patch.setattr(LoragaTrainer, "training_step", after(7, LoragaTrainer.training_step))  # two micro-batches a step
+
+
+def while_writing_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """The second checkpoint's optimizer state is half written."""
+    whole, count = torch.save, 0
+
+    def half(value: object, file: object, *rest: object, **options: object) -> None:
+        nonlocal count
+        whole(value, file, *rest, **options)
+        count += "optimizer" in str(file)
+        if count == 2:
+            os.truncate(str(file), os.path.getsize(str(file)) // 2)
+            die()
+
+    patch.setattr(torch, "save", half)
+
+
+def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.training import trainer
+
+    count = 0
+    mark = trainer.mark_whole
+
+    def marking(folder: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            die()
+        mark(folder)
+
+    patch.setattr(trainer, "mark_whole", marking)
+
+
+def while_saving_the_result(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.training.trainer import LoragaTrainer
+
+    patch.setattr(LoragaTrainer, "save_model", after(4, LoragaTrainer.save_model))  # three checkpoints, then the result
+
+
+def before_it_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.stages import train
+
+    patch.setattr(train, "loss_curves", after(1, train.loss_curves))
+
+
+POINTS = [
+    while_estimating,
+    after_storing_the_start,
+    between_two_checkpoints,
+    while_writing_a_checkpoint,
+    before_marking_a_checkpoint,
+    while_saving_the_result,
+    before_it_is_declared_finished,
+]
+
+
+def killed(arguments: list[str], point: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Runs the command in a child process that is killed at a point, and insists that it was."""
+    child = os.fork()
+    if child == 0:
+        try:
+            point(pytest.MonkeyPatch())
+            main(["train", *arguments])
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the command ended before it came to this point"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[str, object]:
+    """The result to compare with, made once."""
+    return {}
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.__name__)
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    loraga: Loraga, arguments: Arguments, uninterrupted: dict[str, object], point: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    if not uninterrupted:
+        loraga("train", *arguments("llama", "output_dir=whole", "cache_dir=elsewhere"))
+        whole = only_run("whole")
+        uninterrupted["points"] = points(whole)
+        uninterrupted["loss"] = json.loads((whole / "manifest.json").read_text())["validation_loss"]
+        uninterrupted["weights"] = load_file(whole / "adapter_model.safetensors")
+    killed(arguments(), point)
+    out = loraga("train", *arguments())
+    run = only_run()
+    assert json.loads((run / "manifest.json").read_text())["validation_loss"] == pytest.approx(
+        uninterrupted["loss"], abs=1e-6
+    )
+    weights = load_file(run / "adapter_model.safetensors")
+    for name, tensor in uninterrupted["weights"].items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
+    timeless = [{key: value for key, value in item.items() if key != "tokens_per_second"} for item in points(run)]
+    expected = [
+        {key: value for key, value in item.items() if key != "tokens_per_second"}
+        for item in uninterrupted["points"]  # type: ignore[attr-defined]
+    ]
+    assert timeless == expected
+    if point in (while_writing_a_checkpoint, before_marking_a_checkpoint):
+        assert "was cut off while it was written" in out
+    if point in (between_two_checkpoints, while_writing_a_checkpoint):
+        assert "resuming after step 2" in out
+
+
+def test_full_fine_tuning_resumes_too(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("llama", "output_dir=whole", "method=full"))
+    killed(arguments("llama", "method=full"), between_two_checkpoints)
+    assert "resuming after step 2" in loraga("train", *arguments("llama", "method=full"))
+    one, other = (load_file(only_run(folder) / "model.safetensors") for folder in ("whole", "runs"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_base_that_changed_in_between_is_noticed(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    import shutil
+
+    from tests.conftest import build_model
+
+    shutil.copytree(saved_bases["llama"], tmp_path / "base")
+    command = arguments("llama", "model.path=base")
+    killed(command, between_two_checkpoints)
+    build_model("llama", seed=5).save_pretrained(tmp_path / "base")
+    assert "the base model changed" in loraga("train", *command, code=2)

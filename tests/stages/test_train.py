@@ -1,0 +1,229 @@
+"""`loraga train`: what a run leaves, how it goes on, and when it stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import FAMILIES
+
+Loraga = Callable[..., str]
+Arguments = Callable[..., list[str]]
+
+
+def only_run(folder: str = "runs") -> Path:
+    (run,) = [item for item in Path(folder).iterdir() if item.is_dir() and not item.name.startswith(".")]
+    return run
+
+
+def points(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["lora_ga", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_evaluates_and_merges(
+    loraga: Loraga, arguments: Arguments, family: str, method: str
+) -> None:
+    """The stages check on the way that the saved and the merged model compute what was trained."""
+    loraga("train", *arguments(family, f"method={method}"))
+    run = only_run()
+    losses = [point["loss"] for point in points(run) if "loss" in point]
+    assert losses[-1] < losses[0]
+    metric = "accuracy" if family == "bert" else "exact_match"
+    out = loraga("eval", str(run), f"eval={metric}", "eval.max_new_tokens=4")
+    assert metric.replace("_", " ") in out
+    values = json.loads((run / "eval.json").read_text())["values"]
+    assert values["loss"] == pytest.approx(json.loads((run / "manifest.json").read_text())["validation_loss"], rel=1e-4)
+    assert "logits equal the adapter's" in loraga("merge", str(run))
+
+
+def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", *arguments())
+    run = only_run()
+    assert "rank 4, 14 layers" in out
+    assert "a plain LoRA of rank 8 (2 × 4: it carries its own start)" in out
+    assert "--max-lora-rank 8" in out
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["adapter_rank"] == 8
+    assert manifest["seed"] == 42
+    assert manifest["provenance"]["packages"]["torch"] == torch.__version__
+    assert manifest["data"]["train"]["rows"] == 114
+    assert len(manifest["base_fingerprint"]) == 64
+    assert manifest["start_difference"] < 1e-5
+    assert manifest["saved_difference"] < 1e-5
+    assert yaml.safe_load((run / "config.yaml").read_text())["rank"] == 4
+    with Image.open(run / "loss.png") as image:
+        assert image.width > 500
+    card = (run / "README.md").read_text()
+    assert "PeftModel.from_pretrained(base" in card
+    assert "--max-lora-rank 8" in card
+    steps = [point["step"] for point in points(run) if "loss" in point]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert not [file for file in run.rglob("*") if file.suffix in (".bin", ".pkl")]
+
+
+def test_the_same_command_again_finds_the_run_finished(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments())
+    before = (only_run() / "manifest.json").read_text()
+    assert "finished already" in loraga("train", *arguments())
+    assert (only_run() / "manifest.json").read_text() == before
+
+
+def test_a_sweep_over_ranks_estimates_once_and_says_so(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", "-m", *arguments("llama", "rank=2,4,8"))
+    assert out.count("gradient  estimated") == 1
+    assert out.count("gradient  reused") == 2
+    assert [f"━━ {number}: rank={rank} ━━" in out for number, rank in enumerate((2, 4, 8), start=1)] == [True] * 3
+    ranks = {json.loads((run / "adapter_config.json").read_text())["r"] for run in Path("runs").glob("[!.]*")}
+    assert ranks == {4, 8, 16}
+
+
+def test_a_larger_rank_than_the_artifact_serves_is_estimated_again(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("estimate-grad", *arguments("llama", "gradient.capacity=8"))
+    assert "reused" in loraga("estimate-grad", *arguments("llama"))
+    out = loraga("estimate-grad", *arguments("llama", "rank=8"))
+    assert "keeps 8 singular vectors, and 16 are needed" in out
+    assert "serves ranks up to 16" in out
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["dataset.answer='x{answer}'", "gradient.samples=15", "seed=1", "target_modules=[q_proj]", "model.dtype=bfloat16"],
+)
+def test_another_gradient_is_never_taken_for_this_one(loraga: Loraga, arguments: Arguments, change: str) -> None:
+    loraga("estimate-grad", *arguments())
+    assert "gradient  estimated" in loraga("estimate-grad", *arguments("llama", change))
+
+
+@pytest.mark.parametrize(
+    "same", ["rank=8", "method.direction=random", "trainer.learning_rate=1", "gradient.micro_batch_size=2"]
+)
+def test_the_same_gradient_is_found_again(loraga: Loraga, arguments: Arguments, same: str) -> None:
+    loraga("estimate-grad", *arguments())
+    assert "gradient  reused" in loraga("estimate-grad", *arguments("llama", same))
+
+
+def test_init_stores_the_start_that_train_goes_on_from(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("init", *arguments())
+    start = load_file(only_run() / "start.safetensors")
+    out = loraga("train", *arguments())
+    assert "restored" in out
+    assert "gradient  " not in out
+    saved = load_file(only_run() / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    assert torch.equal(saved[f"base_model.model.{name}.lora_A.weight"][4:], start[f"{name}.A0"])
+
+
+def test_two_trainings_of_one_seed_are_the_same_to_the_bit(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("llama", "output_dir=a"))
+    loraga("train", *arguments("llama", "output_dir=b", "cache_dir=elsewhere"))
+    one, other = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("a", "b"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_run_of_other_settings_is_not_touched(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("llama", "name=mine"))
+    out = loraga("train", *arguments("llama", "name=mine", "trainer.learning_rate=5e-3"), code=2)
+    assert "trainer.learning_rate was 0.01, is 0.005" in out
+    loraga("train", *arguments("llama", "name=mine", "trainer.learning_rate=5e-3", "overwrite=true"))
+    assert {item.name for item in Path("runs").iterdir() if item.is_dir()} == {"mine", "mine.old"}
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga(
+        "train", *arguments("llama", "method=full", "trainer.learning_rate=1e9", "trainer.max_grad_norm=0"), code=1
+    )
+    assert "so training stopped" in out
+    assert "Traceback" not in out
+    losses = [point["loss"] for point in points(only_run()) if "loss" in point]
+    assert all(torch.isfinite(torch.tensor(losses)))
+    for checkpoint in (only_run() / "checkpoints").glob("checkpoint-*/*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(checkpoint).values())
+
+
+@pytest.fixture
+def worsening(arguments: Arguments, tmp_path: Path) -> Callable[..., list[str]]:
+    """A run whose validation loss only rises: it learns to answer in digits, and is asked for letters."""
+    (tmp_path / "letters.jsonl").write_text('{"prompt": "1+1=", "answer": "qqqqqq"}\n' * 4)
+
+    def build(*overrides: str) -> list[str]:
+        validation = ["dataset.validation_file=letters.jsonl", "dataset.validation_fraction=0"]
+        return arguments("llama", *validation, *overrides)
+
+    return build
+
+
+def test_the_best_checkpoint_is_kept(loraga: Loraga, worsening: Arguments) -> None:
+    loraga("train", *worsening("trainer.load_best=true"))
+    run = only_run()
+    losses = [point["eval_loss"] for point in points(run) if "eval_loss" in point]
+    assert losses[0] < losses[-1]
+    loraga("eval", str(run))
+    assert json.loads((run / "eval.json").read_text())["values"]["loss"] == pytest.approx(losses[0], rel=1e-4)
+    assert json.loads((run / "manifest.json").read_text())["validation_loss"] == pytest.approx(losses[0])
+
+
+def test_early_stopping_stops(loraga: Loraga, worsening: Arguments) -> None:
+    loraga("train", *worsening("trainer.early_stopping_patience=2", "trainer.max_steps=40"))
+    assert json.loads((only_run() / "manifest.json").read_text())["steps"] == 6  # the best at 2, then two worse
+
+
+@pytest.mark.parametrize(
+    "extra", [("model.dtype=bfloat16",), ("trainer.precision=bf16",), ("trainer.gradient_checkpointing=true",)]
+)
+def test_precisions_and_checkpointing(loraga: Loraga, arguments: Arguments, extra: tuple[str, ...]) -> None:
+    loraga("train", *arguments("llama", *extra))
+    losses = [point["loss"] for point in points(only_run()) if "loss" in point]
+    assert losses[-1] < losses[0]
+    saved = load_file(only_run() / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+def test_accumulation_changes_memory_and_not_the_result(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("llama", "output_dir=a", "trainer.micro_batch_size=8"))
+    loraga("train", *arguments("llama", "output_dir=b", "trainer.micro_batch_size=2"))
+    one, other = (
+        json.loads((only_run(folder) / "manifest.json").read_text())["validation_loss"] for folder in ("a", "b")
+    )
+    assert one == pytest.approx(other, rel=1e-3)
+
+
+def test_preview_shows_rows_and_trains_nothing(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", *arguments(), "--preview")
+    assert "row 1" in out
+    assert "#### " in out
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_says_what_is_to_do_and_does_nothing(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", *arguments(), "--dry-run")
+    assert "to do: 16 rows, 14 layers" in out
+    assert "to do: 6 steps" in out
+    assert "parameters train" in out
+    assert "training: about" in out
+    assert not Path("runs").exists()
+    loraga("train", *arguments())
+    out = loraga("train", *arguments(), "--dry-run")
+    assert "cached: " in out
+    assert "finished: " in out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_dry_run_forecasts_every_family(loraga: Loraga, arguments: Arguments, family: str, method: str) -> None:
+    assert "training: about" in loraga("train", *arguments(family, f"method={method}"), "--dry-run")
+
+
+def test_bad_rows_leave_no_run_folder(loraga: Loraga, arguments: Arguments, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": "b"}\n{"prompt": \n')
+    out = loraga("train", *arguments("llama", "dataset.train_file=bad.jsonl"), code=2)
+    assert "bad.jsonl:2" in out
+    assert not any(Path("runs").glob("[!.]*"))
