@@ -44,6 +44,9 @@ class InvalidInput(UserError):
         self.faults = list(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
+    def __reduce__(self) -> tuple[type[InvalidInput], tuple[list[Fault]]]:
+        return type(self), (self.faults,)  # an exception is otherwise copied from its message
+
 
 class DataError(InvalidInput):
     """A data set that cannot be read as the configuration says."""
@@ -80,9 +83,23 @@ class TrainingError(UserError):
 class SweepError(UserError):
     """Some jobs of a sweep failed; the others ran to their end."""
 
-    def __init__(self, failures: Sequence[Exception], jobs: int):
-        self.failures = list(failures)
-        super().__init__(f"{len(self.failures)} of {jobs} jobs failed; run the same command again to repeat only those")
+    def __init__(self, failures: Sequence[Exception], jobs: int | None = None):
+        """Args:
+        failures: what they raised.
+        jobs: of how many; None where a launcher ran them in other processes and told of the first failure only.
+        """
+        self.failures, self.jobs = list(failures), jobs
+        share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
+        super().__init__(f"{share} jobs failed; run the same command again to repeat only those")
+
+    def __reduce__(self) -> tuple[type[SweepError], tuple[list[Exception], int | None]]:
+        return type(self), (self.failures, self.jobs)
+
+
+class Interrupted(UserError):
+    """The user stopped the command."""
+
+    exit_code = 130
 
 
 class RunError(UserError):

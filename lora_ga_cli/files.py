@@ -12,16 +12,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.errors import UserError
+
 BUNDLED = "bundled:"
 ASSETS = Path(__file__).parent / "assets"
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The file or folder that ``path`` names: ``bundled:X`` is X in the package's assets, ``~`` is the home."""
+    """The file or folder that ``path`` names: ``bundled:X`` is X in the package's assets, ``~`` is the home.
+
+    Raises:
+        UserError: X would leave the assets.
+    """
     text = str(path)
     if text.startswith(BUNDLED):
-        return ASSETS / text.removeprefix(BUNDLED)
+        inside = ASSETS / text.removeprefix(BUNDLED)
+        if not Path(os.path.normpath(inside)).is_relative_to(ASSETS):
+            raise UserError(f"{text} leaves the files that come with loraga")
+        return inside
     return Path(text).expanduser()
+
+
+def one_name(text: str) -> str:
+    """``text``, if a file or folder can be called so wherever it lies.
+
+    Raises:
+        ValueError: it is empty or hidden, or holds a separator.
+    """
+    if not text or text.startswith((".", "~")) or any(sign in text for sign in "/\\:\0"):
+        raise ValueError("must be one plain name: no / \\ : and no dot in front")
+    return text
 
 
 def cache_root(configured: str | None) -> Path:

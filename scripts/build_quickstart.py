@@ -1,20 +1,20 @@
-#!/usr/bin/env python
 """Build the bundled quickstart: a tiny pretrained base model and the data of the task it is fine-tuned on.
 
     python scripts/build_quickstart.py
 
 The command is the only source of both. It
 
-1. writes the *source* text: sums, short scenes about people who get, lose and share things, lists, comparisons and
-   questions that only ask for something just said;
+1. writes the *source* text: sums, short scenes about people who get, lose and share things, notes of them, lists,
+   comparisons and questions that only ask for something just said;
 2. trains a byte-level BPE tokenizer that splits numbers into digits;
 3. pretrains a Llama-style causal language model on the source text;
 4. writes the *target* task: word problems that need reading and sums at once, with a worked answer
    (`12 + 7 = 19`, then `#### 19`), which the base has never seen.
 
-Everything is drawn from one seed, so the text, the data and the tokenizer are the same on every machine; the weights are
-the same up to the rounding of the device's arithmetic. It takes about two minutes on a GPU and about an hour on two
-CPU cores (`--steps 50` shows in a minute that all parts work).
+Everything is drawn from one seed, so the text, the data and the tokenizer are the same everywhere. The weights are not,
+bit for bit: rounding differs between devices, and thousands of steps spread the difference. It takes about two minutes
+on a GPU and about an hour on two CPU cores; `--bf16` makes that a third shorter where the processor computes in
+bfloat16, and `--steps 50` shows in two minutes that all parts work.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,16 +43,17 @@ SEED = 20
 SOURCE_DOCUMENTS = 300_000
 HELD_OUT_DOCUMENTS = 1_000
 TOKENIZER_DOCUMENTS = 20_000
-TRAIN_ROWS = 3_200
+TRAIN_ROWS = 3_168
 VALIDATION_ROWS = 400
 LARGEST_NUMBER = 99
 LARGEST_FACTOR = 12
+NOTES_WEIGHTS = (6, 2, 1)  # notes of changes, of groups, of shares
 
 LARGEST_VOCABULARY = 1024
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HEADING = "####"
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "hidden_size": 192,
     "intermediate_size": 512,
     "num_hidden_layers": 6,
@@ -62,7 +64,7 @@ MODEL = {
 }
 
 # --- pretraining ---------------------------------------------------------------------------------------------------
-STEPS = 4_000
+STEPS = 4_500
 BATCH = 16
 LENGTH = 256
 LEARNING_RATE = 2e-3
@@ -85,6 +87,32 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
 )
 
+CARD = """\
+# tiny_base
+
+A Llama-style causal language model of {parameters:.2f} million parameters ({layers} layers, width {width},
+{vocabulary} tokens), small enough to fine-tune on a CPU within minutes. It is there to try
+things out and to test; it knows nothing of the world.
+
+| | |
+|---|---|
+| made by | `{command}` |
+| pretrained on | {documents:,} generated documents, {tokens:.1f} million tokens |
+| training | {steps:,} steps of {batch} × {length} tokens, AdamW, peak rate {rate}, seed {seed} |
+| held-out loss on that text | {loss:.3f} nats per token |
+| sums right | {sums} |
+| weights | stored in float16; `config.json` asks for float32, which is what to train in |
+| context | trained on windows of {length} tokens; longer text is out of its range |
+
+The text comes from the script alone: sums in digits and in words, scenes of people with things, notes of such scenes
+without results, recall questions, comparisons, lists. It holds no word problem with a worked answer, so the model
+does not solve the bundled ones (`../quickstart`: {train:,} rows to train on, {validation:,} held out; no question
+occurs twice, no worked answer occurs in both). Fine-tuning joins what it knows.
+
+A number is a row of digits to the tokenizer, and every byte has a token. The chat template writes `Question: ...` and
+`Answer: ...`.
+"""
+
 # --- the little world ----------------------------------------------------------------------------------------------
 WOMEN = ("Ada", "Bea", "Cora", "Dina", "Emma", "Fay", "Gina", "Ida", "Lena", "Mia", "Nora", "Rosa")
 MEN = ("Ali", "Ben", "Carl", "Dan", "Erik", "Finn", "Hugo", "Ivan", "Jon", "Leo", "Max", "Tom")
@@ -105,7 +133,7 @@ HOLDERS = (
 )
 PLACES = ("market", "school", "park", "garden", "beach", "shop", "kitchen", "station", "library", "farm")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey")
-TIMES = ("In the morning", "At noon", "In the evening", "On Monday", "On Friday", "After lunch", "After that", "Then")
+TIMES = ("In the morning", "At noon", "In the evening", "On Monday", "On Friday", "After lunch", "Later")
 
 # An event changes how many things somebody has. {n} is that person, {m} another one, {k} the number, {o} the things.
 SOURCE_GAINS = (
@@ -118,11 +146,11 @@ SOURCE_LOSSES = (
 )  # fmt: skip
 TARGET_GAINS = (
     "{n} then finds {k} more {o}.", "Then {m} gives {n} {k} more {o}.", "{n} buys {k} more {o}.",
-    "After that {n} gets {k} {o} from {m}.", "{n} wins {k} {o} at {place_of}.", "{m} brings {n} {k} {o}.",
+    "After that {n} gets {k} {o} from {m}.", "{n} wins {k} {o} at the {p}.", "{m} brings {n} {k} {o}.",
 )  # fmt: skip
 TARGET_LOSSES = (
     "{n} then loses {k} {o}.", "Then {n} gives {k} {o} to {m}.", "{n} sells {k} of the {o}.",
-    "After that {m} takes {k} {o} from {n}.", "{n} drops {k} {o} at {place_of}.", "{n} brings {m} {k} {o}.",
+    "After that {m} takes {k} {o} from {n}.", "{n} drops {k} {o} at the {p}.", "{n} brings {m} {k} {o}.",
 )  # fmt: skip
 
 Fact = tuple[int, str, int, int]
@@ -213,7 +241,7 @@ def event(rng: random.Random, templates: tuple[str, ...], person: str, other: st
     """One sentence that changes how many things `person` has."""
     place = rng.choice(PLACES)
     text = rng.choice(templates)
-    return text.format(n=person, m=other, k=number, o=things, p=place, place_of=f"the {place}")
+    return text.format(n=person, m=other, k=number, o=things, p=place)
 
 
 def scene_document(rng: random.Random) -> str:
@@ -253,7 +281,7 @@ def notes_document(rng: random.Random) -> str:
         number, count = rng.randint(4, LARGEST_NUMBER), rng.randint(2, LARGEST_FACTOR)
         sentences = [f"{person} has {number} {things}.", f"{count} friends share the {things} of {person}."]
         notes = [str(number), f"/ {count}"]
-    return f"{' '.join(sentences)}\n{HEADING} Notes\n{' '.join(notes)}"
+    return "\n".join((" ".join(sentences), f"{HEADING} Notes", *notes))
 
 
 def sharing_document(rng: random.Random) -> str:
@@ -263,11 +291,10 @@ def sharing_document(rng: random.Random) -> str:
     count, inside = rng.randint(2, LARGEST_FACTOR), rng.randint(2, LARGEST_FACTOR)
     texts = (
         f"{person} has {count} {holders[1]}. There are {inside} {things} in each {holders[0]}.",
-        f"{person} comes with {count} {holders[1]} and puts {inside} {things} in each {holders[0]}.",
-        f"{person} and {other} put all their {things} together. Then they share them equally among {count} friends.",
-        f"{person} wants {inside} {things} but they still need {count} of them. {other} then helps.",
-        f"{count} friends share all the {things} of {person} equally. How many do they get, each of them?",
-        f"{person} has a lot of {things} in all. {other} has more than that. Only {count} are left in the {holders[0]}.",
+        f"{person} puts {inside} {things} in each of the {count} {holders[1]}. No {holders[0]} is left empty.",
+        f"{person} and {other} put their {things} together. They share them equally among {count} friends.",
+        f"{person} wants {inside} {things} but still needs {count} of them. Then {other} helps.",
+        f"{count} friends share the {things} of {person}. Each friend gets the same.",
     )
     return rng.choice(texts)
 
@@ -321,7 +348,6 @@ SOURCE_KINDS: tuple[tuple[Callable[[random.Random], str], int], ...] = (
     (comparison_document, 3),
     (list_document, 3),
 )
-NOTES_WEIGHTS = (6, 2, 1)
 
 
 def source_documents(rng: random.Random, count: int) -> list[str]:
@@ -345,9 +371,9 @@ def change_problem(rng: random.Random) -> Problem:
         sentences.append(event(rng, TARGET_GAINS if gain else TARGET_LOSSES, person, other, number, things))
         facts.append((held, "+" if gain else "-", number, held + number if gain else held - number))
         held = facts[-1][3]
-    closings = (f"How many {things} does {person} have in all?", "How many is that in all?")
+    closings = (f"How many {things} does {person} have now?", f"How many {things} are there now?")
     if not gain:
-        closings = (f"How many {things} does {person} have left?", "How many are left?")
+        closings = (f"How many {things} are left?", f"How many {things} has {person} left?")
     return " ".join((*sentences, rng.choice(closings))), facts
 
 
@@ -361,7 +387,7 @@ def groups_problem(rng: random.Random) -> Problem:
     more = rng.randint(2, LARGEST_NUMBER - product[3])
     text = (
         f"{person} has {product[0]} {holders[1]} with {product[2]} {things} in each {holders[0]}, and {more} more "
-        f"{things}. How many {things} does {person} have in all?"
+        f"{things}. How many {things} are there together?"
     )
     return text, [product, (product[3], "+", more, product[3] + more)]
 
@@ -374,9 +400,9 @@ def together_problem(rng: random.Random) -> Problem:
     second = rng.randint(2, LARGEST_NUMBER - 2 * first)
     text = (
         f"{person} has {first} {things}. {other} has {second} {things} more than {person}. "
-        f"How many do they have together?"
+        f"How many {things} are there together?"
     )
-    return text, [(first, "+", second, first + second), (first, "+", first + second, 2 * first + second)]
+    return text, [(first, "+", second, first + second), (first + second, "+", first, 2 * first + second)]
 
 
 def sharing_problem(rng: random.Random) -> Problem:
@@ -387,7 +413,7 @@ def sharing_problem(rng: random.Random) -> Problem:
     first = rng.randint(2, quotient[0] - 2)
     text = (
         f"{person} has {first} {things} and {other} has {quotient[0] - first} {things}. "
-        f"{quotient[2]} friends share them all equally. How many does each friend get?"
+        f"{quotient[2]} friends share them equally. How many are there for each friend?"
     )
     return text, [(first, "+", quotient[0] - first, quotient[0]), quotient]
 
@@ -401,9 +427,9 @@ def missing_problem(rng: random.Random) -> Problem:
     get = rng.randint(2, wanted - have - 1)
     text = (
         f"{person} wants {wanted} {things}. {person} has {have} and {other} gives {get} more. "
-        f"How many does {person} still need?"
+        f"How many {things} are still missing?"
     )
-    return text, [(have, "+", get, have + get), (wanted, "-", have + get, wanted - have - get)]
+    return text, [(wanted, "-", have, wanted - have), (wanted - have, "-", get, wanted - have - get)]
 
 
 TARGET_KINDS: tuple[tuple[Callable[[random.Random], Problem], int], ...] = (
@@ -449,7 +475,7 @@ def target_splits(rng: random.Random) -> tuple[list[dict[str, str]], list[dict[s
 
 
 def check_apart(rows: list[dict[str, str]], documents: list[str]) -> None:
-    """The pretraining text holds no question of the target task, whole or in its last sentence, and no answer."""
+    """No question and no worked answer of the target task is a document, or a line of one, of the pretraining text."""
     seen = {line for document in documents for line in document.split("\n")} | set(documents)
     for row in rows:
         if row["question"] in seen or row["answer"] in seen:
@@ -604,6 +630,32 @@ def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folde
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def write_card(
+    folder: Path, model: LlamaForCausalLM, rows: tuple[int, int], measured: dict[str, float], **run: int
+) -> None:
+    """The model card: what the base is, and what was measured when it was made."""
+    text = CARD.format(
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        layers=model.config.num_hidden_layers,
+        width=model.config.hidden_size,
+        vocabulary=model.config.vocab_size,
+        command=COMMAND,
+        documents=SOURCE_DOCUMENTS,
+        tokens=run["tokens"] / 1e6,
+        steps=run["steps"],
+        batch=BATCH,
+        length=LENGTH,
+        rate=LEARNING_RATE,
+        seed=run["seed"],
+        loss=measured["loss"],
+        sums=", ".join(f"`{sign}` {100 * measured[sign]:.1f} %" for sign in OPERATION_WORDS),
+        train=rows[0],
+        validation=rows[1],
+        heading=HEADING,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
 def build(out: Path, steps: int, seed: int, bf16: bool = False) -> None:
     """Make everything and write it under `out`."""
     base, data = out / "tiny_base", out / "quickstart"
@@ -629,6 +681,8 @@ def build(out: Path, steps: int, seed: int, bf16: bool = False) -> None:
     accuracy = sums_accuracy(model, tokenizer, random.Random(seed + 2), device)
     print(f"held-out loss {loss:.4f}; sums {accuracy}", flush=True)
     save_base(model, tokenizer, base)
+    counts = {"tokens": len(ids), "steps": steps, "seed": seed}
+    write_card(base, model, (len(train), len(validation)), {"loss": loss, **accuracy}, **counts)
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
 """Expressing a trained adapter as a plain LoRA for the pristine base, and reading it back to resume.
 
-LoRA-GA trains (A, B) on a base shifted by ``-s·B0·A0``. For the base as its authors publish it, the adapter is
-``s·(B A - B0 A0) = s · [B, -B0] [A; A0]``: a LoRA of rank 2·rank with the same s, which PEFT and vLLM load as they
-load any other. A and B stand in it unchanged, so a checkpoint is this same file, and resuming reads them back to the
-bit.
+For the base as its authors publish it, an adapter that began at (A0, B0) is ``s·(B A - B0 A0) = s·[B, -B0] [A; A0]``: a
+LoRA of rank 2·rank with the same s, which PEFT and vLLM load as they load any other. A and B stand in it unchanged, so
+a checkpoint is this same file, and resuming reads them back to the bit.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_ga_cli.adapter.install import ADAPTER, Start, lora_layers, weight_of
+from lora_ga_cli.adapter.install import ADAPTER, Start, lora_layers, weight_of, widen
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.model.targets import Target, shortest_names
 
@@ -41,12 +40,14 @@ def export_adapter(model: PeftModel, folder: str | Path, start: Start | None = N
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     if start is not None:
-        tensors = _for_pristine_base(tensors, start)
-        config.r = 2 * config.r
-        config.lora_alpha = start.scaling * config.r  # type: ignore[assignment]  # PEFT accepts a float; s must not change
-        config.use_rslora = False
+        if start.shift == "weights":
+            tensors = _for_pristine_base(tensors, start)
+            widen(config, start.scaling)
         _check(model, tensors, start)
     config.inference_mode = True
     base = model.get_base_model()
@@ -65,15 +66,24 @@ def restore_adapter(model: PeftModel, folder: Path, start: Start | None = None) 
     """
     tensors = load_file(folder / WEIGHTS_FILE)
     if start is not None:
-        for name, (a0, b0) in start.factors.items():
-            key_a, key_b = _keys(name)
-            rank = a0.shape[0]
-            same = torch.equal(tensors[key_a][rank:], a0) and torch.equal(tensors[key_b][:, rank:], -b0)
-            if not same:
-                raise RunError(f"{folder}: its adapter began elsewhere than this run; start again with overwrite=true")
-            tensors[key_a] = tensors[key_a][:rank].contiguous()
-            tensors[key_b] = tensors[key_b][:, :rank].contiguous()
+        if not _carries(tensors, start):
+            raise RunError(f"{folder}: its adapter began elsewhere than this run; start again with overwrite=true")
+        if start.shift == "weights":
+            for name, (a0, _) in start.factors.items():
+                key_a, key_b = _keys(name)
+                tensors[key_a] = tensors[key_a][: a0.shape[0]].contiguous()
+                tensors[key_b] = tensors[key_b][:, : a0.shape[0]].contiguous()
     set_peft_model_state_dict(model, tensors)
+
+
+def _carries(tensors: dict[str, Tensor], start: Start) -> bool:
+    """Whether the second half of every pair of factors is the start, to the bit."""
+    for name, (a0, b0) in start.factors.items():
+        key_a, key_b = _keys(name)
+        rank = a0.shape[0]
+        if not (torch.equal(tensors[key_a][rank:], a0) and torch.equal(tensors[key_b][:, rank:], -b0)):
+            return False
+    return True
 
 
 def _for_pristine_base(tensors: dict[str, Tensor], start: Start) -> dict[str, Tensor]:
@@ -86,12 +96,19 @@ def _for_pristine_base(tensors: dict[str, Tensor], start: Start) -> dict[str, Te
 
 
 def _check(model: PeftModel, tensors: dict[str, Tensor], start: Start) -> None:
-    """Compares, on one random vector a layer, ``s·(B A - B0 A0) x`` with the exported product."""
+    """Compares, on one random vector a layer, what training added to the base with the exported product."""
+    if not _carries(tensors, start):
+        raise EqualityError(
+            "the adapter's frozen half has moved, so it no longer takes its start off: train without weight decay; "
+            "nothing was written"
+        )
     generator = torch.Generator().manual_seed(0)
     for name, layer in lora_layers(model).items():
         a0, b0 = (factor.double() for factor in start.factors[name])
         key_a, key_b = _keys(name)
-        a, b = (weight_of(pair).detach().cpu().double() for pair in (layer.lora_A, layer.lora_B))
+        rank = a0.shape[0]
+        a = weight_of(layer.lora_A).detach().cpu().double()[:rank]
+        b = weight_of(layer.lora_B).detach().cpu().double()[:, :rank]
         x = torch.randn(a.shape[1], generator=generator, dtype=torch.float64)
         trained = b @ (a @ x) - b0 @ (a0 @ x)
         exported = tensors[key_b].double() @ (tensors[key_a].double() @ x)

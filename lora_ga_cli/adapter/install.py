@@ -1,14 +1,24 @@
-"""Putting LoRA-GA's start on a PEFT model: the adapter's first factors and the shifted base."""
+"""Putting LoRA-GA's start on a PEFT model: the adapter's first factors, and what takes them off again.
+
+The model must not change before its first step. Two forms do that, for the same training and the same result:
+
+- ``weights`` (LoRA-GA, equation 10): the base becomes ``W - s·B0·A0``. In half precision this rounds badly. The
+  gradient's leading directions are those in which activations are large, so ``s·B0·A0·x`` can be many times ``W·x``,
+  and what is left after the two cancel carries the rounding of the larger.
+- ``adapter``: the base stays as it is. The adapter carries its start, frozen, beside what trains:
+  ``s·[B, -B0] [A; A0]``, one pair of products of twice the rank. Before the first step both halves are equal and cancel
+  exactly.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -31,18 +41,30 @@ class Start:
     Args:
         factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU.
         scaling: the s that the adapter's product is multiplied by.
-        shifted_base: `fingerprint` of the targets' weights after ``W - s·B0·A0``; empty before it is installed.
+        shift: ``weights`` or ``adapter``; see the module.
+        installed_base: `fingerprint` of the targets' weights once it is installed (shifted, with ``weights``).
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scaling: float
-    shifted_base: str = ""
+    shift: str = "weights"
+    installed_base: str = ""
+
+    @property
+    def frozen(self) -> int:
+        """Numbers in the adapter that do not train."""
+        return sum(a0.numel() + b0.numel() for a0, b0 in self.factors.values()) if self.shift == "adapter" else 0
 
     def save(self, file: Path) -> None:
         """Writes one safetensors file, atomically."""
         tensors = {f"{name}.A0": a0 for name, (a0, _) in self.factors.items()}
         tensors |= {f"{name}.B0": b0 for name, (_, b0) in self.factors.items()}
-        about = {"scaling": self.scaling, "shifted_base": self.shifted_base, "layers": list(self.factors)}
+        about = {
+            "scaling": self.scaling,
+            "shift": self.shift,
+            "installed_base": self.installed_base,
+            "layers": list(self.factors),
+        }
         with atomic_file(file) as temporary:
             save_file(tensors, temporary, metadata={"loraga": json.dumps(about)})
 
@@ -53,7 +75,7 @@ class Start:
             pairs = {
                 name: (opened.get_tensor(f"{name}.A0"), opened.get_tensor(f"{name}.B0")) for name in about["layers"]
             }
-        return cls(pairs, about["scaling"], about["shifted_base"])
+        return cls(pairs, about["scaling"], about["shift"], about["installed_base"])
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -78,12 +100,13 @@ def initialise(
     direction: str = "ArB2r",
     scale: str = "stable",
     gamma: float = 16.0,
+    shift: str = "auto",
     seed: int = 0,
 ) -> Start:
-    """Starts a PEFT LoRA model where the gradient points, and shifts its base so that nothing changes yet.
+    """Starts a PEFT LoRA model where the gradient points, so that nothing changes yet.
 
-    Each layer gets ``A0 = c·V_Aᵀ``, ``B0 = c·U_B`` (see `starting_factors`), and its base weight becomes
-    ``W - s·B0·A0`` (LoRA-GA, equation 10). Keep the result: `export_adapter` needs it.
+    Each layer gets ``A0 = c·V_Aᵀ``, ``B0 = c·U_B`` (see `starting_factors`), and the product is taken off again, from
+    the base or in the adapter (see the module). Keep the result: `export_adapter` needs it.
 
     Args:
         model: a model with one LoRA adapter; its rank, alpha and ``use_rslora`` decide s. LoRA-GA's own is
@@ -92,17 +115,22 @@ def initialise(
         direction: ``ArB2r``, ``A2rBr``, ``ArBr`` or ``random``.
         scale: ``stable``, ``unit``, ``gd`` or ``weight_svd``.
         gamma: of ``stable``; the authors' configuration has 16.
+        shift: ``weights``, ``adapter``, or ``auto``: ``weights`` for a float32 base, else ``adapter``. With ``adapter``
+            train without weight decay, which would move the frozen half.
 
     Raises:
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    start = compute_start(model, artifact, direction=direction, scale=scale, gamma=gamma, seed=seed)
+    if shift == "auto":
+        exact = all(target.weight.dtype == torch.float32 for target in base_targets(model).values())
+        shift = "weights" if exact else "adapter"
+    start = compute_start(model, artifact, direction=direction, scale=scale, gamma=gamma, shift=shift, seed=seed)
     return install(model, start)
 
 
 def compute_start(
-    model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, seed: int
+    model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, shift: str, seed: int
 ) -> Start:
     """The start alone; changes nothing. Arguments and errors as `initialise`."""
     layers = lora_layers(model)
@@ -121,15 +149,15 @@ def compute_start(
         pairs[name] = starting_factors(
             artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)
         )
-    return Start(pairs, scaling)
+    return Start(pairs, scaling, shift)
 
 
 @torch.no_grad()
 def install(model: PeftModel, start: Start) -> Start:
-    """Copies the factors into the adapter and shifts the base, in place.
+    """Puts a start on a model, in place.
 
     Returns:
-        The start, with the shifted base's fingerprint.
+        The start, with the fingerprint of the base it is installed on.
 
     Raises:
         RunError: the start is of other layers, or was installed before on a base with other weights.
@@ -138,19 +166,67 @@ def install(model: PeftModel, start: Start) -> Start:
     if set(layers) != set(start.factors):
         raise RunError("the stored start is of other layers than this adapter has: start again with overwrite=true")
     for name, target in base_targets(model).items():
-        a0, b0 = start.factors[name]
-        weight = target.weight
-        shift = product(b0.to(weight.device), a0.to(weight.device), start.scaling)
-        weight.copy_((weight.float() - target.oriented(shift)).to(weight.dtype))
-        weight_of(layers[name].lora_A).copy_(a0)
-        weight_of(layers[name].lora_B).copy_(b0)
-    shifted = fingerprint(base_targets(model))
-    if start.shifted_base and start.shifted_base != shifted:
+        a0, b0 = (factor.to(target.weight.device) for factor in start.factors[name])
+        if start.shift == "adapter":
+            _carry(layers[name], a0, b0)
+        else:
+            weight = target.weight
+            shifted = weight.float() - target.oriented(product(b0, a0, start.scaling))
+            weight.copy_(shifted.to(weight.dtype))
+            weight_of(layers[name].lora_A).copy_(a0)
+            weight_of(layers[name].lora_B).copy_(b0)
+    if start.shift == "adapter":
+        config = model.peft_config[ADAPTER]
+        assert isinstance(config, LoraConfig)
+        widen(config, start.scaling)
+    found = fingerprint(base_targets(model))
+    if start.installed_base and start.installed_base != found:
         raise RunError(
-            "the base, shifted by the stored start, differs from the one this run began on: the base model changed, or "
-            "this is another kind of device; start again with overwrite=true"
+            "the base under the stored start differs from the one this run began on: the base model changed, or this "
+            "is another kind of device; start again with overwrite=true"
         )
-    return Start(start.factors, start.scaling, shifted)
+    return replace(start, installed_base=found)
+
+
+@torch.no_grad()
+def hold(model: PeftModel, start: Start) -> None:
+    """Puts the frozen half of an adapter that carries its start back, after an optimizer with weight decay moved it."""
+    for name, layer in lora_layers(model).items():
+        a0, b0 = start.factors[name]
+        weight_of(layer.lora_A)[a0.shape[0] :] = a0.to(weight_of(layer.lora_A))
+        weight_of(layer.lora_B)[:, b0.shape[1] :] = -b0.to(weight_of(layer.lora_B))
+
+
+def _carry(layer: LoraLayer, a0: Tensor, b0: Tensor) -> None:
+    """Makes a layer's adapter ``[B, -B0] [A; A0]`` with A = A0 and B = B0; gradients reach A and B only."""
+    rank = a0.shape[0]
+    for pair, weight, rows in (
+        (layer.lora_A, torch.cat([a0, a0]), slice(rank, None)),  # (2·rank, d_in)
+        (layer.lora_B, torch.cat([b0, -b0], dim=1), (slice(None), slice(rank, None))),  # (d_out, 2·rank)
+    ):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear.weight = nn.Parameter(weight)
+        linear.weight.register_hook(_zeroing(rows))
+        pair[ADAPTER] = linear
+    layer.r[ADAPTER] = 2 * rank
+    layer.lora_alpha[ADAPTER] = layer.scaling[ADAPTER] * 2 * rank
+    layer.use_rslora[ADAPTER] = False
+
+
+def _zeroing(part: slice | tuple[slice, slice]) -> Callable[[Tensor], Tensor]:
+    def zero(grad: Tensor) -> Tensor:
+        grad = grad.clone()
+        grad[part] = 0
+        return grad
+
+    return zero
+
+
+def widen(config: LoraConfig, scaling: float) -> None:
+    """Describes an adapter of twice the rank with the same s."""
+    config.r = 2 * config.r
+    config.lora_alpha = scaling * config.r  # type: ignore[assignment]  # PEFT accepts a float; s must not change
+    config.use_rslora = False
 
 
 def weight_of(pair: nn.ModuleDict) -> Tensor:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from lora_ga_cli import __version__
 from lora_ga_cli.cli import cache, estimate_grad, evaluate, init, merge, recipes, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
+from lora_ga_cli.errors import Interrupted
+
+
+class Commands(TyperGroup):
+    """The command tree, where an interruption is told from a failure: Typer would end without a word."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("run the same command again: it goes on from the last checkpoint") from error
+
 
 app = typer.Typer(
     name="loraga",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -51,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, 130 when interrupted."""
     State.debug = False
     try:
-        app(list(arguments) if arguments is not None else None)
+        app(list(arguments) if arguments is not None else None, prog_name="loraga")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         if State.debug:
             raise
         return report_error(error)

@@ -85,7 +85,7 @@ def prune_artifacts(
 
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.gradient.store import age_in_days
-    from lora_ga_cli.report.console import say, size
+    from lora_ga_cli.report.console import say, size, warn
 
     store = _store(cache_dir)
     entries = list(store.verify() if damaged else store.entries())
@@ -99,7 +99,9 @@ def prune_artifacts(
         named = any(entry.key.startswith(key) for key in keys or [])
         old = older_than is not None and age_in_days(entry) > older_than
         if everything or named or old or (damaged and entry.damage):
-            store.remove(entry)
+            if not store.remove(entry):
+                warn(f"{entry.key}: in use by another process, and left")
+                continue
             freed, removed = freed + entry.size, removed + 1
     leftovers = store.leftovers()
     for item in leftovers:

@@ -10,9 +10,12 @@ import typer
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
+    from lora_ga_cli.errors import InvalidInput
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Click settings of a command whose further arguments go to Hydra."""
+VALUED_FLAGS = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"}
+"""Hydra's flags after which a word is their value."""
 
 
 class State:
@@ -26,11 +29,13 @@ def _set_debug(value: bool) -> bool:
     return value
 
 
-def complete(args: list[str], incomplete: str) -> list[str]:
+def complete(context: typer.Context, incomplete: str) -> list[str]:
     """Shell completion of ``option=value``."""
     from lora_ga_cli.config.completion import candidates
 
-    return candidates(args, incomplete)
+    # Typer hands over no words; Click has parsed those before this one into the command's only argument
+    words = [word for value in context.params.values() if isinstance(value, list | tuple) for word in value]
+    return candidates([*words, *context.args], incomplete)
 
 
 Overrides = Annotated[
@@ -62,35 +67,50 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
 
         if heading:
             console.title(heading)
-        if dry_run is not None:
-            from lora_ga_cli.stages.plan import plan
+        try:
+            if dry_run is not None:
+                from lora_ga_cli.stages.plan import plan
 
-            plan(config, dry_run)
-        else:
-            try:
+                plan(config, dry_run)
+            else:
                 job(config)
-            except Exception as error:
-                if heading:
-                    report_error(error)  # the sweep goes on, so say it where it happened
-                raise
+        except Exception as error:
+            if heading:
+                report_error(error)  # the sweep goes on, so say it where it happened
+            raise
 
-    launch(list(arguments or []), task)
+    def invalid(error: InvalidInput, heading: str) -> None:
+        from lora_ga_cli.report import console
+
+        console.title(heading)
+        report_error(error)
+
+    launch(list(arguments or []), task, invalid)
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Run folders, and what goes to Hydra: whatever holds ``=`` or begins with ``-`` (and is no folder)."""
-    given = list(arguments or [])
-    folders = [item for item in given if Path(item).is_dir() or not ("=" in item or item.startswith("-"))]
-    return folders, [item for item in given if item not in folders]
+    """Run folders, and what goes to Hydra: flags with their values, and what is written as an override."""
+    folders: list[str] = []
+    options: list[str] = []
+    before = ""
+    for item in arguments or []:
+        override = "=" in item or item.startswith(("-", "~"))
+        is_folder = before not in VALUED_FLAGS and (Path(item).is_dir() or not override)
+        (folders if is_folder else options).append(item)
+        before = item
+    return folders, options
 
 
-def report_error(error: BaseException) -> int:
+def report_error(error: Exception) -> int:
     """Prints an error for a person; returns the exit code."""
     from rich.markup import escape
 
-    from lora_ga_cli.errors import InvalidInput, UserError
+    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError
     from lora_ga_cli.report.console import err
 
+    if isinstance(error, Interrupted):
+        err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
+        return error.exit_code
     if isinstance(error, InvalidInput):
         for fault in error.faults:
             hint = f" [dim]({escape(fault.hint)})[/]" if fault.hint else ""
@@ -99,9 +119,6 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, UserError):
         err.print(f"[bold red]error[/]  {escape(str(error))}")
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        err.print("[bold yellow]stopped[/]  run the same command again to go on from the last checkpoint")
-        return 130
     if type(error).__name__ == "OutOfMemoryError":
         err.print(
             "[bold red]error[/]  the accelerator's memory is full: halve trainer.micro_batch_size or "

@@ -18,6 +18,19 @@ def complete_recipe(incomplete: str) -> list[str]:
     return [recipe.name for recipe in all_recipes() if recipe.name.startswith(incomplete)]
 
 
+def _own(config_dir: Path | None) -> Path | None:
+    """The folder given by ``--config-dir``.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise InvalidInput([Fault("command line", f"--config-dir {config_dir}: no such folder")])
+    return config_dir.resolve() if config_dir is not None else None
+
+
 Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=complete_recipe)]
 
 
@@ -27,7 +40,7 @@ def list_recipes(config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import all_recipes
     from lora_ga_cli.report.tables import print_table
 
-    recipes = all_recipes(config_dir.resolve() if config_dir else None)
+    recipes = all_recipes(_own(config_dir))
     print_table(["recipe", "what it does"], [[recipe.name, recipe.summary] for recipe in recipes])
 
 
@@ -39,7 +52,7 @@ def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.report.console import out
 
-    text = find_recipe(name, config_dir.resolve() if config_dir else None).text
+    text = find_recipe(name, _own(config_dir)).text
     if out.is_terminal:
         out.print(Syntax(text, "yaml", background_color="default"))
     else:
@@ -55,11 +68,15 @@ def copy_recipe(
     """Copy a recipe into a folder of yours, to change it there."""
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.files import atomic_file
+    from lora_ga_cli.files import atomic_file, one_name
     from lora_ga_cli.report.console import say
 
     recipe = find_recipe(name)
-    file = config_dir / "recipes" / f"{(new or name).removesuffix('.yaml')}.yaml"
+    try:
+        stem = one_name((new or name).removesuffix(".yaml"))
+    except ValueError as error:
+        raise InvalidInput([Fault("command line", f"{new}: {error}", "--config-dir names the folder")]) from error
+    file = config_dir / "recipes" / f"{stem}.yaml"
     if file.exists():
         raise InvalidInput([Fault(str(file), "exists already", f"loraga recipes copy {name} ANOTHER_NAME")])
     with atomic_file(file) as temporary:

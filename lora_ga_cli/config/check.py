@@ -2,158 +2,311 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import misfit, unknown
+from lora_ga_cli.config.options import mapping_around, misfit, unknown
+from lora_ga_cli.config.safety import COMMAND_LINE as FOR_THE_COMMAND_LINE
 from lora_ga_cli.config.safety import unsafe
-from lora_ga_cli.errors import Fault, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, nearest
 
 COMMAND_LINE = "command line"
+REQUIRED = ("model", "dataset")
+"""Groups without a default: a recipe or the command line chooses them."""
+REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
+"""Flags of Hydra's that would have it read what is not checked here, or run what was pickled."""
+PASSED_FLAGS = ("cfg", "package", "info", "resolve", "run", "multirun", "shell_completion", "hydra_help")
 
 
 @dataclass
 class Sources:
-    """What a configuration is composed from, and where each of its values was written."""
+    """What a configuration is composed from, and where each of its values was written.
+
+    Args:
+        flags: Hydra's own, as they are handed to it.
+        documents: every file that was chosen, each before those that it builds on. Hydra sees no other.
+    """
 
     locations: Locations
+    flags: list[str] = field(default_factory=list)
     overrides: list[Override] = field(default_factory=list)
     documents: list[Document] = field(default_factory=list)
 
-    def where(self, path: KeyPath) -> str:
-        """Where the value at ``path`` was written: the command line wins over recipes, recipes over groups."""
-        for override in reversed(self.overrides):
-            if tuple(override.key_or_group.split(".")) == path:
-                return COMMAND_LINE
-        for document in sorted(self.documents, key=lambda document: document.group != "recipe"):
+    @property
+    def arguments(self) -> list[str]:
+        """The command line for Hydra: options first, which its parser wants together."""
+        return [*(self._for_hydra(override) for override in self.overrides), *self.flags]
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether an option may have several values, one for each job."""
+        mode = any(override.input_line == "hydra.mode=MULTIRUN" for override in self.overrides)
+        return mode or "--multirun" in self.flags
+
+    def where(self, *paths: KeyPath) -> str:
+        """Where the values at ``paths`` were written; of several, the place that wins over the others.
+
+        The command line wins over recipes, a recipe over those it builds on, recipes over groups.
+        """
+        places = [place for path in paths for place in self._places(path)]
+        return min(places, default=(0, "configuration"))[1]
+
+    def document(self, group: str, choice: str) -> Document:
+        """A file that was read."""
+        return next(found for found in self.documents if (found.group, found.choice) == (group, choice))
+
+    def _places(self, path: KeyPath) -> Iterator[tuple[int, str]]:
+        for override in self.overrides:
+            given = tuple(override.key_or_group.split("."))
+            if path == given or (path[: len(given)] == given and not self.is_choice(override.key_or_group)):
+                yield 0, COMMAND_LINE
+        for number, document in enumerate(sorted(self.documents, key=lambda document: document.group != "recipe"), 1):
             inside = path[len(document.package) :]
             if path[: len(document.package)] == document.package and inside in document.lines:
-                return document.where(inside)
-        return "configuration"
+                yield number, document.where(inside)
+
+    def _for_hydra(self, override: Override) -> str:
+        """An override as Hydra takes it, where loraga is more lenient."""
+        text, key = str(override.input_line), override.key_or_group
+        if _is_hydras(key):
+            return text
+        values = _values(override, [])
+        if self.is_choice(key) and any(isinstance(value, int | float) for value in values):
+            return f"{key}={','.join(repr(str(value)) for value in values)}"  # of a file called 12.yaml
+        return ("++" if mapping_around(tuple(key.split("."))) else "") + text.lstrip("+")
+
+    def is_choice(self, key: str) -> bool:
+        """Whether an override's key chooses a file."""
+        return key == "recipe" or key in self.locations.groups()
 
 
-def check(arguments: Sequence[str]) -> tuple[Sources, list[Fault]]:
+def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, list[Fault]]:
     """Parses the arguments that go to Hydra and reads every file they choose.
+
+    Args:
+        arguments: overrides and Hydra's flags, in any order.
+        whole: they describe a whole configuration, and not changes to one.
 
     Returns:
         The sources, and all faults: unparsable overrides, unknown options, choices and recipes, values that do not
         fit, files that are not YAML or do what a file may not.
     """
-    parsed, unknown_flags = get_args_parser().parse_known_args(list(arguments))
-    faults = [Fault(COMMAND_LINE, f"no option {flag}", "see --help") for flag in unknown_flags if flag.startswith("-")]
+    try:
+        parsed, others = _parsed(arguments)
+    except InvalidInput as error:
+        return Sources(Locations()), error.faults
+    faults = [Fault(COMMAND_LINE, f"no option {flag}", "see --help") for flag in others if flag.startswith("-")]
+    for name in REFUSED_FLAGS:
+        if getattr(parsed, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            faults.append(Fault(COMMAND_LINE, f"{flag} is refused", "--config-dir DIR adds recipes and choices"))
     own = None
     if parsed.config_dir is not None:
         own = Path(parsed.config_dir).expanduser().resolve()
         if not own.is_dir():
-            return Sources(Locations()), [
-                *faults,
-                Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"),
-            ]
+            faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
+            return Sources(Locations()), faults
         faults += _reserved(own)
-    sources = Sources(Locations(own))
-    for text in parsed.overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            hint = (
-                "write option=value"
-                if "=" not in text
-                else "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
-            )
-            faults.append(Fault(COMMAND_LINE, f"cannot read {text!r}", hint))
-            continue
-        sources.overrides.append(override)
+    sources = Sources(Locations(own), list(_flags(parsed)))
+    sources.overrides, problems = _overrides(parsed.overrides)
+    faults += problems
+    for override in sources.overrides:
         faults += _check_override(sources, override)
-    if not any(override.key_or_group == "recipe" for override in sources.overrides):
-        faults += _without_recipe(sources)
+    if whole:
+        primary, _ = read_document(sources.locations.primary, PRIMARY)
+        for group in sources.locations.groups():
+            for entry in primary.defaults:
+                if isinstance(entry, dict) and entry.get(group, "???") != "???":
+                    faults += _check_choice(sources, group, entry[group], "configuration")
+        faults = faults or _incomplete(sources)
     return sources, list(dict.fromkeys(faults))
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Overrides and flags in any order; argparse's own complaints as faults."""
+
+    def refuse(message: str) -> NoReturn:
+        raise InvalidInput([Fault(COMMAND_LINE, message.removeprefix("argument "), "see --help")])
+
+    parser = get_args_parser()
+    with mock.patch.object(parser, "error", refuse):
+        return parser.parse_known_intermixed_args(list(arguments))
+
+
+def _flags(parsed: argparse.Namespace) -> Iterator[str]:
+    for name in PASSED_FLAGS:
+        value = getattr(parsed, name)
+        if value:
+            yield f"--{name.replace('_', '-')}"
+        if isinstance(value, str):
+            yield value
+
+
+def _overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:
+    overrides, faults = [], []
+    for text in texts:
+        try:
+            overrides.append(OverridesParser.create().parse_override(text))
+        except HydraException:
+            quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
+            hint = quote if "=" in text else "write option=value"
+            faults.append(Fault(COMMAND_LINE, f"cannot read {text!r}", hint))
+    return overrides, faults
 
 
 def _reserved(own: Path) -> list[Fault]:
     """A user's folder adds choices and recipes; it does not replace the application's own configuration."""
+    hints = {
+        "hydra": "hydra.* options are for the command line",
+        f"{PRIMARY}.yaml": "write a recipe in recipes/",
+        f"{SCHEMA}.yaml": "write a recipe in recipes/",
+        "recipe": "recipes lie in recipes/",
+    }
     return [
-        Fault(
-            shown(own / name), "a configuration folder cannot set this up", "hydra.* options are for the command line"
-        )
-        for name in ("hydra", f"{PRIMARY}.yaml", f"{SCHEMA}.yaml")
+        Fault(shown(own / name), "a configuration folder cannot have this", hint)
+        for name, hint in hints.items()
         if (own / name).exists()
     ]
 
 
-def _without_recipe(sources: Sources) -> list[Fault]:
-    chosen = {override.key_or_group for override in sources.overrides}
-    if {"model", "dataset"} <= chosen:
-        return []
-    recipes = ", ".join(sources.locations.choices("recipe"))
-    return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {recipes}; or model=… and dataset=…")]
-
-
-def _check_override(sources: Sources, override: Override) -> list[Fault]:
-    key = override.key_or_group
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")) or override.is_delete():
-        return []
-    if key == "recipe" or key in sources.locations.groups():
-        return [fault for choice in _values(override) for fault in check_choice(sources, key, choice, COMMAND_LINE)]
-    path = tuple(key.split("."))
-    problem = unknown(path)
-    if problem:
-        return [Fault(COMMAND_LINE, problem)]
-    problems = [misfit(path, value) for value in _values(override)]
-    return [Fault(COMMAND_LINE, problem) for problem in problems if problem]
-
-
-def check_choice(sources: Sources, group: str, choice: Any, where: str) -> list[Fault]:
-    """Checks that a choice of a group exists, then its file and the files it chooses in turn."""
-    choices = sources.locations.choices(group)
-    if choice is None and group == "recipe":
-        return []
-    if choice not in choices:
-        return [Fault(where, f"no {group} {choice!r}", nearest(str(choice), choices))]
-    if any(document.file == choices[choice] for document in sources.documents):
-        return []
-    document, faults = read_document(choices[choice], group)
-    sources.documents.append(document)
-    faults += unsafe(document)
-    for entry in document.defaults:
-        for other_group, other in _choices_in(entry, group):
-            faults += check_choice(sources, other_group, other, document.where(("defaults",)))
-    for path, value in leaves(document.data):
-        full = (*document.package, *path)
-        if path[0] == "hydra" or path[-1].startswith("_") or any(part.startswith("_") for part in path):
-            continue  # said by `unsafe`
-        problem = unknown(full)
-        if problem and not unknown(full[:-1]):
-            faults.append(Fault(document.where(path), problem))
-        elif not problem and (trouble := misfit(full, value)):
-            faults.append(Fault(document.where(path), trouble))
+def _incomplete(sources: Sources) -> list[Fault]:
+    """Whether a model and a data set are chosen, for every recipe of the command line."""
+    given = {override.key_or_group: override for override in sources.overrides}
+    missing = [group for group in REQUIRED if group not in given]
+    recipes = [str(value) for value in _values(given["recipe"], [])] if "recipe" in given else []
+    recipes = [name for name in recipes if name in sources.locations.choices("recipe")]
+    if missing and not recipes:
+        known = ", ".join(sources.locations.choices("recipe"))
+        return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
+    faults = []
+    for name in recipes:
+        document = sources.document("recipe", name)
+        for group in missing:
+            if group not in _groups_chosen(sources, document):
+                hint = f"under defaults: `- override /{group}: NAME`; or {group}=NAME on the command line"
+                faults.append(Fault(document.where(()), f"chooses no {group}", hint))
     return faults
 
 
-def _choices_in(entry: Any, group: str) -> list[tuple[str, str]]:
-    """The (group, choice) pairs of one entry of a defaults list."""
-    if isinstance(entry, str):
-        return [] if entry == "_self_" else [(group, entry)]
-    if isinstance(entry, dict):
-        pairs = []
-        for key, choice in entry.items():
-            name = str(key).removeprefix("override").removeprefix("optional").strip().lstrip("/")
-            if "hydra" not in name and "@" not in name:
-                pairs.append((name, choice))
-        return pairs
-    return []
+def _groups_chosen(sources: Sources, document: Document) -> set[str]:
+    chosen = set()
+    for entry in document.defaults:
+        match _choice_in(entry, document, sources.locations):
+            case ("recipe", str(name)):
+                chosen |= _groups_chosen(sources, sources.document("recipe", name))
+            case (group, _):
+                chosen.add(group)
+    return chosen
 
 
-def _values(override: Override) -> list[Any]:
-    """The value of an override, or every value of a sweep."""
+def _check_override(sources: Sources, override: Override) -> list[Fault]:
+    key, path = override.key_or_group, tuple(override.key_or_group.split("."))
+    if key == "hydra.searchpath":
+        return [Fault(COMMAND_LINE, f"{key} is refused", "--config-dir DIR adds recipes and choices")]
+    if _is_hydras(key):
+        return []
+    problem = unknown(path)
+    if override.package is not None:
+        problem = f"no option {key}@{override.package}"
+    if problem:
+        return [Fault(COMMAND_LINE, problem)]
+    if override.is_delete():
+        return [Fault(COMMAND_LINE, f"~{key}: an option cannot be removed", "give it another value, or null")]
+    if override.is_sweep_override() and not sources.sweeps:
+        return [Fault(COMMAND_LINE, f"{override.input_line}: several values", f"-m for a sweep; {key}=[…] for a list")]
+    if sources.is_choice(key):
+        choices = _values(override, sources.locations.choices(key))
+        if not choices:
+            return [Fault(COMMAND_LINE, f"{override.input_line}: no {key} is called so")]
+        return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
+    problems = [misfit(path, value) for value in _values(override, [])]
+    return [Fault(COMMAND_LINE, problem) for problem in problems if problem]
+
+
+def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: tuple[str, ...] = ()) -> list[Fault]:
+    """Checks that a choice of a group exists, then its file and the files it builds on.
+
+    Args:
+        above: the choices of this group that build on it.
+    """
+    choices = sources.locations.choices(group)
+    if choice is None and group == "recipe":
+        return []
+    name = "null" if choice is None else str(choice)
+    if not isinstance(choice, str | int | float) or isinstance(choice, bool) or name not in choices:
+        hint = nearest(name, choices) if isinstance(choice, str) else f"one of {', '.join(choices)}"
+        return [Fault(where, f"no {group} {name!r}", hint)]
+    if name in above:
+        return [Fault(where, f"{group} {name} builds on itself: {' → '.join([*above, name])}")]
+    if any((document.group, document.choice) == (group, name) for document in sources.documents):
+        return []
+    document, faults = read_document(choices[name], group)
+    sources.documents.append(document)
+    faults += [*unsafe(document), *_unfit(document)]
+    for number, entry in enumerate(document.defaults):
+        place = document.where(("defaults", str(number)))
+        match _choice_in(entry, document, sources.locations):
+            case (other_group, other):
+                chain = (*above, name) if other_group == group else ()
+                faults += _check_choice(sources, other_group, other, place, chain)
+            case str(problem):
+                faults.append(Fault(place, problem))
+    return faults
+
+
+def _unfit(document: Document) -> list[Fault]:
+    """Unknown options of a file, and values that do not fit."""
+    faults = []
+    for path, value in leaves(document.data):
+        full = (*document.package, *path)
+        if path[0] == "hydra" or any(re.fullmatch(r"_\w+_", part) for part in path):
+            continue  # said by `unsafe`
+        problem = None if unknown(full[:-1]) else unknown(full) or misfit(full, value)
+        if problem:
+            faults.append(Fault(document.where(path), problem))
+    return faults
+
+
+def _choice_in(entry: Any, document: Document, locations: Locations) -> tuple[str, Any] | str | None:
+    """Group and choice of an entry of a defaults list; None for ``_self_``; else what is wrong with it."""
+    if entry == "_self_":
+        return None
+    if isinstance(entry, str) and re.fullmatch(r"[^/@:]+", entry):
+        return document.group, entry
+    key, choice = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (str(entry), None)
+    found = re.fullmatch(r"override /(\w+)", str(key))
+    if found and found[1] in locations.groups() and document.group == "recipe":
+        return found[1], choice
+    said = f"defaults: {key}: {choice!r}" if isinstance(entry, dict) else f"defaults: {entry}"
+    if "hydra" in str(key) or "@" in str(key):
+        return f"{said}: a file cannot configure Hydra ({FOR_THE_COMMAND_LINE})"
+    groups = ", ".join(locations.groups())
+    others = f" or `override /GROUP: CHOICE`, GROUP of {groups}" if document.group == "recipe" else ""
+    return f"{said}: write the name of a {document.group} to build on{others}"
+
+
+def _is_hydras(key: str) -> bool:
+    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
+
+
+def _values(override: Override, choices: Iterable[str]) -> list[Any]:
+    """The value of an override, or every value of a sweep; of a pattern, the ``choices`` that match it."""
+    value = override.value()
+    if isinstance(value, Glob):
+        return list(value.filter(sorted(choices)))
     if not override.is_sweep_override():
-        return [override.value()]
-    return list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+        return [value]
+    plain = (getattr(item, "text", item) for item in override.sweep_iterator()) if override.is_discrete_sweep() else ()
+    return list(plain)

@@ -17,19 +17,19 @@ def candidates(arguments: Sequence[str], incomplete: str) -> list[str]:
     keep it whole. Either way the values are completed.
     """
     words = [word for word in arguments if word]
+    locations = Locations(_own(words))
     if incomplete == "=" and words:
-        return _values(words[-1])
+        return _values(words[-1], locations)
     if words and words[-1] == "=" and len(words) > 1:
-        return [value for value in _values(words[-2]) if value.startswith(incomplete)]
+        return [value for value in _values(words[-2], locations) if value.startswith(incomplete)]
     if "=" in incomplete:
         name, _, begun = incomplete.partition("=")
-        return [f"{name}={value}" for value in _values(name) if value.startswith(begun)]
-    names = ["recipe", *Locations(_own(words)).groups(), *(".".join(path) for path in all_options())]
+        return [f"{name}={value}" for value in _values(name, locations) if value.startswith(begun)]
+    names = ["recipe", *locations.groups(), *(".".join(path) for path in all_options())]
     return [f"{name}=" for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
-def _values(name: str) -> list[str]:
-    locations = Locations()
+def _values(name: str, locations: Locations) -> list[str]:
     if name == "recipe" or name in locations.groups():
         return sorted(locations.choices(name))
     return values_of(tuple(name.split(".")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from lora_ga_cli.config.check import Sources, check
+from lora_ga_cli.config.check import COMMAND_LINE, Sources, check
 from lora_ga_cli.config.documents import read_document
-from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations
-from lora_ga_cli.config.options import default_values, explain
+from lora_ga_cli.config.locations import PRIMARY, SCHEMA
+from lora_ga_cli.config.options import all_options, default_values, explain, mentioned
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
@@ -28,10 +29,15 @@ Task = Callable[[Config, str], None]
 """Receives a configuration and, in a sweep, a title for the job (its number and overrides); else an empty one."""
 
 
-def launch(arguments: Sequence[str], task: Task) -> None:
+def launch(
+    arguments: Sequence[str], task: Task, invalid: Callable[[InvalidInput, str], None] = lambda error, title: None
+) -> None:
     """Composes the configuration that ``arguments`` describe and calls ``task``, once for each job of a sweep.
 
-    ``arguments`` are Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
+    Args:
+        arguments: Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
+        task: what to do with each configuration.
+        invalid: told of a job of a sweep whose options do not go together, instead of ``task``, with its title.
 
     Raises:
         InvalidInput: anything is wrong with them; all faults at once.
@@ -40,8 +46,6 @@ def launch(arguments: Sequence[str], task: Task) -> None:
     sources, faults = check(arguments)
     if faults:
         raise InvalidInput(faults)
-    ConfigStore.instance().store(name=SCHEMA, node=default_values(), provider="loraga")
-    _register_recipes(sources.locations)
 
     failures: list[Exception] = []
     jobs: list[str] = []
@@ -50,50 +54,83 @@ def launch(arguments: Sequence[str], task: Task) -> None:
     def application(node: DictConfig) -> None:
         jobs.append(_job_title(sources))
         try:
-            task(validated(node, sources), jobs[-1])
+            try:
+                config = validated(_resolved(node, sources), sources)
+            except InvalidInput as error:
+                if jobs[-1]:
+                    invalid(error, jobs[-1])
+                raise
+            task(config, jobs[-1])
         except Exception as error:
             if os.getpid() != process:
                 raise  # in a launcher's process, whose caller sees only what is raised
             failures.append(error)
 
-    main = hydra.main(version_base="1.3", config_path=str(sources.locations.conf), config_name=PRIMARY)(application)
+    main = hydra.main(version_base="1.3", config_path=None, config_name=PRIMARY)(application)
     # hydra.main reads sys.argv, and prints tracebacks of its own unless it is told to let errors through
-    with mock.patch.object(sys, "argv", ["loraga", *arguments]), mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}):
+    with (
+        mock.patch.object(sys, "argv", ["loraga", *sources.arguments]),
+        mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
+        mock.patch.dict(ConfigStore.instance().repo),
+    ):
+        _register(sources)
         try:
             main()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InvalidInput([Fault("configuration", _first_line(error))]) from error
-        except ValueError as error:
-            if "can be specified" in str(error) or "--resolve" in str(error):  # Hydra's complaints about its own flags
-                raise InvalidInput([Fault("command line", _first_line(error))]) from error
-            raise
-    if len(jobs) == 1 and failures:
+        except Exception as error:
+            if sources.sweeps and not jobs and not isinstance(error, HydraException | OmegaConfBaseException):
+                raise SweepError([error]) from error  # from a launcher's process
+            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
+    if failures and not sources.sweeps:
         raise failures[0]
     if failures:
         raise SweepError(failures, len(jobs))
 
 
-def validated(node: DictConfig, sources: Sources) -> Config:
-    """The typed configuration of a composed node.
+def _resolved(node: DictConfig, sources: Sources) -> dict[str, Any]:
+    """The plain values of a composed node.
+
+    Raises:
+        InvalidInput: an interpolation leads nowhere, or in a circle.
+    """
+    try:
+        values = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        path = tuple(str(error.full_key or "").split("."))
+        raise InvalidInput([Fault(sources.where(path), f"{'.'.join(path)}: {_first_line(error)}")]) from error
+    except RecursionError as error:
+        raise InvalidInput([Fault("configuration", "interpolations lead in a circle")]) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def validated(values: dict[str, Any], sources: Sources) -> Config:
+    """The typed configuration of plain values.
 
     Raises:
         InvalidInput: with the place where each wrong value was written.
     """
-    with_recipe = OmegaConf.to_container(node, resolve=True)
     try:
-        return Config.model_validate(with_recipe)
+        return Config.model_validate(_given(values))
     except ValidationError as error:
         faults = []
         for item in error.errors():
             path = tuple(str(part) for part in item["loc"])
             if item["type"] == "missing":
-                faults.append(Fault(sources.where(path[:-1]), f"{'.'.join(path)} is required"))
-            elif item["type"] == "value_error":
+                name = ".".join(path)
+                faults.append(Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…"))
+            elif item["type"] == "value_error" and path not in all_options():
                 problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
-                faults += [Fault(sources.where(path), problem) for problem in problems]
+                faults += [Fault(sources.where(*mentioned(problem)), problem) for problem in problems]
             else:
                 faults.append(Fault(sources.where(path), explain(path, item["input"], item)))
         raise InvalidInput(faults) from None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what is still missing, which Hydra writes ``???``."""
+    return {
+        name: _given(value) if isinstance(value, dict) else value for name, value in values.items() if value != "???"
+    }
 
 
 def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -102,23 +139,21 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     Raises:
         InvalidInput: an override of anything else, or one that does not fit.
     """
-    sources, faults = check(["recipe=null", *overrides])
-    changes = OmegaConf.create(stored)
-    for override in sources.overrides[1:]:
-        key = override.key_or_group
+    sources, faults = check(overrides, whole=False)
+    changes = copy.deepcopy(stored)
+    if sources.flags:
+        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
+    for override in sources.overrides if not faults else []:
+        key, value = override.key_or_group, override.value()
         if key == "eval":
-            document, _ = read_document(sources.locations.choices("eval")[str(override.value())], "eval")
-            changes["eval"] = OmegaConf.create(document.data)
-        elif key.startswith("eval.") or key == "device":
-            OmegaConf.update(changes, key, override.value())
+            changes["eval"] = dict(sources.document("eval", str(value)).data)
+        elif key.startswith("eval."):
+            changes["eval"][key.removeprefix("eval.")] = value
+        elif key == "device":
+            changes["device"] = value
         else:
-            faults.append(
-                Fault(
-                    "command line",
-                    f"{key} belongs to the run, whose settings are fixed",
-                    "here: eval=…, eval.…, device=…",
-                )
-            )
+            hint = "here: eval=…, eval.…, device=…"
+            faults.append(Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint))
     if faults:
         raise InvalidInput(faults)
     return validated(changes, sources)
@@ -135,21 +170,23 @@ def compose(overrides: Sequence[str]) -> Config:
     return found[0]
 
 
-def _register_recipes(locations: Locations) -> None:
-    """Makes recipes a group of Hydra's; their files have been checked, and need no ``@package`` header."""
+def _register(sources: Sources) -> None:
+    """Makes what was read and checked all that Hydra can see: it opens no file of the configuration itself."""
     store = ConfigStore.instance()
-    for name, file in locations.choices("recipe").items():
-        document, faults = read_document(file, "recipe")
-        if not faults:
-            node: dict[str, Any] = dict(document.data)
-            # the recipe's own options win over recipes it builds on
-            defaults = list(document.defaults)
-            if defaults and "_self_" not in defaults:
-                plain = [entry for entry in defaults if not _is_override(entry)]
-                defaults = [*plain, "_self_", *(entry for entry in defaults if _is_override(entry))]
-            if defaults:
-                node = {"defaults": defaults, **node}
-            store.store(group="recipe", name=name, node=node, package="_global_", provider="loraga")
+    for group in ("recipe", *sources.locations.groups()):
+        store.repo.pop(group, None)
+    primary, _ = read_document(sources.locations.primary, PRIMARY)
+    store.store(name=SCHEMA, node=default_values(), provider="loraga")
+    store.store(name=PRIMARY, node={"defaults": primary.defaults, **primary.data}, provider="loraga")
+    for document in sources.documents:
+        # a file's own options win over the files it builds on
+        plain = [entry for entry in document.defaults if entry != "_self_" and not _is_override(entry)]
+        defaults = [*plain, "_self_", *(entry for entry in document.defaults if _is_override(entry))]
+        if "_self_" in document.defaults:
+            defaults = document.defaults
+        node = {"defaults": defaults, **document.data}
+        package = "_global_" if document.group == "recipe" else None
+        store.store(group=document.group, name=document.choice, node=node, package=package, provider="loraga")
 
 
 def _is_override(entry: Any) -> bool:
@@ -168,4 +205,7 @@ def _job_title(sources: Sources) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an error says first; Hydra's are sometimes empty around another."""
+    if not str(error).strip() and error.__cause__ is not None:
+        return _first_line(error.__cause__)
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

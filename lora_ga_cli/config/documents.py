@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf._utils import get_yaml_loader
 
 from lora_ga_cli.config.locations import shown
 from lora_ga_cli.errors import Fault
 
 KeyPath = tuple[str, ...]
+PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+)
+MOST_LINES = 10_000
+"""Keys and list items of a file, counted once for each time that an anchor repeats them."""
 
 
 @dataclass
@@ -36,6 +41,11 @@ class Document:
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
     @property
+    def choice(self) -> str:
+        """What chooses the file within its group."""
+        return self.file.stem
+
+    @property
     def package(self) -> KeyPath:
         """Where the file's keys go in the whole configuration."""
         return () if self.group == "recipe" else (self.group,)
@@ -48,29 +58,41 @@ class Document:
 
 
 def read_document(file: Path, group: str) -> tuple[Document, list[Fault]]:
-    """Reads one YAML file; a file that cannot be parsed gives a fault with its line and an empty document."""
+    """Reads one YAML file; a file that is not plain YAML gives faults with their lines and an empty document."""
     document = Document(file, group)
     try:
         document.text = file.read_text(encoding="utf-8")
-        node = yaml.compose(document.text, Loader=yaml.SafeLoader)
+        loader = get_yaml_loader()(document.text)
+        node = loader.get_single_node()
         if node is None:
             return document, []
         if not isinstance(node, yaml.MappingNode):
             return document, [Fault(f"{shown(file)}:1", "not a mapping of options", "write `option: value` lines")]
-        _collect_lines(node, (), document.lines)
-        content = OmegaConf.to_container(OmegaConf.create(document.text), resolve=False)
-        assert isinstance(content, dict)
-        document.data = {str(key): value for key, value in content.items()}
+        faults = [
+            Fault(f"{shown(file)}:{line}", f"{'.'.join(path)}: {what}")
+            for path, line, what in _examine(node, (), document.lines, frozenset())
+        ]
+        if faults:
+            return document, faults
+        content = loader.construct_document(node)
     except UnicodeDecodeError:
         return document, [Fault(shown(file), "not UTF-8 text")]
-    except yaml.YAMLError as error:
+    except OSError as error:
+        return document, [Fault(shown(file), f"cannot be read: {error.strerror}")]
+    except RecursionError:
+        return document, [Fault(shown(file), "nested too deep")]
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        return document, [Fault(f"{shown(file)}:{line}", f"not YAML: {getattr(error, 'problem', error)}")]
-    except OmegaConfBaseException as error:
-        return document, [Fault(shown(file), str(error).splitlines()[0])]
+        said = str(getattr(error, "problem", error)).splitlines()[0]
+        return document, [Fault(f"{shown(file)}:{line}", f"not YAML: {said}")]
+    document.data = {str(key): value for key, value in content.items()}
     defaults = document.data.pop("defaults", [])
-    document.defaults = defaults if isinstance(defaults, list) else [defaults]
+    if not isinstance(defaults, list):
+        return document, [
+            Fault(document.where(("defaults",)), f"defaults: {defaults!r}: a list is wanted", "defaults: [...]")
+        ]
+    document.defaults = defaults
     return document, []
 
 
@@ -84,12 +106,28 @@ def leaves(data: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
     return found
 
 
-def _collect_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    if isinstance(node, yaml.MappingNode):
+def _examine(
+    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], around: frozenset[int]
+) -> Iterator[tuple[KeyPath, int, str]]:
+    """Notes the line of every key and list item; yields path, line and reason of what is no plain data.
+
+    Args:
+        around: the nodes that ``node`` lies in: with YAML's anchors it may be one of them.
+    """
+    line = node.start_mark.line + 1
+    if node.tag not in PLAIN_TAGS:
+        yield path, line, f"{node.tag.replace('tag:yaml.org,2002:', '!!')} is refused; write a plain value"
+    elif id(node) in around:
+        yield path, line, "contains itself"
+    elif len(lines) > MOST_LINES:
+        raise yaml.YAMLError("too long")
+    elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
             lines[here] = key.start_mark.line + 1
-            _collect_lines(value, here, lines)
+            yield from _examine(value, here, lines, around | {id(node)})
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*path, str(index))] = value.start_mark.line + 1
+            here = (*path, str(index))
+            lines[here] = value.start_mark.line + 1
+            yield from _examine(value, here, lines, around | {id(node)})

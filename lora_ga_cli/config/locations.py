@@ -23,7 +23,7 @@ class Locations:
     """The folders that a composition may read.
 
     Args:
-        own: the folder given by ``--config-dir``; searched first.
+        own: the folder given by ``--config-dir``; what lies there wins over what is shipped.
     """
 
     own: Path | None = None
@@ -33,25 +33,19 @@ class Locations:
         return _shipped("conf")
 
     @property
-    def _roots(self) -> list[Path]:
-        return ([self.own] if self.own is not None else []) + [self.conf]
+    def primary(self) -> Path:
+        return self.conf / f"{PRIMARY}.yaml"
 
     def groups(self) -> list[str]:
-        """Names of the configuration groups."""
-        found = {
-            item.name for root in self._roots for item in root.iterdir() if item.is_dir() and any(item.glob("*.yaml"))
-        }
-        return sorted(found - {"recipes", "hydra"})
+        """Names of the configuration groups; a user's own folder adds choices to them."""
+        return sorted(item.name for item in self.conf.iterdir() if item.is_dir() and any(item.glob("*.yaml")))
 
     def choices(self, group: str) -> dict[str, Path]:
         """The files of a group by choice; the user's own folder wins."""
         folders = [_shipped("recipes")] if group == "recipe" else [self.conf / group]
         if self.own is not None:
             folders.append(self.own / ("recipes" if group == "recipe" else group))
-        return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-
-    def is_own(self, file: Path) -> bool:
-        return self.own is not None and file.is_relative_to(self.own)
+        return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml")) if file.is_file()}
 
 
 def shown(file: Path) -> str:

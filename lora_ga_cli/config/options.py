@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -62,45 +63,68 @@ def values_of(path: KeyPath) -> list[str]:
 
 def unknown(path: KeyPath) -> str | None:
     """What is wrong with a name, with the nearest right one; None if it is an option, a group, or inside a mapping."""
-    options = all_options()
-    if path in options or any(option[: len(path)] == path for option in options):
-        return None
-    if any(path[:cut] in options and get_origin(options[path[:cut]].annotation) is dict for cut in range(1, len(path))):
+    if path in all_options() or is_group(path) or mapping_around(path):
         return None
     hint = _nearest_option(path)
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
 
 
+def is_group(path: KeyPath) -> bool:
+    """Whether a name stands for several options."""
+    return any(option[: len(path)] == path != option for option in all_options())
+
+
+def mapping_around(path: KeyPath) -> KeyPath | None:
+    """The option that takes a mapping, and is named by ``path`` or has it inside."""
+    options = all_options()
+    cuts = (path[:cut] for cut in range(1, len(path) + 1))
+    return next((cut for cut in cuts if cut in options and get_origin(options[cut].annotation) is dict), None)
+
+
 def misfit(path: KeyPath, value: Any) -> str | None:
     """Why a value does not fit an option; None if it does, or cannot be known before composition."""
+    if is_group(path):
+        return None if isinstance(value, dict) else f"{'.'.join(path)}={_shown(value)}: it is a group of options"
     field = all_options().get(path)
     if field is None or (isinstance(value, str) and "${" in value):
         return None
+    if isinstance(value, bool) and field.annotation is not bool:
+        return f"{'.'.join(path)}={_shown(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
     try:
         annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
-        return explain(path, value, error.errors()[0], field)
+        return explain(path, value, error.errors()[0])
     return None
 
 
-def explain(path: KeyPath, value: Any, error: Any, field: FieldInfo | None = None) -> str:
+def explain(path: KeyPath, value: Any, error: Any) -> str:
     """One line for a pydantic error."""
-    field = field or all_options().get(path)
-    choices = _literals(field.annotation) if field else []
-    shown_value = _shown(value)
+    options = all_options()
+    option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
+    name, shown_value = ".".join(option), _shown(value)
+    if error["type"] == "list_type":
+        return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
+    choices = _literals(options[option].annotation) if option in options else []
     if choices and isinstance(value, str | bool | int):
         hint = nearest(str(value), choices)
-        return f"{'.'.join(path)}={shown_value} is not one of {', '.join(choices)}" + (
+        return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
             f" ({hint})" if hint.startswith("did") else ""
         )
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-    return f"{'.'.join(path)}={shown_value} {message[0].lower()}{message[1:]}"
+    return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
+
+
+def mentioned(text: str) -> list[KeyPath]:
+    """The options that a message names."""
+    words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
+    return [path for path in words if path in all_options()]
 
 
 def _nearest_option(path: KeyPath) -> str:
+    ancestors = {".".join(path[:cut]) for cut in range(1, len(path))}
     names = {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
-    return nearest(".".join(path), names)
+    return nearest(".".join(path), names - ancestors)
 
 
 def _walk(section: type[Section], prefix: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:

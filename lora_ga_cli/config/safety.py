@@ -7,15 +7,20 @@ read the environment nor reach out of the folders they belong in. The command li
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from omegaconf.errors import GrammarParseError
+from omegaconf.grammar_parser import OmegaConfGrammarParser, parse
+
 from lora_ga_cli.config.documents import Document, leaves
 from lora_ga_cli.errors import Fault
+from lora_ga_cli.files import BUNDLED
 
 SAFE_RESOLVERS = frozenset({"oc.select", "oc.dict.keys", "oc.dict.values"})
 """Resolvers of OmegaConf that only look at the configuration itself."""
-WRITE_PATHS = (("output_dir",), ("name",), ("cache_dir",))
+WRITE_PATHS = (("output_dir",), ("cache_dir",))
 READ_PATHS = (
     ("model", "path"),
     ("model", "tokenizer"),
@@ -24,9 +29,8 @@ READ_PATHS = (
     ("dataset", "validation_file"),
     ("eval", "file"),
 )
-COMMAND_LINE_ONLY = (("model", "trust_remote_code"), ("overwrite",))
-_RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
-_PACKAGE_HEADER = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
+COMMAND_LINE_ONLY = (("model", "trust_remote_code"), ("overwrite",), ("recipe",))
+_PACKAGE_HEADER = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 COMMAND_LINE = "that is for the command line"
 
 
@@ -39,51 +43,59 @@ def unsafe(document: Document) -> list[Fault]:
         faults.append(
             Fault(document.where(()), f"'@package {header.group(1)}' would set options elsewhere", "remove it")
         )
-    for entry in document.defaults:
-        if "hydra" in str(entry) or "@" in str(entry):
-            faults.append(
-                Fault(document.where(("defaults",)), f"defaults: {entry}: a file cannot configure Hydra", COMMAND_LINE)
-            )
     for path, value in leaves(document.data):
         where, key = document.where(path), path[-1]
-        if len(path) == 1 and key == "hydra" and document.group == "recipe":
-            faults.append(Fault(where, "a recipe cannot configure Hydra", COMMAND_LINE))
+        if path == ("hydra",):
+            faults.append(Fault(where, "a file cannot configure Hydra", COMMAND_LINE))
         if re.fullmatch(r"_\w+_", key):
             faults.append(Fault(where, f"{key} names code to run; a recipe is data"))
-        for text in _strings(value):
-            for resolver in _RESOLVER.findall(text):
-                if resolver not in SAFE_RESOLVERS:
-                    faults.append(
-                        Fault(
-                            where,
-                            f"${{{resolver}:…}} is refused in a file",
-                            f"allowed: {', '.join(sorted(SAFE_RESOLVERS))}",
-                        )
-                    )
+        faults += [Fault(where, what, hint) for text in _strings(value) for what, hint in _unsafe_interpolations(text)]
         full = (*document.package, *path)
+        name = ".".join(full)
         if full in COMMAND_LINE_ONLY and value:
-            faults.append(Fault(where, f"{'.'.join(full)} is refused in a file", COMMAND_LINE))
-        checked = WRITE_PATHS + (READ_PATHS if document.group == "recipe" else ())
-        if full in checked:
+            faults.append(Fault(where, f"{name} is refused in a file", COMMAND_LINE))
+        if full in WRITE_PATHS or (full in READ_PATHS and document.group == "recipe"):
             for text in _strings(value):
-                if _leaves_folder(text):
-                    faults.append(
-                        Fault(
-                            where,
-                            f"{'.'.join(full)}={text} leaves the working folder",
-                            f"give it on the command line: {'.'.join(full)}=PATH",
-                        )
-                    )
+                if "${" in text:
+                    faults.append(Fault(where, f"{name}={text}: a path in a file is written out"))
+                elif _leaves_folder(text, reads=full in READ_PATHS):
+                    hint = f"give it on the command line: {name}=PATH"
+                    faults.append(Fault(where, f"{name}={text} leaves the working folder", hint))
     return faults
 
 
+def _unsafe_interpolations(text: str) -> Iterator[tuple[str, str]]:
+    """What is wrong with the interpolations of a text, and a hint.
+
+    They are parsed as OmegaConf does: a resolver may stand inside another, or have a name that is interpolated.
+    """
+    if "${" not in text:
+        return
+    try:
+        pending: list[Any] = [parse(text)]
+    except (GrammarParseError, RecursionError):
+        yield f"cannot read {text!r}", "interpolations are written ${option}"
+        return
+    while pending:
+        node = pending.pop()
+        pending += getattr(node, "children", None) or []
+        if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
+            resolver = node.resolverName().getText()
+            if resolver not in SAFE_RESOLVERS:
+                yield f"${{{resolver}:…}} is refused in a file", f"allowed: {', '.join(sorted(SAFE_RESOLVERS))}"
+
+
 def _strings(value: Any) -> list[str]:
+    """The texts of a value, in lists too; those in a mapping are found at their own keys."""
     if isinstance(value, str):
         return [value]
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []
 
 
-def _leaves_folder(text: str) -> bool:
+def _leaves_folder(text: str, *, reads: bool) -> bool:
+    if text.startswith(BUNDLED) and not reads:
+        return True
+    text = text.removeprefix(BUNDLED)
     parts = PurePosixPath(text).parts + PureWindowsPath(text).parts
     absolute = PurePosixPath(text).is_absolute() or bool(PureWindowsPath(text).drive or PureWindowsPath(text).root)
-    return absolute or ".." in parts or text.startswith("~") or text.startswith("file:")
+    return absolute or ".." in parts or text.startswith(("~", "file:", BUNDLED))

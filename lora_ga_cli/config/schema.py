@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from lora_ga_cli.files import one_name
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, AfterValidator(one_name)]
+"""A text that becomes part of a folder's name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 Direction = Literal["ArB2r", "A2rBr", "ArBr", "random"]
@@ -141,7 +145,7 @@ class DatasetConfig(Section):
 class MethodConfig(Section):
     """A fine-tuning method: which adapter, and how it starts."""
 
-    name: str = "lora_ga"
+    name: Name = "lora_ga"
     """What run folders and tables call the method."""
     adapter: Literal["none", "lora"] = "lora"
     """``none`` trains every weight of the model."""
@@ -155,6 +159,10 @@ class MethodConfig(Section):
     """Size of the starting factors. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
     gamma: Annotated[float, Field(gt=0)] = 16.0
     """The constant of ``scale=stable``, without unit."""
+    shift: Literal["auto", "weights", "adapter"] = "auto"
+    """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
+    weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
+    ``auto``: ``weights`` in float32, ``adapter`` in half precision, where a shifted weight rounds too coarsely."""
 
 
 class GradientConfig(Section):
@@ -202,7 +210,8 @@ class TrainerConfig(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the gradient's L2 norm; 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of forward and backward (autocast). ``auto`` follows ``model.dtype``."""
+    """Autocast of forward and backward. ``auto``: none, but for float16 bases; a bfloat16 base computes in bfloat16 by
+    itself, and the adapter on it in float32."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     logging_steps: Positive = 10
@@ -241,9 +250,9 @@ class EvalConfig(Section):
 class Config(Section):
     """A whole run."""
 
-    recipe: str | None = None
+    recipe: Name | None = None
     """The recipe this run was composed from; set by ``recipe=NAME``."""
-    name: str | None = None
+    name: Name | None = None
     """Folder of the run inside ``output_dir``; null derives one from recipe, method, rank and settings."""
     output_dir: str = "runs"
     """Folder that holds run folders."""
@@ -274,6 +283,13 @@ class Config(Section):
     def scaling(self) -> float:
         """The factor ``s`` on the adapter's product ``B A``."""
         return self.alpha / (self.rank**0.5 if self.method.rank_stabilised else self.rank)
+
+    @property
+    def shift(self) -> Literal["weights", "adapter"]:
+        """``method.shift``, with ``auto`` decided."""
+        if self.method.shift == "auto":
+            return "weights" if self.model.dtype == "float32" else "adapter"
+        return self.method.shift
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

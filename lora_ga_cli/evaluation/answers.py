@@ -14,7 +14,8 @@ def extract(text: str, pattern: str) -> str | None:
     if not matches:
         return None
     found = matches[-1]
-    return normalise(found.group(1) if found.re.groups else found.group(0))
+    answer = found.group(1) if found.re.groups else found.group(0)
+    return None if answer is None else normalise(answer)
 
 
 def normalise(answer: str) -> str:

@@ -68,7 +68,7 @@ class ArtifactStore:
             The artifact, and whether it was reused.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{key}.lock")
+        lock = self._lock(key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -113,15 +113,34 @@ class ArtifactStore:
             except ArtifactDamaged as error:
                 yield replace(entry, damage=str(error))
 
-    def remove(self, entry: Entry) -> None:
-        shutil.rmtree(entry.path)
-        (self.folder / f".{entry.key}.lock").unlink(missing_ok=True)
+    def remove(self, entry: Entry) -> bool:
+        """Removes an artifact, unless a process is estimating it anew; says whether it did."""
+        try:
+            with self._lock(entry.key).acquire(timeout=0):
+                shutil.rmtree(entry.path)
+        except Timeout:
+            return False
+        return True
 
     def leftovers(self) -> list[Path]:
-        """What interrupted writes and set-aside artifacts left behind."""
+        """What interrupted writes and set-aside artifacts left behind; nothing that a process is writing."""
         if not self.folder.is_dir():
             return []
-        return [item for item in self.folder.iterdir() if item.is_dir() and not _is_artifact(item)]
+        items = [item for item in self.folder.iterdir() if item.is_dir() and not _is_artifact(item)]
+        return [item for item in items if not self._in_use(item.name.removeprefix(".").partition(".")[0])]
+
+    def _lock(self, key: str) -> FileLock:
+        """What a process holds while it computes and writes an artifact. Its file stays: others may wait on it."""
+        return FileLock(self.folder / f".{key}.lock")
+
+    def _in_use(self, key: str) -> bool:
+        if not (self.folder / f".{key}.lock").exists():
+            return False
+        try:
+            with self._lock(key).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def _entry(self, folder: Path) -> Entry:
         sizes = file_sizes(folder)

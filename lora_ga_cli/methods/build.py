@@ -37,7 +37,8 @@ class Trainable:
     @property
     def parameters(self) -> int:
         """How many numbers train."""
-        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        numbers = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return numbers - (self.start.frozen if self.start is not None else 0)
 
 
 def build(
@@ -67,15 +68,23 @@ def build(
         assert gradient is not None
         method = config.method
         stored = compute_start(
-            wrapped, gradient, direction=method.direction, scale=method.scale, gamma=method.gamma, seed=config.seed
+            wrapped,
+            gradient,
+            direction=method.direction,
+            scale=method.scale,
+            gamma=method.gamma,
+            shift=config.shift,
+            seed=config.seed,
         )
     return Trainable(wrapped, install(wrapped, stored))
 
 
 def build_empty(model: PreTrainedModel, config: Config) -> nn.Module:
-    """The method on a model without weights (on the meta device): shapes and what trains, without a start."""
+    """The method on a model without weights (on the meta device): the shapes it has while it trains."""
     if config.method.adapter == "none":
         return model
+    if config.method.start == "gradient" and config.shift == "adapter":
+        config = config.model_copy(update={"rank": 2 * config.rank})
     with torch.device("meta"):
         return get_peft_model(model, lora_config(config, model, find_targets(model, config.target_modules)))
 

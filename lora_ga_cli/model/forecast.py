@@ -56,7 +56,8 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, che
 
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            module.warn_if_padding_and_no_attention_mask = lambda *_: None  # it looks at values, and there are none
+            # it looks at values, and there are none
+            setattr(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)  # noqa: B010
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.device("meta"):

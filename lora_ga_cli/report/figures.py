@@ -40,10 +40,12 @@ def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
                 markersize=4,
                 label=f"{label}, validation",
             )
-    axes.set(xlabel="optimizer step", ylabel="loss per label (nats)", title=title)
+    axes.set(xlabel="optimizer step", ylabel="loss per label (nats)")
+    axes.set_title(title, parse_math=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+            text.set_parse_math(False)
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from lora_ga_cli.report.console import out
@@ -29,11 +30,11 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(name, row.get(name), _best(name, rows)) for name in metrics]
-        table.add_row(*(str(row[name]) for name in told), *cells)
+        table.add_row(*(escape(str(row[name])) for name in told), *cells)
     out.print(table, soft_wrap=False)
     same = [f"{name} {rows[0][name]}" for name in about if name not in told and name != "run"]
     if len(rows) > 1 and same:
-        out.print(f"[dim]all: {', '.join(same)}[/]")
+        out.print(f"[dim]all: {escape(', '.join(same))}[/]")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> None:
@@ -43,7 +44,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: 
         narrow = index == 0 or column in numeric
         table.add_column(column, justify="right" if column in numeric else "left", overflow="fold", no_wrap=narrow)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     out.print(table, soft_wrap=False)
 
 

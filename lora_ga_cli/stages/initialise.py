@@ -88,10 +88,15 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
             trainable.start.save(run.start_file)
         run.update_manifest(base_fingerprint=pristine, start_difference=difference)
         origin = "restored" if stored else "as set"
-        start = f"started along the gradient ({config.method.direction}, scale {config.method.scale})"
+        method = config.method
+        start = (
+            f"started along the gradient ({method.direction}, scale {method.scale}, taken off in the {config.shift})"
+        )
+        if trainable.start is None:
+            start = "started at zero"
         how = f"{origin if stored else start}; logits equal the base's to {difference:.0e}"
         layers = len(base_targets(trainable.model))  # type: ignore[arg-type]
-        step("init", f"{config.method.name}, rank {_built_rank(trainable)}, {layers} layers, {how}")
+        step("init", f"{config.method.name}, rank {_trained_rank(trainable)}, {layers} layers, {how}")
     total = sum(parameter.numel() for parameter in trainable.model.parameters())
     step(
         "init",
@@ -100,11 +105,12 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
     return trainable
 
 
-def _built_rank(trainable: Trainable) -> int:
-    """The rank as the built layers have it, rather than as it was asked for."""
+def _trained_rank(trainable: Trainable) -> int:
+    """The rank that trains, as the built layers have it rather than as it was asked for."""
     ranks = {parameter.shape[0] for name, parameter in trainable.model.named_parameters() if ".lora_A." in name}
     assert len(ranks) == 1
-    return ranks.pop()
+    carried = trainable.start is not None and trainable.start.shift == "adapter"
+    return ranks.pop() // (2 if carried else 1)
 
 
 def _no_gradient() -> GradientArtifact:

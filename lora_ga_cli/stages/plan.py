@@ -93,6 +93,8 @@ def _forecast(inputs: Inputs) -> None:
     kept = activation_bytes(model, config.trainer.micro_batch_size, longest, task=task, checkpointing=checkpointing)
     _say_memory("training", Memory(weight_bytes(model), state_bytes(model), kept), "gradients and moments")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if config.method.start == "gradient" and config.shift == "adapter":
+        trained -= sum(item.numel() for name, item in model.named_parameters() if ".lora_" in name) // 2
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")

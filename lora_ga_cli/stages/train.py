@@ -26,7 +26,7 @@ from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
+from lora_ga_cli.training.callbacks import FiniteGradient, FrozenStart, Recorder
 from lora_ga_cli.training.checkpoints import last_whole, step_of
 from lora_ga_cli.training.run_folder import RunFolder, claim, find_run
 from lora_ga_cli.training.trainer import LoragaTrainer
@@ -98,6 +98,8 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
         step("train", f"resuming after step {done}")
     recorder = Recorder(run.metrics_file, TrainingDisplay())
     callbacks: list[Any] = [recorder, FiniteGradient()]
+    if trainable.start is not None and trainable.start.shift == "adapter" and options.weight_decay > 0:
+        callbacks.append(FrozenStart(trainable.start))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     held_out = inputs.data.validation

@@ -11,7 +11,9 @@ from transformers import TrainingArguments
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
 
-AUTOCAST = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
+"""What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
+it in float32; autocast would round the adapter's factors too. float16 needs the loss scaling that comes with it."""
 
 
 def processes() -> int:
@@ -20,7 +22,7 @@ def processes() -> int:
 
 
 def precision(config: Config) -> str:
-    """``fp32``, ``bf16`` or ``fp16``: what ``trainer.precision`` says, or what ``model.dtype`` implies."""
+    """The autocast type (``fp32`` is none): what ``trainer.precision`` says, or what ``model.dtype`` implies."""
     chosen = config.trainer.precision
     return AUTOCAST[config.model.dtype] if chosen == "auto" else chosen
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_ga_cli.adapter.install import Start, hold
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.report.progress import Point, TrainingDisplay
 from lora_ga_cli.training import metrics
@@ -68,6 +69,18 @@ class Recorder(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.display.stop()
+
+
+class FrozenStart(TrainerCallback):
+    """Keeps an adapter's frozen half where it is, whatever the optimizer's weight decay does to it."""
+
+    def __init__(self, start: Start):
+        self.start = start
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        hold(model, self.start)
 
 
 class FiniteGradient(TrainerCallback):

@@ -15,7 +15,9 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def mark_whole(checkpoint: Path) -> None:
     """Declares that everything of a checkpoint has been written."""
-    write_json(checkpoint / MARK, file_sizes(checkpoint))
+    sizes = file_sizes(checkpoint)
+    sizes.pop(MARK, None)
+    write_json(checkpoint / MARK, sizes)
 
 
 def is_whole(checkpoint: Path) -> bool:

@@ -19,7 +19,8 @@ NOT_SETTINGS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
 """Options that leave a run's result as it is; two runs that differ only in them are the same run."""
-NOT_TRAINER_SETTINGS = {"logging_steps", "save_total_limit", "dataloader_workers"}
+NOT_TRAINER_SETTINGS = {"logging_steps", "save_total_limit", "dataloader_workers", "micro_batch_size"}
+NOT_GRADIENT_SETTINGS = {"micro_batch_size", "capacity", "offload"}
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def settings(config: Config) -> dict[str, Any]:
     """What determines a run's result, as nested plain data."""
     chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
-    if config.method.start != "gradient":
-        chosen.pop("gradient")
+    gradient = chosen.pop("gradient")
+    if config.method.start == "gradient":
+        chosen["gradient"] = {key: value for key, value in gradient.items() if key not in NOT_GRADIENT_SETTINGS}
     return chosen
 
 

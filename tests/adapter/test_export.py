@@ -37,7 +37,9 @@ AUTO = {
 }
 
 
-def trained(family: str, *, gradient: bool = True, steps: int = 3) -> tuple[PeftModel, Start | None]:
+def trained(
+    family: str, *, gradient: bool = True, shift: str = "weights", decay: float = 0.0
+) -> tuple[PeftModel, Start | None]:
     """A model after a few steps of plain gradient descent from LoRA-GA's start, or from LoRA's."""
     model, batch = build_model(family).eval(), build_batch(family)
     artifact = estimate_gradients(model, [batch])
@@ -48,18 +50,21 @@ def trained(family: str, *, gradient: bool = True, steps: int = 3) -> tuple[Peft
             r=4, use_rslora=True, target_modules=artifact.target_modules, fan_in_fan_out=family == "gpt2", **task
         ),
     )
-    start = initialise(peft, artifact) if gradient else None
-    optimizer = torch.optim.Adam([item for item in peft.parameters() if item.requires_grad], lr=1e-2)
-    for _ in range(steps):
+    start = initialise(peft, artifact, shift=shift) if gradient else None
+    trained = [item for item in peft.parameters() if item.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=decay)
+    for _ in range(3):
         peft(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return peft, start
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_peft_alone_computes_what_was_trained(family: str, tmp_path: Path, saved_bases: dict[str, Path]) -> None:
-    model, start = trained(family)
+@pytest.mark.parametrize(("family", "shift"), [*((family, "weights") for family in FAMILIES), ("gpt2", "adapter")])
+def test_peft_alone_computes_what_was_trained(
+    family: str, shift: str, tmp_path: Path, saved_bases: dict[str, Path]
+) -> None:
+    model, start = trained(family, shift=shift)
     export_adapter(model, tmp_path / "adapter", start)
     batch = build_batch(family)
     save_file(batch, tmp_path / "batch.safetensors")
@@ -74,8 +79,9 @@ def test_peft_alone_computes_what_was_trained(family: str, tmp_path: Path, saved
         assert float((untrained - expected).norm() / expected.norm()) > 0.05  # the steps did something
 
 
-def test_the_adapter_is_a_plain_lora_of_twice_the_rank(tmp_path: Path) -> None:
-    model, start = trained("llama")
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+def test_the_adapter_is_a_plain_lora_of_twice_the_rank(tmp_path: Path, shift: str) -> None:
+    model, start = trained("llama", shift=shift)
     export_adapter(model, tmp_path, start)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == 8
@@ -105,8 +111,9 @@ def test_a_lora_without_a_gradient_start_is_saved_as_it_is(tmp_path: Path) -> No
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, True)
 
 
-def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path) -> None:
-    model, start = trained("llama")
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path, shift: str) -> None:
+    model, start = trained("llama", shift=shift)
     export_adapter(model, tmp_path, start)
     kept = {name: item.clone() for name, item in model.named_parameters() if item.requires_grad}
     with torch.no_grad():
@@ -124,6 +131,12 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
     other = Start({name: (2 * a0, b0) for name, (a0, b0) in start.factors.items()}, start.scaling)
     with pytest.raises(RunError, match="began elsewhere"):
         restore_adapter(model, tmp_path, other)
+
+
+def test_a_frozen_half_that_weight_decay_moved_is_not_written(tmp_path: Path) -> None:
+    model, start = trained("llama", shift="adapter", decay=0.1)
+    with pytest.raises(EqualityError, match=r"frozen half has moved.*without weight decay"):
+        export_adapter(model, tmp_path, start)
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -45,17 +45,19 @@ def first_step(model: PeftModel, family: str) -> dict[str, np.ndarray]:
     return moved
 
 
-@pytest.mark.parametrize("direction", ["ArB2r", "A2rBr", "ArBr"])
+@pytest.mark.parametrize(
+    ("direction", "shift"), [("ArB2r", "weights"), ("A2rBr", "weights"), ("ArBr", "weights"), ("ArB2r", "adapter")]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_steps_along_its_gradient(
-    artifacts: dict[str, GradientArtifact], family: str, direction: str
+    artifacts: dict[str, GradientArtifact], family: str, direction: str, shift: str
 ) -> None:
     """Against the full gradient and its decomposition by numpy in float64; Conv1D (GPT-2) included."""
     base = build_model(family).eval()
     targets = find_targets(base)
     grads = torch.autograd.grad(base(**build_batch(family)).loss, [target.weight for target in targets.values()])
     model = wrapped(family, artifacts[family])
-    initialise(model, artifacts[family], direction=direction)
+    initialise(model, artifacts[family], direction=direction, shift=shift)
     moved = first_step(model, family)
     assert set(moved) == set(targets)
     for (name, target), grad in zip(targets.items(), grads, strict=True):
@@ -67,13 +69,14 @@ def test_every_layer_steps_along_its_gradient(
 
 
 @pytest.mark.parametrize("scale", ["stable", "unit", "gd", "weight_svd"])
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_changes_at_step_0(artifacts: dict[str, GradientArtifact], family: str, scale: str) -> None:
+def test_nothing_changes_at_step_0(artifacts: dict[str, GradientArtifact], family: str, shift: str, scale: str) -> None:
     batch = build_batch(family)
     with torch.no_grad():
         expected = build_model(family).eval()(**batch).logits
         model = wrapped(family, artifacts[family])
-        initialise(model, artifacts[family], scale=scale)
+        initialise(model, artifacts[family], scale=scale, shift=shift)
         found = model(**batch).logits
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
@@ -91,7 +94,7 @@ def test_a_start_is_the_same_to_the_bit_and_from_a_thousand_times_the_loss(
         for first, second, third in zip(pair, again.factors[name], scaled.factors[name], strict=True):
             assert torch.equal(first, second)
             torch.testing.assert_close(first, third, rtol=1e-4, atol=1e-5)
-    assert one.shifted_base == again.shifted_base
+    assert one.installed_base == again.installed_base
 
 
 def test_one_artifact_serves_every_rank_up_to_half_its_capacity(artifacts: dict[str, GradientArtifact]) -> None:
@@ -135,3 +138,40 @@ def test_a_stored_start_refuses_another_base(artifacts: dict[str, GradientArtifa
         next(iter(base_targets(other).values())).weight[0, 0] += 1e-3
     with pytest.raises(RunError, match="base model changed"):
         install(other, start)
+
+
+def test_a_half_precision_base_is_left_as_it_is(artifacts: dict[str, GradientArtifact]) -> None:
+    """Shifting bfloat16 weights moves the logits by more than rounding; carrying the start does not move them at all."""
+    batch, differences = build_batch("llama"), {}
+    for shift in ("weights", "adapter", "auto"):
+        base = build_model("llama").to(torch.bfloat16).eval()
+        with torch.no_grad():
+            expected = base(**batch).logits.float()
+            model = get_peft_model(
+                base, LoraConfig(r=RANK, use_rslora=True, target_modules=artifacts["llama"].target_modules)
+            )
+            initialise(model, artifacts["llama"], shift=shift)
+            found = model(**batch).logits.float()
+        differences[shift] = float((found - expected).norm() / expected.norm())
+    assert differences["adapter"] == differences["auto"] < 1e-3
+    assert differences["weights"] > 10 * max(differences["adapter"], 1e-6)
+
+
+def test_both_forms_train_the_same_adapter(artifacts: dict[str, GradientArtifact]) -> None:
+    """A few steps of SGD and Adam from either form give the same logits; the frozen half does not move."""
+    batch, trained = build_batch("llama"), {}
+    for shift in ("weights", "adapter"):
+        model = wrapped("llama", artifacts["llama"])
+        start = initialise(model, artifacts["llama"], shift=shift)
+        optimizer = torch.optim.Adam([item for item in model.parameters() if item.requires_grad], 1e-2)
+        for _ in range(4):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained[shift] = model(**batch).logits.detach()
+    torch.testing.assert_close(trained["weights"], trained["adapter"], rtol=1e-3, atol=1e-4)
+    for name, (a0, b0) in start.factors.items():
+        layer = lora_layers(model)[name]
+        assert torch.equal(layer.lora_A["default"].weight[RANK:], a0)
+        assert torch.equal(layer.lora_B["default"].weight[:, RANK:], -b0)
+        assert not torch.equal(layer.lora_A["default"].weight[:RANK], a0)

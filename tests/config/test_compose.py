@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,9 +104,6 @@ def test_the_environment_and_the_arguments_are_as_before(monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.argv", ["untouched"])
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     compose([QUICKSTART])
-    import os
-    import sys
-
     assert sys.argv == ["untouched"]
     assert "HYDRA_FULL_ERROR" not in os.environ
 

@@ -17,7 +17,7 @@ REFUSED = {
     "a partial": ("model:\n  _partial_: true\n", 5, "_partial_"),
     "a hydra node": ("hydra:\n  run:\n    dir: /x\n", 4, "Hydra"),
     "an environment variable": ("name: ${oc.env:HOME}\n", 4, "oc.env"),
-    "spaces in the resolver": ("name: ${ oc.env : HOME }\n", 4, "oc.env"),
+    "spaces in the resolver": ("name: '${ oc.env : HOME }'\n", 4, "oc.env"),
     "a resolver inside a resolver": ("name: ${oc.select:nope,${oc.env:HOME}}\n", 4, "oc.env"),
     "a resolver in a list": ("target_modules:\n  - ${oc.env:HOME}\n", 4, "oc.env"),
     "a resolver within text": ("name: run-${now:%Y}\n", 4, "now"),

@@ -37,15 +37,15 @@ def test_each_job_has_its_configuration_and_a_title_of_what_tells_it_from_the_ot
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-m", QUICKSTART, "rank=1,2,3"], [QUICKSTART, "-m", "rank=1,2,3"], [QUICKSTART, "rank=1,2,3", "--multirun"]],
+    [["-m", QUICKSTART, "rank=1,2"], [QUICKSTART, "-m", "rank=1,2"], [QUICKSTART, "rank=1,2", "--multirun"]],
 )
 def test_the_flag_may_stand_anywhere(arguments: list[str]) -> None:
-    assert [config.rank for _, config in jobs(*arguments)] == [1, 2, 3]
+    assert [config.rank for _, config in jobs(*arguments)] == [1, 2]
 
 
-@pytest.mark.parametrize("sweep", ["rank=1,2,3", "rank=range(1,4)", "rank=choice(1,2,3)", "++rank=1,2,3"])
+@pytest.mark.parametrize("sweep", ["rank=range(1,3)", "rank=choice(1,2)", "++rank=1,2"])
 def test_hydras_ways_to_write_a_sweep_work(sweep: str) -> None:
-    assert [config.rank for _, config in jobs(QUICKSTART, sweep, "-m")] == [1, 2, 3]
+    assert [config.rank for _, config in jobs(QUICKSTART, sweep, "-m")] == [1, 2]
 
 
 def test_two_sweeps_multiply() -> None:

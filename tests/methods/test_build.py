@@ -22,6 +22,7 @@ def configured(method: str, *overrides: str) -> Config:
         [
             "model=causal_lm",
             "model.path=x",
+            "model.dtype=float32",
             "dataset=jsonl",
             "dataset.train_file=x",
             f"method={method}",
@@ -44,6 +45,14 @@ def test_an_adapter_trains_rank_times_both_sides(method: str) -> None:
     assert trainable.parameters == sum(4 * (d_out + d_in) for d_out, d_in in shapes)
     empty = build_empty(build_model("llama").to("meta"), configured(method))
     assert sum(item.numel() for item in empty.parameters() if item.requires_grad) == trainable.parameters
+
+
+def test_a_carried_start_does_not_count_as_trained() -> None:
+    """The frozen half doubles the adapter and not what trains."""
+    carried, shifted = built("lora_ga", "method.shift=adapter"), built("lora_ga", "method.shift=weights")
+    assert carried.parameters == shifted.parameters
+    empty = build_empty(build_model("llama").to("meta"), configured("lora_ga", "method.shift=adapter"))
+    assert sum(item.numel() for item in empty.parameters() if item.requires_grad) == 2 * shifted.parameters
 
 
 def test_full_fine_tuning_trains_everything() -> None:

@@ -158,11 +158,15 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         assert "resuming after step 2" in out
 
 
-def test_full_fine_tuning_resumes_too(loraga: Loraga, arguments: Arguments) -> None:
-    loraga("train", *arguments("llama", "output_dir=whole", "method=full"))
-    killed(arguments("llama", "method=full"), between_two_checkpoints)
-    assert "resuming after step 2" in loraga("train", *arguments("llama", "method=full"))
-    one, other = (load_file(only_run(folder) / "model.safetensors") for folder in ("whole", "runs"))
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("method=full", "model"), ("method=lora", "adapter_model"), ("method.shift=adapter", "adapter_model")],
+)
+def test_every_kind_of_run_resumes(loraga: Loraga, arguments: Arguments, kind: str, file: str) -> None:
+    loraga("train", *arguments("llama", "output_dir=whole", kind))
+    killed(arguments("llama", kind), between_two_checkpoints)
+    assert "resuming after step 2" in loraga("train", *arguments("llama", kind))
+    one, other = (load_file(only_run(folder) / f"{file}.safetensors") for folder in ("whole", "runs"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 

@@ -177,7 +177,12 @@ def test_early_stopping_stops(loraga: Loraga, worsening: Arguments) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [("model.dtype=bfloat16",), ("trainer.precision=bf16",), ("trainer.gradient_checkpointing=true",)]
+    "extra",
+    [
+        ("model.dtype=bfloat16", "trainer.weight_decay=0.1"),
+        ("trainer.precision=bf16",),
+        ("trainer.gradient_checkpointing=true",),
+    ],
 )
 def test_precisions_and_checkpointing(loraga: Loraga, arguments: Arguments, extra: tuple[str, ...]) -> None:
     loraga("train", *arguments("llama", *extra))

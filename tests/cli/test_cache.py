@@ -1,0 +1,130 @@
+"""``loraga cache``: what is stored, whether it is whole, and getting rid of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_ga_cli.cli.app import main
+from lora_ga_cli.gradient.artifact import FACTORS_FILE, MANIFEST_FILE, GradientArtifact
+from lora_ga_cli.gradient.factors import truncated_svd
+from lora_ga_cli.gradient.store import ArtifactStore
+
+DAY = 86400
+KEYS = ("aaa111", "aaa222", "bbb333")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    """Three gradients, the first new, the others 10 and 20 days old."""
+    monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "cache"))
+    store = ArtifactStore(tmp_path / "cache")
+    factors = truncated_svd(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)), 4)
+    for number, key in enumerate(KEYS):
+        artifact = GradientArtifact({"layer": factors}, 4, {"model": "tiny", "rows": 64}, key)
+        artifact.save(store.path(key))
+        moment = time.time() - number * 10 * DAY
+        os.utime(store.path(key), (moment, moment))
+    return store
+
+
+def keys(store: ArtifactStore) -> list[str]:
+    return sorted(entry.key for entry in store.entries())
+
+
+def damage(store: ArtifactStore, key: str) -> None:
+    content = bytearray((store.path(key) / FACTORS_FILE).read_bytes())
+    content[-1] ^= 1
+    (store.path(key) / FACTORS_FILE).write_bytes(content)
+
+
+def test_an_empty_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "list", "--cache-dir", str(tmp_path / "none")]) == 0
+    assert "no gradients in" in capsys.readouterr().out
+
+
+def test_gradients_are_listed_newest_first(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "list"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    rows = [line for line in lines if line[0] in KEYS]
+    assert [row[0] for row in rows] == list(KEYS)
+    assert rows[1][1:5] == ["tiny", "64", "1", "2"]
+    assert rows[1][-2:] == ["10.0", "d"]
+
+
+def test_a_cache_elsewhere_can_be_named(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "other"))
+    assert main(["cache", "list", "--cache-dir", str(tmp_path / "cache")]) == 0
+    assert KEYS[0] in capsys.readouterr().out
+
+
+def test_verify_passes_when_all_are_whole(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "verify"]) == 0
+    assert capsys.readouterr().out.count("whole") == 3
+
+
+def test_verify_names_the_damaged_and_exits_with_1(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(store, "aaa222")
+    (store.path("bbb333") / MANIFEST_FILE).unlink()
+    assert main(["cache", "verify"]) == 1
+    printed = capsys.readouterr()
+    assert "aaa111: whole" in printed.out
+    assert "aaa222" in printed.err
+    assert "bbb333" in printed.err
+    assert keys(store) == list(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        ([], ["aaa111", "aaa222", "bbb333"]),
+        (["aaa111"], ["aaa222", "bbb333"]),
+        (["aaa"], ["bbb333"]),
+        (["aaa2", "bbb"], ["aaa111"]),
+        (["--older-than", "15"], ["aaa111", "aaa222"]),
+        (["--older-than", "5"], ["aaa111"]),
+        (["--damaged"], ["aaa111", "bbb333"]),
+        (["--damaged", "--older-than", "15"], ["aaa111"]),
+        (["--all"], []),
+    ],
+    ids=lambda value: " ".join(value) or "nothing",
+)
+def test_prune_removes_what_is_asked_for_and_nothing_else(
+    arguments: list[str], left: list[str], store: ArtifactStore
+) -> None:
+    damage(store, "aaa222")
+    assert main(["cache", "prune", *arguments]) == 0
+    assert keys(store) == left
+
+
+def test_prune_refuses_a_key_that_is_not_there_and_removes_nothing(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["cache", "prune", "aaa111", "zzz"]) == 2
+    assert "no stored gradient zzz" in capsys.readouterr().err
+    assert keys(store) == list(KEYS)
+
+
+def test_prune_removes_what_was_set_aside_or_left_by_an_interrupted_write(store: ArtifactStore) -> None:
+    long_ago = time.time() - 30 * DAY
+    for name in ("aaa111.damaged", ".ccc444.x1y2.tmp"):
+        (store.folder / name).mkdir()
+        os.utime(store.folder / name, (long_ago, long_ago))
+    assert main(["cache", "prune"]) == 0
+    assert store.leftovers() == []
+    assert keys(store) == list(KEYS)
+
+
+def test_prune_leaves_what_another_process_is_writing(store: ArtifactStore) -> None:
+    from filelock import FileLock
+
+    (store.folder / ".ccc444.x1y2.tmp").mkdir()
+    with FileLock(store.folder / ".ccc444.lock"):
+        assert main(["cache", "prune"]) == 0
+    assert (store.folder / ".ccc444.x1y2.tmp").is_dir()

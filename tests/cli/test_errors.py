@@ -1,0 +1,236 @@
+"""Errors as a person meets them: a line or two, no traceback, and an exit code that a script can use."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ga_cli.cli.app import main
+from lora_ga_cli.cli.common import State, report_error, split_folders
+from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, nearest
+from lora_ga_cli.stages import train as train_stage
+
+QUICKSTART = "recipe=quickstart"
+Training = Callable[[Any], None]
+
+
+@pytest.fixture(autouse=True)
+def _without_debugging() -> None:
+    State.debug = False
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training], None]:
+    """Puts a function in the place of the training stage: these tests are about what is said of its errors."""
+    return lambda function: monkeypatch.setattr(train_stage, "train", function)
+
+
+def failing(error: Exception) -> Training:
+    def train(config: Any) -> None:
+        raise error
+
+    return train
+
+
+def test_all_faults_are_said_at_once_each_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", QUICKSTART, "rnk=4", "model.dtype=float31", "method=loraga"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    first, second, third = printed.err.splitlines()
+    assert first == "error  command line: no option rnk (did you mean rank?)"
+    assert "did you mean float32?" in second
+    assert "did you mean lora_ga?" in third
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "init", "estimate-grad", "merge"])
+@pytest.mark.parametrize("wrong", ["recipe=quickstrt", "rnk=3", "trainer.epochs=often"])
+def test_every_command_refuses_wrong_input_with_exit_code_2(
+    command: str, wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, *([] if wrong.startswith("recipe") else [QUICKSTART]), wrong]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error  command line: ")
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TrainingError("the loss is not finite"), 1, "error  the loss is not finite\n"),
+        (GradientError("no gradient for [layer]"), 1, "error  no gradient for [layer]\n"),
+        (RunError("another's folder"), 2, "error  another's folder\n"),
+        (InvalidInput([Fault("data.jsonl:12", "no column 'a'", "columns: b")]), 2, "data.jsonl:12: no column 'a'"),
+        (ZeroDivisionError("division by zero\nmore"), 1, "unexpected ZeroDivisionError: division by zero"),
+        (RuntimeError(""), 1, "unexpected RuntimeError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_of_a_run_is_one_line_with_its_exit_code(
+    error: Exception, code: int, said: str, training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(failing(error))
+    assert main(["train", QUICKSTART]) == code
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) == 1
+    assert "Traceback" not in printed
+
+
+def test_debug_shows_where(training: Callable[[Training], None]) -> None:
+    training(failing(TrainingError("here")))
+    with pytest.raises(TrainingError, match="here"):
+        main(["train", QUICKSTART, "--debug"])
+
+
+def test_debugging_ends_with_its_command(training: Callable[[Training], None]) -> None:
+    training(failing(TrainingError("here")))
+    with pytest.raises(TrainingError):
+        main(["train", "--debug", QUICKSTART])
+    assert main(["train", QUICKSTART]) == 1
+
+
+def test_interrupting_says_how_to_go_on(
+    training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(config: Any) -> None:
+        raise KeyboardInterrupt
+
+    training(interrupt)
+    assert main(["train", QUICKSTART]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_full_memory_says_what_to_turn_down(capsys: pytest.CaptureFixture[str]) -> None:
+    class OutOfMemoryError(RuntimeError):
+        """Known by its name, so that torch need not be imported to say so."""
+
+    assert report_error(OutOfMemoryError("CUDA out of memory")) == 1
+    assert "trainer.micro_batch_size" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_after_a_failing_job_and_says_which_failed(
+    training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    def train(config: Any) -> None:
+        if config.rank == 2:
+            raise RunError("rank 2 is in use")
+        done.append(config.rank)
+
+    training(train)
+    assert main(["train", QUICKSTART, "rank=2,4,8", "-m"]) == 1
+    printed = capsys.readouterr()
+    assert done == [4, 8]
+    assert printed.out.split("\n\n")[-1].count("━━ 3: rank=8 ━━") == 1
+    assert [line.partition("  ")[2] for line in printed.err.splitlines()] == [
+        "rank 2 is in use",
+        "1 of 3 jobs failed; run the same command again to repeat only those",
+    ]
+
+
+def test_a_job_whose_options_do_not_go_together_is_said_where_it_happens(
+    training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(lambda config: None)
+    assert main(["train", QUICKSTART, "gradient.capacity=8,64", "-m"]) == 1
+    printed = capsys.readouterr()
+    assert "gradient.capacity=8 serves ranks up to 4" in printed.err
+    assert "1: gradient.capacity=8" in printed.out
+
+
+def test_a_sweep_of_one_job_says_its_error_once(
+    training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(failing(TrainingError("diverged")))
+    assert main(["train", QUICKSTART, "rank=4", "-m"]) == 1
+    assert capsys.readouterr().err.count("diverged") == 1
+
+
+def test_the_sweep_flag_may_stand_before_what_is_swept(training: Callable[[Training], None]) -> None:
+    done: list[int] = []
+    training(lambda config: done.append(config.rank))
+    assert main(["train", QUICKSTART, "-m", "rank=2,4"]) == 0
+    assert done == [2, 4]
+
+
+def test_cfg_job_prints_the_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", QUICKSTART, "rank=3", "--cfg", "job"]) == 0
+    assert "\nrank: 3\n" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["merge", "run", "--dtype", "int3"], "--dtype int3 is not one of float32, bfloat16, float16"),
+        (["merge", "one", "two", "--output", "x"], "--output names one folder"),
+        (["merge", "run", "rank=3"], "rank=3 goes with a recipe"),
+        (["eval", "missing"], "missing: no such run folder"),
+        (["eval", "empty"], "empty"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_run_folders_that_are_none_and_options_that_do_not_go_with_them_are_refused(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "folders"),
+    [
+        (["runs/a", "runs/b", "eval.limit=3"], ["runs/a", "runs/b"]),
+        (["recipe=quickstart", "-m", "rank=2,4"], []),
+        (["a=b"], ["a=b"]),
+        (["recipe=quickstart", "--config-dir", "own"], []),
+        (["recipe=quickstart", "-cd", "own"], []),
+        (["recipe=quickstart", "--cfg", "job"], []),
+        (["~eval"], []),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_run_folders_are_told_from_options(
+    given: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a", "a=b", "own"):
+        Path(name).mkdir(parents=True)
+    assert split_folders(given) == (folders, [item for item in given if item not in folders])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidInput([Fault("x.yaml:3", "wrong", "right")]), SweepError([TrainingError("a")], 3), RunError("in use")],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_cross_processes_whole(error: Exception) -> None:
+    """A launcher's worker sends them to the process that prints them."""
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy)) == (type(error), str(error))
+    assert getattr(copy, "faults", None) == getattr(error, "faults", None)
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("rnk", ["rank", "alpha"], "did you mean rank?"),
+        ("learning_rate", ["trainer.learning_rate", "rank"], "did you mean trainer.learning_rate?"),
+        ("zzz", ["b", "a"], "known: a, b"),
+        ("zzz", [f"{number}" * 9 for number in range(17)], ""),
+        ("zzz", [], ""),
+    ],
+)
+def test_the_nearest_spelling_or_all_of_a_few(word: str, known: list[str], hint: str) -> None:
+    assert nearest(word, known) == hint

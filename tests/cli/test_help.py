@@ -1,0 +1,117 @@
+"""Help, version and completion are instant: nothing heavy is imported for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli import __version__
+from lora_ga_cli.cli.app import main
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
+COMMANDS = ("estimate-grad", "init", "train", "eval", "merge", "recipes", "cache")
+SCRIPT = """
+import json, sys
+from lora_ga_cli.cli.app import main
+code = main(json.loads(sys.argv[1]))
+print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}), file=sys.stderr)
+"""
+
+
+def run_apart(*arguments: str) -> tuple[str, int, set[str]]:
+    """Runs a command line in a process of its own: what it printed, its exit code, the packages it imported."""
+    command = [sys.executable, "-c", SCRIPT, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    *errors, last = done.stderr.strip().splitlines()
+    report = json.loads(last)
+    return done.stdout + "\n".join(errors), report["code"], set(report["modules"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    _, code, modules = run_apart(*arguments)
+    assert code == 0
+    assert modules.isdisjoint({*HEAVY, "hydra", "omegaconf"})
+
+
+@pytest.mark.parametrize("arguments", [["recipes", "list"], ["recipes", "options"], ["cache", "--help"]], ids=" ".join)
+def test_recipes_and_options_are_listed_without_loading_a_library_of_models(arguments: list[str]) -> None:
+    _, code, modules = run_apart(*arguments)
+    assert code == 0
+    assert modules.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "recipe=quickstrt"],
+        ["train", "recipe=quickstart", "rnk=3", "trainer.learning_rate=fast"],
+        ["eval", "recipe=quickstart", "method=loraga"],
+        ["estimate-grad", "recipe=quickstart", "trainer.batch_size=33"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_input_is_found_before_any_model_library_is_loaded(arguments: list[str]) -> None:
+    _, code, modules = run_apart(*arguments)
+    assert code == 2
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_help_names_every_command_and_a_first_thing_to_try(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+    assert "loraga train recipe=quickstart" in printed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert len(capsys.readouterr().out.split()) > 20
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["train", "-h"], ["nope"]])
+def test_the_program_is_called_loraga(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    printed = capsys.readouterr()
+    assert "Usage: loraga" in printed.out + printed.err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"loraga {__version__}\n"
+
+
+def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert "train" in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("loraga train recipe=qu", "recipe=quickstart"),
+        ("loraga estimate-grad method=lora_", "method=lora_ga"),
+        ("loraga eval trainer.learning_r", "trainer.learning_rate="),
+        ("loraga recipes show quick", "quickstart"),
+        ("loraga tra", "train"),
+    ],
+)
+def test_the_shell_is_offered_completions(typed: str, offered: str) -> None:
+    program = Path(sys.executable).with_name("loraga")
+    environment = os.environ | {"_LORAGA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": typed}
+    done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False, timeout=120)
+    assert offered in done.stdout
+
+
+def test_bash_which_ends_words_at_an_equals_sign_is_offered_values() -> None:
+    program = Path(sys.executable).with_name("loraga")
+    words = {"COMP_WORDS": "loraga train recipe = qu", "COMP_CWORD": "4", "_LORAGA_COMPLETE": "complete_bash"}
+    done = subprocess.run([program], capture_output=True, text=True, env=os.environ | words, check=False, timeout=120)
+    assert done.stdout.split() == ["quickstart"]

@@ -1,0 +1,87 @@
+"""The model card tells a stranger what an adapter is and how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.report.card import card, write_card
+from lora_ga_cli.training.run_folder import RunFolder
+
+MANIFEST: dict[str, Any] = {
+    "base": "org/base",
+    "adapter_rank": 16,
+    "adapted_layers": 14,
+    "data": {"train": {"rows": 1234}},
+    "steps": 150,
+    "training_loss": 1.5,
+    "validation_loss": None,
+    "provenance": {"loraga": "0.1.0"},
+}
+
+
+def configure(task: str = "causal_lm", adapter: str = "lora") -> Config:
+    form = {"text": "{t}", "label": "l"} if task == "sequence_classification" else {"prompt": "{q}", "answer": "{a}"}
+    return Config.model_validate(
+        {
+            "model": {"path": "org/base", "task": task},
+            "dataset": {"train_file": "x.jsonl", **form},
+            "method": {"name": "lora_ga", "adapter": adapter},
+        }
+    )
+
+
+def front(text: str) -> dict[str, Any]:
+    loaded = yaml.safe_load(text.split("---")[1])
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_the_front_matter_names_base_library_and_method() -> None:
+    text = card(RunFolder(Path("my-run")), configure(), MANIFEST)
+    assert front(text) == {"base_model": "org/base", "library_name": "peft", "tags": ["lora-ga", "lora"]}
+
+
+@pytest.mark.parametrize(
+    ("task", "auto"),
+    [
+        ("causal_lm", "AutoModelForCausalLM"),
+        ("seq2seq_lm", "AutoModelForSeq2SeqLM"),
+        ("sequence_classification", "AutoModelForSequenceClassification"),
+    ],
+)
+def test_it_shows_how_to_load_the_adapter_on_the_base(task: str, auto: str) -> None:
+    text = card(RunFolder(Path("my-run")), configure(task), MANIFEST)
+    assert f"from transformers import {auto}" in text
+    assert 'PeftModel.from_pretrained(base, "my-run")' in text
+
+
+def test_figures_are_as_measured_and_what_was_not_is_a_dash() -> None:
+    text = card(RunFolder(Path("my-run")), configure(), MANIFEST)
+    for line in ("| training rows | 1,234 |", "| training loss | 1.5000 |", "| validation loss | – |"):
+        assert line in text
+
+
+@pytest.mark.parametrize(("rank", "served"), [(16, 16), (12, 16), (200, 256)])
+def test_vllm_is_told_a_rank_that_it_takes(rank: int, served: int) -> None:
+    text = card(RunFolder(Path("my-run")), configure(), MANIFEST | {"adapter_rank": rank})
+    assert f"--max-lora-rank {served} " in text
+
+
+def test_a_fully_fine_tuned_model_is_not_called_an_adapter() -> None:
+    manifest = MANIFEST | {"adapter_rank": None}
+    text = card(RunFolder(Path("my-run")), configure(adapter="none"), manifest)
+    assert front(text)["library_name"] == "transformers"
+    assert "PeftModel" not in text
+    assert "lora-rank" not in text
+
+
+def test_it_is_written_into_the_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.update_manifest(**MANIFEST)
+    write_card(run, configure())
+    assert run.card_file.read_text(encoding="utf-8").startswith("---\n")

@@ -1,0 +1,57 @@
+"""Pictures are real PNGs of a size that can be looked at, whatever was logged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_ga_cli.report.figures import loss_curves
+
+TRAIN = [{"step": step, "loss": 3 / step} for step in (1, 5, 10)]
+VALIDATION = [{"step": step, "eval_loss": 2 / step} for step in (5, 10)]
+
+
+def drawn(file: Path) -> int:
+    """How many different colours a picture has; also checks that it is a whole PNG of sensible size."""
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
+        picture.load()
+        assert 600 <= picture.width <= 2000
+        assert 400 <= picture.height <= 1500
+        return len(picture.convert("RGB").getcolors(maxcolors=1 << 20) or [])
+
+
+@pytest.mark.parametrize(
+    "points",
+    [TRAIN, VALIDATION, TRAIN + VALIDATION, TRAIN[:1], []],
+    ids=["only training", "only validation", "both", "one point", "nothing"],
+)
+def test_a_run_is_drawn(tmp_path: Path, points: list[dict[str, float]]) -> None:
+    loss_curves({"lora_ga": points}, tmp_path / "deep" / "loss.png", title="a run")
+    assert drawn(tmp_path / "deep" / "loss.png") > 2
+    assert [item.name for item in (tmp_path / "deep").iterdir()] == ["loss.png"]
+
+
+def test_more_runs_than_colours_are_drawn(tmp_path: Path) -> None:
+    loss_curves({f"run {index}": TRAIN for index in range(9)}, tmp_path / "loss.png", title="many")
+    drawn(tmp_path / "loss.png")
+
+
+@pytest.mark.parametrize("label", ["größe", "100 %", "a_b^c", "$x$", "_hidden"])
+def test_labels_and_titles_are_plain_text(tmp_path: Path, label: str) -> None:
+    loss_curves({label: TRAIN}, tmp_path / "loss.png", title=label)
+    drawn(tmp_path / "loss.png")
+
+
+@pytest.mark.parametrize("label", ["cost $5", "a $x_{ b$ c"])
+def test_a_currency_sign_in_a_name_is_no_formula(tmp_path: Path, label: str) -> None:
+    loss_curves({label: TRAIN}, tmp_path / "loss.png", title=label)
+    drawn(tmp_path / "loss.png")
+
+
+def test_a_curve_adds_something_to_the_empty_picture(tmp_path: Path) -> None:
+    loss_curves({"x": []}, tmp_path / "empty.png", title="t")
+    loss_curves({"x": TRAIN + VALIDATION}, tmp_path / "full.png", title="t")
+    assert drawn(tmp_path / "full.png") > drawn(tmp_path / "empty.png")

@@ -1,0 +1,69 @@
+"""Tables say what was measured, and nothing in them is taken for markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_ga_cli.report.tables import print_comparison, print_table
+
+ROWS: list[dict[str, Any]] = [
+    {"run": "a", "method": "lora", "rank": "8", "loss": 1.5, "exact_match": 0.25},
+    {"run": "b", "method": "lora_ga", "rank": "8", "loss": 1.25, "exact_match": 0.5},
+]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def test_every_run_has_a_line_with_its_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(ROWS)
+    text = printed(capsys)
+    lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
+    assert lines["lora"] == ["1.5000", "25.0%"]
+    assert lines["lora_ga"] == ["1.2500", "50.0%"]
+
+
+def test_what_is_the_same_everywhere_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(ROWS)
+    assert "all: rank 8" in printed(capsys)
+
+
+def test_runs_of_one_method_are_told_apart_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison([row | {"method": "lora"} for row in ROWS])
+    lines = printed(capsys).splitlines()
+    assert any(line.split()[:1] == ["a"] for line in lines)
+
+
+def test_a_metric_that_a_run_does_not_have_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [ROWS[0], {name: value for name, value in ROWS[1].items() if name != "exact_match"}]
+    print_comparison(rows)
+    (line,) = [line for line in printed(capsys).splitlines() if line.split()[:1] == ["lora_ga"]]
+    assert line.split() == ["lora_ga", "1.2500", "–"]
+
+
+def test_a_single_run_is_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison(ROWS[:1])
+    assert "1.5000" in printed(capsys)
+
+
+def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """``[loss]`` is the default of an option, not a style."""
+    print_table(["option", "default"], [["eval.metrics", "[loss]"], ["x", "[/]"]])
+    text = printed(capsys)
+    assert "[loss]" in text
+    assert "[/]" in text
+
+
+def test_brackets_in_a_runs_name_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison([ROWS[0] | {"run": "sweep[1]", "method": "x"}, ROWS[1] | {"run": "sweep[bold]", "method": "x"}])
+    text = printed(capsys)
+    assert "sweep[1]" in text
+    assert "sweep[bold]" in text
+
+
+def test_an_empty_table_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["key", "size"], [], numeric=["size"])
+    assert printed(capsys).split()[:2] == ["key", "size"]

@@ -1,0 +1,154 @@
+"""Nothing on disk is ever half written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli import files
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_atomic_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "x.txt"
+    for text in ("old", "new"):
+        with files.atomic_file(file) as temporary:
+            assert temporary.parent == file.parent
+            temporary.write_text(text, encoding="utf-8")
+    assert file.read_text(encoding="utf-8") == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("old", encoding="utf-8")
+    with files.atomic_file(file) as temporary:
+        temporary.write_text("new", encoding="utf-8")
+        assert file.read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_an_error_inside_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, existed: bool) -> None:
+    file = tmp_path / "x.txt"
+    if existed:
+        file.write_text("old", encoding="utf-8")
+
+    def write() -> None:
+        with files.atomic_file(file) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        write()
+    assert [item.read_text(encoding="utf-8") for item in tmp_path.iterdir()] == (["old"] if existed else [])
+
+
+def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    with files.atomic_file(tmp_path / "atomic") as temporary:
+        temporary.write_text("x", encoding="utf-8")
+    assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
+
+
+def test_an_atomic_folder_replaces_the_whole_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "x"
+    for name in ("old", "new"):
+        with files.atomic_folder(folder) as temporary:
+            (temporary / name).write_text(name, encoding="utf-8")
+    assert [item.name for item in folder.iterdir()] == ["new"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_an_error_inside_leaves_the_old_folder_and_no_temporary_one(tmp_path: Path, existed: bool) -> None:
+    folder = tmp_path / "x"
+    if existed:
+        folder.mkdir()
+        (folder / "old").touch()
+
+    def write() -> None:
+        with files.atomic_folder(folder) as temporary:
+            (temporary / "half").touch()
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        write()
+    assert [item.name for item in tmp_path.rglob("*")] == (["x", "old"] if existed else [])
+
+
+def test_json_keeps_values_order_and_letters(tmp_path: Path) -> None:
+    value = {"z": 0.1 + 0.2, "a": ["größe", None, True], "n": {"x": 1}}
+    files.write_json(tmp_path / "x.json", value)
+    assert files.read_json(tmp_path / "x.json") == value
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert "größe" in text
+    assert text.index('"z"') < text.index('"a"')
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "x.json", {"a": object()})
+    assert files.read_json(tmp_path / "x.json") == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_checksums_are_sha256(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert files.sha256_file(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_json_checksum_does_not_depend_on_the_order_of_keys_but_of_items() -> None:
+    assert files.sha256_json({"a": 1, "b": [1, 2]}) == files.sha256_json({"b": [1, 2], "a": 1})
+    assert files.sha256_json({"a": [1, 2]}) != files.sha256_json({"a": [2, 1]})
+    assert files.sha256_json({"a": 1}) != files.sha256_json({"a": "1"})
+
+
+def test_setting_aside_never_overwrites(tmp_path: Path) -> None:
+    names = []
+    for number in range(3):
+        (tmp_path / "x").write_text(str(number), encoding="utf-8")
+        names.append(files.set_aside(tmp_path / "x", "old").name)
+    assert names == ["x.old", "x.old-2", "x.old-3"]
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in names] == ["0", "1", "2"]
+
+
+def test_file_sizes_are_of_all_files_below(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"123")
+    (tmp_path / "c").touch()
+    assert files.file_sizes(tmp_path) == {"a/b": 3, "c": 0}
+
+
+@pytest.mark.parametrize(
+    ("configured", "variable", "expected"),
+    [("here", "there", "here"), (None, "there", "there"), (None, None, "xdg/loraga"), ("~/c", None, "home/c")],
+)
+def test_the_cache_is_as_configured_else_the_variable_else_the_systems(
+    configured: str | None, variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "home")
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.delenv("LORAGA_CACHE", raising=False)
+    if variable:
+        monkeypatch.setenv("LORAGA_CACHE", variable)
+    assert files.cache_root(configured) == Path(expected)
+
+
+def test_bundled_paths_are_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert files.resolve_path("bundled:quickstart/train.jsonl") == files.ASSETS / "quickstart" / "train.jsonl"
+    assert files.resolve_path("~/x") == Path("/home/me/x")
+    assert files.resolve_path("x") == Path("x")
+
+
+def test_json_on_disk_is_plain_json(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "x.json", {"a": 1})
+    assert json.loads((tmp_path / "x.json").read_bytes()) == {"a": 1}
