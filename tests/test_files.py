@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli import files
+from lora_ga_cli.errors import UserError
 
 
 class Interrupted(Exception):
@@ -147,6 +148,18 @@ def test_bundled_paths_are_in_the_package(monkeypatch: pytest.MonkeyPatch) -> No
     assert files.resolve_path("bundled:quickstart/train.jsonl") == files.ASSETS / "quickstart" / "train.jsonl"
     assert files.resolve_path("~/x") == Path("/home/me/x")
     assert files.resolve_path("x") == Path("x")
+
+
+@pytest.mark.parametrize("path", ["bundled:/etc/passwd", "bundled:../files.py", "bundled:quickstart/../../files.py"])
+def test_bundled_paths_stay_in_the_package(path: str) -> None:
+    with pytest.raises(UserError, match="leaves"):
+        files.resolve_path(path)
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", ".hidden", "a/b", "a\\b", "/a", "C:", "~", "a\0b"])
+def test_what_is_no_single_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="one plain name"):
+        files.one_name(text)
 
 
 def test_json_on_disk_is_plain_json(tmp_path: Path) -> None:

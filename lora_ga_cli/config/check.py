@@ -58,10 +58,11 @@ class Sources:
     def where(self, *paths: KeyPath) -> str:
         """Where the values at ``paths`` were written; of several, the place that wins over the others.
 
-        The command line wins over recipes, a recipe over those it builds on, recipes over groups.
+        The command line wins over recipes, a recipe over those it builds on, recipes over groups. What nobody has
+        written can be written on the command line.
         """
         places = [place for path in paths for place in self._places(path)]
-        return min(places, default=(0, "configuration"))[1]
+        return min(places, default=(0, COMMAND_LINE))[1]
 
     def document(self, group: str, choice: str) -> Document:
         """A file that was read."""
@@ -74,7 +75,8 @@ class Sources:
                 yield 0, COMMAND_LINE
         for number, document in enumerate(sorted(self.documents, key=lambda document: document.group != "recipe"), 1):
             inside = path[len(document.package) :]
-            if path[: len(document.package)] == document.package and inside in document.lines:
+            asked = dict(leaves(document.data)).get(inside) == "???"
+            if path[: len(document.package)] == document.package and inside in document.lines and not asked:
                 yield number, document.where(inside)
 
     def _for_hydra(self, override: Override) -> str:
@@ -225,12 +227,15 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
     if override.is_delete():
         return [Fault(COMMAND_LINE, f"~{key}: an option cannot be removed", "give it another value, or null")]
     if override.is_sweep_override() and not sources.sweeps:
-        return [Fault(COMMAND_LINE, f"{override.input_line}: several values", f"-m for a sweep; {key}=[…] for a list")]
+        hint = "-m for a sweep" + ("" if sources.is_choice(key) else f"; {key}=[…] for a list")
+        return [Fault(COMMAND_LINE, f"{override.input_line}: several values", hint)]
     if sources.is_choice(key):
         choices = _values(override, sources.locations.choices(key))
         if not choices:
             return [Fault(COMMAND_LINE, f"{override.input_line}: no {key} is called so")]
         return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
+    if isinstance(override.value(), Glob):
+        return [Fault(COMMAND_LINE, f"{override.input_line}: a pattern matches files, and {key} has none")]
     problems = [misfit(path, value) for value in _values(override, [])]
     return [Fault(COMMAND_LINE, problem) for problem in problems if problem]
 
@@ -289,7 +294,7 @@ def _choice_in(entry: Any, document: Document, locations: Locations) -> tuple[st
     found = re.fullmatch(r"override /(\w+)", str(key))
     if found and found[1] in locations.groups() and document.group == "recipe":
         return found[1], choice
-    said = f"defaults: {key}: {choice!r}" if isinstance(entry, dict) else f"defaults: {entry}"
+    said = f"defaults: {entry!r}"
     if "hydra" in str(key) or "@" in str(key):
         return f"{said}: a file cannot configure Hydra ({FOR_THE_COMMAND_LINE})"
     groups = ", ".join(locations.groups())

@@ -121,6 +121,17 @@ def test_prune_removes_what_was_set_aside_or_left_by_an_interrupted_write(store:
     assert keys(store) == list(KEYS)
 
 
+def test_prune_leaves_a_gradient_that_another_process_is_estimating_anew(
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filelock import FileLock
+
+    with FileLock(store.folder / ".aaa111.lock"):
+        assert main(["cache", "prune", "--all"]) == 0
+    assert keys(store) == ["aaa111"]
+    assert "aaa111: in use" in capsys.readouterr().err
+
+
 def test_prune_leaves_what_another_process_is_writing(store: ArtifactStore) -> None:
     from filelock import FileLock
 

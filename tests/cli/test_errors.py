@@ -47,11 +47,8 @@ def test_all_faults_are_said_at_once_each_on_its_line(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "init", "estimate-grad", "merge"])
-@pytest.mark.parametrize("wrong", ["recipe=quickstrt", "rnk=3", "trainer.epochs=often"])
-def test_every_command_refuses_wrong_input_with_exit_code_2(
-    command: str, wrong: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, *([] if wrong.startswith("recipe") else [QUICKSTART]), wrong]) == 2
+def test_every_command_refuses_wrong_input_with_exit_code_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, QUICKSTART, "rnk=3"]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error  command line: ")
     assert "Traceback" not in printed.err

@@ -12,6 +12,7 @@ import pytest
 
 from lora_ga_cli import __version__
 from lora_ga_cli.cli.app import main
+from tests.config import lay_out
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
 COMMANDS = ("estimate-grad", "init", "train", "eval", "merge", "recipes", "cache")
@@ -32,14 +33,14 @@ def run_apart(*arguments: str) -> tuple[str, int, set[str]]:
     return done.stdout + "\n".join(errors), report["code"], set(report["modules"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     _, code, modules = run_apart(*arguments)
     assert code == 0
-    assert modules.isdisjoint({*HEAVY, "hydra", "omegaconf"})
+    assert modules.isdisjoint({*HEAVY, "hydra", "omegaconf", "pydantic", "yaml"})
 
 
-@pytest.mark.parametrize("arguments", [["recipes", "list"], ["recipes", "options"], ["cache", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["recipes", "list"], ["recipes", "options"]], ids=" ".join)
 def test_recipes_and_options_are_listed_without_loading_a_library_of_models(arguments: list[str]) -> None:
     _, code, modules = run_apart(*arguments)
     assert code == 0
@@ -49,9 +50,7 @@ def test_recipes_and_options_are_listed_without_loading_a_library_of_models(argu
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["train", "recipe=quickstrt"],
-        ["train", "recipe=quickstart", "rnk=3", "trainer.learning_rate=fast"],
-        ["eval", "recipe=quickstart", "method=loraga"],
+        ["train", "rcipe=quickstart", "rnk=3", "trainer.learning_rate=fast"],
         ["estimate-grad", "recipe=quickstart", "trainer.batch_size=33"],
     ],
     ids=" ".join,
@@ -97,13 +96,12 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
     ("typed", "offered"),
     [
         ("loraga train recipe=qu", "recipe=quickstart"),
-        ("loraga estimate-grad method=lora_", "method=lora_ga"),
-        ("loraga eval trainer.learning_r", "trainer.learning_rate="),
+        ("loraga eval --config-dir own method=mi", "method=mine"),
         ("loraga recipes show quick", "quickstart"),
-        ("loraga tra", "train"),
     ],
 )
 def test_the_shell_is_offered_completions(typed: str, offered: str) -> None:
+    lay_out(Path("own"), {"method/mine.yaml": "name: mine\n"})
     program = Path(sys.executable).with_name("loraga")
     environment = os.environ | {"_LORAGA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": typed}
     done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False, timeout=120)

@@ -25,6 +25,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("+x=1", ["no option x"]),
         ("++x=1", ["no option x"]),
         ("=3", ["no option"]),
+        ("method@foo=lora", ["no option method@foo"]),
         ("learning_rate=1e-4", ["no option learning_rate", "did you mean trainer.learning_rate?"]),
         ("trainer.lerning_rate=1e-4", ["did you mean trainer.learning_rate?"]),
         ("gradient.sample=8", ["did you mean gradient.samples?"]),
@@ -106,11 +107,11 @@ def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, sai
     ("argument", "said"),
     [
         ("method=loraga", "did you mean lora_ga?"),
-        ("method=nope", "full, lora, lora_ga, rslora"),
+        ("eval=nope", "accuracy, exact_match, loss"),
         ("model=t5", "tiny"),
         ("method={name: x}", "no method"),
         ("trainer=[default]", "no trainer"),
-        ("method=null", "full, lora, lora_ga, rslora"),
+        ("eval=null", "accuracy, exact_match, loss"),
     ],
 )
 def test_an_unknown_choice_of_a_group_is_an_error(argument: str, said: str) -> None:
@@ -153,6 +154,17 @@ def test_a_flag_with_a_wrong_or_missing_value_is_a_fault_like_any_other(argument
     (fault,) = refused(QUICKSTART, *arguments)
     assert fault.startswith("command line: ")
     assert arguments[0] in fault
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--config-path", "x"], ["--config-name", "x"], ["--experimental-rerun", "x"], ["hydra.searchpath=[x]"]],
+    ids=lambda value: value[0],
+)
+def test_what_would_have_hydra_read_unchecked_files_is_refused(arguments: list[str]) -> None:
+    (fault,) = refused(QUICKSTART, *arguments)
+    assert arguments[0].partition("=")[0] in fault
+    assert "--config-dir" in fault
 
 
 @pytest.mark.parametrize("folder", ["missing", "a_file"])

@@ -87,7 +87,8 @@ def test_columns_are_renamed_by_a_recipe() -> None:
 
 
 def test_a_template_keeps_its_braces_and_line_ends() -> None:
-    assert compose([QUICKSTART]).dataset.prompt == "Q: {question}\nA: "
+    lay_out(Path("own"), {"recipes/mine.yaml": BASE + 'dataset:\n  prompt: "Q: {question}\\nA: "\n'})
+    assert compose(["recipe=mine", "--config-dir", "own"]).dataset.prompt == "Q: {question}\nA: "
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli.config.check import check
-from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.compose import compose, reconfigured
 from tests.config import BASE, lay_out, refused
 
 REFUSED = {
@@ -44,6 +44,12 @@ REFUSED = {
     "an output folder behind bundled:": ("output_dir: bundled:/tmp/evil\n", 4, "output_dir"),
     "an output folder as a resolver's default": ("output_dir: ${oc.select:nope,'/tmp/evil'}\n", 4, "output_dir"),
     "an output folder by interpolation": ("method: {name: /tmp/evil}\noutput_dir: ${method.name}\n", 4, ""),
+    "an output folder as an object": (
+        "output_dir: !!python/object/apply:pathlib.Path [/tmp/evil]\n",
+        4,
+        "output_dir",
+    ),
+    "a resolver in a list in a list": ("dataset:\n  columns:\n    x: [['${oc.env:HOME}']]\n", 6, "oc.env"),
     "an output folder in base64": ("output_dir: !!binary L3RtcC9ldmls\n", 4, "output_dir"),
     "a method's name that leaves the folder": ("method:\n  name: ../../evil\n", 5, "method.name"),
     "a recipe's name that leaves the folder": ("recipe: ../../evil\n", 4, "recipe"),
@@ -153,6 +159,34 @@ def test_a_harmless_file_elsewhere_does_not_cover_for_the_one_that_hydra_reads()
 def test_the_shipped_files_are_safe() -> None:
     for arguments in (["recipe=quickstart"], ["recipe=llama2_metamath"]):
         assert check(arguments)[1] == []
+
+
+def test_what_an_interpolation_gives_is_not_read_as_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An escaped interpolation is text when it is composed, and when a stored configuration is read again."""
+    monkeypatch.setenv("SECRET", "leaked")
+    parts = {
+        "x": '"\\\\${oc.env:SECRET}"',
+        "a": '"$"',
+        "b": '"{oc.env:SECRET}"',
+        "c": "${dataset.columns.a}${dataset.columns.b}",
+        "d": "${oc.select:dataset.columns.x}",
+        "e": "${dataset.columns.${dataset.columns.f}}",
+        "f": "c",
+    }
+    text = "dataset:\n  columns:\n" + "".join(f"    {name}: {value}\n" for name, value in parts.items())
+    lay_out(Path("own"), {"recipes/mine.yaml": BASE + text})
+    config = compose(["recipe=mine", "--config-dir", "own"])
+    assert config.dataset.columns["c"] == "${oc.env:SECRET}"
+    assert "leaked" not in str(config)
+    assert "leaked" not in str(reconfigured(config.model_dump(mode="json"), ["eval.limit=3"]))
+
+
+def test_anchors_that_multiply_are_refused_before_they_fill_the_memory() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)]
+    lay_out(Path("own"), {"recipes/evil.yaml": "".join(lines)})
+    (fault,) = refused("recipe=evil", "--config-dir", "own")
+    assert "too long" in fault
 
 
 def test_safe_interpolations_work() -> None:
