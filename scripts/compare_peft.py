@@ -103,7 +103,9 @@ def reloaded(folder: str, batch: dict[str, Tensor]) -> Tensor:
         return PeftModel.from_pretrained(base_model(), folder).eval()(**batch).logits
 
 
-def report(name: str, start: PeftModel, scaled: PeftModel, grads: dict[str, Tensor], trained: Tensor, found: Tensor) -> None:
+def report(
+    name: str, start: PeftModel, scaled: PeftModel, grads: dict[str, Tensor], trained: Tensor, found: Tensor
+) -> None:
     pairs, others = factors(start), factors(scaled)
     alignment = [first_step_alignment(grads[layer], *pairs[layer]) for layer in grads]
     growth = [float(others[layer][1].norm() / pairs[layer][1].norm()) for layer in grads]
@@ -119,7 +121,8 @@ def main() -> None:
     batch = rows_of_quickstart()
     ours, start = of_loraga(batch)
     grads = full_gradients(batch, list(factors(ours)))
-    print("| | first-step alignment, mean / worst layer | B at 1000 × the loss | saved, reloaded on the base: logits off by |")
+    columns = ["", "first-step alignment, mean / worst layer", "B at 1000 × the loss", "saved, reloaded: logits off by"]
+    print(f"| {' | '.join(columns)} |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         theirs = of_peft(batch)

@@ -57,7 +57,11 @@ def test_a_run_from_python(tmp_path: Path) -> None:
             "model.dtype=float32",
             "dataset=jsonl",
             "dataset.train_file=rows.jsonl",
+            "dataset.max_length=64",
+            "rank=2",
+            "trainer.max_steps=2",
+            "gradient.samples=4",
+            "device=cpu",
         ]
-        + ["dataset.max_length=64", "rank=2", "trainer.max_steps=2", "gradient.samples=4", "device=cpu"]
     )
     assert (train(config).path / "adapter_model.safetensors").exists()

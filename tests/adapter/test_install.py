@@ -141,7 +141,7 @@ def test_a_stored_start_refuses_another_base(artifacts: dict[str, GradientArtifa
 
 
 def test_a_half_precision_base_is_left_as_it_is(artifacts: dict[str, GradientArtifact]) -> None:
-    """Shifting bfloat16 weights moves the logits by more than rounding; carrying the start does not move them at all."""
+    """Shifting bfloat16 weights moves the logits by more than rounding; carrying the start does not move them."""
     batch, differences = build_batch("llama"), {}
     for shift in ("weights", "adapter", "auto"):
         base = build_model("llama").to(torch.bfloat16).eval()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_ga_cli.errors import EqualityError
 from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.model.probe import TOLERANCE, check_equal, probe_logits, relative_difference
-from lora_ga_cli.errors import EqualityError
 from tests.conftest import FAMILIES, build_batch, build_model
 
 

@@ -66,7 +66,6 @@ def test_the_order_of_the_methods(loraga: Loraga) -> None:
     accuracy = {
         method: fine_tune(loraga, method, *full)["accuracy"] for method in ("lora", "rslora", "lora_ga", "full")
     }
-    print(accuracy)
     assert accuracy["lora"] < 0.65
     assert accuracy["lora"] < accuracy["rslora"] < accuracy["lora_ga"] < accuracy["full"]
     assert accuracy["lora_ga"] > 0.72

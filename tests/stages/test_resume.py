@@ -62,7 +62,7 @@ def while_writing_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
         whole(value, file, *rest, **options)
         count += "optimizer" in str(file)
         if count == 2:
-            os.truncate(str(file), os.path.getsize(str(file)) // 2)
+            os.truncate(str(file), Path(str(file)).stat().st_size // 2)
             die()
 
     patch.setattr(torch, "save", half)
