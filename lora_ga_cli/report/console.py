@@ -12,7 +12,8 @@ PIPE_WIDTH = 160
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(highlight=False, soft_wrap=True, stderr=stderr)
+    # of several processes that train together, one talks
+    console = Console(highlight=False, soft_wrap=True, stderr=stderr, quiet=os.environ.get("RANK", "0") != "0")
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console

@@ -17,6 +17,7 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.training import processes
 from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
 
 
@@ -84,7 +85,8 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
         difference = check_equal(
             probe_logits(trainable.model, inputs.probe_batch()), expected, dtype, "the model at its start and the base"
         )
-        if trainable.start is not None and stored is None:
+        processes.wait()  # until every process has seen whether there is a start
+        if trainable.start is not None and stored is None and processes.is_main():
             trainable.start.save(run.start_file)
         run.update_manifest(base_fingerprint=pristine, start_difference=difference)
         origin = "restored" if stored else "as set"

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from lora_ga_cli.adapter.install import base_targets
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods.build import Trainable
-from lora_ga_cli.model.loading import find_source
+from lora_ga_cli.model.loading import find_source, pick_device
 from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.report.card import SERVED_RANKS, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -24,7 +24,7 @@ from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.initialise import begin, initialise_run
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
-from lora_ga_cli.training import metrics
+from lora_ga_cli.training import metrics, processes
 from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
 from lora_ga_cli.training.callbacks import FiniteGradient, FrozenStart, Recorder
 from lora_ga_cli.training.checkpoints import last_whole, step_of
@@ -40,8 +40,11 @@ def train(config: Config) -> RunFolder:
     """
     run = find_run(config)
     accumulation_steps(config)
+    processes.join(cpu=pick_device(config.device).type == "cpu")
     with run.locked():
-        claim(config, run)
+        if processes.is_main():
+            claim(config, run)
+        processes.wait()
         if run.finished:
             step("train", f"finished already: {run.path}")
             return run
@@ -51,7 +54,9 @@ def train(config: Config) -> RunFolder:
         gc.collect()  # the trained model and its optimizer, before a second model is loaded
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _finish(inputs, run, result)
+        if processes.is_main():
+            _finish(inputs, run, result)
+        processes.wait()
     return run
 
 
@@ -76,9 +81,9 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     config = inputs.config
     trainable = initialise_run(inputs, run)
     trainer = _fit(inputs, run, trainable)
-    losses = _final_losses(inputs, run, trainer)
+    losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if config.method.adapter == "none":
+    if config.method.adapter == "none" and processes.is_main():
         inputs.tokenizer.save_pretrained(run.path)
     # as anyone will compute them: without the Trainer's autocast
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -91,9 +96,13 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
 
 def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
     config, options = inputs.config, inputs.config.trainer
+    if processes.is_main():
+        last_whole(run.checkpoints, warn)  # sets broken ones aside, before the others look
+    processes.wait()
     checkpoint = last_whole(run.checkpoints, warn)
     done = step_of(checkpoint) if checkpoint else 0
-    metrics.rewind(run.metrics_file, done)
+    if processes.is_main():
+        metrics.rewind(run.metrics_file, done)
     if checkpoint:
         step("train", f"resuming after step {done}")
     recorder = Recorder(run.metrics_file, TrainingDisplay())
@@ -144,9 +153,9 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result) -> None:
     _say_result(run, config, result, difference)
 
 
-def _final_losses(inputs: Inputs, run: RunFolder, trainer: LoragaTrainer) -> dict[str, float | None]:
+def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> dict[str, float | None]:
     """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
-    points = metrics.read(run.metrics_file)
+    points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # alike in every process
     training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
     if inputs.data.validation is None:
         return {"training_loss": training, "validation_loss": None}

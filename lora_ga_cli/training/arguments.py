@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,15 +9,11 @@ from transformers import TrainingArguments
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.training import processes
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
 it in float32; autocast would round the adapter's factors too. float16 needs the loss scaling that comes with it."""
-
-
-def processes() -> int:
-    """How many processes train together (torchrun and accelerate set ``WORLD_SIZE``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def precision(config: Config) -> str:
@@ -34,11 +29,11 @@ def accumulation_steps(config: Config) -> int:
         InvalidInput: ``batch_size`` is not a multiple of ``micro_batch_size`` times the processes.
     """
     options = config.trainer
-    together = options.micro_batch_size * processes()
+    together = options.micro_batch_size * processes.count()
     if options.batch_size % together:
         text = (
             f"trainer.batch_size={options.batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{options.micro_batch_size} times {processes()} processes"
+            f"{options.micro_batch_size} times {processes.count()} processes"
         )
         raise InvalidInput([Fault("configuration", text)])
     return options.batch_size // together

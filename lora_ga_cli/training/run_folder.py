@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
+from lora_ga_cli.training.processes import is_main
 
 NOT_SETTINGS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
@@ -77,9 +78,14 @@ class RunFolder:
         return bool(self.manifest.get("finished"))
 
     def update_manifest(self, **entries: Any) -> None:
-        write_json(self.manifest_file, self.manifest | entries)
+        """Adds to what is known of the run; the main process does, for all."""
+        if is_main():
+            write_json(self.manifest_file, self.manifest | entries)
 
     def write_config(self, config: Config) -> None:
+        """Stores the resolved configuration; the main process does, for all."""
+        if not is_main():
+            return
         with atomic_file(self.config_file) as temporary:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             temporary.write_text(f"# Resolved configuration of this run\n{text}", encoding="utf-8")
@@ -98,11 +104,14 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder against other processes.
+        """Holds the folder against other runs; the main process does, for all of this one.
 
         Raises:
             RunError: another process holds it.
         """
+        if not is_main():
+            yield
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:

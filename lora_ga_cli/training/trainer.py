@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState
 
 from lora_ga_cli.adapter.export import export_adapter, restore_adapter
@@ -63,7 +64,11 @@ class LoragaTrainer(Trainer):
 
         (The Trainer's own averages batches, so its value depends on how rows are batched.)
         """
-        batches = (self._prepare_inputs(batch) for batch in self.get_eval_dataloader(eval_dataset))
+        rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        # every row in exactly one process; the Trainer's own loader repeats some to fill the last batch
+        mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
+        loader = DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        batches = (self._prepare_inputs(batch) for batch in loader)
         total, items = summed_loss(self._model, batches)
         sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
