@@ -51,7 +51,8 @@ def export_adapter(model: PeftModel, folder: str | Path, start: Start | None = N
         _check(model, tensors, start)
     config.inference_mode = True
     base = model.get_base_model()
-    targets = {name: Target(name, layer) for name, layer in base.named_modules() if name in lora_layers(model)}
+    adapted = lora_layers(model)
+    targets = {name: Target(name, layer) for name, layer in base.named_modules() if name in adapted}
     config.target_modules = shortest_names(base, targets)
     # weights first: a folder with a configuration is taken for a whole adapter
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

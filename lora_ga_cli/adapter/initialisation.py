@@ -96,7 +96,7 @@ def layer_seed(seed: int, name: str) -> int:
 def product(b0: Tensor, a0: Tensor, scaling: float) -> Tensor:
     """``s · B0 A0`` of shape (d_out, d_in), computed in float64 and rounded once to float32.
 
-    Float64, so that every device rounds to the same float32 numbers and a resumed run stands on the same base.
+    Float64, and on the CPU where the factors are kept, so that a resumed run stands on the same base to the bit.
     """
     return (scaling * (b0.double() @ a0.double())).float()
 

@@ -136,7 +136,13 @@ def compute_start(
     layers = lora_layers(model)
     if not layers:
         raise TargetError("the model has no LoRA layer named 'default': wrap it with peft.get_peft_model first")
-    rank = next(iter(layers.values())).r[ADAPTER]
+    first = next(iter(layers.values()))
+    rank = first.r[ADAPTER]
+    for name, layer in layers.items():
+        if (layer.r[ADAPTER], layer.scaling[ADAPTER]) != (rank, first.scaling[ADAPTER]):
+            raise TargetError(f"{name} has a rank or alpha of its own; LoRA-GA's start needs one for all layers")
+        if ADAPTER in layer.lora_magnitude_vector or layer.lora_bias.get(ADAPTER):
+            raise TargetError(f"{name} has a DoRA magnitude or a LoRA bias, which this start does not carry")
     artifact.check_serves(set(layers), rank)
     check_rank({name: artifact.shapes[name] for name in layers}, rank, 2 * rank)
     pairs = {}
@@ -166,12 +172,12 @@ def install(model: PeftModel, start: Start) -> Start:
     if set(layers) != set(start.factors):
         raise RunError("the stored start is of other layers than this adapter has: start again with overwrite=true")
     for name, target in base_targets(model).items():
-        a0, b0 = (factor.to(target.weight.device) for factor in start.factors[name])
+        a0, b0 = start.factors[name]
+        weight = target.weight
         if start.shift == "adapter":
-            _carry(layers[name], a0, b0)
+            _carry(layers[name], a0.to(weight.device), b0.to(weight.device))
         else:
-            weight = target.weight
-            shifted = weight.float() - target.oriented(product(b0, a0, start.scaling))
+            shifted = weight.float() - target.oriented(product(b0, a0, start.scaling).to(weight.device))
             weight.copy_(shifted.to(weight.dtype))
             weight_of(layers[name].lora_A).copy_(a0)
             weight_of(layers[name].lora_B).copy_(b0)

@@ -162,7 +162,8 @@ class MethodConfig(Section):
     shift: Literal["auto", "weights", "adapter"] = "auto"
     """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
     weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
-    ``auto``: ``weights`` in float32, ``adapter`` in half precision, where a shifted weight rounds too coarsely."""
+    ``auto``: ``weights`` in float32, ``adapter`` in half precision, where a shifted weight rounds too coarsely, and
+    with ``adapter_dropout``."""
 
 
 class GradientConfig(Section):
@@ -196,7 +197,7 @@ class TrainerConfig(Section):
     micro_batch_size: Positive = 8
     """Rows per forward pass on one device; ``batch_size`` must be a multiple of it times the devices."""
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Course of the learning rate."""
+    """Course of the learning rate; ``constant`` has no warm-up."""
     warmup_ratio: Fraction = 0.03
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -288,7 +289,9 @@ class Config(Section):
     def shift(self) -> Literal["weights", "adapter"]:
         """``method.shift``, with ``auto`` decided."""
         if self.method.shift == "auto":
-            return "weights" if self.model.dtype == "float32" else "adapter"
+            # dropout would hit what the adapter adds and not what was subtracted from the base
+            exact = self.model.dtype == "float32" and self.adapter_dropout == 0
+            return "weights" if exact else "adapter"
         return self.method.shift
 
     @model_validator(mode="after")
@@ -302,6 +305,11 @@ def _task_problems(config: Config) -> list[str]:
         prompts = "dataset.prompt and dataset.answer, or dataset.messages"
         wanted = "dataset.text and dataset.label" if task == "sequence_classification" else prompts
         problems.append(f"model.task={task} wants {wanted}; the dataset has another form")
+    if task == "sequence_classification" and config.model.dtype != "float32":
+        problems.append(
+            f"model.dtype={config.model.dtype} would train the new classification head in half precision: "
+            "model.dtype=float32, with trainer.precision=bf16 for speed"
+        )
     if task == "seq2seq_lm" and config.dataset.messages is not None:
         problems.append("model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages")
     for metric in config.eval.metrics:
@@ -337,6 +345,8 @@ def _method_problems(config: Config) -> list[str]:
         problems.append(f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not rank={config.rank}")
     if method.start == "gradient" and method.adapter == "none":
         problems.append("method.start=gradient starts an adapter, and method.adapter=none has none")
+    if method.start == "gradient" and method.shift == "weights" and config.adapter_dropout > 0:
+        problems.append("adapter_dropout goes with method.shift=adapter: it would hit only half of what cancels")
     if method.adapter == "none" and config.model.dtype == "float16":
         problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
     return problems

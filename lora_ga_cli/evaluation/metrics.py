@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data import Collator, Split, generation_batch
+from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.answers import extract, reference_answer
 from lora_ga_cli.model.losses import summed_loss
 
@@ -84,6 +85,9 @@ def exact_match(subject: Subject) -> Score:
     as ``no_answer``.
     """
     rows, options, tokenizer = subject.split.rows, subject.options, subject.tokenizer
+    if all(extract(reference, options.answer_pattern) is None for reference in rows["reference"]):
+        text = f"eval.answer_pattern={options.answer_pattern} is in no reference, such as {rows['reference'][0]!r}"
+        raise DataError([Fault("configuration", text, "eval.answer_pattern='(.+)' takes the last line")])
     lengths = rows["prompt_length"] if "prompt_length" in rows.column_names else rows["length"]
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # like with like: less padding
     predictions: list[dict[str, Any]] = []
@@ -93,6 +97,7 @@ def exact_match(subject: Subject) -> Score:
             **inputs,
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,
             max_new_tokens=options.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )

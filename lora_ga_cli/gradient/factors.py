@@ -55,6 +55,8 @@ def truncated_svd(grad: Tensor, k: int) -> Factors:
         k: how many; reduced to the smaller side of ``grad``.
     """
     k = min(k, *grad.shape)
+    if grad.device.type == "mps":
+        grad = grad.cpu()  # which has float64
     if min(grad.shape) <= DIRECT_SIDE:
         left, singular, right_t = torch.linalg.svd(grad.double(), full_matrices=False)
     else:

@@ -99,4 +99,6 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
         use_rslora=config.method.rank_stabilised,
         target_modules=shortest_names(model, targets),
         fan_in_fan_out=any(target.transposed for target in targets.values()),
+        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,
+        revision=config.model.revision,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,23 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source.path, **source.arguments)
 
 
-def load_model(config: ModelConfig, device: torch.device, num_labels: int | None = None) -> PreTrainedModel:
+def load_model(
+    config: ModelConfig,
+    device: torch.device,
+    num_labels: int | None = None,
+    *,
+    label_names: Sequence[str] | None = None,
+    pad_token_id: int | None = None,
+) -> PreTrainedModel:
     """The base model on ``device``, in ``config.dtype``, in evaluation mode.
 
     A sequence classifier may get a new head, drawn from torch's global generator; every other weight has to be in
-    the files.
+    the files. What is new is listed in the model's attribute ``newly_initialised``, by module.
+
+    Args:
+        num_labels: classes of a sequence classifier.
+        label_names: their names, in the order of their numbers.
+        pad_token_id: what batches are padded with; decoders that classify look for it.
 
     Raises:
         ModelError: it cannot be loaded, or the files lack weights.
@@ -84,8 +97,14 @@ def load_model(config: ModelConfig, device: torch.device, num_labels: int | None
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels
+    if label_names is not None:
+        arguments["id2label"] = dict(enumerate(label_names))
+        arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     with _as_model_error(source, "model"):
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
+    if config.task == "sequence_classification" and model.config.pad_token_id is None:
+        model.config.pad_token_id = pad_token_id
+    model.newly_initialised = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
     missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
     if missing:
         raise ModelError(
@@ -132,7 +151,7 @@ def pick_device(wanted: str) -> torch.device:
         ModelError: the device is not there.
     """
     if wanted == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator if accelerator is not None else torch.device("cpu")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError("device=cuda: torch sees no CUDA device (device=auto takes what there is)")
@@ -151,7 +170,7 @@ def quiet() -> None:
 
 def _in_new_head(config: ModelConfig, key: str) -> bool:
     return config.task == "sequence_classification" and (
-        key.split(".")[0] in CLASSIFIER_HEADS or ".pooler." in f".{key}"
+        key.split(".")[0] in (*CLASSIFIER_HEADS, "pre_classifier") or ".pooler." in f".{key}"
     )
 
 

@@ -128,6 +128,7 @@ def _head_names(model: nn.Module) -> set[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     heads = {name for name, module in model.named_modules() if output is not None and module is output}
+    heads |= set(getattr(model, "newly_initialised", []))  # these train in full
     for head in CLASSIFIER_HEADS:
         heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
     return heads

@@ -26,7 +26,8 @@ def write_card(run: RunFolder, config: Config) -> None:
 def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
     base, rank = manifest["base"], manifest["adapter_rank"]
     adapter = rank is not None
-    front = ["---", f"base_model: {base}", f"library_name: {'peft' if adapter else 'transformers'}"]
+    hub = "hub" in manifest["base_identity"]
+    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {'peft' if adapter else 'transformers'}"]
     front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if adapter else []), "---", ""]
     what = f"A LoRA adapter of rank {rank}" if adapter else "A fully fine-tuned model"
     lines = [
@@ -41,7 +42,7 @@ def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(run, config, base, rank),
+        *_use(run, config, base, rank, manifest["label_names"]),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
         "`metrics.jsonl` holds every logged point.",
@@ -64,7 +65,7 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(run: RunFolder, config: Config, base: str, rank: int | None) -> list[str]:
+def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: list[str] | None) -> list[str]:
     auto = AUTO_NAME[config.model.task]
     folder = run.path.name
     if rank is None:
@@ -75,13 +76,15 @@ def _use(run: RunFolder, config: Config, base: str, rank: int | None) -> list[st
             f'model = {auto}.from_pretrained("{folder}")',
             "```",
         ]
-    labels = ", num_labels=N" if config.model.task == "sequence_classification" else ""
+    options = f", num_labels={len(names)}" if names else ""
+    if config.model.revision:
+        options += f', revision="{config.model.revision}"'
     lines = [
         "```python",
         "from peft import PeftModel",
         f"from transformers import {auto}",
         "",
-        f'base = {auto}.from_pretrained("{base}"{labels})',
+        f'base = {auto}.from_pretrained("{base}"{options})',
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         "```",
     ]

@@ -20,7 +20,7 @@ def provenance() -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "accelerator": _accelerator(),
-        "command": ["loraga", *sys.argv[1:]],
+        "command": sys.orig_argv,
         "time": now(),
         "git": _git(),
     }

@@ -101,7 +101,10 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None) -> GradientAr
     if len(wanted.rows) < inputs.config.gradient.samples:
         warn(f"gradient.samples={inputs.config.gradient.samples}, and there are only {len(wanted.rows)} training rows")
     artifact, reused = store_of(inputs).get(
-        wanted.key, 2 * inputs.config.rank, lambda: _compute(inputs, wanted, model), notify=warn
+        wanted.key,
+        max(2 * inputs.config.rank, inputs.config.gradient.capacity or 0),
+        lambda: _compute(inputs, wanted, model),
+        notify=warn,
     )
     if reused:
         step("gradient", f"reused {wanted.key} ({artifact.info['rows']} rows, serves ranks up to {artifact.max_rank})")

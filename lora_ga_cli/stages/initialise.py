@@ -8,9 +8,12 @@ import torch
 
 from lora_ga_cli.adapter.install import Start, base_targets
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import RunError
+from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.methods.build import Trainable, build
+from lora_ga_cli.model.loading import identify
 from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
@@ -39,13 +42,23 @@ def initialise(config: Config) -> RunFolder:
 
 def begin(inputs: Inputs, run: RunFolder) -> None:
     """Notes whose run this is, and once, what it was made from."""
+    stored, found = run.manifest.get("data"), _data_identity(inputs)
+    if stored is not None:
+        changed = [name for name, split in found.items() if stored.get(name, {}).get("sha256") != split["sha256"]]
+        if changed:
+            raise RunError(
+                f"{run.path} began with other {' and '.join(changed)} rows than the data set has now: give another "
+                "name=, or overwrite=true to set it aside"
+            )
     run.write_config(inputs.config)
-    if "settings" not in run.manifest:
+    if stored is None:
         config = inputs.config
         run.update_manifest(
             settings=settings(config),
             seed=config.seed,
-            data=_data_identity(inputs),
+            data=found,
+            label_names=inputs.data.label_names,
+            base_identity=identify(config.model, cache_root(config.cache_dir) / "digests.json"),
             started=now(),
             provenance=provenance(),
         )
@@ -79,6 +92,11 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
         trainable = build(model, config, artifact=_no_gradient, stored=None)
     else:
         pristine = fingerprint(find_targets(model, config.target_modules))
+        if run.manifest.get("base_fingerprint", pristine) != pristine:
+            raise RunError(
+                f"the base model changed since {run.path} began: give the one it began on, or overwrite=true to start "
+                "again"
+            )
         expected = probe_logits(model, inputs.probe_batch())
         trainable = build(model, config, artifact=lambda: estimate(inputs, model), stored=stored)
         dtype = getattr(torch, config.model.dtype)

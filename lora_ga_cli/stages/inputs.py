@@ -67,7 +67,14 @@ class Inputs:
             to_train: with gradient checkpointing, if the configuration has it.
         """
         torch.manual_seed(self.config.seed)
-        model = load_model(self.config.model, self.device, self.num_labels)
+        tokenizer = self.tokenizer
+        model = load_model(
+            self.config.model,
+            self.device,
+            self.num_labels,
+            label_names=self.data.label_names,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
         if to_train and self.config.trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

@@ -51,16 +51,20 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} exists and is not empty: give another --output, or remove it")
     if options.base is not None:
-        config = config.model_copy(update={"model": config.model.model_copy(update={"path": options.base})})
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"path": options.base, "revision": None})}
+        )
     inputs = prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
+    dtype = getattr(torch, options.dtype or config.model.dtype)
+    if _coarseness(dtype) < _coarseness(getattr(torch, config.model.dtype)):
+        model = model.to(dtype)  # merged in the base's type, small updates would be rounded away before the cast
     if isinstance(model, PeftModel):
         try:
             model = model.merge_and_unload(safe_merge=True)
         except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
             raise EqualityError(f"merging {run.path}: {error}") from error
-    dtype = getattr(torch, options.dtype or config.model.dtype)
     model = model.to(dtype)
     _check_finite(model.state_dict())
     with atomic_folder(folder) as temporary:
@@ -85,7 +89,10 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
 
 def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> transformers.PreTrainedModel:
     auto = AUTO_CLASS[inputs.config.model.task]
-    model: Any = auto.from_pretrained(folder, dtype=dtype, attn_implementation=inputs.config.model.attention)
+    options = inputs.config.model
+    model: Any = auto.from_pretrained(
+        folder, dtype=dtype, attn_implementation=options.attention, trust_remote_code=options.trust_remote_code
+    )
     return model.to(inputs.device).eval()
 
 

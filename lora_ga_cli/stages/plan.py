@@ -19,7 +19,7 @@ from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.training.checkpoints import is_whole, step_of
 from lora_ga_cli.training.run_folder import RunFolder, find_run
 
-STAGES = ("estimate-grad", "init", "train", "eval", "merge")
+STAGES = ("estimate-grad", "init", "train", "eval")
 
 
 def plan(config: Config, last: str) -> None:
@@ -63,7 +63,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
             if run.evaluation_file.exists()
             else f"to do: {', '.join(config.eval.metrics)}"
         )
-    return "to do"
+    raise ValueError(stage)
 
 
 def total_steps(config: Config, rows: int) -> int:

@@ -45,11 +45,11 @@ def train(config: Config) -> RunFolder:
         if processes.is_main():
             claim(config, run)
         processes.wait()
+        inputs = prepare_inputs(config)
+        begin(inputs, run)
         if run.finished:
             step("train", f"finished already: {run.path}")
             return run
-        inputs = prepare_inputs(config)
-        begin(inputs, run)
         result = _train(inputs, run)
         gc.collect()  # the trained model and its optimizer, before a second model is loaded
         if torch.cuda.is_available():

@@ -49,7 +49,7 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
     options = config.trainer
     best = options.load_best or options.early_stopping_patience is not None
     chosen = precision(config)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         learning_rate=options.learning_rate,
         num_train_epochs=options.epochs,
@@ -81,7 +81,10 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
         dataloader_num_workers=options.dataloader_workers,
+        restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
     )
+    arguments._n_gpu = 1  # one process, one device: the Trainer would split each batch over all GPUs it sees
+    return arguments

@@ -20,7 +20,13 @@ NOT_SETTINGS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
 """Options that leave a run's result as it is; two runs that differ only in them are the same run."""
-NOT_TRAINER_SETTINGS = {"logging_steps", "save_total_limit", "dataloader_workers", "micro_batch_size"}
+NOT_TRAINER_SETTINGS = {
+    "logging_steps",
+    "save_total_limit",
+    "dataloader_workers",
+    "micro_batch_size",
+    "gradient_checkpointing",
+}
 NOT_GRADIENT_SETTINGS = {"micro_batch_size", "capacity", "offload"}
 
 
@@ -128,6 +134,7 @@ def settings(config: Config) -> dict[str, Any]:
     """What determines a run's result, as nested plain data."""
     chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
+    chosen["model"].pop("attention")
     gradient = chosen.pop("gradient")
     if config.method.start == "gradient":
         chosen["gradient"] = {key: value for key, value in gradient.items() if key not in NOT_GRADIENT_SETTINGS}
@@ -150,7 +157,7 @@ def find_run(config: Config) -> RunFolder:
 def claim(config: Config, run: RunFolder) -> None:
     """Makes sure the folder is this configuration's: keeps what an earlier session of it left, refuses another's.
 
-    With ``overwrite`` another run's folder is set aside, and so is a finished one of the same settings.
+    With ``overwrite`` whatever run is there is set aside.
 
     Raises:
         RunError: the folder holds a run with other settings.
@@ -164,8 +171,7 @@ def claim(config: Config, run: RunFolder) -> None:
                 f"{run.path} holds a run with other settings ({'; '.join(changed[:3])}): give another name=, or "
                 "overwrite=true to set it aside"
             )
-        if run.finished or theirs != ours:
-            set_aside(run.path, "old")
+        set_aside(run.path, "old")
 
 
 def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:

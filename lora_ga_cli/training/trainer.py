@@ -4,6 +4,7 @@ which is not finite stops the run."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState
 from lora_ga_cli.adapter.export import export_adapter, restore_adapter
 from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.errors import TrainingError
-from lora_ga_cli.model.losses import summed_loss
+from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.training.checkpoints import MARK, last_whole, mark_whole
 
 
@@ -31,6 +32,7 @@ class LoragaTrainer(Trainer):
     def __init__(self, *arguments: Any, start: Start | None = None, **options: Any):
         super().__init__(*arguments, **options)
         self.start = start
+        self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
 
@@ -40,6 +42,27 @@ class LoragaTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(model, PreTrainedModel | PeftModel)
         return model
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of one optimizer step, and how many items they hold over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = torch.tensor(sum(count_items(self._model, batch) for batch in samples), device=self.args.device)
+        return samples, self.accelerator.reduce(items, reduction="sum")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """A micro-batch's share of the mean loss over all items of the optimizer step.
+
+        (The Trainer leaves this to the model, and models that take the number of items and do not use it, such as T5
+        and BERT, would train on a loss that grows with the accumulation steps.)
+        """
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if num_items_in_batch is not None:
+            # several processes average their gradients, so each counts its share as often as there are processes
+            loss = loss * count_items(self._model, inputs) * self.accelerator.num_processes / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         mask = inputs.get("attention_mask")
@@ -60,7 +83,7 @@ class LoragaTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The mean loss over all items of the validation rows, the same number that `loraga eval` gives.
+        """The mean loss over all items of the validation rows; `loraga eval` gives the same, up to autocast's rounding.
 
         (The Trainer's own averages batches, so its value depends on how rows are batched.)
         """
@@ -114,7 +137,9 @@ class LoragaTrainer(Trainer):
             Whether ``checkpoint`` is such an end.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps:
+        control = state.stateful_callbacks.get("TrainerControl", {})
+        stopped = isinstance(control, dict) and control.get("args", {}).get("should_training_stop", False)
+        if state.global_step < state.max_steps and not stopped:
             return False
         self.state = state
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:

@@ -121,6 +121,16 @@ def test_errors_come_before_anything_is_modified(artifacts: dict[str, GradientAr
         initialise(build_model("llama"), artifact)  # type: ignore[arg-type]
 
 
+def test_layers_with_ranks_of_their_own_are_refused(artifacts: dict[str, GradientArtifact]) -> None:
+    artifact = artifacts["llama"]
+    for options in ({"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"use_dora": True}):
+        model = get_peft_model(
+            build_model("llama"), LoraConfig(r=RANK, target_modules=artifact.target_modules, **options)
+        )
+        with pytest.raises(TargetError, match=r"of its own|DoRA"):
+            initialise(model, artifact)
+
+
 def test_a_stored_start_is_installed_again_to_the_bit(artifacts: dict[str, GradientArtifact], tmp_path: Path) -> None:
     first = wrapped("gpt2", artifacts["gpt2"])
     start = initialise(first, artifacts["gpt2"])

@@ -118,10 +118,9 @@ class TestClaim:
         assert not run.path.exists()
         assert (run.path.parent / "run.old" / "manifest.json").exists()
 
-    def test_overwrite_starts_a_finished_run_again_and_goes_on_with_an_unfinished_one(self, run: RunFolder) -> None:
-        claim(configure(overwrite=True), run)
-        assert run.path.exists()
-        run.update_manifest(finished=True)
+    @pytest.mark.parametrize("finished", [False, True])
+    def test_overwrite_starts_again_whatever_is_there(self, run: RunFolder, finished: bool) -> None:
+        run.update_manifest(finished=finished)
         claim(configure(overwrite=True), run)
         assert not run.path.exists()
 
