@@ -38,7 +38,7 @@ def rows_of_quickstart() -> dict[str, Tensor]:
     """One batch of the bundled training rows, with loss on the answers."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     rows = []
-    for line in resolve_path("bundled:quickstart/train.jsonl").read_text().splitlines()[:ROWS]:
+    for line in resolve_path("bundled:quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]:
         row = json.loads(line)
         prompt = tokenizer(f"Question: {row['question']}\nAnswer: ")["input_ids"]
         answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

@@ -22,8 +22,7 @@ def command(
 ) -> None:
     """Train an adapter; estimates the gradient and initialises first where that is missing.
 
-    The same command again resumes a run that was stopped. The run folder holds a plain LoRA for the base as it is
-    published, with its loss curve, metrics and manifest.
+    The same command again resumes a run that was stopped. The result is a plain LoRA for the published base.
 
     loraga train recipe=quickstart
     """
