@@ -14,6 +14,8 @@ from lora_ga_cli.training.run_folder import RunFolder
 
 MANIFEST: dict[str, Any] = {
     "base": "org/base",
+    "base_identity": {"hub": "org/base", "commit": "abc"},
+    "label_names": None,
     "adapter_rank": 16,
     "adapted_layers": 14,
     "data": {"train": {"rows": 1234}},
@@ -85,3 +87,14 @@ def test_it_is_written_into_the_run(tmp_path: Path) -> None:
     run.update_manifest(**MANIFEST)
     write_card(run, configure())
     assert run.card_file.read_text(encoding="utf-8").startswith("---\n")
+
+
+def test_a_local_base_is_no_hub_metadata() -> None:
+    """A path of the machine it was made on would be wrong for everyone else."""
+    text = card(RunFolder(Path("my-run")), configure(), MANIFEST | {"base_identity": {"weights_sha256": "00"}})
+    assert "base_model" not in front(text)
+
+
+def test_classes_are_counted_for_the_reader() -> None:
+    manifest = MANIFEST | {"label_names": ["negative", "positive"]}
+    assert "num_labels=2" in card(RunFolder(Path("my-run")), configure("sequence_classification"), manifest)

@@ -12,10 +12,10 @@ from lora_ga_cli.report.provenance import provenance, version
 
 
 def test_it_names_versions_machine_command_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["loraga", "train", "recipe=quickstart"])
+    monkeypatch.setattr("sys.orig_argv", ["python", "loraga", "train", "recipe=quickstart"])
     found = provenance()
     assert found["loraga"] == lora_ga_cli.__version__
-    assert found["command"] == ["loraga", "train", "recipe=quickstart"]
+    assert found["command"] == ["python", "loraga", "train", "recipe=quickstart"]
     assert {"torch", "transformers", "peft"} <= set(found["packages"])
     assert found["time"].endswith("+00:00")
     json.dumps(found)
