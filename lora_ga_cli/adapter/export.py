@@ -20,7 +20,6 @@ from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.model.targets import Target, shortest_names
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
 CONVERSION_TOLERANCE = 1e-4
 """Largest relative difference, on a random vector, between the trained and the exported form of a layer."""

@@ -1,6 +1,7 @@
 """Putting LoRA-GA's start on a PEFT model: the adapter's first factors, and what takes them off again.
 
-The model must not change before its first step. Two forms do that, for the same training and the same result:
+The model must not change before its first step. Two forms do that, for the same training (without dropout on the
+adapter's input, which goes with the second only) and the same result:
 
 - ``weights`` (LoRA-GA, equation 10): the base becomes ``W - s·B0·A0``. In half precision this rounds badly. The
   gradient's leading directions are those in which activations are large, so ``s·B0·A0·x`` can be many times ``W·x``,
@@ -188,8 +189,8 @@ def install(model: PeftModel, start: Start) -> Start:
     found = fingerprint(base_targets(model))
     if start.installed_base and start.installed_base != found:
         raise RunError(
-            "the base under the stored start differs from the one this run began on: the base model changed, or this "
-            "is another kind of device; start again with overwrite=true"
+            "the base under the stored start differs from the one this run began on: the base model changed; "
+            "give the one it began on, or start again with overwrite=true"
         )
     return replace(start, installed_base=found)
 

@@ -281,11 +281,6 @@ class Config(Section):
     eval: EvalConfig = EvalConfig()
 
     @property
-    def scaling(self) -> float:
-        """The factor ``s`` on the adapter's product ``B A``."""
-        return self.alpha / (self.rank**0.5 if self.method.rank_stabilised else self.rank)
-
-    @property
     def shift(self) -> Literal["weights", "adapter"]:
         """``method.shift``, with ``auto`` decided."""
         if self.method.shift == "auto":

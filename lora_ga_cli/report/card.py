@@ -17,6 +17,11 @@ AUTO_NAME = {
 }
 
 
+def served_rank(rank: int) -> int | None:
+    """The smallest ``--max-lora-rank`` with which vLLM serves an adapter of this rank; None if it serves none."""
+    return next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+
+
 def write_card(run: RunFolder, config: Config) -> None:
     """Writes the run's README.md from its configuration and manifest."""
     with atomic_file(run.card_file) as temporary:
@@ -88,7 +93,7 @@ def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: lis
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         "```",
     ]
-    served = next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+    served = served_rank(rank)
     if served and config.model.task == "causal_lm":
         lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
     return lines

@@ -16,7 +16,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods.build import Trainable
 from lora_ga_cli.model.loading import find_source, pick_device
 from lora_ga_cli.model.probe import check_equal, probe_logits
-from lora_ga_cli.report.card import SERVED_RANKS, write_card
+from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
@@ -179,7 +179,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
 def _described(config: Config, rank: int | None) -> str:
     if rank is None:
         return "the whole model"
-    served = next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
+    served = served_rank(rank)
     vllm = f"vLLM: --max-lora-rank {served}" if served else "vLLM serves no rank this large, merge it"
     twice = f" (2 × {config.rank}: it carries its own start)" if rank != config.rank else ""
     return f"a plain LoRA of rank {rank}{twice} for {config.model.path}; {vllm}"

@@ -1,5 +1,5 @@
-"""transformers' Trainer, with three things changed: what a checkpoint holds, how evaluation averages, and that a loss
-which is not finite stops the run."""
+"""transformers' Trainer, with four things changed: what a checkpoint holds, how losses are averaged in training and in
+evaluation, that a loss which is not finite stops the run, and that a finished training is taken up and not resumed."""
 
 from __future__ import annotations
 

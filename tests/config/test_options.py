@@ -74,14 +74,6 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
 
 
 @pytest.mark.parametrize(
-    ("stabilised", "scaling"), [(False, 16 / 4), (True, 16 / 4**0.5)], ids=["alpha / rank", "alpha / sqrt(rank)"]
-)
-def test_the_scaling_is_the_papers(stabilised: bool, scaling: float) -> None:
-    config = Config.model_validate({**MINIMAL, "rank": 4, "method": {"rank_stabilised": stabilised}})
-    assert config.scaling == scaling
-
-
-@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"dataset": {"prompt": "q", "answer": "a"}}, "exactly one"),
