@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 import typing
@@ -122,9 +123,16 @@ def mentioned(text: str) -> list[KeyPath]:
 
 
 def _nearest_option(path: KeyPath) -> str:
-    ancestors = {".".join(path[:cut]) for cut in range(1, len(path))}
-    names = {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
-    return nearest(".".join(path), names - ancestors)
+    """The hint for a name that is no option. Within a section only the last part is compared: sharing the section's
+    name makes no two options alike."""
+    section = ".".join(path[:-1])
+    siblings = [option[-1] for option in all_options() if option[:-1] == path[:-1]]
+    if section and siblings:
+        close = difflib.get_close_matches(path[-1], siblings, n=1)
+        return f"did you mean {section}.{close[0]}?" if close else f"loraga recipes options {section} lists them"
+    return nearest(
+        ".".join(path), {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
+    )
 
 
 def _walk(section: type[Section], prefix: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
