@@ -85,7 +85,8 @@ def starting_factors(
     if factors.capacity < 2 * rank:
         raise GradientError(f"rank={rank} needs {2 * rank} singular vectors, {factors.capacity} are kept")
     for_a, for_b = direction_indices(direction, rank, seed)
-    return (factor * factors.right[:, for_a].T).contiguous(), (factor * factors.left[:, for_b]).contiguous()
+    left, right = factors.left.float(), factors.right.float()
+    return (factor * right[:, for_a].T).contiguous(), (factor * left[:, for_b]).contiguous()
 
 
 def layer_seed(seed: int, name: str) -> int:
@@ -101,17 +102,20 @@ def product(b0: Tensor, a0: Tensor, scaling: float) -> Tensor:
     return (scaling * (b0.double() @ a0.double())).float()
 
 
-def first_step_alignment(grad: Tensor, a0: Tensor, b0: Tensor) -> float:
+def first_step_alignment(grad: Tensor, a0: Tensor, b0: Tensor, best: float | None = None) -> float:
     """Cosine of the first step's update of the weight with G, over the best that rank 2·rank allows; 1 is optimal.
 
     Args:
         grad: (d_out, d_in), the full gradient.
         a0: (rank, d_in).
         b0: (d_out, rank).
+        best: ``‖G_2r‖ / ‖G‖``, if it is known; else it is computed, in float64.
     """
-    grad, a0, b0 = grad.double(), a0.double(), b0.double()
+    grad = grad.double() if best is None else grad
+    a0, b0 = a0.to(grad), b0.to(grad)
     update = b0 @ (b0.T @ grad) + (grad @ a0.T) @ a0
     cosine = (update * grad).sum() / (update.norm() * grad.norm())
-    singular = torch.linalg.svdvals(grad)
-    best = singular[: 2 * a0.shape[0]].norm() / singular.norm()
+    if best is None:
+        singular = torch.linalg.svdvals(grad)
+        best = float(singular[: 2 * a0.shape[0]].norm() / singular.norm())
     return float(cosine / best)

@@ -16,7 +16,7 @@ from lora_ga_cli.errors import ArtifactDamaged, GradientError
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.gradient.factors import Factors
 
-FORMAT = 1
+FORMAT = 2
 FACTORS_FILE = "factors.safetensors"
 MANIFEST_FILE = "artifact.json"
 
@@ -56,6 +56,10 @@ class GradientArtifact:
         """By layer, the share of ``‖G‖²`` that a first step from this rank can follow (2·rank vectors)."""
         return {name: factors.energy(2 * rank) for name, factors in self.factors.items()}
 
+    def alignment(self, rank: int) -> dict[str, float]:
+        """By layer, how much of the best first step of this rank the start will follow, from 0 to 1."""
+        return {name: factors.alignment(2 * rank) for name, factors in self.factors.items()}
+
     def check_serves(self, names: set[str], rank: int) -> None:
         """Refuses a rank above `max_rank`, or layers this artifact has no gradient for.
 
@@ -83,6 +87,8 @@ class GradientArtifact:
                 f"{name}.singular": factors.singular,
                 f"{name}.right": factors.right,
             }
+            if factors.missed is not None:
+                tensors[f"{name}.missed"] = factors.missed
         with atomic_folder(folder) as temporary:
             save_file(tensors, temporary / FACTORS_FILE)
             manifest = {
@@ -110,7 +116,13 @@ class GradientArtifact:
                 raise ArtifactDamaged(f"{folder}: {FACTORS_FILE} has other bytes than were written")
             tensors = load_file(folder / FACTORS_FILE)
             factors = {
-                name: Factors(tensors[f"{name}.left"], tensors[f"{name}.singular"], tensors[f"{name}.right"], norm)
+                name: Factors(
+                    tensors[f"{name}.left"],
+                    tensors[f"{name}.singular"],
+                    tensors[f"{name}.right"],
+                    norm,
+                    tensors.get(f"{name}.missed"),
+                )
                 for name, norm in manifest["norms"].items()
             }
             return cls(factors=factors, capacity=manifest["capacity"], info=manifest["info"], key=manifest["key"])

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_ga_cli.errors import GradientError
+from lora_ga_cli.gradient import ranks
+from lora_ga_cli.gradient.estimator import refuse_bad, refuse_empty, refuse_silent
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
 from lora_ga_cli.model.targets import Target
 
@@ -24,27 +26,35 @@ class ExactEstimator:
     """
 
     name = "exact"
+    passes = 1
 
     def __init__(self, offload: bool = False):
         self.offload = offload
         self._targets: Mapping[str, Target] = {}
+        self._capacity = 0
         self._sums: dict[str, Tensor] = {}
         self._finite: dict[str, Tensor] = {}
         self._index = 0
         self._weight = 1.0
 
     @contextlib.contextmanager
-    def watch(self, targets: Mapping[str, Target]) -> Iterator[None]:
-        self._targets, self._sums = targets, {}
+    def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> Iterator[None]:
+        self._targets, self._capacity, self._sums = targets, capacity, {}
         hooks = []
         try:
             for target in targets.values():
+                if target.quantised or target.sharded:
+                    how = "quantised" if target.quantised else "in shards"
+                    raise GradientError(f"gradient=exact needs whole weights; {target.name} is {how}: gradient=sketch")
                 target.weight.requires_grad_(True)
                 hooks.append(target.weight.register_post_accumulate_grad_hook(self._take(target)))
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def begin_pass(self, number: int) -> None:
+        pass
 
     def _take(self, target: Target):  # type: ignore[no-untyped-def]
         def hook(weight: Tensor) -> None:
@@ -65,30 +75,27 @@ class ExactEstimator:
         self._index, self._weight, self._finite = index, weight, {}
 
     def end(self) -> None:
-        if not self._finite:
-            return
+        pass
+
+    def share(self) -> None:
         # one transfer for all layers; asking each layer in its hook would stall the device every time
-        flags = torch.stack([flag.to(next(iter(self._finite.values())).device) for flag in self._finite.values()])
-        bad = [name for name, finite in zip(self._finite, flags.tolist(), strict=True) if not finite]
-        if bad:
-            others = f" and of {len(bad) - 1} more layers" if len(bad) > 1 else ""
-            raise GradientError(f"the gradient of {bad[0]}{others} is not finite in micro-batch {self._index}")
+        device = next(iter(self._targets.values())).weight.device
+        whole = [self._finite.get(name, torch.tensor(True)).to(device) for name in self._targets]
+        bad = ranks.add_up((~torch.stack(whole)).float()).tolist()
+        refuse_bad([name for name, flag in zip(self._targets, bad, strict=True) if flag], self._index)
 
-    def factors(self, total: float, capacity: int) -> Iterator[tuple[str, Factors]]:
-        missing = [name for name in self._targets if name not in self._sums]
-        if missing:
-            raise GradientError(
-                f"no gradient reached {_some(missing)}: the loss does not depend on it; leave it out of target_modules"
-            )
-        zero = [name for name in self._targets if not bool(self._sums[name].any())]
-        if zero:
-            raise GradientError(
-                f"the gradient of {_some(zero)} is zero on all sampled rows, so it has no direction to start from; "
-                "take more rows (gradient.samples) or leave it out of target_modules"
-            )
+    def end_pass(self) -> None:
+        if ranks.count() == 1:
+            return
+        for target in self._targets.values():
+            device = target.weight.device
+            found = self._sums.get(target.name, torch.zeros(target.shape)).to(device)
+            reached = ranks.total(float(target.name in self._sums), device)
+            if reached:
+                self._sums[target.name] = ranks.add_up(found).to("cpu" if self.offload else device)
+
+    def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
+        refuse_silent([name for name in self._targets if name not in self._sums], "the loss does not depend on it")
+        refuse_empty([name for name in self._targets if not bool(self._sums[name].any())])
         for name in self._targets:
-            yield name, truncated_svd(self._sums.pop(name) / total, capacity)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            yield name, truncated_svd(self._sums.pop(name) / total, self._capacity)

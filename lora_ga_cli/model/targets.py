@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, nearest
@@ -41,8 +42,31 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in), whatever way the module stores W."""
-        return self.oriented(self.weight).shape[0], self.oriented(self.weight).shape[1]
+        """(d_out, d_in), whatever way the module stores W; a quantised weight has another shape in memory."""
+        if isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        return self.weight.shape[1], self.weight.shape[0]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether W is stored in a form that cannot be added to."""
+        return not self.weight.is_floating_point()
+
+    @property
+    def scales(self) -> list[Tensor]:
+        """What a quantised weight is multiplied by to be W, as bitsandbytes keeps it; nothing for any other."""
+        state = getattr(self.weight, "quant_state", None)  # of 4 bits
+        nested = getattr(state, "state2", None)
+        found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(nested, "absmax", None)]
+        found += [getattr(self.weight, "SCB", None), getattr(getattr(self.module, "state", None), "SCB", None)]
+        return [scale for scale in found[:3] if scale is not None] + [
+            scale for scale in found[3:] if scale is not None
+        ][:1]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether W is spread over several processes (FSDP2)."""
+        return isinstance(self.weight.data, DTensor)
 
     def oriented(self, matrix: Tensor) -> Tensor:
         """A matrix laid out like the stored weight, as (d_out, d_in); its own inverse."""
@@ -58,8 +82,7 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
             are full names or endings (``q_proj``), or a regular expression that matches full names.
 
     Raises:
-        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another
-            module, or is not made of floating-point numbers.
+        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another module.
     """
     modules = dict(model.named_modules())
     linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
@@ -73,12 +96,6 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
     else:
         chosen = _matching_names(modules, linear, target_modules)
     _refuse_shared(model, chosen)
-    for name, target in chosen.items():
-        if not target.weight.is_floating_point():
-            raise TargetError(
-                f"{name}: its weight is {target.weight.dtype}, a quantised base, whose weight cannot be shifted; "
-                "load the base in float32 or bfloat16"
-            )
     return chosen
 
 
@@ -116,11 +133,15 @@ def fingerprint(targets: Mapping[str, Target]) -> str:
     """Hexadecimal SHA-256 over the names, types, shapes and bytes of the targets' weights."""
 
     def digest(target: Target) -> bytes:
-        weight = target.weight.detach().cpu().contiguous()
+        weight = target.weight.detach()
+        weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+        scales = b"".join(_bytes(scale) for scale in target.scales)
         head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
-        return hashlib.sha256(head + hashlib.sha256(weight.view(torch.uint8).numpy().data).digest()).digest()
+        return hashlib.sha256(head + _bytes(weight) + scales).digest()
 
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    # shards are gathered by all processes in one order
+    sharded = any(isinstance(target.weight.data, DTensor) for target in targets.values())
+    with ThreadPoolExecutor(max_workers=1 if sharded else 4) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, targets.values()))).hexdigest()
 
 
@@ -171,14 +192,24 @@ def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:
     users: dict[object, set[str]] = defaultdict(set)
     for module_name, module in model.named_modules(remove_duplicate=False):
         for parameter_name, parameter in module.named_parameters(recurse=False):
-            storage = parameter.data_ptr() if parameter.device.type != "meta" else 0
-            users[storage or id(parameter)].add(f"{module_name}.{parameter_name}".lstrip("."))
+            users[_storage(parameter)].add(f"{module_name}.{parameter_name}".lstrip("."))
     for name, target in targets.items():
         weight = target.weight
-        storage = weight.data_ptr() if weight.device.type != "meta" else 0
-        others = users[storage or id(weight)] - {f"{name}.weight"}
+        others = users[_storage(weight)] - {f"{name}.weight"}
         if others:
             raise TargetError(
                 f"{name}: its weight is shared with {', '.join(sorted(others))}, so an adapter on one would change the "
                 f"other; leave {name.rsplit('.', 1)[-1]} out of target_modules"
             )
+
+
+def _storage(parameter: nn.Parameter) -> int:
+    """What two uses of one weight have in common: its memory, where it has all of it, else the object."""
+    whole = parameter.device.type != "meta" and not isinstance(parameter.data, DTensor)
+    return (parameter.data_ptr() if whole else 0) or id(parameter)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """SHA-256 of a tensor's bytes."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(plain.view(torch.uint8).numpy().data).digest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,16 @@ SHAPES = {"model.layers.0.q_proj": (12, 8), "model.layers.0.down_proj": (8, 20),
 CAPACITY = 6
 
 
-def build(capacity: int = CAPACITY) -> GradientArtifact:
+def build(capacity: int = CAPACITY, *, sketched: bool = False) -> GradientArtifact:
+    """Exact factors in float32; or in float16 and with what they miss, as a sketch gives them."""
     generator = torch.Generator().manual_seed(0)
     grads = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
     factors = {name: truncated_svd(grad, capacity) for name, grad in grads.items()}
+    if sketched:
+        factors = {
+            name: replace(exact, left=exact.left.half(), right=exact.right.half(), missed=exact.singular / 7)
+            for name, exact in factors.items()
+        }
     return GradientArtifact(factors, capacity, {"estimator": "exact", "loss": 1 / 3, "model": "größe"}, key="abc")
 
 
@@ -30,14 +37,21 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def test_what_is_loaded_is_what_was_saved_to_the_bit(saved: Path) -> None:
-    before, after = build(), GradientArtifact.load(saved)
+@pytest.mark.parametrize("sketched", [False, True], ids=["exact", "sketched"])
+def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, sketched: bool) -> None:
+    before = build(sketched=sketched)
+    before.save(tmp_path / "artifact")
+    after = GradientArtifact.load(tmp_path / "artifact")
     assert list(after.factors) == list(before.factors)
     for name, factors in before.factors.items():
-        for part in ("left", "singular", "right"):
+        for part in ("left", "singular", "right", "missed"):
             ours, theirs = getattr(factors, part), getattr(after.factors[name], part)
+            if ours is None:
+                assert theirs is None
+                continue
             assert theirs.dtype == ours.dtype
             assert torch.equal(theirs, ours)
+        assert (after.factors[name].missed is not None) == sketched
         assert after.factors[name].norm == factors.norm
     assert (after.capacity, after.info, after.key) == (before.capacity, before.info, before.key)
 
@@ -117,3 +131,12 @@ def test_energy_is_the_share_of_the_squared_norm() -> None:
     """Singular values 4, 2, 1 and a norm of sqrt(16 + 4 + 1 + 4): the first two hold 20/25."""
     factors = Factors(torch.eye(5)[:, :3], torch.tensor([4.0, 2.0, 1.0]), torch.eye(4)[:, :3], norm=5.0)
     assert GradientArtifact({"x": factors}, 3).energy(1) == {"x": pytest.approx(0.8)}
+
+
+def test_alignment_is_that_of_the_vectors_a_rank_needs() -> None:
+    """A start of rank 1 takes two directions, and a bad third one does not count."""
+    missed = torch.tensor([0.0, 0.0, 1e6])
+    factors = Factors(torch.eye(5)[:, :3], torch.tensor([4.0, 2.0, 1.0]), torch.eye(4)[:, :3], 5.0, missed)
+    artifact = GradientArtifact({"x": factors}, 3)
+    assert artifact.alignment(1) == {"x": 1.0}
+    assert artifact.alignment(2)["x"] < 0.01

@@ -1,46 +1,36 @@
-"""The exact estimator against plain autograd, and what it leaves behind: nothing."""
+"""The exact estimator against plain autograd; and of any estimation, what goes wrong, and what it leaves: nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.estimate import estimate_gradients
+from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
+from tests.gradient import ESTIMATORS, HALF, WHOLE, Batch, autograd, cut, multiplied, relative
+
+both_estimators = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+EstimatorType = Callable[[], Estimator]
 
 
 class Remembering(ExactEstimator):
     """Keeps the averaged gradients themselves, (d_out, d_in), to be compared."""
 
-    grads: dict[str, torch.Tensor]
+    grads: dict[str, Tensor]
 
-    def factors(self, total: float, capacity: int) -> Iterator[tuple[str, Factors]]:
+    def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
         self.grads = {name: grad / total for name, grad in self._sums.items()}
-        return super().factors(total, capacity)
-
-
-def autograd(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gradients (d_out, d_in) of one batch's loss, by plain autograd."""
-    targets = find_targets(model)
-    weights = [target.weight for target in targets.values()]
-    grads = torch.autograd.grad(model(**batch).loss, weights)
-    return {name: target.oriented(grad) for (name, target), grad in zip(targets.items(), grads, strict=True)}
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
-
-
-def cut(batch: dict[str, torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
-    rows = len(batch["labels"])
-    return [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, rows, size)]
+        return super().factors(total)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,20 +74,63 @@ def test_bfloat16_gradients_add_up_in_float32() -> None:
     assert relative(naive / items.sum(), exact) > 5e-3
 
 
+def checkpoint(model: PreTrainedModel, *, reentrant: bool) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
+def checkpoint_alone(model: PreTrainedModel) -> None:
+    """As versions of transformers do that leave it to others that embeddings need a gradient."""
+    checkpoint(model, reentrant=True)
+    if hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
-def test_gradient_checkpointing_changes_nothing(family: str) -> None:
-    """Dropout stays off although transformers only checkpoints in training mode."""
+def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) -> None:
+    """Every token counts once, though each passes its layer twice forward.
+
+    Dropout stays off although transformers only checkpoints in training mode.
+    """
     model, batch = build_model(family).eval(), build_batch(family)
     plain, checkpointed = Remembering(), Remembering()
     estimate_gradients(model, [batch], estimator=plain)
+    sketched = estimate_gradients(model, [batch], capacity=WHOLE, estimator=SketchEstimator())
     forwards = []
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint(model, reentrant=reentrant)
     layer = next(module for name, module in model.named_modules() if name.endswith(("mlp", "DenseReluDense")))
     hook = layer.register_forward_pre_hook(lambda *_: forwards.append(1))
     estimate_gradients(model, [batch], estimator=checkpointed)
-    hook.remove()
     assert len(forwards) == 2  # once forward, and once more for the backward pass: it was really checkpointed
+    again = estimate_gradients(model, [batch], capacity=WHOLE, estimator=SketchEstimator())
+    assert len(forwards) == 4
+    hook.remove()
     assert max(relative(checkpointed.grads[name], grad) for name, grad in plain.grads.items()) < 1e-5
+    for name, factors in sketched.factors.items():
+        largest = float(factors.singular[0])
+        torch.testing.assert_close(again.factors[name].singular, factors.singular, rtol=0, atol=1e-6 * largest)
+        assert relative(multiplied(again.factors[name]), multiplied(factors)) < HALF, name
+        assert again.factors[name].norm == pytest.approx(factors.norm, rel=1e-5)
+
+
+@both_estimators
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "gpt2",
+        "t5",
+    ],
+)
+def test_reentrant_checkpoints_are_reached(family: str, estimator: EstimatorType) -> None:
+    """They pass a gradient on only to inputs that need one, and with a frozen base none does by itself."""
+    model, batch = build_model(family).eval(), build_batch(family)
+    plain = estimate_gradients(model, [batch], capacity=WHOLE, estimator=estimator())
+    checkpoint_alone(model)
+    found = estimate_gradients(model, [batch], capacity=WHOLE, estimator=estimator())
+    for name, factors in plain.factors.items():
+        assert relative(multiplied(found.factors[name]), multiplied(factors)) < HALF, name
 
 
 def test_dropout_is_off_unless_asked_for() -> None:
@@ -107,32 +140,67 @@ def test_dropout_is_off_unless_asked_for() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize("fails", [False, True], ids=["after success", "after failure"])
-def test_the_model_comes_back_as_it_was(fails: bool) -> None:
+def broken(_: nn.Module, __: Any) -> Tensor:
+    raise RuntimeError("broken")
+
+
+def broken_after_backpropagation(model: nn.Module, batch: Any) -> Tensor:
+    return model(**batch).loss * float("inf")
+
+
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize(
+    ("loss_function", "error"),
+    [(None, None), (broken, "broken"), (broken_after_backpropagation, "loss of micro-batch 1 is inf")],
+    ids=["after success", "after failure", "after failing late"],
+)
+@both_estimators
+def test_the_model_comes_back_as_it_was(
+    estimator: EstimatorType, loss_function: Any, error: str | None, checkpoints: bool
+) -> None:
     model, batch = build_model("llama"), build_batch("llama")
     model.train()
     model.model.layers[0].eval()
     weight = model.model.layers[0].mlp.up_proj.weight
     weight.requires_grad_(False)
     embedding = model.model.embed_tokens.weight
-    embedding.grad = torch.ones_like(embedding)
+    kept = embedding.grad = torch.ones_like(embedding)
+    if checkpoints:
+        checkpoint_alone(model)
     before = {name: (item.requires_grad, item.clone()) for name, item in model.named_parameters()}
     modes = [module.training for module in model.modules()]
 
-    def broken(_: nn.Module, __: object) -> torch.Tensor:
-        raise RuntimeError("broken")
-
-    if fails:
-        with pytest.raises(RuntimeError, match="broken"):
-            estimate_gradients(model, [batch], loss_function=broken)
+    if error is not None:
+        with pytest.raises((RuntimeError, GradientError), match=error):
+            estimate_gradients(model, [batch], loss_function=loss_function, estimator=estimator())
     else:
-        estimate_gradients(model, [batch])
+        estimate_gradients(model, [batch], estimator=estimator())
     assert [module.training for module in model.modules()] == modes
+    for module in model.modules():
+        assert not module._forward_hooks, module
+        assert not module._forward_pre_hooks, module
     for name, item in model.named_parameters():
         assert (item.requires_grad, torch.equal(item, before[name][1])) == (before[name][0], True), name
         assert not item._post_accumulate_grad_hooks
-        assert (item.grad is not None) == (item is embedding)
+        assert not item._backward_hooks
+        assert item.grad is (kept if item is embedding else None), name
+    assert torch.equal(kept, torch.ones_like(embedding))
     assert model.config.use_cache
+
+
+@both_estimators
+def test_progress_is_told_over_all_passes(estimator: EstimatorType) -> None:
+    model, batches = build_model("llama").eval(), cut(build_batch("llama"), 2)
+    chosen, told = estimator(), []
+    chosen.passes = 3 if chosen.name == "sketch" else 1
+    artifact = estimate_gradients(
+        model, batches, estimator=chosen, on_batch=lambda done, loss: told.append((done, loss))
+    )
+    assert [done for done, _ in told] == list(range(1, 2 * chosen.passes + 1))
+    assert told[-1][1] == pytest.approx(artifact.info["loss"], rel=1e-6)
+    counted = {name: artifact.info[name] for name in ("estimator", "passes", "micro_batches", "items")}
+    labels = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    assert counted == {"estimator": chosen.name, "passes": chosen.passes, "micro_batches": 2, "items": labels}
 
 
 def test_offloaded_sums_are_the_same() -> None:
@@ -143,65 +211,101 @@ def test_offloaded_sums_are_the_same() -> None:
     assert all(torch.equal(one.grads[name], other.grads[name]) for name in one.grads)
 
 
-def test_a_layer_that_the_loss_does_not_reach_is_named() -> None:
+@both_estimators
+def test_a_layer_that_the_loss_does_not_reach_is_named(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     model.model.layers[1].mlp.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
     with pytest.raises(GradientError, match=r"no gradient reached model\.layers\.1\.mlp\.gate_proj.*target_modules"):
-        estimate_gradients(model, [batch])
+        estimate_gradients(model, [batch], estimator=estimator())
 
 
-def test_a_layer_with_a_zero_gradient_is_named() -> None:
+@both_estimators
+def test_a_layer_with_a_zero_gradient_is_named(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.zero_()
     with pytest.raises(
-        GradientError, match=r"model\.layers\.0\.mlp\.gate_proj, model\.layers\.0\.mlp\.up_proj is zero on all"
+        GradientError, match=r"of model\.layers\.0\.mlp\.gate_proj, model\.layers\.0\.mlp\.up_proj is zero on all"
     ):
-        estimate_gradients(model, [batch])
+        estimate_gradients(model, [batch], estimator=estimator())
 
 
-def test_a_gradient_that_is_not_finite_names_layer_and_batch() -> None:
-    model, batch = build_model("llama").eval(), build_batch("llama")
+class Exploding(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
 
-    def poisoned(model: nn.Module, batch: object) -> torch.Tensor:
-        loss = model(**batch).loss  # type: ignore[arg-type]
-        calls.append(1)
-        return loss + (model.model.layers[1].mlp.up_proj.weight[0, 0] * 0).sqrt() if len(calls) == 2 else loss
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
 
-    calls: list[int] = []
-    with pytest.raises(GradientError, match=r"model\.layers\.1\.mlp\.up_proj is not finite in micro-batch 2"):
-        estimate_gradients(model, [batch, batch], loss_function=poisoned)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * float("inf")
 
 
-def test_a_loss_that_is_not_finite_names_the_batch() -> None:
+def exploding(layer: str, call: int) -> Callable[[nn.Module, Batch], Tensor]:
+    """A loss function with which a layer's gradient, and none above it, is infinite at one call."""
+    calls = 0
+
+    def loss_function(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls != call:
+            return model(**batch).loss
+        hook = model.get_submodule(layer).register_forward_hook(lambda _, __, output: Exploding.apply(output))
+        loss = model(**batch).loss
+        hook.remove()
+        return loss
+
+    return loss_function
+
+
+@pytest.mark.parametrize(
+    ("estimator", "call"),
+    [(ExactEstimator, 2), (SketchEstimator, 2), (lambda: SketchEstimator(passes=2), 5)],
+    ids=["exact", "sketch", "sketch, second pass"],
+)
+def test_a_gradient_that_is_not_finite_names_layer_and_batch(estimator: EstimatorType, call: int) -> None:
+    """The loss itself is finite, and the other layers' gradients are."""
+    model, batches = build_model("llama").eval(), cut(build_batch("llama", rows=3), 1)
+    layer = "model.layers.0.self_attn.v_proj"
+    with pytest.raises(GradientError, match=rf"^the gradient of {layer} is not finite in micro-batch 2$"):
+        estimate_gradients(model, batches, loss_function=exploding(layer, call), estimator=estimator())
+
+
+@both_estimators
+def test_a_loss_that_is_not_finite_names_the_batch(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     with pytest.raises(GradientError, match="loss of micro-batch 1 is nan"):
-        estimate_gradients(model, [batch], loss_function=lambda m, b: m(**b).loss * float("nan"))
+        estimate_gradients(model, [batch], loss_function=lambda m, b: m(**b).loss * float("nan"), estimator=estimator())
 
 
-def test_batches_without_anything_to_learn_are_errors() -> None:
+@both_estimators
+def test_batches_without_anything_to_learn_are_errors(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     with pytest.raises(GradientError, match="no batch"):
-        estimate_gradients(model, [])
+        estimate_gradients(model, [], estimator=estimator())
+    masked = batch | {"labels": torch.full_like(batch["labels"], -100)}
     with pytest.raises(GradientError, match="micro-batch 1 has no label"):
-        estimate_gradients(model, [batch | {"labels": torch.full_like(batch["labels"], -100)}])
+        estimate_gradients(model, [masked], estimator=estimator())
     with pytest.raises(GradientError, match="no tensor named labels"):
-        estimate_gradients(model, [{"input_ids": batch["input_ids"]}])
+        estimate_gradients(model, [{"input_ids": batch["input_ids"]}], estimator=estimator())
 
 
-def test_float16_gradients_do_not_vanish() -> None:
+@both_estimators
+def test_float16_gradients_do_not_vanish(estimator: EstimatorType) -> None:
     """Gradients of 1e-9 round to zero in float16; they are taken of a larger loss, and divided again."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16)).to(torch.float16)
     x = torch.randn(4, 16).half()
 
-    def tiny(model: nn.Module, batch: object) -> torch.Tensor:
+    def tiny(model: nn.Module, batch: object) -> Tensor:
         return (model(x).float() * 2e-8).sum()
 
     batch = {"labels": torch.zeros(4)}
-    artifact = estimate_gradients(model, [batch], loss_function=tiny)
+    artifact = estimate_gradients(model, [batch], loss_function=tiny, estimator=estimator())
     expected = 2e-8 * x.float().sum(0).norm() * 16**0.5
     assert artifact.factors["0"].norm == pytest.approx(float(expected), rel=2e-2)
+    assert float(artifact.factors["0"].singular[0]) == pytest.approx(float(expected), rel=2e-2)
 
 
 def test_targets_are_checked_before_anything_runs() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_ga_cli.gradient import factors as module
-from lora_ga_cli.gradient.factors import fix_signs, truncated_svd
+from lora_ga_cli.gradient.factors import complete, fix_signs, truncated_svd
 
 
 def decaying(d_out: int, d_in: int, rate: float = 0.9) -> torch.Tensor:
@@ -69,3 +69,26 @@ def test_energy_is_the_share_of_the_squared_norm() -> None:
 
 def test_capacity_is_at_most_the_smaller_side() -> None:
     assert truncated_svd(torch.randn(5, 9), 32).capacity == 5
+
+
+def test_the_factors_of_the_transpose() -> None:
+    """With signs fixed by what are now the left vectors, as if the transpose itself had been decomposed."""
+    grad = decaying(20, 15)
+    turned, expected = truncated_svd(grad, 6).transposed(), truncated_svd(grad.T.contiguous(), 6)
+    assert turned.shape == (15, 20)
+    torch.testing.assert_close(turned.left, expected.left, rtol=0, atol=1e-5)
+    torch.testing.assert_close(turned.right, expected.right, rtol=0, atol=1e-5)
+    assert torch.equal(turned.singular, truncated_svd(grad, 6).singular)
+
+
+@pytest.mark.parametrize("known", [0, 1, 5])
+def test_empty_columns_become_directions_orthogonal_to_all_others(known: int) -> None:
+    """Of the second layer only; in the first nothing is empty, and nothing changes."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(2, 9, 8, generator=generator))
+    vectors[1, :, known:] = 0
+    before = vectors.clone()
+    completed = complete(vectors)
+    assert torch.equal(completed[0], before[0])
+    assert torch.equal(completed[1, :, :known], before[1, :, :known])
+    torch.testing.assert_close(completed[1].T @ completed[1], torch.eye(8), rtol=0, atol=1e-6)

@@ -65,11 +65,15 @@ def test_shared_modules_and_shared_storage_are_refused() -> None:
         find_targets(views)
 
 
-def test_a_weight_that_is_not_floating_point_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
-    model[0].weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(TargetError, match="quantised"):
-        find_targets(model)
+def test_a_quantised_weight_has_the_shape_of_its_layer() -> None:
+    """In memory, 4-bit weights lie two to a byte in one long column."""
+    model = nn.Sequential(nn.Linear(10, 6), nn.Linear(6, 4))
+    model[0].weight = nn.Parameter(torch.zeros(30, 1, dtype=torch.uint8), requires_grad=False)
+    packed, plain = find_targets(model).values()
+    assert packed.quantised
+    assert packed.shape == (6, 10)
+    assert not plain.quantised
+    assert plain.shape == (4, 6)
 
 
 def test_a_rank_that_is_too_large_names_layer_and_largest_rank() -> None:

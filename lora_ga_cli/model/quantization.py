@@ -1,0 +1,77 @@
+"""Quantised bases: loading them with bitsandbytes, and reading their weights."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_ga_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import ModelConfig
+    from lora_ga_cli.model.targets import Target
+
+BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}
+"""Bits a weight takes with its scales: NF4 has a float32 scale for 64 weights, int8 one for each row."""
+DOUBLE_BITS = 4 + 8 / 64 + 32 / (64 * 256)
+"""With double quantisation (QLoRA, arXiv 2305.14314, section 3): scales in 8 bits, and a float32 one for 256."""
+
+
+def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, Any]:
+    """What ``from_pretrained`` needs to quantise while it loads; nothing for a base that is not quantised.
+
+    Raises:
+        ModelError: bitsandbytes is not installed.
+    """
+    if config.quantization is None:
+        return {}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        kind = config.quantization
+        raise ModelError(f"model.quantization={kind} needs bitsandbytes: pip install 'loraga[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    how = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+            bnb_4bit_use_double_quant=config.double_quantization,
+        )
+        if config.quantization == "nf4"
+        else BitsAndBytesConfig(load_in_8bit=True)
+    )
+    return {"quantization_config": how, "device_map": {"": str(device)}}
+
+
+def hold_still(model: nn.Module) -> None:
+    """Keeps a CPU from storing 4-bit weights in another order at the first forward pass that needs no gradient."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
+
+
+def dense(target: Target) -> Tensor:
+    """A target's W, (d_out, d_in), in a floating-point type, whatever it is stored in."""
+    if not target.quantised:
+        return target.oriented(target.weight.detach())
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(target.module).detach()
+
+
+def count_numbers(model: nn.Module) -> int:
+    """How many numbers a model's parameters stand for; 4-bit ones are stored several together."""
+    return sum(
+        parameter.numel() * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
+        for parameter in model.parameters()
+    )
+
+
+def bits_per_weight(config: ModelConfig) -> float | None:
+    """Bits that a quantised weight takes in memory; None where weights are not quantised."""
+    if config.quantization is None:
+        return None
+    return DOUBLE_BITS if config.double_quantization else BITS[config.quantization]
