@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.adapter.install import ADAPTER, Start, lora_layers, weight_of, widen
 from lora_ga_cli.errors import EqualityError, RunError
@@ -39,10 +40,10 @@ def export_adapter(model: PeftModel, folder: str | Path, start: Start | None = N
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    # not of `state_dict`, which makes every process of a sharded base take part; what trains is whole in each
+    whole = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
+    state = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if start is not None:
         if start.shift == "weights":
             tensors = _for_pristine_base(tensors, start)

@@ -29,6 +29,7 @@ from lora_ga_cli.adapter.initialisation import layer_seed, product, scale_factor
 from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_rank, fingerprint
 
 ADAPTER = "default"
@@ -116,24 +117,39 @@ def initialise(
         direction: ``ArB2r``, ``A2rBr``, ``ArBr`` or ``random``.
         scale: ``stable``, ``unit``, ``gd`` or ``weight_svd``.
         gamma: of ``stable``; the authors' configuration has 16.
-        shift: ``weights``, ``adapter``, or ``auto``: ``weights`` for a float32 base, else ``adapter``. With ``adapter``
-            train without weight decay, which would move the frozen half.
+        shift: ``weights``, ``adapter``, or ``auto``: ``weights`` for a float32 base, else ``adapter``, which a
+            quantised base needs. With ``adapter`` train without weight decay, which would move the frozen half.
 
     Raises:
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    if shift == "auto":
-        exact = all(target.weight.dtype == torch.float32 for target in base_targets(model).values())
-        shift = "weights" if exact else "adapter"
     start = compute_start(model, artifact, direction=direction, scale=scale, gamma=gamma, shift=shift, seed=seed)
     return install(model, start)
+
+
+def choose_shift(model: PeftModel, shift: str) -> str:
+    """Decides ``auto``: ``weights`` where every target is whole and in float32, else ``adapter``.
+
+    Raises:
+        TargetError: ``weights``, and a target is quantised or sharded.
+    """
+    targets = base_targets(model)
+    fixed = next((name for name, target in targets.items() if target.quantised or target.sharded), None)
+    if shift == "weights" and fixed is not None:
+        how = "quantised" if targets[fixed].quantised else "in shards"
+        raise TargetError(f"{fixed} is {how}, and its weight cannot be shifted: shift=adapter")
+    if shift != "auto":
+        return shift
+    exact = fixed is None and all(target.weight.dtype == torch.float32 for target in targets.values())
+    return "weights" if exact else "adapter"
 
 
 def compute_start(
     model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, shift: str, seed: int
 ) -> Start:
     """The start alone; changes nothing. Arguments and errors as `initialise`."""
+    shift = choose_shift(model, shift)
     layers = lora_layers(model)
     if not layers:
         raise TargetError("the model has no LoRA layer named 'default': wrap it with peft.get_peft_model first")
@@ -151,7 +167,7 @@ def compute_start(
     for name, target in base_targets(model).items():
         if artifact.factors[name].shape != target.shape:
             raise GradientError(f"{name}: the gradient is {artifact.factors[name].shape}, the weight {target.shape}")
-        weight = target.oriented(target.weight.detach()) if scale == "weight_svd" else None
+        weight = dense(target) if scale == "weight_svd" else None
         factor = scale_factor(scale, d_out=target.shape[0], scaling=scaling, gamma=gamma, rank=rank, weight=weight)
         pairs[name] = starting_factors(
             artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)

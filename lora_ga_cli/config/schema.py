@@ -47,6 +47,14 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
     """Type of the base's weights in memory. Adapters always train in float32."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Load the base's linear layers quantised by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
+    is; the adapter carries its start."""
+    double_quantization: bool = False
+    """With ``nf4``: quantise its scales too, which saves about 0.4 bits a weight."""
+    shard: bool = False
+    """Spread the base's weights over the processes of one run (FSDP2), each of which gathers a block when it computes.
+    For a base that one device cannot hold; the adapter carries its start."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     tokenizer: str | None = None
@@ -162,25 +170,29 @@ class MethodConfig(Section):
     shift: Literal["auto", "weights", "adapter"] = "auto"
     """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
     weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
-    ``auto``: ``weights`` in float32, ``adapter`` in half precision, where a shifted weight rounds too coarsely, and
-    with ``adapter_dropout``."""
+    ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
+    quantised or sharded base, and with ``adapter_dropout``."""
 
 
 class GradientConfig(Section):
     """How the gradient at the start is estimated."""
 
-    estimator: Literal["exact"] = "exact"
-    """``exact``: the full gradient of each target, accumulated in float32."""
+    estimator: Literal["sketch", "exact"] = "sketch"
+    """``sketch``: its leading part, condensed while backpropagation passes, in a few hundred megabytes, for any base.
+    ``exact``: the full gradient of each target, accumulated in float32."""
+    passes: Annotated[int, Field(ge=1, le=8)] = 1
+    """Passes of the sketch over the same rows; each one more projects again on the range found, for a smaller error."""
     samples: Positive = 64
     """Training rows that the gradient is averaged over."""
     micro_batch_size: Positive = 8
-    """Rows per forward and backward pass; changes memory, not the result."""
+    """Rows per forward and backward pass; changes memory, and the result no more than the estimator's own error. Halved
+    when memory runs out."""
     capacity: Positive | None = None
     """Singular vectors kept per target; serves every rank up to half of it. Null: at least 32, and twice the rank."""
     dropout: bool = False
     """Keep the model's dropout on while estimating."""
     offload: bool = False
-    """Accumulate in CPU memory instead of the model's device."""
+    """Accumulate the exact gradient in CPU memory instead of the model's device."""
 
 
 class TrainerConfig(Section):
@@ -285,7 +297,8 @@ class Config(Section):
         """``method.shift``, with ``auto`` decided."""
         if self.method.shift == "auto":
             # dropout would hit what the adapter adds and not what was subtracted from the base
-            exact = self.model.dtype == "float32" and self.adapter_dropout == 0
+            movable = self.model.quantization is None and not self.model.shard
+            exact = movable and self.model.dtype == "float32" and self.adapter_dropout == 0
             return "weights" if exact else "adapter"
         return self.method.shift
 
@@ -342,6 +355,31 @@ def _method_problems(config: Config) -> list[str]:
         problems.append("method.start=gradient starts an adapter, and method.adapter=none has none")
     if method.start == "gradient" and method.shift == "weights" and config.adapter_dropout > 0:
         problems.append("adapter_dropout goes with method.shift=adapter: it would hit only half of what cancels")
+    if config.gradient.estimator == "exact" and config.gradient.passes > 1:
+        problems.append("gradient.passes is of gradient=sketch; gradient=exact needs one pass")
+    if config.gradient.estimator == "sketch" and config.gradient.offload:
+        problems.append("gradient.offload is of gradient=exact; the sketch is small")
+    return [*problems, *_quantization_problems(config)]
+
+
+def _quantization_problems(config: Config) -> list[str]:
+    problems, method, kind = [], config.method, config.model.quantization
+    if config.model.double_quantization and kind != "nf4":
+        problems.append("model.double_quantization goes with model.quantization=nf4")
+    if kind is not None and method.adapter == "none":
+        problems.append(f"model.quantization={kind}: quantised weights cannot be trained; method.adapter=lora can")
+    if kind is not None and method.shift == "weights":
+        problems.append(f"model.quantization={kind}: quantised weights cannot be shifted: method.shift=adapter")
+    if kind is not None and method.start == "gradient" and config.gradient.estimator == "exact":
+        problems.append(f"model.quantization={kind}: quantised weights have no gradient of their own: gradient=sketch")
+    if config.model.shard and kind is not None:
+        problems.append("model.shard and model.quantization do not go together: a quantised base is small, give one")
+    if config.model.shard and method.adapter == "none":
+        problems.append("model.shard is for methods with an adapter, and method.adapter=none has none")
+    if config.model.shard and method.shift == "weights":
+        problems.append("model.shard=true: weights in shards cannot be shifted: method.shift=adapter")
+    if config.model.shard and method.start == "gradient" and config.gradient.estimator == "exact":
+        problems.append("model.shard=true: weights in shards have no whole gradient: gradient=sketch")
     if method.adapter == "none" and config.model.dtype == "float16":
         problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
     return problems

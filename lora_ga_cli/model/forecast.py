@@ -1,13 +1,22 @@
-"""Memory that estimation and training will need, from shapes alone."""
+"""Memory and time that estimation and training will need, from a model's shapes alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+EFFICIENCY = 0.55
+"""Share of a large product's speed that a whole model reaches."""
+CALL_COST = 6.0
+"""Time of an operator in a model, with the modules and autograd around it, over that of the smallest operator alone."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class Memory:
 
     weights: int
     states: int
-    """Trained numbers with gradients and optimizer moments; while estimating, the sums of gradients."""
+    """Trained numbers with gradients and optimizer moments; while estimating, sums of gradients or their sketches."""
     activations: int
 
     @property
@@ -24,10 +33,47 @@ class Memory:
         return self.weights + self.states + self.activations
 
 
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers."""
+@dataclass(frozen=True)
+class Work:
+    """What a forward pass takes.
+
+    Args:
+        flops: floating-point operations.
+        calls: operators launched.
+    """
+
+    flops: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a device is.
+
+    Args:
+        flops: floating-point operations a second in large products.
+        call: seconds to launch the smallest operator.
+    """
+
+    flops: float
+    call: float
+
+    def seconds(self, work: Work, forwards: float) -> float:
+        """Time for as much as ``forwards`` forward passes; a backward pass without weight gradients is one more."""
+        computing = work.flops / (self.flops * EFFICIENCY)
+        return forwards * max(computing, work.calls * self.call * CALL_COST)
+
+
+def weight_bytes(model: nn.Module, quantised: Iterable[nn.Parameter] = (), bits: float | None = None) -> int:
+    """Bytes of all parameters and buffers.
+
+    Args:
+        quantised: parameters that will take ``bits`` each instead of what they take here.
+    """
+    small = {id(parameter): parameter.numel() for parameter in quantised} if bits is not None else {}
     tensors: Iterable[Tensor] = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors if id(tensor) not in small)
+    return whole + round(sum(small.values()) * (bits or 0) / 8)
 
 
 def state_bytes(model: nn.Module) -> int:
@@ -37,11 +83,29 @@ def state_bytes(model: nn.Module) -> int:
     )
 
 
+def forward_work(model: nn.Module, rows: int, tokens: int, *, task: str) -> Work:
+    """What a forward pass on ``rows`` rows of ``tokens`` tokens takes; the model lies on the meta device."""
+    counter, calls = FlopCounterMode(display=False), _Calls()
+    with counter, calls, torch.no_grad():
+        _forward(model, rows, tokens, task)
+    return Work(float(counter.get_total_flops()), calls.count)
+
+
+def measure_pace(device: torch.device, dtype: torch.dtype) -> Pace:
+    """Times a large product and the smallest operators on a device; takes a fraction of a second."""
+    side = 4096 if device.type == "cuda" else 1024
+    left, right, small = (torch.ones(size, size, device=device, dtype=dtype) for size in (side, side, 1))
+    product = _fastest(lambda: left @ right, 5, device)
+    call = _fastest(lambda: [small.add_(1) for _ in range(200)], 3, device) / 200
+    return Pace(2 * side**3 / product, call)
+
+
 def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, checkpointing: bool) -> int:
     """What the forward pass keeps for the backward pass, for ``rows`` rows of ``tokens`` tokens.
 
     The model lies on the meta device: its forward pass computes shapes only, and every tensor that autograd would keep
-    is counted once. With checkpointing, what one block keeps and a hidden state a block.
+    is counted once. With checkpointing, what one block keeps and a hidden state a block. The gradient of the logits
+    comes on top, in float32 as they are for the loss.
     """
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -54,23 +118,74 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, che
             alive.append(tensor)
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _LeanAttention():
+        _forward(model, rows, tokens, task)
+    total = sum(kept.values())
+    config: Any = model.config
+    vocabulary = getattr(config, "vocab_size", 0) if task != "sequence_classification" else 0
+    gradient = rows * tokens * vocabulary * 4
+    blocks = _blocks(model)
+    if not checkpointing or not blocks:
+        return total + gradient
+    hidden = rows * tokens * int(config.hidden_size) * next(model.parameters()).element_size()
+    logits = 2 * gradient
+    return max(total - logits, 0) // blocks + logits + gradient + blocks * hidden
+
+
+def _forward(model: nn.Module, rows: int, tokens: int, task: str) -> None:
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             # it looks at values, and there are none
             setattr(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)  # noqa: B010
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.device("meta"):
+    with torch.device("meta"):
         model(input_ids=ids, labels=labels)
-    total = sum(kept.values())
-    blocks = _blocks(model)
-    if not checkpointing or not blocks:
-        return total
-    config: Any = model.config
-    hidden = rows * tokens * int(config.hidden_size) * next(model.parameters()).element_size()
-    logits = rows * tokens * getattr(config, "vocab_size", 0) * 4 * 2 if task != "sequence_classification" else 0
-    return max(total - logits, 0) // blocks + logits + blocks * hidden
+
+
+def _fastest(function: Callable[[], object], times: int, device: torch.device) -> float:
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        function()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
 
 
 def _blocks(model: nn.Module) -> int:
     return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=0)
+
+
+class _Calls(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _LeanAttention(TorchFunctionMode):
+    """On the meta device attention keeps its weights; the kernels of real devices keep a sum a row instead."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _KeptByAttention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _KeptByAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
+        raise AssertionError("nothing is computed here")

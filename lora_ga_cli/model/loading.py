@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from lora_ga_cli.errors import ModelError, nearest
 from lora_ga_cli.files import BUNDLED, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity
+from lora_ga_cli.model.quantization import hold_still, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def load_model(
     *,
     label_names: Sequence[str] | None = None,
     pad_token_id: int | None = None,
+    shards: int = 1,
 ) -> PreTrainedModel:
     """The base model on ``device``, in ``config.dtype``, in evaluation mode.
 
@@ -89,6 +91,7 @@ def load_model(
         num_labels: classes of a sequence classifier.
         label_names: their names, in the order of their numbers.
         pad_token_id: what batches are padded with; decoders that classify look for it.
+        shards: processes that hold the weights together, each of which calls this (FSDP2).
 
     Raises:
         ModelError: it cannot be loaded, or the files lack weights.
@@ -101,6 +104,9 @@ def load_model(
         arguments["id2label"] = dict(enumerate(label_names))
         arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     with _as_model_error(source, "model"):
+        arguments |= loading_arguments(config, device)
+        if shards > 1:
+            arguments["distributed_config"] = _sharding(shards)
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
@@ -111,7 +117,23 @@ def load_model(
             f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
             f"model.task={config.task} what this model was trained for?"
         )
-    return model.to(device).eval()
+    if config.quantization is None and shards == 1:
+        model.to(device)
+    if shards > 1:
+        model.requires_grad_(False)  # FSDP2 decides at the first gathering what has a gradient
+    hold_still(model)
+    return model.eval()
+
+
+def _sharding(shards: int) -> Any:
+    try:
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        return DistributedConfig(fsdp_size=shards)
+    except (ImportError, TypeError):
+        raise ModelError(
+            f"model.shard needs a newer transformers than {transformers.__version__}: 5.23 loads models in shards"
+        ) from None
 
 
 def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTrainedModel:
@@ -127,11 +149,15 @@ def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTraine
 
 
 def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
-    """The base model's identity by content; see `identity`."""
+    """The base model's identity by content, and how it is quantised; see `identity`."""
     source = find_source(config)
     if source.local:
-        return local_identity(Path(source.path), memo)
-    return hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
+        found = local_identity(Path(source.path), memo)
+    else:
+        found = hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
+    if config.quantization is not None:
+        found |= {"quantization": config.quantization + (", double" if config.double_quantization else "")}
+    return found
 
 
 def max_positions(settings: PreTrainedConfig) -> int | None:

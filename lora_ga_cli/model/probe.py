@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from lora_ga_cli.errors import EqualityError
 from lora_ga_cli.model.losses import Batch
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import ModelConfig
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference of logits by the weights' type. In half precision the shifted and the pristine base
@@ -28,6 +33,16 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
     if logits.dim() == 3 and mask.shape == logits.shape[:2]:
         return logits[mask.bool()]
     return logits[labels != -100] if logits.dim() == 3 else logits
+
+
+def rounding_type(config: ModelConfig) -> torch.dtype:
+    """The type whose rounding two forms of a model may differ by.
+
+    8-bit layers round their inputs to integers, so that a difference in the last digit becomes one as large as in
+    bfloat16.
+    """
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return torch.bfloat16 if config.quantization == "int8" and dtype == torch.float32 else dtype
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -1,7 +1,6 @@
 """Several processes that train one run together, as torchrun and accelerate launch start them.
 
-Every process computes the same; the main one alone writes the run folder and talks. Processes agree on the gradient
-through the store, where one estimates and the others wait and read.
+Every process computes the same, but for the rows it trains on and estimates from; the main one alone writes and talks.
 """
 
 from __future__ import annotations
@@ -25,6 +24,22 @@ def join(cpu: bool) -> None:
         from accelerate.state import PartialState
 
         PartialState(cpu=cpu)
+
+
+def tell(value: bool) -> bool:
+    """What the main process says, in every process; each must ask."""
+    if count() == 1:
+        return value
+    from accelerate.utils.operations import broadcast_object_list
+
+    message = [value]
+    broadcast_object_list(message)
+    return message[0]
+
+
+def index() -> int:
+    """This process's number, from 0 (``RANK``)."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def wait() -> None:

@@ -134,7 +134,8 @@ def settings(config: Config) -> dict[str, Any]:
     """What determines a run's result, as nested plain data."""
     chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
-    chosen["model"].pop("attention")
+    for how in ("attention", "shard"):
+        chosen["model"].pop(how)
     gradient = chosen.pop("gradient")
     if config.method.start == "gradient":
         chosen["gradient"] = {key: value for key, value in gradient.items() if key not in NOT_GRADIENT_SETTINGS}

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from lora_ga_cli.adapter.export import export_adapter, restore_adapter
 from lora_ga_cli.adapter.install import Start
@@ -29,8 +29,11 @@ class LoragaTrainer(Trainer):
         start: what a gradient start did to the model; None if nothing.
     """
 
-    def __init__(self, *arguments: Any, start: Start | None = None, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(self, *, args: TrainingArguments, start: Start | None = None, **options: Any):
+        # the Trainer refuses to save the optimizer beside a base in shards, but what trains here is whole everywhere
+        save_only_model, args.save_only_model = args.save_only_model, True
+        super().__init__(args=args, **options)
+        self.args.save_only_model = save_only_model
         self.start = start
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
@@ -90,9 +93,12 @@ class LoragaTrainer(Trainer):
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         # every row in exactly one process; the Trainer's own loader repeats some to fill the last batch
         mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
-        loader = DataLoader(mine, batch_size=self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        size = self.args.per_device_eval_batch_size
+        loader = DataLoader(mine, batch_size=size, collate_fn=self.data_collator)
         batches = (self._prepare_inputs(batch) for batch in loader)
         total, items = summed_loss(self._model, batches)
+        most = math.ceil(math.ceil(len(rows) / self.args.world_size) / size)
+        self._keep_company(rows, most - len(loader))
         sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         loss = float(sums[0] / sums[1])
@@ -103,7 +109,15 @@ class LoragaTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @torch.no_grad()
+    def _keep_company(self, rows: Any, times: int) -> None:
+        """Computes as often as the other processes do, which need this one to gather a sharded base."""
+        for _ in range(times):
+            self._model(**self._prepare_inputs(self.data_collator([rows[0]])))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return  # asked of every process when the base is sharded
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self._model, PeftModel):
