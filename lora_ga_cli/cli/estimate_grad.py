@@ -19,9 +19,8 @@ def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = F
     """
 
     def job(config: Config) -> None:
-        from lora_ga_cli.stages.estimate import describe, estimate
-        from lora_ga_cli.stages.inputs import prepare_inputs
+        from lora_ga_cli.stages.estimate import estimate_alone
 
-        describe(estimate(prepare_inputs(config, splits=("train",))), config.rank)
+        estimate_alone(config)
 
     run_jobs(options, job, dry_run="estimate-grad" if dry_run else None)

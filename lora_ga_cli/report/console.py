@@ -9,11 +9,12 @@ from rich.markup import escape
 
 PIPE_WIDTH = 160
 """Columns of a table that goes into a file or a pipe, where there is no screen to fit."""
+_RANK = os.environ.get("RANK", "0")
 
 
 def _console(*, stderr: bool) -> Console:
-    # of several processes that train together, one talks
-    console = Console(highlight=False, soft_wrap=True, stderr=stderr, quiet=os.environ.get("RANK", "0") != "0")
+    # of several processes that train together one talks, but any may fail
+    console = Console(highlight=False, soft_wrap=True, stderr=stderr, quiet=_RANK != "0" and not stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
     return console
@@ -35,7 +36,8 @@ def step(name: str, text: str) -> None:
 
 def warn(text: str) -> None:
     """Something the user should see, and that does not stop the run."""
-    err.print(f"[bold yellow]  warning[/]  {escape(text)}")
+    if _RANK == "0":
+        err.print(f"[bold yellow]  warning[/]  {escape(text)}")
 
 
 def title(text: str) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.files import atomic_file
+
+if TYPE_CHECKING:
+    from lora_ga_cli.gradient.artifact import GradientArtifact
 
 Points = Sequence[Mapping[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -47,5 +50,35 @@ def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
     if axes.get_legend_handles_labels()[0]:
         for text in axes.legend(frameon=False, fontsize=9).get_texts():
             text.set_parse_math(False)
+    with atomic_file(file) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
+    """Draws the share of the gradient's energy that a first step of each rank can follow: mean and least over layers.
+
+    Args:
+        file: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    ranks = range(1, artifact.max_rank + 1)
+    shares = [list(artifact.energy(rank).values()) for rank in ranks]
+    figure = Figure(figsize=(7.5, 4.5), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    least, mean = [min(values) for values in shares], [sum(values) / len(values) for values in shares]
+    most = [max(values) for values in shares]
+    axes.fill_between(ranks, least, most, color=COLOURS[0], alpha=0.12, linewidth=0, label="all layers")
+    axes.plot(ranks, mean, color=COLOURS[0], linewidth=2.2, marker="o", markersize=3.5, label="mean over layers")
+    axes.plot(ranks, least, color=COLOURS[1], linewidth=1.4, marker="o", markersize=3, label="least covered layer")
+    axes.set(xlabel="rank of the adapter (its start follows 2 × rank directions)", ylabel="share of gradient energy")
+    axes.set(ylim=(0, 1.02), xlim=(min(ranks) - 0.2, max(ranks) + 0.2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

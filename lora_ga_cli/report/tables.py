@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lora_ga_cli.report.console import out
+from lora_ga_cli.report.console import out, say
 
+if TYPE_CHECKING:
+    from lora_ga_cli.gradient.artifact import GradientArtifact
+
+MOST_LINES = 60
+"""Layers up to which each has a line of its own."""
 LOWER_IS_BETTER = {"loss", "perplexity", "no_answer"}
 SHARES = {"exact_match", "accuracy", "no_answer"}
 
@@ -46,6 +53,33 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: 
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(table, soft_wrap=False)
+
+
+def gradient_table(artifact: GradientArtifact, rank: int) -> None:
+    """What is known of each layer's gradient; of a model with many layers, the mean of each kind of layer.
+
+    Args:
+        rank: the one asked for, beside some others.
+    """
+    many = len(artifact.factors) > MOST_LINES
+    kinds: dict[str, list[str]] = {}
+    for name in artifact.factors:
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name) if many else name, []).append(name)
+    ranks = sorted({rank, *(power for power in (1, 4, 16, 64) if power <= artifact.max_rank)})
+    measures = [*(artifact.energy(one) for one in ranks), artifact.alignment(rank)]
+    columns = ["layer", "shape", "‖G‖", *(f"r={one}" for one in ranks), "aligned"]
+    rows = []
+    for kind, names in kinds.items():
+        shapes = {f"{d_out}×{d_in}" for d_out, d_in in (artifact.shapes[name] for name in names)}
+        norms = [artifact.factors[name].norm for name in names]
+        about = [kind, shapes.pop() if len(shapes) == 1 else "several", f"{statistics.mean(norms):.1e}"]
+        rows.append(about + [f"{statistics.mean(measure[name] for name in names):.1%}" for measure in measures])
+    rows.append(["mean", "", "", *(f"{statistics.mean(measure.values()):.1%}" for measure in measures)])
+    rows.append(["least", "", "", *(f"{min(measure.values()):.1%}" for measure in measures)])
+    print_table(columns, rows, numeric=columns[1:])
+    how = "measured with vectors kept out of the sketch" if artifact.info["estimator"] == "sketch" else "exact"
+    say("r=N: share of ‖G‖² that a first step of rank N can follow")
+    say(f"aligned: first step of this start at rank {rank}, over the best possible ({how})")
 
 
 def _best(name: str, rows: Sequence[dict[str, Any]]) -> float | None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from lora_ga_cli.adapter.install import Start, base_targets
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
@@ -13,8 +11,9 @@ from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.methods.build import Trainable, build
-from lora_ga_cli.model.loading import identify
-from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.loading import identify, pick_device
+from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
+from lora_ga_cli.model.quantization import count_numbers
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
@@ -31,8 +30,11 @@ def initialise(config: Config) -> RunFolder:
         UserError: as `initialise_run`; RunError also if the folder holds another run.
     """
     run = find_run(config)
+    processes.join(cpu=pick_device(config.device).type == "cpu")
     with run.locked():
-        claim(config, run)
+        if processes.is_main():
+            claim(config, run)
+        processes.wait()
         inputs = prepare_inputs(config)
         begin(inputs, run)
         initialise_run(inputs, run)
@@ -99,7 +101,7 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
             )
         expected = probe_logits(model, inputs.probe_batch())
         trainable = build(model, config, artifact=lambda: estimate(inputs, model), stored=stored)
-        dtype = getattr(torch, config.model.dtype)
+        dtype = rounding_type(config.model)
         difference = check_equal(
             probe_logits(trainable.model, inputs.probe_batch()), expected, dtype, "the model at its start and the base"
         )
@@ -117,7 +119,7 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
         how = f"{origin if stored else start}; logits equal the base's to {difference:.0e}"
         layers = len(base_targets(trainable.model))  # type: ignore[arg-type]
         step("init", f"{config.method.name}, rank {_trained_rank(trainable)}, {layers} layers, {how}")
-    total = sum(parameter.numel() for parameter in trainable.model.parameters())
+    total = count_numbers(trainable.model)
     step(
         "init",
         f"{number(trainable.parameters)} of {number(total)} parameters train ({trainable.parameters / total:.2%})",

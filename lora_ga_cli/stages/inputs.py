@@ -23,6 +23,7 @@ from lora_ga_cli.model.loading import (
     quiet,
 )
 from lora_ga_cli.report.console import step
+from lora_ga_cli.training import processes
 
 PROBE_ROWS = 2
 
@@ -74,6 +75,7 @@ class Inputs:
             self.num_labels,
             label_names=self.data.label_names,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            shards=processes.count() if self.config.model.shard else 1,
         )
         if to_train and self.config.trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

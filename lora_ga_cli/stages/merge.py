@@ -16,7 +16,7 @@ from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
-from lora_ga_cli.report.console import size, step
+from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
@@ -54,6 +54,11 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"path": options.base, "revision": None})}
         )
+    quantization = config.model.quantization
+    if quantization is not None:
+        # merged into quantised weights, most of what was trained would be rounded away
+        plain = config.model.model_copy(update={"quantization": None, "double_quantization": False})
+        config = config.model_copy(update={"model": plain})
     inputs = prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
@@ -77,6 +82,11 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
             expected,
             coarsest,
             "the merged model and the adapter on its base",
+        )
+    if quantization is not None:
+        warn(
+            f"trained on the base in {quantization}, merged into the base in {config.model.dtype}, which is not quite "
+            "the same: score the merged model, or serve the adapter on the quantised base"
         )
     total = sum(file_sizes(folder).values())
     step(

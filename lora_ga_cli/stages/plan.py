@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import yaml
 from rich.syntax import Syntax
 from rich.table import Table
+from torch import nn
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.methods.build import build_empty
-from lora_ga_cli.model.forecast import Memory, activation_bytes, state_bytes, weight_bytes
-from lora_ga_cli.model.targets import find_targets
-from lora_ga_cli.report.console import number, out, say, size, step
-from lora_ga_cli.stages.estimate import request, store_of
+from lora_ga_cli.model.forecast import (
+    Memory,
+    Pace,
+    Work,
+    activation_bytes,
+    forward_work,
+    measure_pace,
+    state_bytes,
+    weight_bytes,
+)
+from lora_ga_cli.model.quantization import bits_per_weight
+from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.report.console import duration, number, out, say, size, step
+from lora_ga_cli.stages.estimate import capacity_for, request, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.training import processes
+from lora_ga_cli.training.arguments import accumulation_steps
 from lora_ga_cli.training.checkpoints import is_whole, step_of
 from lora_ga_cli.training.run_folder import RunFolder, find_run
 
+SKETCH_CALLS = 1.4
+"""Operators of an estimation by sketch, over those of the passes through the model."""
 STAGES = ("estimate-grad", "init", "train", "eval")
 
 
@@ -73,25 +90,13 @@ def total_steps(config: Config, rows: int) -> int:
 
 
 def _forecast(inputs: Inputs) -> None:
-    config = inputs.config
-    longest = max(inputs.train.rows["length"])
-    task, checkpointing = config.model.task, config.trainer.gradient_checkpointing
-    base = inputs.empty_model()
-    weights = weight_bytes(base)
-    total = sum(parameter.numel() for parameter in base.parameters())
+    config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
+    pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
+    total = sum(parameter.numel() for parameter in inputs.empty_model().parameters())
     if config.method.start == "gradient":
-        targets = find_targets(base, config.target_modules)
-        sums = 0 if config.gradient.offload else 4 * sum(math.prod(target.shape) for target in targets.values())
-        for parameter in base.parameters():
-            parameter.requires_grad_(False)
-        for target in targets.values():
-            target.weight.requires_grad_(True)
-        rows = min(config.gradient.micro_batch_size, config.gradient.samples)
-        kept = activation_bytes(base, rows, longest, task=task, checkpointing=checkpointing)
-        _say_memory("estimation", Memory(weights, sums, kept), "sums of gradients")
-    model = build_empty(inputs.empty_model(), config)
-    kept = activation_bytes(model, config.trainer.micro_batch_size, longest, task=task, checkpointing=checkpointing)
-    _say_memory("training", Memory(weight_bytes(model), state_bytes(model), kept), "gradients and moments")
+        _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
+    memory, step_seconds, model = training_forecast(inputs, pace)
+    _say("training", memory, step_seconds * steps, "gradients and moments")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if config.method.start == "gradient" and config.shift == "adapter":
         trained -= sum(item.numel() for name, item in model.named_parameters() if ".lora_" in name) // 2
@@ -100,9 +105,74 @@ def _forecast(inputs: Inputs) -> None:
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")
 
 
-def _say_memory(what: str, memory: Memory, states: str) -> None:
-    step(
-        "forecast",
-        f"{what}: about {size(memory.total)} at its peak (weights {size(memory.weights)}, {states} "
-        f"{size(memory.states)}, activations {size(memory.activations)})",
-    )
+def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
+    """Peak memory of the estimation, and its seconds; rows are taken to be as long as the longest for memory, and of
+    mean length for time."""
+    config, options = inputs.config, inputs.config.gradient
+    base, task, checkpointing = inputs.empty_model(), config.model.task, config.trainer.gradient_checkpointing
+    targets = find_targets(base, config.target_modules)
+    weights = _base_bytes(base, targets, config)
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    for target in targets.values():
+        target.weight.requires_grad_(True)  # what the estimators need is kept as if it had a gradient
+    longest, mean = _lengths(inputs)
+    samples = min(options.samples, len(inputs.train.rows))
+    rows = min(options.micro_batch_size, samples)
+    kept = activation_bytes(base, rows, longest, task=task, checkpointing=checkpointing)
+    shapes = [target.shape for target in targets.values()]
+    if options.estimator == "sketch":
+        element = next(base.parameters()).element_size()
+        limit = queue_bytes(inputs.device, checkpointed=checkpointing)
+        capacity = capacity_for(config.rank, options.capacity)
+        states, waiting = sketch_bytes(shapes, capacity, rows * longest, element, limit=limit)
+        if checkpointing:
+            kept += waiting
+    else:
+        states = 0 if options.offload else 4 * sum(math.prod(shape) for shape in shapes)
+    work = forward_work(base, rows, mean, task=task)
+    batches = math.ceil(samples / rows / processes.count())
+    passes = (2 if options.estimator == "sketch" else 3) + checkpointing
+    calls = work.calls * (SKETCH_CALLS if options.estimator == "sketch" else 1)
+    seconds = options.passes * batches * pace.seconds(Work(work.flops, round(calls)), passes)
+    return Memory(weights, states, kept), seconds
+
+
+def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
+    """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
+    config, options = inputs.config, inputs.config.trainer
+    base = inputs.empty_model()
+    targets = find_targets(base, config.target_modules)
+    weights = _base_bytes(base, targets, config) - weight_bytes(base)
+    model = build_empty(base, config)
+    longest, mean = _lengths(inputs)
+    task, checkpointing = config.model.task, options.gradient_checkpointing
+    kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
+    memory = Memory(weights + weight_bytes(model), state_bytes(model), kept)
+    work = forward_work(model, options.micro_batch_size, mean, task=task)
+    passes = (3 if config.method.adapter == "none" else 2) + checkpointing
+    return memory, accumulation_steps(config) * pace.seconds(work, passes), model
+
+
+def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:
+    """Bytes of the base's weights in one process; one that is quantised or in shards needs whole layers for a while."""
+    bits = bits_per_weight(config.model)
+    if config.model.shard:
+        blocks = max((len(module) for module in base.modules() if isinstance(module, nn.ModuleList)), default=1)
+        return weight_bytes(base) // processes.count() + 2 * weight_bytes(base) // blocks
+    if bits is None:
+        return weight_bytes(base)
+    largest = max(math.prod(target.shape) for target in targets.values()) * next(base.parameters()).element_size()
+    return weight_bytes(base, [target.weight for target in targets.values()], bits) + largest
+
+
+def _lengths(inputs: Inputs) -> tuple[int, int]:
+    """The longest training row, and the mean one, in tokens."""
+    lengths = inputs.train.rows["length"]
+    return max(lengths), math.ceil(sum(lengths) / len(lengths))
+
+
+def _say(what: str, memory: Memory, seconds: float, states: str) -> None:
+    length = f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
+    parts = f"weights {size(memory.weights)}, {states} {size(memory.states)}, activations {size(memory.activations)}"
+    step("forecast", f"{what}: about {length}, and {size(memory.total)} at its peak ({parts})")

@@ -13,9 +13,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli.adapter.install import base_targets
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.methods.build import Trainable
 from lora_ga_cli.model.loading import find_source, pick_device
-from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
@@ -40,6 +41,9 @@ def train(config: Config) -> RunFolder:
     """
     run = find_run(config)
     accumulation_steps(config)
+    if config.model.shard and processes.count() == 1:
+        start = "torchrun --nproc-per-node 2 -m lora_ga_cli train …"
+        raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", start)])
     processes.join(cpu=pick_device(config.device).type == "cpu")
     with run.locked():
         if processes.is_main():
@@ -54,8 +58,10 @@ def train(config: Config) -> RunFolder:
         gc.collect()  # the trained model and its optimizer, before a second model is loaded
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if processes.is_main() or config.model.shard:  # a sharded base takes all of them
+            difference = _difference(inputs, run, result)
         if processes.is_main():
-            _finish(inputs, run, result)
+            _finish(inputs, run, result, difference)
         processes.wait()
     return run
 
@@ -134,12 +140,17 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
     return trainer
 
 
-def _finish(inputs: Inputs, run: RunFolder, result: Result) -> None:
-    config = inputs.config
+def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
+    """By how much the saved model, loaded anew, differs from the trained one."""
     saved = load_trained(inputs, run)
-    dtype = getattr(torch, config.model.dtype)
     what = f"the model saved in {run.path} and the trained one"
-    difference = check_equal(probe_logits(saved, inputs.probe_batch()), result.logits, dtype, what)
+    return check_equal(
+        probe_logits(saved, inputs.probe_batch()), result.logits, rounding_type(inputs.config.model), what
+    )
+
+
+def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -> None:
+    config = inputs.config
     loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
     run.update_manifest(
         **result.losses,

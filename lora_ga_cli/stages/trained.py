@@ -7,9 +7,9 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.model.loading import load_model
+from lora_ga_cli.files import cache_root
+from lora_ga_cli.model.loading import identify, load_model
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.training.run_folder import RunFolder
@@ -26,18 +26,25 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
         config = inputs.config.model.model_copy(update={"path": str(run.path.resolve()), "revision": None})
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
-    check_base(base, inputs.config, run)
+    check_base(base, inputs, run)
     return PeftModel.from_pretrained(base, str(run.path), torch_device=str(inputs.device)).eval()
 
 
-def check_base(base: PreTrainedModel, config: Config, run: RunFolder) -> None:
+def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     """Refuses a base whose adapted weights are not, to the bit, those that the run began on.
+
+    Where the run quantised its base and this is the base before that, the files it was loaded from are compared.
 
     Raises:
         RunError
     """
-    found = fingerprint(find_targets(base, config.target_modules))
-    if found != run.manifest.get("base_fingerprint"):
+    config = inputs.config
+    began_on = dict(run.manifest["base_identity"])
+    if began_on.pop("quantization", None) is not None and config.model.quantization is None:
+        same = identify(config.model, cache_root(config.cache_dir) / "digests.json") == began_on
+    else:
+        same = fingerprint(find_targets(base, config.target_modules)) == run.manifest.get("base_fingerprint")
+    if not same:
         raise RunError(
             f"{config.model.path} is not the base that {run.path} was trained on: its weights differ. "
             "Give the right one (--base with merge)"

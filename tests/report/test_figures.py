@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from lora_ga_cli.report.figures import loss_curves
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.report.figures import coverage, loss_curves
 
 TRAIN = [{"step": step, "loss": 3 / step} for step in (1, 5, 10)]
 VALIDATION = [{"step": step, "eval_loss": 2 / step} for step in (5, 10)]
@@ -55,3 +58,12 @@ def test_a_curve_adds_something_to_the_empty_picture(tmp_path: Path) -> None:
     loss_curves({"x": []}, tmp_path / "empty.png", title="t")
     loss_curves({"x": TRAIN + VALIDATION}, tmp_path / "full.png", title="t")
     assert drawn(tmp_path / "full.png") > drawn(tmp_path / "empty.png")
+
+
+def test_coverage_draws_every_rank(tmp_path: Path) -> None:
+    factors = {
+        name: Factors(torch.eye(9)[:, :8], torch.linspace(2, 1, 8) * size, torch.eye(8), norm=6.0 * size)
+        for name, size in (("a", 1.0), ("b", 0.5))
+    }
+    coverage(GradientArtifact(factors, 8), tmp_path / "coverage.png", title="a $model$, 8 rows")
+    assert drawn(tmp_path / "coverage.png") > 20

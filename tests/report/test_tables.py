@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
-from lora_ga_cli.report.tables import print_comparison, print_table
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.report.tables import MOST_LINES, gradient_table, print_comparison, print_table
 
 ROWS: list[dict[str, Any]] = [
     {"run": "a", "method": "lora", "rank": "8", "loss": 1.5, "exact_match": 0.25},
@@ -67,3 +71,31 @@ def test_brackets_in_a_runs_name_are_text(capsys: pytest.CaptureFixture[str]) ->
 def test_an_empty_table_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["key", "size"], [], numeric=["size"])
     assert printed(capsys).split()[:2] == ["key", "size"]
+
+
+def artifact(layers: int) -> GradientArtifact:
+    """Layers with singular values 2, 1 and a norm of 3: rank 1 follows 5/9. The last one's sketch missed much."""
+    sides = torch.eye(4)[:, :2], torch.eye(3)[:, :2]
+    factors = {
+        f"model.layers.{number}.q_proj": Factors(sides[0], torch.tensor([2.0, 1.0]), sides[1], norm=3.0)
+        for number in range(layers)
+    }
+    last = list(factors)[-1]
+    factors[last] = dataclasses.replace(factors[last], missed=torch.tensor([1.0, 1.5]))
+    return GradientArtifact(factors, 2, {"estimator": "sketch"})
+
+
+def test_a_gradient_has_a_line_a_layer_with_coverage_and_alignment(capsys: pytest.CaptureFixture[str]) -> None:
+    gradient_table(artifact(2), 1)
+    lines = {line.split()[0]: line.split()[1:] for line in printed(capsys).splitlines() if line.strip()}
+    assert lines["model.layers.0.q_proj"] == ["4×3", "3.0e+00", "55.6%", "100.0%"]
+    assert lines["model.layers.1.q_proj"] == ["4×3", "3.0e+00", "55.6%", "70.7%"]  # sqrt(5 / (5 + 2 · 2.5))
+    assert lines["least"] == ["55.6%", "70.7%"]
+
+
+def test_a_gradient_of_many_layers_has_a_line_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    gradient_table(artifact(MOST_LINES + 1), 1)
+    text = printed(capsys)
+    assert "model.layers.*.q_proj" in text
+    assert "model.layers.0.q_proj" not in text
+    assert "70.7%" in text  # the worst layer is not lost in the mean

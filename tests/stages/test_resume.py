@@ -36,9 +36,9 @@ def after(calls: int, function: Callable) -> Callable:  # type: ignore[type-arg]
 
 
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.gradient.exact import ExactEstimator
+    from lora_ga_cli.gradient.sketch import SketchEstimator
 
-    patch.setattr(ExactEstimator, "end", after(1, ExactEstimator.end))
+    patch.setattr(SketchEstimator, "end", after(1, SketchEstimator.end))
 
 
 def after_storing_the_start(patch: pytest.MonkeyPatch) -> None:
