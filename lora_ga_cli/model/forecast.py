@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 EFFICIENCY = 0.55
 """Share of a large product's speed that a whole model reaches."""
-CALL_COST = 6.0
+CALL_COST = 1.5
 """Time of an operator in a model, with the modules and autograd around it, over that of the smallest operator alone."""
 
 
