@@ -359,10 +359,13 @@ def _method_problems(config: Config) -> list[str]:
         problems.append("gradient.passes is of gradient=sketch; gradient=exact needs one pass")
     if config.gradient.estimator == "sketch" and config.gradient.offload:
         problems.append("gradient.offload is of gradient=exact; the sketch is small")
-    return [*problems, *_quantization_problems(config)]
+    if method.adapter == "none" and config.model.dtype == "float16":
+        problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
+    return [*problems, *_base_problems(config)]
 
 
-def _quantization_problems(config: Config) -> list[str]:
+def _base_problems(config: Config) -> list[str]:
+    """What a base rules out whose weights stay as they are stored: quantised, or in shards."""
     problems, method, kind = [], config.method, config.model.quantization
     if config.model.double_quantization and kind != "nf4":
         problems.append("model.double_quantization goes with model.quantization=nf4")
@@ -380,8 +383,6 @@ def _quantization_problems(config: Config) -> list[str]:
         problems.append("model.shard=true: weights in shards cannot be shifted: method.shift=adapter")
     if config.model.shard and method.start == "gradient" and config.gradient.estimator == "exact":
         problems.append("model.shard=true: weights in shards have no whole gradient: gradient=sketch")
-    if method.adapter == "none" and config.model.dtype == "float16":
-        problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
     return problems
 
 

@@ -156,6 +156,9 @@ def sketch_bytes(
         tokens: of a micro-batch.
         element_size: of an activation, in bytes.
         limit: `queue_bytes`.
+
+    Returns:
+        Both, in this order.
     """
     held = calls = 0
     for d_out, d_in in shapes:
