@@ -14,6 +14,7 @@ from lora_ga_cli import __version__
 from lora_ga_cli.cli import cache, estimate_grad, evaluate, init, merge, recipes, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
+from lora_ga_cli.training import processes
 
 
 class Commands(TyperGroup):
@@ -79,4 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The ``loraga`` program."""
-    sys.exit(main())
+    code = main()
+    if code == 0:
+        processes.leave()
+    sys.exit(code)

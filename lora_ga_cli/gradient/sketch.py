@@ -28,11 +28,11 @@ from lora_ga_cli.gradient.stack import PROBES, Call, Stack, columns_of, condense
 from lora_ga_cli.gradient.tap import checkpoint_kinds, tapped
 from lora_ga_cli.model.targets import Target
 
-QUEUE_BYTES = 7 * 2**27
+QUEUE_BYTES = 6 * 2**27
 """Inputs and gradients of layers that wait to be condensed together, where activations are checkpointed."""
 STACKING = 1.2
 """What waits, and its copies in stacks of equal shape while it is condensed, over what waits."""
-QUEUE_SHARE = 0.025
+QUEUE_SHARE = 0.06
 """The same as a share of an accelerator's memory, where all activations are kept anyway: longer queues are faster."""
 
 

@@ -42,6 +42,15 @@ def index() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def leave() -> None:
+    """Ends what `join` began, in every process that has come to a good end."""
+    if count() > 1:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 def wait() -> None:
     """Waits until every process has come here."""
     if count() > 1:
