@@ -29,8 +29,17 @@ READ_PATHS = (
     ("dataset", "train_file"),
     ("dataset", "validation_file"),
     ("eval", "file"),
+    ("eval", "judge", "prompts"),
+    ("eval", "judge", "references"),
 )
-COMMAND_LINE_ONLY = (("model", "trust_remote_code"), ("overwrite",), ("recipe",))
+COMMAND_LINE_ONLY = (
+    ("model", "trust_remote_code"),
+    ("overwrite",),
+    ("recipe",),
+    ("eval", "execute_code"),
+    ("eval", "judge", "base_url"),
+    ("eval", "judge", "key_variable"),
+)
 _PACKAGE_HEADER = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 COMMAND_LINE = "that is for the command line"
 
