@@ -47,7 +47,7 @@ def export_adapter(model: PeftModel, folder: str | Path, start: Start | None = N
     if start is not None:
         if start.shift == "weights":
             tensors = _for_pristine_base(tensors, start)
-            widen(config, start.scaling)
+            widen(config, start)
         _check(model, tensors, start)
     config.inference_mode = True
     base = model.get_base_model()

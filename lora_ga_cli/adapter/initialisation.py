@@ -89,6 +89,25 @@ def starting_factors(
     return (factor * right[:, for_a].T).contiguous(), (factor * left[:, for_b]).contiguous()
 
 
+def random_factors(shape: tuple[int, int], rank: int, *, factor: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A0 and B0 drawn from normal distributions, the ablation of LoRA-GA's directions.
+
+    Variances are ``1 / d_out`` for A0 and ``1 / d_in`` for B0, as in the paper's table of initialisations.
+
+    Args:
+        shape: (d_out, d_in) of the weight.
+        factor: c of `scale_factor`.
+
+    Returns:
+        A0 (rank, d_in) and B0 (d_out, rank), float32 on the CPU.
+    """
+    d_out, d_in = shape
+    generator = torch.Generator().manual_seed(seed & (2**63 - 1))
+    a0 = torch.randn(rank, d_in, generator=generator) * (factor / d_out**0.5)
+    b0 = torch.randn(d_out, rank, generator=generator) * (factor / d_in**0.5)
+    return a0, b0
+
+
 def layer_seed(seed: int, name: str) -> int:
     """A seed for one layer, the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8], "big")

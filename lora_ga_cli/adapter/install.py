@@ -1,4 +1,6 @@
-"""Putting LoRA-GA's start on a PEFT model: the adapter's first factors, and what takes them off again.
+"""Putting a start on a PEFT model: the adapter's first factors, and what takes them off again.
+
+LoRA-GA's come from the gradient; PiSSA's, from the weight, and random ones go the same way.
 
 The model must not change before its first step. Two forms do that, for the same training (without dropout on the
 adapter's input, which goes with the second only) and the same result:
@@ -34,21 +36,23 @@ from lora_ga_cli.model.targets import Target, check_rank, fingerprint
 
 ADAPTER = "default"
 """PEFT's name for a model's first adapter."""
+StartingPair = Callable[[str, Target, int, float], tuple[Tensor, Tensor]]
+"""From a layer's name, the layer, its rank and its s: A0 (rank, d_in) and B0 (d_out, rank), float32 on the CPU."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a LoRA-GA adapter started: all that is needed to resume it, or to express it for the pristine base.
+    """Where an adapter started: all that is needed to resume it, or to express it for the pristine base.
 
     Args:
         factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU.
-        scaling: the s that the adapter's product is multiplied by.
+        scalings: by layer name, the s that the adapter's product is multiplied by.
         shift: ``weights`` or ``adapter``; see the module.
         installed_base: `fingerprint` of the targets' weights once it is installed (shifted, with ``weights``).
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
-    scaling: float
+    scalings: Mapping[str, float]
     shift: str = "weights"
     installed_base: str = ""
 
@@ -62,10 +66,9 @@ class Start:
         tensors = {f"{name}.A0": a0 for name, (a0, _) in self.factors.items()}
         tensors |= {f"{name}.B0": b0 for name, (_, b0) in self.factors.items()}
         about = {
-            "scaling": self.scaling,
+            "scalings": dict(self.scalings),
             "shift": self.shift,
             "installed_base": self.installed_base,
-            "layers": list(self.factors),
         }
         with atomic_file(file) as temporary:
             save_file(tensors, temporary, metadata={"loraga": json.dumps(about)})
@@ -75,9 +78,9 @@ class Start:
         with safe_open(file, framework="pt") as opened:
             about = json.loads(opened.metadata()["loraga"])
             pairs = {
-                name: (opened.get_tensor(f"{name}.A0"), opened.get_tensor(f"{name}.B0")) for name in about["layers"]
+                name: (opened.get_tensor(f"{name}.A0"), opened.get_tensor(f"{name}.B0")) for name in about["scalings"]
             }
-        return cls(pairs, about["scaling"], about["shift"], about["installed_base"])
+        return cls(pairs, about["scalings"], about["shift"], about["installed_base"])
 
 
 def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
@@ -124,7 +127,7 @@ def initialise(
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    start = compute_start(model, artifact, direction=direction, scale=scale, gamma=gamma, shift=shift, seed=seed)
+    start = gradient_start(model, artifact, direction=direction, scale=scale, gamma=gamma, shift=shift, seed=seed)
     return install(model, start)
 
 
@@ -145,34 +148,49 @@ def choose_shift(model: PeftModel, shift: str) -> str:
     return "weights" if exact else "adapter"
 
 
-def compute_start(
+def gradient_start(
     model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, shift: str, seed: int
 ) -> Start:
-    """The start alone; changes nothing. Arguments and errors as `initialise`."""
-    shift = choose_shift(model, shift)
+    """LoRA-GA's start alone; changes nothing. Arguments and errors as `initialise`."""
     layers = lora_layers(model)
-    if not layers:
-        raise TargetError("the model has no LoRA layer named 'default': wrap it with peft.get_peft_model first")
-    first = next(iter(layers.values()))
-    rank = first.r[ADAPTER]
-    for name, layer in layers.items():
-        if (layer.r[ADAPTER], layer.scaling[ADAPTER]) != (rank, first.scaling[ADAPTER]):
-            raise TargetError(f"{name} has a rank or alpha of its own; LoRA-GA's start needs one for all layers")
-        if ADAPTER in layer.lora_magnitude_vector or layer.lora_bias.get(ADAPTER):
-            raise TargetError(f"{name} has a DoRA magnitude or a LoRA bias, which this start does not carry")
-    artifact.check_serves(set(layers), rank)
-    check_rank({name: artifact.shapes[name] for name in layers}, rank, 2 * rank)
-    pairs = {}
-    scaling = next(iter(layers.values())).scaling[ADAPTER]
-    for name, target in base_targets(model).items():
+    artifact.check_serves(set(layers), max((layer.r[ADAPTER] for layer in layers.values()), default=1))
+    ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
+    for rank in set(ranks.values()):
+        check_rank({name: artifact.shapes[name] for name in layers if ranks[name] == rank}, rank, 2 * rank)
+
+    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         if artifact.factors[name].shape != target.shape:
             raise GradientError(f"{name}: the gradient is {artifact.factors[name].shape}, the weight {target.shape}")
         weight = dense(target) if scale == "weight_svd" else None
         factor = scale_factor(scale, d_out=target.shape[0], scaling=scaling, gamma=gamma, rank=rank, weight=weight)
-        pairs[name] = starting_factors(
+        return starting_factors(
             artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)
         )
-    return Start(pairs, scaling, shift)
+
+    return compute_start(model, pair, shift=shift)
+
+
+def compute_start(model: PeftModel, pair: StartingPair, *, shift: str) -> Start:
+    """A start of any kind; changes nothing.
+
+    Args:
+        pair: gives A0 (rank, d_in) and B0 (d_out, rank) of a layer.
+        shift: as `initialise`.
+
+    Raises:
+        TargetError: the model has no LoRA layer, or one with a bias; or as `choose_shift`.
+    """
+    shift = choose_shift(model, shift)
+    layers = lora_layers(model)
+    if not layers:
+        raise TargetError("the model has no LoRA layer named 'default': wrap it with peft.get_peft_model first")
+    for name, layer in layers.items():
+        if layer.lora_bias.get(ADAPTER):
+            raise TargetError(f"{name} has a LoRA bias, which a start does not carry")
+    scalings = {name: layer.scaling[ADAPTER] for name, layer in layers.items()}
+    targets = base_targets(model)
+    pairs = {name: pair(name, target, layers[name].r[ADAPTER], scalings[name]) for name, target in targets.items()}
+    return Start(pairs, scalings, shift)
 
 
 @torch.no_grad()
@@ -194,14 +212,14 @@ def install(model: PeftModel, start: Start) -> Start:
         if start.shift == "adapter":
             _carry(layers[name], a0.to(weight.device), b0.to(weight.device))
         else:
-            shifted = weight.float() - target.oriented(product(b0, a0, start.scaling).to(weight.device))
+            shifted = weight.float() - target.oriented(product(b0, a0, start.scalings[name]).to(weight.device))
             weight.copy_(shifted.to(weight.dtype))
             weight_of(layers[name].lora_A).copy_(a0)
             weight_of(layers[name].lora_B).copy_(b0)
     if start.shift == "adapter":
         config = model.peft_config[ADAPTER]
         assert isinstance(config, LoraConfig)
-        widen(config, start.scaling)
+        widen(config, start)
     found = fingerprint(base_targets(model))
     if start.installed_base and start.installed_base != found:
         raise RunError(
@@ -245,11 +263,14 @@ def _zeroing(part: slice | tuple[slice, slice]) -> Callable[[Tensor], Tensor]:
     return zero
 
 
-def widen(config: LoraConfig, scaling: float) -> None:
-    """Describes an adapter of twice the rank with the same s."""
-    config.r = 2 * config.r
-    config.lora_alpha = scaling * config.r  # type: ignore[assignment]  # PEFT accepts a float; s must not change
-    config.use_rslora = False
+def widen(config: LoraConfig, start: Start) -> None:
+    """Describes adapters of twice the rank with the same s, layer by layer where they differ."""
+    ranks = {name: 2 * a0.shape[0] for name, (a0, _) in start.factors.items()}
+    alphas = {name: start.scalings[name] * rank for name, rank in ranks.items()}  # a float; s must not change
+    rank, alpha = max(ranks.values()), max(alphas.values())
+    config.r, config.lora_alpha, config.use_rslora = rank, alpha, False  # type: ignore[assignment]
+    config.rank_pattern = {name: own for name, own in ranks.items() if own != rank}
+    config.alpha_pattern = {name: own for name, own in alphas.items() if own != alpha}  # type: ignore[misc]
 
 
 def weight_of(pair: nn.ModuleDict) -> Tensor:

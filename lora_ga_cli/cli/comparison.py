@@ -7,41 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora_ga_cli.training.run_folder import RunFolder
+    from lora_ga_cli.stages.candidates import Candidate
 
 
 def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
-    Among several, what is no finished run is left out and said.
+    Among several, what cannot be scored is left out and said.
 
     Raises:
-        UserError: none is a finished run, or scoring fails.
+        UserError: none can be scored, or scoring fails.
     """
-    from lora_ga_cli.config.compose import reconfigured
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
-    runs = _finished(folders)
-    configs = [reconfigured(run.read_config(), options) for run in runs]
-    rows: list[dict[str, Any]] = []
-    for run, config in zip(runs, configs, strict=True):
-        result = evaluate(run, config)
-        manifest = run.manifest
-        rows.append(
-            {
-                "run": run.path.name,
-                "method": config.method.name,
-                "rank": "–" if config.method.adapter == "none" else str(config.rank),
-                "learning rate": f"{config.trainer.learning_rate:g}",
-                "steps": str(manifest["steps"]),
-                "seed": str(config.seed),
-                **result["values"],
-            }
-        )
+    candidates = _scorable(folders, options)
+    rows = [_row(candidate) | evaluate(candidate)["values"] for candidate in candidates]
     say()
     print_comparison(rows)
+    runs = [candidate.run for candidate in candidates if candidate.run is not None]
     if len(runs) > 1:
         picture = Path(runs[0].path.parent) / "comparison.png"
         compare_curves(runs, picture)
@@ -49,21 +34,36 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
         step("figure", str(picture))
 
 
-def _finished(folders: Sequence[str]) -> list[RunFolder]:
+def _row(candidate: Candidate) -> dict[str, Any]:
+    """What a table says of a candidate beside its scores."""
+    from lora_ga_cli.methods.forms import FORMS
+
+    config, run = candidate.config, candidate.run
+    if run is None:
+        return {"run": candidate.name, "method": "–", "rank": "–", "learning rate": "–", "steps": "–", "seed": "–"}
+    return {
+        "run": candidate.name,
+        "method": config.method.name,
+        "rank": str(config.rank) if FORMS[config.method.adapter].ranked else "–",
+        "learning rate": f"{config.trainer.learning_rate:g}",
+        "steps": str(run.manifest["steps"]),
+        "seed": str(config.seed),
+    }
+
+
+def _scorable(folders: Sequence[str], options: Sequence[str]) -> list[Candidate]:
     from lora_ga_cli.errors import RunError
     from lora_ga_cli.report.console import warn
-    from lora_ga_cli.stages.trained import folder_of, require_finished
+    from lora_ga_cli.stages.candidates import find_candidate
 
-    runs, problems = [], []
+    candidates, problems = [], []
     for folder in folders:
         try:
-            run = folder_of(folder)
-            require_finished(run)
-            runs.append(run)
+            candidates.append(find_candidate(folder, options))
         except RunError as error:
             problems.append(error)
-    if not runs:
+    if not candidates:
         raise problems[0]
     for problem in problems:
         warn(f"left out: {problem}")
-    return runs
+    return candidates

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[RUN_FOLDER]... [OPTION=VALUE]...",
-        help="Finished runs (runs/*), with changes such as eval=exact_match eval.limit=200; or a recipe, as for train.",
+        metavar="[RUN_OR_MODEL]... [OPTION=VALUE]...",
+        help="Finished runs (runs/*), adapters or models (folders, or ORG/MODEL on the hub), with options such as "
+        "eval=gsm8k eval.limit=200; or a recipe, as for train.",
         autocompletion=complete,
         show_default=False,
     ),
@@ -23,11 +24,11 @@ Arguments = Annotated[
 
 
 def command(arguments: Arguments = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Score runs, and compare them in one table and one picture.
+    """Score runs, adapters and models, and compare them in one table and one picture.
 
-    What is scored is the saved adapter on the base as it is published. With a recipe, missing steps run first.
+    What is scored of a run is the saved adapter on the base as it is published. With a recipe, missing steps run first.
 
-    loraga eval runs/*
+    loraga eval runs/* eval=gsm8k
     """
     from lora_ga_cli.cli.comparison import compare
 
@@ -35,10 +36,11 @@ def command(arguments: Arguments = None, dry_run: DryRun = False, debug: Debug =
     if not folders:
 
         def job(config: Config) -> None:
+            from lora_ga_cli.stages.candidates import of_run
             from lora_ga_cli.stages.evaluate import evaluate
             from lora_ga_cli.stages.train import train
 
-            evaluate(train(config), config)
+            evaluate(of_run(train(config), config))
 
         run_jobs(options, job, dry_run="eval" if dry_run else None)
         return

@@ -22,6 +22,7 @@ from lora_ga_cli.config.check import COMMAND_LINE, Sources, check
 from lora_ga_cli.config.documents import read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA
 from lora_ga_cli.config.options import all_options, default_values, explain, mentioned
+from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
@@ -141,6 +142,9 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     """
     sources, faults = check(overrides, whole=False)
     changes = copy.deepcopy(stored)
+    for path in COMMAND_LINE_ONLY:  # a folder may come from a stranger
+        if path[0] == "eval":
+            _forget(changes, path)
     if sources.flags:
         faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
     for override in sources.overrides if not faults else []:
@@ -148,7 +152,11 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
         if key == "eval":
             changes["eval"] = dict(sources.document("eval", str(value)).data)
         elif key.startswith("eval."):
-            changes["eval"][key.removeprefix("eval.")] = value
+            *around, last = key.split(".")
+            inner = changes
+            for name in around:
+                inner = inner.setdefault(name, {})
+            inner[last] = value
         elif key == "device":
             changes["device"] = value
         else:
@@ -170,6 +178,13 @@ def compose(overrides: Sequence[str]) -> Config:
     return found[0]
 
 
+def _forget(values: dict[str, Any], path: Sequence[str]) -> None:
+    *around, last = path
+    for name in around:
+        values = values.get(name, {})
+    values.pop(last, None)
+
+
 def _register(sources: Sources) -> None:
     """Makes what was read and checked all that Hydra can see: it opens no file of the configuration itself."""
     store = ConfigStore.instance()
@@ -185,7 +200,7 @@ def _register(sources: Sources) -> None:
         if "_self_" in document.defaults:
             defaults = document.defaults
         node = {"defaults": defaults, **document.data}
-        package = "_global_" if document.group == "recipe" else None
+        package = "_global_" if not document.package else None
         store.store(group=document.group, name=document.choice, node=node, package=package, provider="loraga")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ KeyPath = tuple[str, ...]
 PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 )
+_PACKAGE_HEADER = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 MOST_LINES = 10_000
 """Keys and list items of a file, counted once for each time that an anchor repeats them."""
 
@@ -47,8 +49,14 @@ class Document:
 
     @property
     def package(self) -> KeyPath:
-        """Where the file's keys go in the whole configuration."""
-        return () if self.group == "recipe" else (self.group,)
+        """Where the file's keys go in the whole configuration; a method may need options beside its own."""
+        return () if self.group == "recipe" or self.header == "_global_" else (self.group,)
+
+    @property
+    def header(self) -> str | None:
+        """The package that the file's ``# @package`` line names."""
+        found = _PACKAGE_HEADER.search(self.text)
+        return found.group(1) if found else None
 
     def where(self, path: KeyPath) -> str:
         """``file:line`` of a key, given by its path within the file."""

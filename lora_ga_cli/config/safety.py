@@ -40,19 +40,16 @@ COMMAND_LINE_ONLY = (
     ("eval", "judge", "base_url"),
     ("eval", "judge", "key_variable"),
 )
-_PACKAGE_HEADER = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 COMMAND_LINE = "that is for the command line"
 
 
 def unsafe(document: Document) -> list[Fault]:
     """Faults for everything in a file that a file may not do; see the module."""
     faults = []
-    header = _PACKAGE_HEADER.search(document.text)
-    allowed = ("_global_",) if document.group == "recipe" else (document.group, "_group_")
-    if header and header.group(1) not in allowed:
-        faults.append(
-            Fault(document.where(()), f"'@package {header.group(1)}' would set options elsewhere", "remove it")
-        )
+    allowed = {"recipe": ("_global_",), "method": ("method", "_group_", "_global_")}
+    header = document.header
+    if header and header not in allowed.get(document.group, (document.group, "_group_")):
+        faults.append(Fault(document.where(()), f"'@package {header}' would set options elsewhere", "remove it"))
     for path, value in leaves(document.data):
         where, key = document.where(path), path[-1]
         if path == ("hydra",):

@@ -111,9 +111,11 @@ class DatasetConfig(Section):
     text_pair: str | None = None
     """Template of a second text, for pairs."""
     label: str | None = None
-    """Column with the class: a number from 0, or a name from ``label_names``."""
+    """Column with the class: a number from 0, or a name from ``label_names``. With ``prompt`` and ``answer``, where
+    ``label_names`` has to be given too, the templates insert its name."""
     label_names: list[str] | None = None
-    """Names of the classes, in the order of their numbers."""
+    """Names of the classes, in the order of their numbers. With ``prompt`` and ``answer``: the words that are answers,
+    among which ``label_tokens`` of ``eval.metrics`` chooses."""
 
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest example, in tokens."""
@@ -150,27 +152,58 @@ class DatasetConfig(Section):
                 "say how a row is read: dataset.prompt and dataset.answer, or dataset.messages, or dataset.text and "
                 f"dataset.label, exactly one (given: {', '.join(forms) or 'none'})"
             )
+        if forms == ["prompt and answer"] and self.label is not None and self.label_names is None:
+            names = "dataset.label_names, the words that they insert for its numbers"
+            problems.append(f"dataset.label={self.label} with dataset.prompt and dataset.answer wants {names}")
         held_out = self.validation_file is not None or self.validation_split is not None
         if held_out and self.validation_fraction > 0:
             problems.append("dataset.validation_fraction goes without validation_file and validation_split")
         return _unless(problems, self)
 
 
+class AdaLoraConfig(Section):
+    """How AdaLoRA (arXiv 2303.10512) moves its budget of ranks between layers; defaults are the paper's for GLUE."""
+
+    initial_rank: Annotated[float, Field(gt=1)] = 1.5
+    """Rank that every layer begins with, relative to ``rank``, which is the mean one at the end."""
+    warmup: Fraction = 0.1
+    """Share of the steps before the first rank is taken away."""
+    final: Fraction = 0.3
+    """Share of the steps after the last rank is taken away."""
+    interval: Positive = 10
+    """Steps between two allocations."""
+    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """Decay of the mean of the importance."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
+    """Decay of the uncertainty of the importance."""
+    orthogonality: Annotated[float, Field(ge=0)] = 0.5
+    """Weight of the penalty that keeps the factors orthogonal."""
+
+
 class MethodConfig(Section):
-    """A fine-tuning method: which adapter, and how it starts."""
+    """A fine-tuning method: which adapter, how it starts, and what trains."""
 
     name: Name = "lora_ga"
     """What run folders and tables call the method."""
-    adapter: Literal["none", "lora"] = "lora"
-    """``none`` trains every weight of the model."""
-    start: Literal["kaiming", "gradient"] = "kaiming"
-    """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's."""
+    adapter: Literal["none", "lora", "dora", "adalora", "bottleneck", "prefix_embedding", "prefix_layer"] = "lora"
+    """``none`` trains weights of the model itself. ``lora``, ``dora`` (arXiv 2402.09353) and ``adalora`` (arXiv
+    2303.10512) add a product of low rank to each target. ``bottleneck`` (arXiv 1902.00751): a small network of width
+    ``rank`` behind each block's attention and feed-forward layer. ``prefix_embedding`` and ``prefix_layer``: trained
+    vectors before every row, at the input or at every layer (LoRA, arXiv 2106.09685, section 5.1)."""
+    train: Literal["all", "top_layers", "biases"] = "all"
+    """Which weights of the model train with ``adapter=none``: ``top_layers`` are the last ``top_layers`` blocks."""
+    top_layers: Positive = 2
+    """Blocks that ``train=top_layers`` trains."""
+    start: Literal["kaiming", "gaussian", "pissa", "gradient"] = "kaiming"
+    """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's. ``pissa``: the weight's own leading
+    singular vectors (arXiv 2404.02948). ``gaussian``: A and B random. All but the first are taken off again; see
+    ``shift``."""
     rank_stabilised: bool = False
     """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
     direction: Direction = "ArB2r"
     """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
     scale: Scale = "stable"
-    """Size of the starting factors. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
+    """Size of the factors of ``start=gradient`` and ``gaussian``. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
     gamma: Annotated[float, Field(gt=0)] = 16.0
     """The constant of ``scale=stable``, without unit."""
     shift: Literal["auto", "weights", "adapter"] = "auto"
@@ -178,6 +211,21 @@ class MethodConfig(Section):
     weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
     ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
     quantised or sharded base, and with ``adapter_dropout``."""
+    learning_rate_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """B's learning rate over A's (LoRA+, arXiv 2402.12354)."""
+    prefix_length: Positive = 32
+    """Trained vectors before a row."""
+    adalora: AdaLoraConfig = AdaLoraConfig()
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the adapter is a pair of factors A and B on each target, which can start anywhere."""
+        return self.adapter in ("lora", "dora")
+
+    @property
+    def moved_start(self) -> bool:
+        """Whether the adapter starts elsewhere than at zero, and its start is taken off again."""
+        return self.start != "kaiming"
 
 
 class GradientConfig(Section):
@@ -204,6 +252,8 @@ class GradientConfig(Section):
 class TrainerConfig(Section):
     """The training loop (transformers' Trainer). Defaults are the LoRA-GA paper's where it states them."""
 
+    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
+    """``paged_adamw``: bitsandbytes' AdamW, whose moments move to the CPU while a GPU's memory is short (QLoRA)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Peak learning rate."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -282,7 +332,8 @@ class EvalConfig(Section):
     """For rows. ``loss`` (with perplexity); of generated answers ``exact_match``; of a classifier ``accuracy``,
     ``matthews_correlation``, ``f1``; of label words ``label_tokens``, with the last two."""
     file: str | list[str] | None = None
-    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub."""
+    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
+    with ``lm_eval``, a folder with tasks of your own."""
     limit: Positive | None = None
     """Score at most this many rows or problems, the first."""
     batch_size: Positive = 16
@@ -332,6 +383,9 @@ class Config(Section):
     """Where the model lives. ``auto`` takes an accelerator if there is one."""
     rank: Positive = 8
     """Rank of the adapter while it trains."""
+    rank_pattern: dict[str, Positive] = {}
+    """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``. Of the adapters
+    ``lora`` and ``dora``."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilised."""
     adapter_dropout: Fraction = 0.0
@@ -344,6 +398,11 @@ class Config(Section):
     gradient: GradientConfig = GradientConfig()
     trainer: TrainerConfig = TrainerConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a layer may have."""
+        return max([self.rank, *self.rank_pattern.values()])
 
     @property
     def shift(self) -> Literal["weights", "adapter"]:
@@ -402,12 +461,27 @@ def _trainer_problems(config: Config) -> list[str]:
 
 def _method_problems(config: Config) -> list[str]:
     problems, method, capacity = [], config.method, config.gradient.capacity
-    if method.start == "gradient" and capacity is not None and capacity < 2 * config.rank:
-        problems.append(f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not rank={config.rank}")
-    if method.start == "gradient" and method.adapter == "none":
-        problems.append("method.start=gradient starts an adapter, and method.adapter=none has none")
-    if method.start == "gradient" and method.shift == "weights" and config.adapter_dropout > 0:
+    if method.start == "gradient" and capacity is not None and capacity < 2 * config.largest_rank:
+        rank = f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
+        problems.append(f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}")
+    if method.moved_start and not method.low_rank:
+        problems.append(f"method.start={method.start} starts an adapter with A and B: method.adapter=lora or dora")
+    if method.moved_start and method.shift == "weights" and config.adapter_dropout > 0:
         problems.append("adapter_dropout goes with method.shift=adapter: it would hit only half of what cancels")
+    if config.rank_pattern and not method.low_rank:
+        problems.append(f"rank_pattern is of method.adapter=lora and dora, not {method.adapter}")
+    if config.adapter_dropout > 0 and method.adapter not in ("lora", "dora", "adalora"):
+        problems.append(f"adapter_dropout is of method.adapter=lora, dora and adalora, not {method.adapter}")
+    if method.learning_rate_ratio > 1 and not method.low_rank:
+        problems.append("method.learning_rate_ratio is of an adapter with A and B: method.adapter=lora or dora")
+    if method.learning_rate_ratio > 1 and config.trainer.optimizer != "adamw":
+        problems.append("method.learning_rate_ratio goes with trainer.optimizer=adamw")
+    if method.train != "all" and method.adapter != "none":
+        problems.append(f"method.train={method.train} chooses weights of the model: method.adapter=none")
+    if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
+        problems.append("method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any")
+    if method.adapter == "adalora" and method.adalora.warmup + method.adalora.final >= 1:
+        problems.append("method.adalora.warmup and final leave no steps between them: together they must be below 1")
     if config.gradient.estimator == "exact" and config.gradient.passes > 1:
         problems.append("gradient.passes is of gradient=sketch; gradient=exact needs one pass")
     if config.gradient.estimator == "sketch" and config.gradient.offload:
@@ -430,8 +504,10 @@ def _base_problems(config: Config) -> list[str]:
         problems.append(f"model.quantization={kind}: quantised weights have no gradient of their own: gradient=sketch")
     if config.model.shard and kind is not None:
         problems.append("model.shard and model.quantization do not go together: a quantised base is small, give one")
-    if config.model.shard and method.adapter == "none":
-        problems.append("model.shard is for methods with an adapter, and method.adapter=none has none")
+    if config.model.shard and method.adapter != "lora":
+        problems.append(f"model.shard is for method.adapter=lora, not {method.adapter}")
+    if config.model.shard and method.start == "pissa":
+        problems.append("model.shard does not go with method.start=pissa, which needs whole weights")
     if config.model.shard and method.shift == "weights":
         problems.append("model.shard=true: weights in shards cannot be shifted: method.shift=adapter")
     if config.model.shard and method.start == "gradient" and config.gradient.estimator == "exact":

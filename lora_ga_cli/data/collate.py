@@ -58,11 +58,20 @@ def generation_batch(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[
     causal = "prompt_length" in rows[0]
     if not causal:
         return _padded_inputs(tokenizer, [row["input_ids"] for row in rows], "right")
+    return _padded_inputs(tokenizer, causal_prompts(rows), "left")
+
+
+def causal_prompts(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The tokens of each causal row's prompt.
+
+    Raises:
+        DataError: a prompt has no token.
+    """
     prompts = [row["input_ids"][: row["prompt_length"]] for row in rows]
     if any(len(prompt) == 0 for prompt in prompts):
         what = "a prompt without any token: the model has nothing to generate from"
         raise DataError([Fault("dataset.prompt", what, "give the template a text")])
-    return _padded_inputs(tokenizer, prompts, "left")
+    return prompts
 
 
 def _padded_inputs(

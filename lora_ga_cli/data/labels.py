@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.source import Source
+from lora_ga_cli.data.source import Row, Source
 from lora_ga_cli.errors import Fault, nearest
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import DatasetConfig
 
 
 class LabelReader:
@@ -44,6 +47,25 @@ class LabelReader:
         hint = nearest(text, self.names)
         shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
         raise BadRow(f"column {column!r} holds {shown}, which is no class{f' ({hint})' if hint else ''}")
+
+
+class LabelWriter:
+    """Writes the class's name where a row has its number, for templates to insert; other rows stay as they are."""
+
+    def __init__(self, config: DatasetConfig):
+        self._column = config.label
+        self._class_of = LabelReader(config.label_names or [])
+
+    def __call__(self, row: Row) -> Row:
+        """The row with a name in the column ``dataset.label``.
+
+        Raises:
+            BadRow: the cell is no class.
+        """
+        if self._column is None:
+            return row
+        number = self._class_of(row.get(self._column), self._column)
+        return {**row, self._column: self._class_of.names[number]}
 
 
 def as_number(value: Any) -> int | None:

@@ -51,6 +51,8 @@ class Plan:
             faults.append(Fault("dataset.max_length", what, f"dataset.max_length={self.max_positions}"))
         if self.label_names is not None:
             faults += _names_faults(self.label_names, self.num_labels)
+        elif config.label_names is not None:
+            faults += _names_faults(config.label_names, None)
         faults += [
             Fault(option, "an empty list", "name at least one file") for option, some in files.items() if not some
         ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.forms import MASKED, Example, columns_of, form_needs
+from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
 from lora_ga_cli.errors import DataError, Fault
 
@@ -31,10 +32,12 @@ class PromptAnswer:
         )
         self._prompt = Template(config.prompt)
         self._answer = Template(config.answer)
+        self._named = LabelWriter(config)
         self._tokenizer = tokenizer
         self._start = leading_tokens(tokenizer)
 
     def read(self, row: Row) -> tuple[str, str]:
+        row = self._named(row)
         return self._prompt.fill(row), self._answer.fill(row)
 
     def tokenise(self, parts: Sequence[tuple[str, str]]) -> list[Example]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.cutting import encode_cut
 from lora_ga_cli.data.forms import Example, columns_of, form_needs
+from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ class TextToText:
         self.features = columns_of(tokens=["input_ids", "labels"], numbers=["length"], texts=["prompt", "reference"])
         self._prompt = Template(config.prompt)
         self._answer = Template(config.answer)
+        self._named = LabelWriter(config)
         self._tokenizer = tokenizer
 
     def read(self, row: Row) -> tuple[str, str]:
+        row = self._named(row)
         return self._prompt.fill(row), self._answer.fill(row)
 
     def tokenise(self, parts: Sequence[tuple[str, str]]) -> list[Example]:

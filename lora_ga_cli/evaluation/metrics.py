@@ -1,68 +1,22 @@
-"""Scoring a model on tokenised rows: loss and perplexity, exact match of generated answers, accuracy."""
+"""The metrics of tokenised rows: loss and perplexity, exact match of generated answers, agreement of classes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
-from lora_ga_cli.config.schema import EvalConfig, Task
-from lora_ga_cli.data import Collator, Split, generation_batch
+from lora_ga_cli.data import Collator, generation_batch
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.answers import extract, reference_answer
+from lora_ga_cli.evaluation.label_tokens import label_tokens
+from lora_ga_cli.evaluation.subject import Subject
+from lora_ga_cli.evaluation.task import Score
 from lora_ga_cli.model.losses import summed_loss
 
-Counter = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
-"""`report.progress.counting`, or anything alike."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is scored, on what, and how.
-
-    Args:
-        model: in evaluation mode, with ``generate`` where answers are generated.
-        split: the rows.
-        progress: shows how far it is.
-    """
-
-    model: Any
-    tokenizer: PreTrainedTokenizerBase
-    task: Task
-    split: Split
-    options: EvalConfig
-    progress: Counter
-
-    def batches(self, order: list[int] | None = None) -> Iterator[list[dict[str, Any]]]:
-        rows = self.split.rows
-        chosen = order if order is not None else list(range(len(rows)))
-        for begin in range(0, len(chosen), self.options.batch_size):
-            yield [rows[index] for index in chosen[begin : begin + self.options.batch_size]]
-
-    def counted(self, what: str, batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        with self.progress("eval", what, len(self.split.rows)) as report:
-            done = 0
-            for batch in batches:
-                yield batch
-                done += len(batch)
-                report(done)
-
-    def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        device = next(self.model.parameters()).device
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@dataclass(frozen=True)
-class Score:
-    """The values of one metric, and what the model said where that can be read."""
-
-    values: dict[str, float]
-    predictions: list[dict[str, Any]] = field(default_factory=list)
+__all__ = ["METRICS", "Score", "Subject"]
 
 
 def loss(subject: Subject) -> Score:
@@ -90,7 +44,7 @@ def exact_match(subject: Subject) -> Score:
         raise DataError([Fault("configuration", text, "eval.answer_pattern='(.+)' takes the last line")])
     lengths = rows["prompt_length"] if "prompt_length" in rows.column_names else rows["length"]
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # like with like: less padding
-    predictions: list[dict[str, Any]] = []
+    verdicts: list[dict[str, Any]] = []
     for batch in subject.counted("answer", subject.batches(order)):
         inputs = subject.to_device(generation_batch(tokenizer, batch))
         tokens = subject.model.generate(
@@ -108,7 +62,7 @@ def exact_match(subject: Subject) -> Score:
                 reference_answer(row["reference"], options.answer_pattern),
                 extract(text, options.answer_pattern),
             )
-            predictions.append(
+            verdicts.append(
                 {
                     "prompt": row["prompt"],
                     "reference": row["reference"],
@@ -118,29 +72,44 @@ def exact_match(subject: Subject) -> Score:
                     "correct": found == expected,
                 }
             )
-    predictions = [
-        prediction for _, prediction in sorted(zip(order, predictions, strict=True), key=lambda pair: pair[0])
-    ]
-    count = len(predictions)
+    verdicts = [verdict for _, verdict in sorted(zip(order, verdicts, strict=True), key=lambda pair: pair[0])]
+    count = len(verdicts)
     values = {
-        "exact_match": sum(item["correct"] for item in predictions) / count,
-        "no_answer": sum(item["answer"] is None for item in predictions) / count,
+        "exact_match": sum(item["correct"] for item in verdicts) / count,
+        "no_answer": sum(item["answer"] is None for item in verdicts) / count,
     }
-    return Score(values, predictions)
+    return Score(values, verdicts)
 
 
-@torch.no_grad()
 def accuracy(subject: Subject) -> Score:
     """Share of rows whose class of largest logit is the right one."""
-    collator = Collator(subject.tokenizer, subject.task)
-    predictions = []
-    for rows in subject.counted("class of row", subject.batches()):
-        batch = subject.to_device(collator(rows))
-        labels = batch.pop("labels")
-        found = subject.model(**batch).logits.argmax(dim=-1)
-        for predicted, label in zip(found.tolist(), labels.tolist(), strict=True):
-            predictions.append({"predicted": predicted, "expected": label, "correct": predicted == label})
-    return Score({"accuracy": sum(item["correct"] for item in predictions) / len(predictions)}, predictions)
+    return Score({"accuracy": subject.classes.accuracy()}, subject.classes.verdicts())
 
 
-METRICS: dict[str, Callable[[Subject], Score]] = {"loss": loss, "exact_match": exact_match, "accuracy": accuracy}
+def matthews_correlation(subject: Subject) -> Score:
+    """Matthews' correlation of the classes of largest logit with the right ones."""
+    return Score({"matthews_correlation": subject.classes.matthews_correlation()}, subject.classes.verdicts())
+
+
+def f1(subject: Subject) -> Score:
+    """F1 of class 1 of two.
+
+    Raises:
+        DataError: the classifier knows more or fewer classes.
+    """
+    count = subject.model.config.num_labels
+    if count != 2:
+        what = f"f1 is of two classes, and this classifier has {count}"
+        raise DataError([Fault("eval.metrics", what, "accuracy and matthews_correlation are of any number")])
+    return Score({"f1": subject.classes.f1()}, subject.classes.verdicts())
+
+
+METRICS: dict[str, Callable[[Subject], Score]] = {
+    "loss": loss,
+    "exact_match": exact_match,
+    "label_tokens": label_tokens,
+    "accuracy": accuracy,
+    "matthews_correlation": matthews_correlation,
+    "f1": f1,
+}
+"""What `EvalConfig.metrics` names. Those of a classifier run it once, if they are given the same subject."""

@@ -61,6 +61,10 @@ class Benchmark(Protocol):
     """A benchmark that `loraga eval` runs: it knows its problems and scores replies; others generate them."""
 
     name: str
+    chat: bool
+    """Whether turns are what a user says, to be put in a conversation, and not the model's whole input."""
+    stops: tuple[str, ...]
+    """Texts after which nothing that is generated counts."""
 
     def check(self) -> None:
         """Refuses before the model loads what would fail after hours of generation.

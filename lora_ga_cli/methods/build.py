@@ -1,19 +1,21 @@
-"""Making a base model trainable as a method says: an adapter and its start, or every weight."""
+"""Making a base model trainable as a method says: an adapter and its start, or weights of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_ga_cli.adapter.install import Start, compute_start, install
+from lora_ga_cli.adapter.install import Start, install
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.model.targets import Target, find_targets, shortest_names
+from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
+from lora_ga_cli.methods.lora import lora_config, starting_point
+from lora_ga_cli.model.targets import check_rank, find_targets
 
 TASK_TYPE = {
     "causal_lm": TaskType.CAUSAL_LM,
@@ -28,7 +30,7 @@ class Trainable:
 
     Args:
         model: a `PeftModel`, or the base itself.
-        start: what a gradient start did to it; None if nothing.
+        start: what a start other than LoRA's own did to it; None if nothing.
     """
 
     model: PeftModel | PreTrainedModel
@@ -42,63 +44,105 @@ class Trainable:
 
 
 def build(
-    model: PreTrainedModel, config: Config, *, artifact: Callable[[], GradientArtifact], stored: Start | None
+    model: PreTrainedModel,
+    config: Config,
+    *,
+    steps: int,
+    artifact: Callable[[], GradientArtifact],
+    stored: Start | None,
 ) -> Trainable:
     """Puts the configured method on ``model``, in place.
 
     Args:
+        steps: optimizer steps of the whole run.
         artifact: gives the gradient; called only for a gradient start that is not stored.
         stored: the start of an earlier session of the same run, installed as it is.
 
     Raises:
         TargetError, GradientError, RunError
     """
-    if config.method.adapter == "none":
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        return Trainable(model)
-    targets = find_targets(model, config.target_modules)
-    gradient = artifact() if config.method.start == "gradient" and stored is None else None
+    gradient = artifact() if config.method.start == "gradient" and stored is None else None  # of the bare model
     torch.manual_seed(config.seed)  # A's random start, however many numbers were drawn before
-    wrapped = get_peft_model(model, lora_config(config, model, targets))
-    assert isinstance(wrapped, PeftModel)
-    if config.method.start == "kaiming":
+    wrapped = _attach(model, config, steps)
+    if not (isinstance(wrapped, PeftModel) and config.method.low_rank):
         return Trainable(wrapped)
     if stored is None:
-        assert gradient is not None
-        method = config.method
-        stored = compute_start(
-            wrapped,
-            gradient,
-            direction=method.direction,
-            scale=method.scale,
-            gamma=method.gamma,
-            shift=config.shift,
-            seed=config.seed,
-        )
-    return Trainable(wrapped, install(wrapped, stored))
+        stored = starting_point(wrapped, config, lambda: _known(gradient))
+    return Trainable(wrapped, install(wrapped, stored) if stored is not None else None)
 
 
 def build_empty(model: PreTrainedModel, config: Config) -> nn.Module:
     """The method on a model without weights (on the meta device): the shapes it has while it trains."""
-    if config.method.adapter == "none":
-        return model
-    if config.method.start == "gradient" and config.shift == "adapter":
-        config = config.model_copy(update={"rank": 2 * config.rank})
+    if config.method.moved_start and config.shift == "adapter":
+        pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+        config = config.model_copy(update={"rank": 2 * config.rank, "rank_pattern": pattern})
     with torch.device("meta"):
-        return get_peft_model(model, lora_config(config, model, find_targets(model, config.target_modules)))
+        return _attach(model, config, steps=1000)
 
 
-def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Target]) -> LoraConfig:
-    """PEFT's configuration of the adapter."""
-    return LoraConfig(
+def _attach(model: PreTrainedModel, config: Config, steps: int) -> PeftModel | PreTrainedModel:
+    return ATTACH[config.method.adapter](model, config, steps)
+
+
+def _whole(model: PreTrainedModel, config: Config, steps: int) -> PreTrainedModel:
+    whole.unfreeze(model, config.method)
+    return model
+
+
+def _lora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
+    targets = find_targets(model, config.target_modules)
+    return _wrapped(model, lora_config(config, model, targets, TASK_TYPE[config.model.task]))
+
+
+def _adalora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
+    targets = find_targets(model, config.target_modules)
+    rank = adalora.initial_rank(config)
+    check_rank({name: target.shape for name, target in targets.items()}, rank, rank)
+    wrapped = _wrapped(model, adalora.adalora_config(config, model, targets, TASK_TYPE[config.model.task], steps))
+    adalora.penalise_in_training_only(wrapped)
+    return wrapped
+
+
+def _prefix_embedding(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
+    """LoRA's prefix-embedding tuning without infix tokens, which is PEFT's prompt tuning (of T5, in the encoder)."""
+    options = PromptTuningConfig(
         task_type=TASK_TYPE[config.model.task],
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides by rank
-        lora_dropout=config.adapter_dropout,
-        use_rslora=config.method.rank_stabilised,
-        target_modules=shortest_names(model, targets),
-        fan_in_fan_out=any(target.transposed for target in targets.values()),
-        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,
+        num_virtual_tokens=config.method.prefix_length,
+        num_transformer_submodules=1,
+        prompt_tuning_init=PromptTuningInit.RANDOM,
+        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,  # type: ignore[call-arg]
         revision=config.model.revision,
     )
+    return _wrapped(model, options)
+
+
+def _bottleneck(model: PreTrainedModel, config: Config, steps: int) -> PreTrainedModel:
+    modules = bottleneck.places(model, config.target_modules)
+    return inserted.insert(model, "bottleneck", {"modules": modules, "width": config.rank})
+
+
+def _prefix_layer(model: PreTrainedModel, config: Config, steps: int) -> PreTrainedModel:
+    return inserted.insert(model, "prefix_layer", {"length": config.method.prefix_length})
+
+
+def _wrapped(model: PreTrainedModel, options: PeftConfig) -> PeftModel:
+    wrapped = get_peft_model(model, options)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def _known(gradient: GradientArtifact | None) -> GradientArtifact:
+    assert gradient is not None
+    return gradient
+
+
+ATTACH: dict[str, Callable[[PreTrainedModel, Config, int], PeftModel | PreTrainedModel]] = {
+    "none": _whole,
+    "lora": _lora,
+    "dora": _lora,
+    "adalora": _adalora,
+    "bottleneck": _bottleneck,
+    "prefix_embedding": _prefix_embedding,
+    "prefix_layer": _prefix_layer,
+}
+"""By `MethodConfig.adapter`: puts it on a model, in place."""

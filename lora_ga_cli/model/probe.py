@@ -30,6 +30,8 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
     finally:
         model.train(training)
     labels, mask = batch["labels"].cpu(), batch["attention_mask"].cpu()
+    if logits.dim() == 3:
+        logits = logits[:, -labels.shape[1] :]  # a trained prefix has logits too
     if logits.dim() == 3 and mask.shape == logits.shape[:2]:
         return logits[mask.bool()]
     return logits[labels != -100] if logits.dim() == 3 else logits

@@ -6,6 +6,7 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
+from lora_ga_cli.methods.forms import FORMS, Form
 from lora_ga_cli.training.run_folder import RunFolder
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -30,11 +31,13 @@ def write_card(run: RunFolder, config: Config) -> None:
 
 def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
     base, rank = manifest["base"], manifest["adapter_rank"]
-    adapter = rank is not None
+    form = FORMS[config.method.adapter]
+    adapter = config.method.adapter != "none"
     hub = "hub" in manifest["base_identity"]
-    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {'peft' if adapter else 'transformers'}"]
-    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if adapter else []), "---", ""]
-    what = f"A LoRA adapter of rank {rank}" if adapter else "A fully fine-tuned model"
+    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {form.loads_in.lower()}"]
+    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if form.served else []), "---", ""]
+    what = f"{form.noun[0].upper()}{form.noun[1:]}" + (f" (rank {rank})" if rank is not None else "")
+    what = what if adapter else "A fine-tuned model, its own weights trained,"
     lines = [
         *front,
         f"# {run.path.name}",
@@ -47,7 +50,7 @@ def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(run, config, base, rank, manifest["label_names"]),
+        *_use(run, config, base, rank, manifest["label_names"], form),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
         "`metrics.jsonl` holds every logged point.",
@@ -66,14 +69,16 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
         "validation loss": _loss(manifest["validation_loss"]),
     }
     if manifest["adapter_rank"] is not None:
-        rows["rank while training"] = f"{config.rank} (alpha {config.alpha:g}), {manifest['adapted_layers']} layers"
+        rows["rank while training"] = f"{config.rank} (alpha {config.alpha:g})"
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: list[str] | None) -> list[str]:
+def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: list[str] | None, form: Form) -> list[str]:
     auto = AUTO_NAME[config.model.task]
     folder = run.path.name
-    if rank is None:
+    if form.loads_in == "loraga":
+        return [f"`loraga eval {folder}` loads it on its base; in a program, `lora_ga_cli.methods.inserted.load` does."]
+    if form.loads_in == "transformers":
         return [
             "```python",
             f"from transformers import {auto}",
@@ -93,7 +98,7 @@ def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: lis
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         "```",
     ]
-    served = served_rank(rank)
+    served = served_rank(rank) if form.served and rank is not None else None
     if served and config.model.task == "causal_lm":
         lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
     return lines

@@ -23,6 +23,7 @@ from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.key import gradient_key, rows_hash
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
+from lora_ga_cli.methods.lora import ranks_of
 from lora_ga_cli.model.loading import identify, pick_device
 from lora_ga_cli.model.targets import check_rank, find_targets
 from lora_ga_cli.report.console import step, warn
@@ -67,7 +68,10 @@ def request(inputs: Inputs) -> Request:
     config, options = inputs.config, inputs.config.gradient
     empty = inputs.empty_model()
     targets = find_targets(empty, config.target_modules)
-    check_rank({name: target.shape for name, target in targets.items()}, config.rank, 2 * config.rank)
+    ranks = ranks_of(targets, config.rank_pattern)
+    for rank in {config.rank, *ranks.values()}:
+        shapes = {name: target.shape for name, target in targets.items() if ranks.get(name, config.rank) == rank}
+        check_rank(shapes, rank, 2 * rank)
     rows = sample(inputs)
     identity = identify(config.model, cache_root(config.cache_dir) / "digests.json")
     if inputs.num_labels is not None:
@@ -84,7 +88,7 @@ def request(inputs: Inputs) -> Request:
         targets=list(targets),
         estimator=settings,
     )
-    return Request(key, capacity_for(config.rank, options.capacity), rows, list(targets))
+    return Request(key, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
@@ -151,7 +155,7 @@ def estimate_alone(config: Config) -> GradientArtifact:
 
 def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> tuple[GradientArtifact, bool]:
     """The artifact, and whether it was there. The main process looks; if it is not, all estimate it together."""
-    store, least = store_of(inputs), max(2 * inputs.config.rank, inputs.config.gradient.capacity or 0)
+    store, least = store_of(inputs), max(2 * inputs.config.largest_rank, inputs.config.gradient.capacity or 0)
 
     def together() -> GradientArtifact:
         processes.tell(True)

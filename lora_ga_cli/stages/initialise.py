@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_ga_cli.adapter.install import Start, base_targets
+from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.methods.build import Trainable, build
+from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.loading import identify, pick_device
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.model.quantization import count_numbers
@@ -20,6 +21,7 @@ from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.training import processes
+from lora_ga_cli.training.arguments import total_steps
 from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
 
 
@@ -90,8 +92,9 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
     config = inputs.config
     model = inputs.load_model(to_train=True)
     stored = Start.load(run.start_file) if run.start_file.exists() else None
+    steps = total_steps(config, len(inputs.train.rows))
     if config.method.adapter == "none":
-        trainable = build(model, config, artifact=_no_gradient, stored=None)
+        trainable = build(model, config, steps=steps, artifact=_no_gradient, stored=None)
     else:
         pristine = fingerprint(find_targets(model, config.target_modules))
         if run.manifest.get("base_fingerprint", pristine) != pristine:
@@ -100,25 +103,19 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
                 "again"
             )
         expected = probe_logits(model, inputs.probe_batch())
-        trainable = build(model, config, artifact=lambda: estimate(inputs, model), stored=stored)
-        dtype = rounding_type(config.model)
-        difference = check_equal(
-            probe_logits(trainable.model, inputs.probe_batch()), expected, dtype, "the model at its start and the base"
-        )
+        trainable = build(model, config, steps=steps, artifact=lambda: estimate(inputs, model), stored=stored)
+        difference = None
+        if FORMS[config.method.adapter].neutral:
+            found = probe_logits(trainable.model, inputs.probe_batch())
+            what = "the model at its start and the base"
+            difference = check_equal(found, expected, rounding_type(config.model), what)
         processes.wait()  # until every process has seen whether there is a start
         if trainable.start is not None and stored is None and processes.is_main():
             trainable.start.save(run.start_file)
         run.update_manifest(base_fingerprint=pristine, start_difference=difference)
-        origin = "restored" if stored else "as set"
-        method = config.method
-        start = (
-            f"started along the gradient ({method.direction}, scale {method.scale}, taken off in the {config.shift})"
-        )
-        if trainable.start is None:
-            start = "started at zero"
-        how = f"{origin if stored else start}; logits equal the base's to {difference:.0e}"
-        layers = len(base_targets(trainable.model))  # type: ignore[arg-type]
-        step("init", f"{config.method.name}, rank {_trained_rank(trainable)}, {layers} layers, {how}")
+        start = "restored" if stored else _started(config)
+        equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
+        step("init", f"{config.method.name}, {_size(trainable, config)}, {start}{equal}")
     total = count_numbers(trainable.model)
     step(
         "init",
@@ -127,12 +124,36 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
     return trainable
 
 
-def _trained_rank(trainable: Trainable) -> int:
-    """The rank that trains, as the built layers have it rather than as it was asked for."""
-    ranks = {parameter.shape[0] for name, parameter in trainable.model.named_parameters() if ".lora_A." in name}
-    assert len(ranks) == 1
-    carried = trainable.start is not None and trainable.start.shift == "adapter"
-    return ranks.pop() // (2 if carried else 1)
+def _started(config: Config) -> str:
+    method = config.method
+    if not FORMS[method.adapter].neutral:
+        return "started at random, so the model differs from its base"
+    directions = {
+        "kaiming": "zero",
+        "gradient": f"the gradient's directions ({method.direction}, scale {method.scale})",
+        "pissa": "the weights' leading directions",
+        "gaussian": f"random directions (scale {method.scale})",
+    }
+    taken_off = f", taken off in the {config.shift}" if method.moved_start else ""
+    return f"started at {directions[method.start]}{taken_off}"
+
+
+def _size(trainable: Trainable, config: Config) -> str:
+    """What trains, as the built layers have it rather than as it was asked for."""
+    names = {name: item for name, item in trainable.model.named_parameters() if item.requires_grad}
+    of_a = [item.shape[0] for name, item in names.items() if ".lora_A." in name]
+    widths = [item.shape[0] for name, item in names.items() if name.endswith(".bottleneck.down.weight")]
+    if of_a:
+        carried = trainable.start is not None and trainable.start.shift == "adapter"
+        ranks = sorted({rank // (2 if carried else 1) for rank in of_a})
+        text = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
+        if config.method.adapter == "adalora":
+            text += f", to fall to a mean of {config.rank}"
+        return f"{text}, {len(of_a)} layers"
+    if widths:
+        return f"width {widths[0]}, {len(widths)} adapters"
+    prefixes = [item.shape[0] for name, item in names.items() if "prompt_encoder" in name or name.endswith(".prefix")]
+    return f"{prefixes[0]} vectors, {len(prefixes)} {'layers' if len(prefixes) > 1 else 'layer'}"
 
 
 def _no_gradient() -> GradientArtifact:

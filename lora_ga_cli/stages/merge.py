@@ -14,6 +14,7 @@ from peft import PeftModel
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes
+from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.report.console import size, step, warn
@@ -47,6 +48,12 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
         EqualityError: a merged weight is not finite, or the merged model computes something else.
     """
     require_finished(run)
+    form = FORMS[config.method.adapter]
+    if not form.merges:
+        raise RunError(
+            f"{run.path} holds {form.noun}, which cannot be merged: they are no change of the base's weights. "
+            f"{form.loads_in} loads them on the base"
+        )
     folder = options.output or run.path / "merged"
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} exists and is not empty: give another --output, or remove it")

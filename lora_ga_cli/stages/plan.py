@@ -30,7 +30,7 @@ from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.estimate import capacity_for, request, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.training import processes
-from lora_ga_cli.training.arguments import accumulation_steps
+from lora_ga_cli.training.arguments import accumulation_steps, total_steps
 from lora_ga_cli.training.checkpoints import is_whole, step_of
 from lora_ga_cli.training.run_folder import RunFolder, find_run
 
@@ -62,7 +62,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         if config.method.start != "gradient":
             return f"not needed by method {config.method.name}"
         wanted = request(inputs)
-        cached = store_of(inputs).find(wanted.key, 2 * config.rank)
+        cached = store_of(inputs).find(wanted.key, 2 * config.largest_rank)
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"
@@ -83,12 +83,6 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
     raise ValueError(stage)
 
 
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the whole run."""
-    options = config.trainer
-    return options.max_steps or math.ceil(math.ceil(rows / options.batch_size) * options.epochs)
-
-
 def _forecast(inputs: Inputs) -> None:
     config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
@@ -98,7 +92,7 @@ def _forecast(inputs: Inputs) -> None:
     memory, step_seconds, model = training_forecast(inputs, pace)
     _say("training", memory, step_seconds * steps, "gradients and moments")
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if config.method.start == "gradient" and config.shift == "adapter":
+    if config.method.moved_start and config.shift == "adapter":
         trained -= sum(item.numel() for name, item in model.named_parameters() if ".lora_" in name) // 2
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
@@ -124,7 +118,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     if options.estimator == "sketch":
         element = next(base.parameters()).element_size()
         limit = queue_bytes(inputs.device, checkpointed=checkpointing)
-        capacity = capacity_for(config.rank, options.capacity)
+        capacity = capacity_for(config.largest_rank, options.capacity)
         states, waiting = sketch_bytes(shapes, capacity, rows * longest, element, limit=limit)
         if checkpointing:
             kept += waiting
@@ -150,7 +144,7 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
     memory = Memory(weights + weight_bytes(model), state_bytes(model), kept)
     work = forward_work(model, options.micro_batch_size, mean, task=task)
-    passes = (3 if config.method.adapter == "none" else 2) + checkpointing
+    passes = (3 if config.method.adapter == "none" and config.method.train == "all" else 2) + checkpointing
     return memory, accumulation_steps(config) * pace.seconds(work, passes), model
 
 

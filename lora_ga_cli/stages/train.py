@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from lora_ga_cli.adapter.install import base_targets
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.methods.adalora import Allocation
 from lora_ga_cli.methods.build import Trainable
+from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.loading import find_source, pick_device
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.report.card import served_rank, write_card
@@ -73,14 +73,12 @@ class Result:
     Args:
         logits: of the probe rows.
         losses: the last training loss and the validation loss.
-        rank: of the adapter as it is saved; None when every weight was trained.
-        layers: adapted.
+        rank: of the adapter as it is saved, the largest of its layers'; None where it has none.
     """
 
     logits: torch.Tensor
     losses: dict[str, float | None]
     rank: int | None
-    layers: int
 
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
@@ -94,10 +92,8 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     # as anyone will compute them: without the Trainer's autocast
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     logits = probe_logits(trained, inputs.probe_batch())
-    if not isinstance(trainable.model, PeftModel):
-        return Result(logits, losses, None, 0)
-    rank = config.rank * (2 if trainable.start is not None else 1)
-    return Result(logits, losses, rank, len(base_targets(trainable.model)))
+    rank = config.largest_rank * (2 if trainable.start is not None else 1)
+    return Result(logits, losses, rank if FORMS[config.method.adapter].ranked else None)
 
 
 def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
@@ -115,6 +111,8 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
     callbacks: list[Any] = [recorder, FiniteGradient()]
     if trainable.start is not None and trainable.start.shift == "adapter" and options.weight_decay > 0:
         callbacks.append(FrozenStart(trainable.start))
+    if config.method.adapter == "adalora":
+        callbacks.append(Allocation())
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     held_out = inputs.data.validation
@@ -126,6 +124,7 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
         data_collator=inputs.collator,
         callbacks=callbacks,
         start=trainable.start,
+        learning_rate_ratio=config.method.learning_rate_ratio,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
@@ -155,7 +154,6 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     run.update_manifest(
         **result.losses,
         adapter_rank=result.rank,
-        adapted_layers=result.layers,
         saved_difference=difference,
         base=find_source(config.model).path,
         finished=now(),
@@ -188,9 +186,15 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
 
 
 def _described(config: Config, rank: int | None) -> str:
-    if rank is None:
-        return "the whole model"
-    served = served_rank(rank)
-    vllm = f"vLLM: --max-lora-rank {served}" if served else "vLLM serves no rank this large, merge it"
-    twice = f" (2 × {config.rank}: it carries its own start)" if rank != config.rank else ""
-    return f"a plain LoRA of rank {rank}{twice} for {config.model.path}; {vllm}"
+    form = FORMS[config.method.adapter]
+    if config.method.adapter == "none":
+        return form.noun
+    ranked = f" of rank {rank}" if config.method.adapter != "bottleneck" else f" of width {rank}"
+    text = form.noun + (ranked if rank is not None else "")
+    if rank == 2 * config.largest_rank and config.method.moved_start:
+        text += f" (2 × {config.largest_rank}: it carries its own start)"
+    text += f" for {config.model.path}; {form.loads_in} loads it"
+    if form.served and rank is not None:
+        served = served_rank(rank)
+        text += f", vLLM: --max-lora-rank {served}" if served else "; vLLM serves no rank this large, merge it"
+    return text

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import cache_root
+from lora_ga_cli.methods.saving import load_adapted
 from lora_ga_cli.model.loading import identify, load_model
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import Inputs
@@ -27,7 +28,7 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
     check_base(base, inputs, run)
-    return PeftModel.from_pretrained(base, str(run.path), torch_device=str(inputs.device)).eval()
+    return load_adapted(base, run.path, str(inputs.device))
 
 
 def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:

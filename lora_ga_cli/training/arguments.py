@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,10 @@ from lora_ga_cli.training import processes
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
 it in float32; autocast would round the adapter's factors too. float16 needs the loss scaling that comes with it."""
+
+
+OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
+"""Names that transformers gives them."""
 
 
 def precision(config: Config) -> str:
@@ -39,6 +44,16 @@ def accumulation_steps(config: Config) -> int:
     return options.batch_size // together
 
 
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        rows: to train on.
+    """
+    options = config.trainer
+    return options.max_steps or math.ceil(math.ceil(rows / options.batch_size) * options.epochs)
+
+
 def training_arguments(config: Config, folder: Path, device: torch.device, *, validate: bool) -> TrainingArguments:
     """The Trainer's arguments.
 
@@ -51,6 +66,7 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
     chosen = precision(config)
     arguments = TrainingArguments(
         output_dir=str(folder),
+        optim=OPTIMIZERS[options.optimizer],
         learning_rate=options.learning_rate,
         num_train_epochs=options.epochs,
         max_steps=options.max_steps or -1,

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
+from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.training.processes import is_main
 
 NOT_SETTINGS = {
@@ -147,7 +148,7 @@ def run_name(config: Config) -> str:
     if config.name:
         return config.name
     subject = config.recipe or Path(config.model.path).name
-    rank = "" if config.method.adapter == "none" else f"-r{config.rank}"
+    rank = f"-r{config.rank}" if FORMS[config.method.adapter].ranked else ""
     return f"{subject}-{config.method.name}{rank}-{sha256_json(settings(config))[:6]}"
 
 

@@ -1,5 +1,6 @@
-"""transformers' Trainer, with four things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, and that a finished training is taken up and not resumed."""
+"""transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
+evaluation, that a loss which is not finite stops the run, that a finished training is taken up and not resumed, and
+LoRA+'s optimizer."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
-from lora_ga_cli.adapter.export import export_adapter, restore_adapter
 from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.methods import adalora
+from lora_ga_cli.methods.saving import holds_adapter, restore_trained, save_trained
 from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.training.checkpoints import MARK, last_whole, mark_whole
 
@@ -26,15 +29,24 @@ class LoragaTrainer(Trainer):
     """A Trainer whose checkpoints hold the adapter for the pristine base, and are marked when they are whole.
 
     Args:
-        start: what a gradient start did to the model; None if nothing.
+        start: what a start did to the model; None if nothing.
+        learning_rate_ratio: B's learning rate over A's (LoRA+).
     """
 
-    def __init__(self, *, args: TrainingArguments, start: Start | None = None, **options: Any):
+    def __init__(
+        self,
+        *,
+        args: TrainingArguments,
+        start: Start | None = None,
+        learning_rate_ratio: float = 1.0,
+        **options: Any,
+    ):
         # the Trainer refuses to save the optimizer beside a base in shards, but what trains here is whole everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
         self.start = start
+        self.learning_rate_ratio = learning_rate_ratio
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -45,6 +57,20 @@ class LoragaTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         assert isinstance(model, PreTrainedModel | PeftModel)
         return model
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.learning_rate_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        assert isinstance(self._model, PeftModel)
+        self.optimizer = create_loraplus_optimizer(
+            self._model,
+            kind,
+            loraplus_lr_ratio=self.learning_rate_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""
@@ -120,10 +146,7 @@ class LoragaTrainer(Trainer):
             return  # asked of every process when the base is sharded
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self._model, PeftModel):
-            export_adapter(self._model, folder, self.start)
-        else:
-            self._model.save_pretrained(folder, state_dict=state_dict)
+        save_trained(self._model, folder, self.start, state=state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -132,6 +155,8 @@ class LoragaTrainer(Trainer):
             (folder / MARK).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         if self.args.should_save and folder.is_dir():
+            if isinstance(self._model, PeftModel) and adalora.is_adalora(self._model):
+                adalora.save_allocator(self._model, folder)
             mark_whole(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -164,8 +189,10 @@ class LoragaTrainer(Trainer):
 
     def read_weights(self, folder: Path) -> None:
         """Reads what a checkpoint trained into the model."""
-        if isinstance(self._model, PeftModel):
-            restore_adapter(self._model, folder, self.start)
+        if holds_adapter(folder):
+            restore_trained(self._model, folder, self.start)
+            if isinstance(self._model, PeftModel) and adalora.is_adalora(self._model):
+                adalora.restore_allocator(self._model, folder)
         elif (folder / "model.safetensors").exists():
             load_weights(self._model, str(folder / "model.safetensors"))
         else:

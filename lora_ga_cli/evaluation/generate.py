@@ -1,0 +1,195 @@
+"""A model's answers to a benchmark's problems: batched, kept as they come, and taken up where they stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_ga_cli.config.schema import EvalConfig, Task
+from lora_ga_cli.data import generation_batch
+from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
+from lora_ga_cli.data.template import Template
+from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.evaluation.task import Benchmark, Counter, Problem, Reply
+
+Key = tuple[str, int]
+"""A problem's id, and the number of the sample."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What answers: a model with its tokenizer, and how.
+
+    Args:
+        model: in evaluation mode.
+        seed: of sampling; the same for the same batch, so that an answer does not depend on interruptions.
+    """
+
+    model: Any
+    tokenizer: Any
+    task: Task
+    options: EvalConfig
+    seed: int
+
+    def replies(self, benchmark: Benchmark, file: Path, progress: Counter) -> list[Reply]:
+        """Replies to all problems, in the order of problems and samples.
+
+        Args:
+            file: JSON lines that keep every batch of replies once it is there; those in it are not made again.
+        """
+        problems = benchmark.problems()
+        wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
+        known = read_replies(file, {problem.id: problem for problem in problems})
+        size = self.options.batch_size
+        # long ones first, like with like; the same batches every time
+        order = sorted(wanted, key=lambda pair: (-len(pair[0].turns[0]), pair[1]))
+        with progress("eval", f"answer to {benchmark.name}", len(wanted)) as report:
+            report(len(known))
+            for begin in range(0, len(order), size):
+                batch = order[begin : begin + size]
+                if all((problem.id, sample) in known for problem, sample in batch):
+                    continue
+                made = self._answer(batch, benchmark)
+                append_replies(file, made)
+                known |= {(reply.problem.id, reply.sample): reply for reply in made}
+                report(len(known))
+        return [known[problem.id, sample] for problem, sample in wanted]
+
+    def _answer(self, batch: Sequence[tuple[Problem, int]], benchmark: Benchmark) -> list[Reply]:
+        prompts: list[list[str]] = [[] for _ in batch]
+        texts: list[list[str]] = [[] for _ in batch]
+        cut = [False] * len(batch)
+        for turn in range(max(len(problem.turns) for problem, _ in batch)):
+            asked = [place for place, (problem, _) in enumerate(batch) if turn < len(problem.turns)]
+            for place in asked:
+                turns = batch[place][0].turns[: turn + 1]
+                whole = conversation(turns, texts[place], self.options, self.tokenizer) if benchmark.chat else turns[-1]
+                prompts[place].append(whole)
+            torch.manual_seed(_seed_of(self.seed, turn, batch))
+            made = self._generate([prompts[place][-1] for place in asked], benchmark.stops)
+            for place, (text, ended) in zip(asked, made, strict=True):
+                texts[place].append(text)
+                cut[place] |= not ended
+        return [
+            Reply(problem, sample, tuple(prompts[place]), tuple(texts[place]), cut[place])
+            for place, (problem, sample) in enumerate(batch)
+        ]
+
+    @torch.no_grad()
+    def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """Every prompt's continuation, and whether it came to an end by itself."""
+        options, tokenizer, device = self.options, self.tokenizer, next(self.model.parameters()).device
+        inputs = generation_batch(tokenizer, self._rows(prompts))
+        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if options.temperature > 0:
+            how = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+        if stops:
+            how |= {"stop_strings": list(stops), "tokenizer": tokenizer}
+        tokens = self.model.generate(
+            **{name: tensor.to(device) for name, tensor in inputs.items()},
+            **how,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=options.max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+        tokens = tokens[:, inputs["input_ids"].shape[1] :] if self.task == "causal_lm" else tokens[:, 1:]
+        for row in tokens:
+            text = tokenizer.decode(row, skip_special_tokens=True)
+            yield text, tokenizer.eos_token_id in row.tolist() or any(stop in text for stop in stops)
+
+    def _rows(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """Tokens of prompts, as a row of training data would begin with them."""
+        if self.task == "seq2seq_lm":
+            return [{"input_ids": ids} for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
+        start = leading_tokens(self.tokenizer)
+        begun = [ids if ids[: len(start)] == start else start + ids for ids in plain_tokens(self.tokenizer, prompts)]
+        return [{"input_ids": ids, "prompt_length": len(ids)} for ids in begun]
+
+
+def check_conversation(options: EvalConfig, tokenizer: Any) -> None:
+    """Refuses a tokenizer that cannot write conversations, where the configuration does not say how.
+
+    Raises:
+        InvalidInput
+    """
+    if options.prompt is None and getattr(tokenizer, "chat_template", None) is None:
+        what = "the model's tokenizer has no chat template, so how does a conversation read?"
+        raise InvalidInput(
+            [Fault("eval.prompt", what, "eval.prompt='### Instruction:\\n{question}\\n\\n### Response:\\n'")]
+        )
+
+
+def conversation(turns: Sequence[str], answers: Sequence[str], options: EvalConfig, tokenizer: Any) -> str:
+    """A conversation up to its last question, as the model reads it.
+
+    In ``eval.prompt``, turn after turn, or else in the tokenizer's chat template.
+
+    Args:
+        answers: to all turns but the last.
+    """
+    if options.prompt is not None:
+        template = Template(options.prompt)
+        asked = [template.fill({"question": turn}) for turn in turns]
+        told = [f"{question}{answer.strip()}\n\n" for question, answer in zip(asked, answers, strict=False)]
+        return "".join([*told, asked[-1]])
+    messages: list[dict[str, str]] = []
+    for turn, answer in zip(turns, answers, strict=False):
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": turns[-1]})
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def append_replies(file: Path, replies: Sequence[Reply]) -> None:
+    """Adds replies to a file of JSON lines, a batch at a time."""
+    lines = [
+        json.dumps(
+            {
+                "id": reply.problem.id,
+                "sample": reply.sample,
+                "prompts": reply.prompts,
+                "texts": reply.texts,
+                "cut": reply.cut,
+            },
+            ensure_ascii=False,
+        )
+        for reply in replies
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as opened:
+        opened.write("".join(line + "\n" for line in lines))
+
+
+def read_replies(file: Path, problems: Mapping[str, Problem]) -> dict[Key, Reply]:
+    """The replies in a file, without a last line that was not finished when a program ended."""
+    if not file.exists():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole, encoding="utf-8")
+    found: dict[Key, Reply] = {}
+    for line in whole.splitlines():
+        stored = json.loads(line)
+        key = stored["id"], stored["sample"]
+        if stored["id"] in problems:
+            found[key] = Reply(
+                problems[stored["id"]],
+                stored["sample"],
+                tuple(stored["prompts"]),
+                tuple(stored["texts"]),
+                stored["cut"],
+            )
+    return found
+
+
+def _seed_of(seed: int, turn: int, batch: Sequence[tuple[Problem, int]]) -> int:
+    key = "|".join(f"{problem.id}#{sample}" for problem, sample in batch)
+    return int.from_bytes(hashlib.sha256(f"{seed}|{turn}|{key}".encode()).digest()[:7], "big")

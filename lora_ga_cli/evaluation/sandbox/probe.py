@@ -1,0 +1,51 @@
+"""Tries, from inside a box, what a box must not allow, and prints what it found it can do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+EXPECTED = {"bin", "box", "etc", "gnu", "lib", "lib64", "nix", "opt", "tmp", "usr"}
+"""What may lie in the root, besides the folders on the way to Python."""
+MANY = 64
+"""Processes, more than any box allows."""
+HUGE = 10 << 30
+
+
+def main() -> None:
+    print(json.dumps(list(holes())))  # noqa: T201
+
+
+def holes() -> Iterator[str]:
+    for folder in (*sys.path, "/", "/box"):
+        if os.access(folder, os.W_OK):
+            yield f"{folder} can be written to"
+    if more := set(os.listdir("/")) - EXPECTED - {sys.base_prefix.split("/")[1]}:  # noqa: PTH208
+        yield f"it sees /{min(more)}"
+    if os.getuid() == 0:
+        yield "it runs as root"
+    if os.getpid() > 16:
+        yield "it sees other processes"
+    with contextlib.suppress(OSError):
+        import socket
+
+        socket.socket()
+        yield "it can open a socket"
+    with contextlib.suppress(MemoryError):
+        bytearray(HUGE)
+        yield f"it can take {HUGE >> 30} GB of memory"
+    yield from unlimited_processes()
+
+
+def unlimited_processes() -> Iterator[str]:
+    for _ in range(MANY):
+        try:
+            if os.fork() == 0:
+                signal.pause()
+        except OSError:
+            return
+    yield "it can start any number of processes"

@@ -1,0 +1,82 @@
+"""Bottleneck adapters (Houlsby et al. 2019, arXiv 1902.00751), which PEFT does not have.
+
+Two a block: behind the projection that ends its attention, and behind the one that ends its feed-forward layer, before
+the residual connection. Each adds ``W_up · gelu(W_down · h + b_down) + b_up``. ``W_up`` begins at zero, so that nothing
+changes before the first step (the paper begins near zero). Normalisations stay frozen, as in LoRA's count
+``2 · d_model · r + r + d_model`` a module (arXiv 2106.09685, section 5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.model.targets import ALL_LINEAR, find_targets
+
+SUBLAYER_ENDS = (
+    "o_proj", "down_proj",  # Llama, Mistral, Qwen, Gemma
+    "attn.c_proj", "mlp.c_proj",  # GPT-2
+    "out_proj", "fc2",  # OPT
+    "attention.dense", "dense_4h_to_h",  # GPT-NeoX
+    "SelfAttention.o", "EncDecAttention.o", "wo",  # T5
+    "attention.output.dense", "output.dense",  # BERT
+)  # fmt: skip
+"""Endings of the names of projections that end a block's attention or feed-forward layer, by family."""
+
+
+class Bottleneck(nn.Module):
+    """What is added to a projection's output h (…, d): see the module.
+
+    Args:
+        size: d.
+        width: r.
+    """
+
+    def __init__(self, size: int, width: int, device: torch.device):
+        super().__init__()
+        self.down = nn.Linear(size, width, device=device)
+        self.up = nn.Linear(width, size, device=device)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        added = self.up(functional.gelu(self.down(h.to(self.down.weight.dtype))))
+        return h + added.to(h.dtype)
+
+
+def places(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
+    """The projections that get an adapter: those asked for, or with ``all-linear`` the ends of every sublayer.
+
+    Raises:
+        TargetError: none is known for this model.
+    """
+    if target_modules != ALL_LINEAR:
+        return list(find_targets(model, target_modules))
+    names = list(find_targets(model))
+    found = [name for name in names if any(name == end or name.endswith(f".{end}") for end in SUBLAYER_ENDS)]
+    if not found:
+        endings = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
+        raise TargetError(
+            f"where {type(model).__name__}'s attention and feed-forward layers end is not known: name these "
+            f"projections, target_modules=[NAME, NAME], among {endings}"
+        )
+    return found
+
+
+def insert(model: nn.Module, modules: Sequence[str], width: int) -> None:
+    """Puts adapters of a width behind modules of a model, in place."""
+    for name in modules:
+        module = model.get_submodule(name)
+        (target,) = find_targets(model, [name]).values()
+        module.bottleneck = Bottleneck(target.shape[0], width, target.weight.device)
+        module.register_forward_hook(_add)
+
+
+def _add(module: Any, _: Any, output: Tensor) -> Tensor:
+    added: Tensor = module.bottleneck(output)
+    return added

@@ -1,0 +1,125 @@
+"""What can be scored: a finished run, an adapter in a folder, or any model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from lora_ga_cli.config.compose import compose, reconfigured
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault, InvalidInput, RunError, nearest
+from lora_ga_cli.files import file_sizes, read_json, resolve_path, sha256_json
+from lora_ga_cli.methods import inserted
+from lora_ga_cli.methods.saving import load_adapted
+from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.trained import load_trained, require_finished
+from lora_ga_cli.training.run_folder import RunFolder
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PLACEHOLDER = ("dataset=quickstart",)
+"""For benchmarks, which bring problems of their own: a configuration has a data set, and this one is always there."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something to score.
+
+    Args:
+        name: what tables call it.
+        folder: where results go.
+        state: what tells it from an earlier state of the same thing.
+        load: gives the model in evaluation mode.
+        run: the run it is; None for others.
+    """
+
+    name: str
+    config: Config
+    folder: Path
+    state: str
+    load: Callable[[Inputs], PreTrainedModel | PeftModel]
+    run: RunFolder | None = None
+
+
+def of_run(run: RunFolder, config: Config) -> Candidate:
+    """
+    Raises:
+        RunError: it has not finished.
+    """
+    require_finished(run)
+    return Candidate(
+        run.path.name, config, run.path, run.manifest["finished"], lambda inputs: load_trained(inputs, run), run
+    )
+
+
+def find_candidate(text: str, options: Sequence[str]) -> Candidate:
+    """What a word on the command line names.
+
+    Args:
+        options: changes to a run's ``eval`` options; for others, overrides of a whole configuration.
+
+    Raises:
+        RunError: it names nothing that can be scored, or a run that has not finished.
+        InvalidInput: options that do not fit.
+    """
+    folder = Path(text).expanduser()
+    if (folder / "manifest.json").is_file():
+        run = RunFolder(folder)
+        return of_run(run, reconfigured(run.read_config(), options))
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        return _of_adapter(folder, _composed(options, base))
+    if (folder / inserted.ABOUT_FILE).is_file():
+        return _of_adapter(folder, _composed(options, None))
+    if (folder / "config.json").is_file():
+        return _of_model(folder.name, str(folder), _composed(options, str(folder)))
+    if not folder.exists() and HUB_NAME.fullmatch(text):
+        return _of_model(text.replace("/", "--"), text, _composed(options, text))
+    if folder.is_dir():
+        raise RunError(
+            f"{text}: not a run folder, and neither an adapter nor a model (no manifest.json, "
+            "adapter_config.json or config.json there)"
+        )
+    near = nearest(folder.name, (item.name for item in folder.parent.iterdir())) if folder.parent.is_dir() else ""
+    raise RunError(f"{text}: no such run folder, adapter or model" + (f" ({near})" if near else ""))
+
+
+def _of_adapter(folder: Path, config: Config) -> Candidate:
+    def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
+        return load_adapted(inputs.load_model(), folder, str(inputs.device))
+
+    state = sha256_json({name: size for name, size in sorted(file_sizes(folder).items())})
+    return Candidate(folder.name, config, _results(config, folder.name), state, load)
+
+
+def _of_model(name: str, path: str, config: Config) -> Candidate:
+    return Candidate(name, config, _results(config, name), path, lambda inputs: inputs.load_model())
+
+
+def _results(config: Config, name: str) -> Path:
+    """A folder beside the runs: what is not ours is not written to."""
+    return resolve_path(config.output_dir) / f"eval-{name}"
+
+
+def _composed(options: Sequence[str], base: str | None) -> Config:
+    """A configuration of what is no run: the options given, the model it is, and no method."""
+    chosen = {option.split("=", 1)[0].lstrip("+") for option in options}
+    given = list(options)
+    if "model" not in chosen:
+        given.insert(0, "model=causal_lm")
+    if "model.path" not in chosen:
+        if base is None:
+            raise InvalidInput([Fault("command line", "which base is this adapter for?", "model.path=ORG/MODEL")])
+        given.append(f"model.path={base!r}")
+    benchmark = not chosen & {"dataset", "recipe"}
+    if benchmark:
+        given += PLACEHOLDER
+    config = compose(given)
+    if benchmark and config.eval.task == "rows":
+        what = "no data set to score on"
+        raise InvalidInput([Fault("command line", what, "dataset=… or recipe=…, or a benchmark such as eval=gsm8k")])
+    return config
