@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option.")
+app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, and every method.")
 ConfigDir = Annotated[Path | None, typer.Option("--config-dir", help="A folder with recipes/ of your own.")]
 
 
@@ -32,6 +32,44 @@ def _own(config_dir: Path | None) -> Path | None:
 
 
 Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=complete_recipe)]
+
+
+@app.callback(invoke_without_command=True)
+def overview(
+    context: typer.Context,
+    methods: Annotated[
+        bool, typer.Option("--methods", help="List every method: what it trains, how much of a model, and its result.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", help="Count for this model: a choice, ORG/MODEL or folder.")
+    ] = "tiny",
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Count for this rank.")] = 8,
+    config_dir: ConfigDir = None,
+) -> None:
+    """What comes before a command, or instead of one."""
+    if context.invoked_subcommand is not None:
+        return
+    if not methods:
+        typer.echo(context.get_help())
+        return
+    from lora_ga_cli.report.tables import print_table
+    from lora_ga_cli.stages.catalogue import methods as all_methods
+
+    rows = [
+        [
+            entry.name,
+            entry.summary,
+            " ".join(entry.papers) or "–",
+            f"{entry.parameters:,}" if entry.parameters is not None else "none here",
+            entry.result,
+        ]
+        for entry in all_methods(model, rank, _own(config_dir))
+    ]
+    print_table(
+        ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "result"],
+        rows,
+        [f"trained ({model}, rank {rank})"],
+    )
 
 
 @app.command("list")

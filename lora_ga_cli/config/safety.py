@@ -61,7 +61,7 @@ def unsafe(document: Document) -> list[Fault]:
         name = ".".join(full)
         if full in COMMAND_LINE_ONLY and value:
             faults.append(Fault(where, f"{name} is refused in a file", COMMAND_LINE))
-        if full in WRITE_PATHS or (full in READ_PATHS and document.group == "recipe"):
+        if full in WRITE_PATHS or (full in READ_PATHS and not document.package):
             for text in _strings(value):
                 if "${" in text:
                     faults.append(Fault(where, f"{name}={text}: a path in a file is written out"))

@@ -317,7 +317,8 @@ class JudgeConfig(Section):
     max_tokens: Positive = 2048
     """Longest judgement, in tokens."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """Times that a failed request is sent again, each after twice the wait."""
+    """Times that a failed request is sent again: after half a second, then twice as long each time up to 8 s, or as long
+    as the endpoint asks for."""
     concurrency: Positive = 4
     """Requests under way at a time."""
 
@@ -432,6 +433,14 @@ def _task_problems(config: Config) -> list[str]:
         )
     if task == "seq2seq_lm" and config.dataset.messages is not None:
         problems.append("model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages")
+    options = config.eval
+    if options.task == "rows" and "label_tokens" in options.metrics and not config.dataset.label_names:
+        problems.append("eval.metrics has label_tokens, which compares the words of dataset.label_names: name them")
+    if options.samples > 1 and options.temperature == 0:
+        problems.append(
+            f"eval.samples={options.samples} with eval.temperature=0 would be the same answer {options.samples} times: "
+            "eval.temperature=0.8"
+        )
     for metric in config.eval.metrics:
         if metric in METRIC_TASKS and task not in METRIC_TASKS[metric]:
             problems.append(f"eval.metrics has {metric}, which model.task={task} cannot give")

@@ -121,9 +121,8 @@ def check_conversation(options: EvalConfig, tokenizer: Any) -> None:
     """
     if options.prompt is None and getattr(tokenizer, "chat_template", None) is None:
         what = "the model's tokenizer has no chat template, so how does a conversation read?"
-        raise InvalidInput(
-            [Fault("eval.prompt", what, "eval.prompt='### Instruction:\\n{question}\\n\\n### Response:\\n'")]
-        )
+        hint = "eval.prompt='### Instruction:\\n{question}\\n\\n### Response:\\n'"
+        raise InvalidInput([Fault("eval.prompt", what, hint)])
 
 
 def conversation(turns: Sequence[str], answers: Sequence[str], options: EvalConfig, tokenizer: Any) -> str:
@@ -178,15 +177,10 @@ def read_replies(file: Path, problems: Mapping[str, Problem]) -> dict[Key, Reply
     found: dict[Key, Reply] = {}
     for line in whole.splitlines():
         stored = json.loads(line)
-        key = stored["id"], stored["sample"]
-        if stored["id"] in problems:
-            found[key] = Reply(
-                problems[stored["id"]],
-                stored["sample"],
-                tuple(stored["prompts"]),
-                tuple(stored["texts"]),
-                stored["cut"],
-            )
+        problem, sample = problems.get(stored["id"]), stored["sample"]
+        if problem is not None:
+            prompts, texts = tuple(stored["prompts"]), tuple(stored["texts"])
+            found[problem.id, sample] = Reply(problem, sample, prompts, texts, stored["cut"])
     return found
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from lora_ga_cli.config.schema import Config, EvalConfig
+from lora_ga_cli.data.local import listed
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, nearest
 from lora_ga_cli.evaluation.task import Score
 
@@ -26,9 +28,8 @@ def check(options: EvalConfig) -> None:
     faults = []
     for name in options.tasks:
         if not manager.match_tasks([name]):
-            faults.append(
-                Fault("eval.tasks", f"lm-evaluation-harness has no task {name}", nearest(name, manager.all_tasks))
-            )
+            what = f"lm-evaluation-harness has no task {name}"
+            faults.append(Fault("eval.tasks", what, nearest(name, manager.all_tasks)))
     if faults:
         raise InvalidInput(faults)
 
@@ -39,6 +40,8 @@ def score(model: Any, tokenizer: Any, config: Config) -> Score:
     Raises:
         UserError: the harness failed, usually for want of a network.
     """
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -66,8 +69,8 @@ def score(model: Any, tokenizer: Any, config: Config) -> Score:
 def _manager(options: EvalConfig) -> Any:
     from lm_eval.tasks import TaskManager
 
-    folder = [options.file] if isinstance(options.file, str) else options.file
-    return TaskManager(include_path=folder)
+    folders: Any = listed(options.file) if options.file is not None else None
+    return TaskManager(include_path=folders)
 
 
 def _values(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -27,9 +27,10 @@ COLUMNS = ("task_id", "prompt", "entry_point", "test")
 NO_CODE = "no code"
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 PYTHON = ("python", "python3", "py")
+FUTURE = re.compile(r"^from __future__ import .+\n", re.MULTILINE)
 CLOSERS = (")", "]", "}")
 """With these a line in the first column goes on with the function: they close a bracket of its body."""
-MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)\s|@\w|\w+(?:\s*:[^=]+)?\s*=[^=]|#")
+MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)\s|@\w|\w+\s*=[^=]|#")
 """What stands in the first column of a program around its functions, and of prose seldom."""
 
 
@@ -43,10 +44,12 @@ class HumanEval:
 
     name = "humaneval"
     chat = False
-    stops: tuple[str, ...] = ()
+    stops: tuple[str, ...]
 
     def __init__(self, options: EvalConfig):
         self._options = options
+        # a reply to a prompt of another kind may begin with a whole module
+        self.stops = STOPS if options.prompt is None else ()
 
     def check(self) -> None:
         """Refuses without leave to run programs, samples enough or a sandbox.
@@ -174,7 +177,8 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
     """
     text = text.replace("\r\n", "\n")
     goes_on = _starts_indented(text)
-    block = None if goes_on else _fenced(text, entry_point)
+    is_bare = goes_on or _defines(text.partition("```")[0], entry_point)
+    block = None if is_bare else _fenced(text, entry_point)
     code = text if block is None else block
     if _defines(code, entry_point) and not goes_on:
         return _join(prompt[: _definition(entry_point, prompt)], _module(text, entry_point) if block is None else code)
@@ -183,8 +187,9 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
 
 
 def _join(before: str, module: str) -> str:
-    futures = re.findall(r"^from __future__ import .+\n", module, re.MULTILINE)  # which must come first
-    return "".join(futures) + f"{before.rstrip()}\n\n{module}".lstrip("\n")
+    futures = "".join(re.findall(FUTURE, module))  # which must come first
+    module = re.sub(FUTURE, "", module).strip("\n") + "\n"
+    return futures + f"{before.rstrip()}\n\n{module}".lstrip("\n")
 
 
 def _program_of(reply: Reply) -> str | None:
@@ -218,10 +223,10 @@ def _fenced(text: str, entry_point: str) -> str | None:
 def _module(text: str, entry_point: str) -> str:
     """A program without fences, less the prose around it and what runs after it."""
     start = _definition(entry_point, text)
-    head, rest = text[:start].split("\n"), text[start:].split("\n")
+    head, rest = text[:start].split("\n")[:-1], text[start:].split("\n")
     first = next((number for number, line in enumerate(head) if MODULE_LEVEL.match(line)), len(head))
     end = next((number for number, line in enumerate(rest) if _is_outside(line)), len(rest))
-    return "\n".join(head[first:] + rest[:end]) + "\n"
+    return "\n".join(head[first:] + rest[:end])
 
 
 def _is_outside(line: str) -> bool:

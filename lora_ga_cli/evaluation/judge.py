@@ -87,7 +87,7 @@ class Judge:
         Raises:
             UserError: no connection, a wrong key, an unknown model, options that the model does not take.
         """
-        # as many tokens as for a judgement: a limit that is too high, or too low for a model that thinks, shows here
+        # as many tokens as for a judgement, so that a limit which the model does not take shows here
         system = {"role": "system", "content": "You are a judge."}
         self._send([system, {"role": "user", "content": "Reply with one word: ready."}], PROBE_RETRIES)
 
@@ -129,7 +129,7 @@ class Judge:
             report: hears how many items are done, in the calling thread.
 
         Raises:
-            UserError: the first that ``work`` raised, with how much is kept. Nothing new is asked after it.
+            UserError: the first that ``work`` raised, with how much is kept. Nothing new is begun after it.
         """
         pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="judge")
         try:

@@ -80,6 +80,15 @@ def build_empty(model: PreTrainedModel, config: Config) -> nn.Module:
         return _attach(model, config, steps=1000)
 
 
+def count_trained(empty: nn.Module, config: Config) -> int:
+    """How many numbers a model of `build_empty` trains."""
+    trained = {name: item.numel() for name, item in empty.named_parameters() if item.requires_grad}
+    frozen = 0
+    if config.method.moved_start and config.shift == "adapter":  # half of each pair of factors carries the start
+        frozen = sum(count for name, count in trained.items() if ".lora_A." in name or ".lora_B." in name) // 2
+    return sum(trained.values()) - frozen
+
+
 def _attach(model: PreTrainedModel, config: Config, steps: int) -> PeftModel | PreTrainedModel:
     return ATTACH[config.method.adapter](model, config, steps)
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 MOST_LINES = 60
 """Layers up to which each has a line of its own."""
-LOWER_IS_BETTER = {"loss", "perplexity", "no_answer"}
-SHARES = {"exact_match", "accuracy", "no_answer"}
+LOWER_IS_BETTER = {"loss", "perplexity", "no_answer", "no_code", "cut", "unrated"}
+SHARES = {"exact_match", "accuracy", "no_answer", "strict", "majority", "f1", "no_code", "cut", "unrated"}
+"""Values from 0 to 1 that are shown as percentages; pass@k is one too."""
 
 
 def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
@@ -28,7 +29,8 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
     about = [name for name in columns if name not in metrics]
     told = [name for name in about if name in ("run", "method") or len({row[name] for row in rows}) > 1]
-    if len(rows) > 1 and len({row["method"] for row in rows}) == len(rows):
+    methods = {row["method"] for row in rows}
+    if len(rows) > 1 and len(methods) == len(rows) and "–" not in methods:
         told.remove("run")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in told:
@@ -92,5 +94,5 @@ def _best(name: str, rows: Sequence[dict[str, Any]]) -> float | None:
 def _cell(name: str, value: float | None, best: float | None) -> str:
     if value is None:
         return "–"
-    text = f"{value:.1%}" if name in SHARES else f"{value:.4f}"
+    text = f"{value:.1%}" if name in SHARES or name.startswith("pass@") else f"{value:.4f}"
     return f"[bold green]{text}[/]" if value == best else text

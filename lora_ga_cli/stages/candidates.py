@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.compose import compose, reconfigured
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import Fault, InvalidInput, RunError, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import file_sizes, read_json, resolve_path, sha256_json
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.methods.saving import load_adapted
@@ -77,22 +77,20 @@ def find_candidate(text: str, options: Sequence[str]) -> Candidate:
         return _of_adapter(folder, _composed(options, None))
     if (folder / "config.json").is_file():
         return _of_model(folder.name, str(folder), _composed(options, str(folder)))
-    if not folder.exists() and HUB_NAME.fullmatch(text):
+    if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
         return _of_model(text.replace("/", "--"), text, _composed(options, text))
     if folder.is_dir():
-        raise RunError(
-            f"{text}: not a run folder, and neither an adapter nor a model (no manifest.json, "
-            "adapter_config.json or config.json there)"
-        )
-    near = nearest(folder.name, (item.name for item in folder.parent.iterdir())) if folder.parent.is_dir() else ""
-    raise RunError(f"{text}: no such run folder, adapter or model" + (f" ({near})" if near else ""))
+        what = "no run folder, adapter or model (neither manifest.json, adapter_config.json nor config.json is there)"
+    else:
+        what = "a file, not a run folder" if folder.exists() else "no such run folder, adapter or model"
+    raise RunError(f"{text}: {what}")
 
 
 def _of_adapter(folder: Path, config: Config) -> Candidate:
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
         return load_adapted(inputs.load_model(), folder, str(inputs.device))
 
-    state = sha256_json({name: size for name, size in sorted(file_sizes(folder).items())})
+    state = sha256_json(dict(sorted(file_sizes(folder).items())))
     return Candidate(folder.name, config, _results(config, folder.name), state, load)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
-from lora_ga_cli.methods.build import build_empty
+from lora_ga_cli.methods.build import build_empty, count_trained
 from lora_ga_cli.model.forecast import (
     Memory,
     Pace,
@@ -91,9 +91,7 @@ def _forecast(inputs: Inputs) -> None:
         _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
     memory, step_seconds, model = training_forecast(inputs, pace)
     _say("training", memory, step_seconds * steps, "gradients and moments")
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if config.method.moved_start and config.shift == "adapter":
-        trained -= sum(item.numel() for name, item in model.named_parameters() if ".lora_" in name) // 2
+    trained = count_trained(model, config)
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")

@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
     model, start = trained("llama")
     export_adapter(model, tmp_path, start)
     assert start is not None
-    other = Start({name: (2 * a0, b0) for name, (a0, b0) in start.factors.items()}, start.scaling)
+    other = Start({name: (2 * a0, b0) for name, (a0, b0) in start.factors.items()}, start.scalings)
     with pytest.raises(RunError, match="began elsewhere"):
         restore_adapter(model, tmp_path, other)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from lora_ga_cli import GradientArtifact, estimate_gradients, initialise
+from lora_ga_cli import GradientArtifact, estimate_gradients, export_adapter, initialise
 from lora_ga_cli.adapter.install import Start, base_targets, install, lora_layers
 from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.gradient.estimator import Estimator
@@ -129,14 +129,39 @@ def test_errors_come_before_anything_is_modified(artifacts: dict[str, GradientAr
         initialise(build_model("llama"), artifact)  # type: ignore[arg-type]
 
 
-def test_layers_with_ranks_of_their_own_are_refused(artifacts: dict[str, GradientArtifact]) -> None:
-    artifact = artifacts["llama"]
-    for options in ({"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"use_dora": True}):
-        model = get_peft_model(
-            build_model("llama"), LoraConfig(r=RANK, target_modules=artifact.target_modules, **options)
-        )
-        with pytest.raises(TargetError, match=r"of its own|DoRA"):
-            initialise(model, artifact)
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+@pytest.mark.parametrize(
+    "options",
+    [{"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"use_dora": True}],
+    ids=["ranks", "alphas", "dora"],
+)
+def test_ranks_alphas_and_magnitudes_of_layers(
+    artifacts: dict[str, GradientArtifact], tmp_path: Path, options: dict[str, object], shift: str
+) -> None:
+    """Nothing changes at step 0, and what a few steps train loads in PEFT alone on the pristine base."""
+    batch, artifact = build_batch("llama"), artifacts["llama"]
+    with torch.no_grad():
+        expected = build_model("llama").eval()(**batch).logits
+    config = LoraConfig(r=RANK, use_rslora=True, target_modules=artifact.target_modules, **options)
+    model = get_peft_model(build_model("llama").eval(), config)
+    start = initialise(model, artifact, shift=shift)
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    optimizer = torch.optim.Adam([item for item in model.parameters() if item.requires_grad], 1e-2)
+    for _ in range(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    export_adapter(model, tmp_path, start)
+    loaded = PeftModel.from_pretrained(build_model("llama"), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_bias_is_refused(artifacts: dict[str, GradientArtifact]) -> None:
+    artifact = artifacts["gpt2"]
+    config = LoraConfig(r=RANK, target_modules=artifact.target_modules, lora_bias=True, fan_in_fan_out=True)
+    with pytest.raises(TargetError, match="LoRA bias"):
+        initialise(get_peft_model(build_model("gpt2"), config), artifact)
 
 
 def test_a_stored_start_is_installed_again_to_the_bit(artifacts: dict[str, GradientArtifact], tmp_path: Path) -> None:

@@ -107,11 +107,11 @@ def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, sai
     ("argument", "said"),
     [
         ("method=loraga", "did you mean lora_ga?"),
-        ("eval=nope", "accuracy, exact_match, loss"),
+        ("eval=nope", "accuracy, exact_match, glue"),
         ("model=t5", "tiny"),
         ("method={name: x}", "no method"),
         ("trainer=[default]", "no trainer"),
-        ("eval=null", "accuracy, exact_match, loss"),
+        ("eval=null", "accuracy, exact_match, glue"),
     ],
 )
 def test_an_unknown_choice_of_a_group_is_an_error(argument: str, said: str) -> None:

@@ -95,9 +95,8 @@ def test_it_is_refused_through_two_other_recipes_too() -> None:
         ("name: ${oc.env:HOME}\n", 1),
         ("hydra:\n  run: {dir: /x}\n", 1),
         ("# @package hydra\nname: x\n", 1),
-        ("# @package _global_\nname: x\n", 1),
-        (" # @package _global_\nname: x\n", 1),
-        ("#   @package   _global_\nname: x\n", 1),
+        (" # @package model\nname: x\n", 1),
+        ("#   @package   trainer\nname: x\n", 1),
         ("name: x\ndefaults:\n  - /hydra/launcher: joblib\n", 2),
         ("name: x\ndefaults:\n  - override /hydra/launcher: joblib\n", 2),
         ("name: x\ndefaults:\n  - /model@hydra: tiny\n", 2),
@@ -110,6 +109,33 @@ def test_a_group_file_may_not_do_it_either(text: str, line: int, how: str) -> No
     chosen = ["recipe=mine"] if how == "from a recipe" else ["recipe=quickstart", "method=evil"]
     _, faults = check([*chosen, "--config-dir", "own"])
     assert any(fault.where in {f"own/method/evil.yaml:{line}", f"own/method/evil.yaml:{line + 1}"} for fault in faults)
+
+
+def test_only_a_method_may_set_options_beside_its_own() -> None:
+    """A recipe may, and so may a method that needs them; what it may not set stays what a recipe may not."""
+    files = {
+        "method/mine.yaml": "# @package _global_\nmethod: {name: mine}\nmodel: {double_quantization: false}\n",
+        "method/evil.yaml": "# @package _global_\nmethod: {name: evil}\ndataset:\n  train_file: /etc/passwd\n",
+        "trainer/evil.yaml": "# @package _global_\ntrainer: {epochs: 2}\n",
+    }
+    lay_out(Path("own"), files)
+    _, faults = check(["recipe=quickstart", "method=mine", "--config-dir", "own"])
+    assert faults == []
+    (fault,) = refused("recipe=quickstart", "method=evil", "--config-dir", "own")
+    assert fault.startswith("own/method/evil.yaml:4: dataset.train_file=/etc/passwd leaves the working folder")
+    _, (first, *_) = check(["recipe=quickstart", "trainer=evil", "--config-dir", "own"])
+    assert first.where == "own/trainer/evil.yaml:1"
+
+
+def test_running_code_and_sending_a_key_are_for_the_command_line() -> None:
+    for option, value in (
+        ("execute_code", "true"),
+        ("judge: {base_url", "http://evil}"),
+        ("judge: {key_variable", "X}"),
+    ):
+        lay_out(Path("own"), {"recipes/evil.yaml": BASE + f"eval:\n  {option}: {value}\n"})
+        (fault,) = refused("recipe=evil", "--config-dir", "own")
+        assert "is refused in a file (that is for the command line)" in fault
 
 
 def test_a_group_file_may_not_turn_on_a_models_code() -> None:

@@ -121,6 +121,18 @@ class TestTextToText:
         assert tokens(ended, cut) == "a </s>"
 
 
+@pytest.mark.parametrize("task", ["seq2seq_lm", "causal_lm"])
+def test_templates_insert_the_name_of_a_class(task: Any, ended: Any) -> None:
+    named = {"label": "y", "label_names": ["no", "yes"]}
+    config = DatasetConfig(**SPLIT, prompt="{q}? ", answer="({y})", **named)
+    form = form_for(config, task, ended, None)
+    assert form.needs == {"q": "dataset.prompt", "y": "dataset.answer"}
+    example = one(form, {"q": "ab", "y": 1})
+    assert (example.row["prompt"], example.row["reference"]) == ("ab? ", "(yes)")
+    labels = [label for label in example.row["labels"] if label != -100]
+    assert ended.decode(labels) == "(yes)</s>"
+
+
 class TestClassify:
     """sequence_classification."""
 

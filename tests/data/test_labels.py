@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.labels import LabelReader, count_labels
+from lora_ga_cli.data.labels import LabelReader, LabelWriter, count_labels
 from lora_ga_cli.data.source import FileRows
 from lora_ga_cli.errors import Fault
 
@@ -47,6 +48,30 @@ def test_anything_else_is_a_bad_row(names: list[str], cell: object, reason: str)
     with pytest.raises(BadRow) as error:
         LabelReader(names)(cell, "y")
     assert str(error.value) == reason
+
+
+class TestWriter:
+    """A class's name in the place of its number."""
+
+    @pytest.fixture
+    def write(self) -> LabelWriter:
+        names = {"label": "y", "label_names": ["no", "yes"]}
+        return LabelWriter(DatasetConfig(train_file="d.jsonl", prompt="{q}", answer="{y}", **names))
+
+    @pytest.mark.parametrize("cell", [1, "1", 1.0, "yes", " yes "])
+    def test_the_number_becomes_the_name(self, write: LabelWriter, cell: object) -> None:
+        row = {"q": "1", "y": cell}
+        assert write(row) == {"q": "1", "y": "yes"}
+        assert row["y"] == cell
+
+    @pytest.mark.parametrize("row", [{"y": -1}, {"y": 2}, {"y": None}, {"y": "maybe"}, {}])
+    def test_what_is_no_class_is_a_bad_row(self, write: LabelWriter, row: dict[str, object]) -> None:
+        with pytest.raises(BadRow):
+            write(row)
+
+    def test_without_a_label_column_rows_stay_as_they_are(self) -> None:
+        config = DatasetConfig(train_file="d.jsonl", prompt="{q}", answer="{y}", label_names=["no", "yes"])
+        assert LabelWriter(config)({"q": "a", "y": 1}) == {"q": "a", "y": 1}
 
 
 def test_classes_are_counted_and_what_is_no_class_is_left_to_its_row() -> None:

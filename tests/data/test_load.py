@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import Data, load_data, load_file_split
@@ -255,6 +256,25 @@ class TestLabels:
 
     def test_a_generation_task_has_none(self, tokenizer: Any, jsonl: Write) -> None:
         assert load(tokenizer, config(train_file=jsonl("d.jsonl", numbered(2)))).label_names is None
+
+    def test_a_generation_task_writes_their_names(self, tokenizer: Any, table: str) -> None:
+        """They are words there; the data set has no classes that a model would be built for."""
+        named = {"label": "y", "label_names": ["low", "mid", "high"], "shuffle": False}
+        data = load(tokenizer, DatasetConfig(train_file=table, prompt="{q}:", answer="{y}", **named))
+        assert data.label_names is None
+        assert data.train is not None
+        assert list(data.train.rows["reference"]) == ["low", "high", "mid"]
+
+    def test_a_generation_task_wants_names_for_them(self, tokenizer: Any, table: str) -> None:
+        with pytest.raises(
+            ValidationError, match=r"dataset.label=y with dataset.prompt and .* wants dataset.label_names"
+        ):
+            config(train_file=table, label="y")
+        twice = config(train_file=table, answer="{y}", label="y", label_names=["a", "a", "b"])
+        assert faults_of(tokenizer, twice) == ["dataset.label_names: 'a' stands there twice"]
+        few = config(train_file=table, answer="{y}", label="y", label_names=["low", "mid"])
+        (said,) = faults_of(tokenizer, few)
+        assert said.startswith("d.csv:3: column 'y' holds '2', which is no class (known: low, mid)")
 
 
 def test_all_that_is_wrong_before_reading_is_said_at_once(tokenizer: Any, jsonl: Write, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import load_data
 from lora_ga_cli.data.local import read_files
@@ -66,6 +67,66 @@ def test_cola_as_a_classifier_reads_it(paired: Any) -> None:
     assert (len(data.train.rows), len(data.validation.rows)) == (8551, 1043)
     # the published share of acceptable sentences
     assert sum(data.train.rows["labels"]) / 8551 == pytest.approx(0.704, abs=0.001)
+
+
+def test_cola_as_text_to_text_reads_it(ended: Any) -> None:
+    config = compose(
+        [
+            "model=t5_base",
+            "dataset=glue_cola",
+            "dataset.path=null",
+            "dataset.validation_split=null",
+            f"dataset.train_file={SHARED / 'glue/cola/train.tsv.gz'}",
+            f"dataset.validation_file={SHARED / 'glue/cola/dev.tsv.gz'}",
+            f"dataset.column_names=[{','.join(COLA)}]",
+            "dataset.max_length=300",
+            "dataset.shuffle=false",
+        ]
+    ).dataset
+    data = load_data(config, task="seq2seq_lm", tokenizer=ended, seed=0)
+    assert data.train is not None
+    assert data.validation is not None
+    row = data.validation.rows[0]
+    assert row["prompt"] == "cola sentence: The sailors rode the breeze clear of the rocks."
+    assert (row["reference"], ended.decode(row["labels"])) == ("acceptable", "acceptable</s>")
+    for split, lines in ((data.train, 8551), (data.validation, 1043)):
+        # the published labels, as the file's second field has them
+        file = SHARED / "glue/cola" / ("train.tsv.gz" if split is data.train else "dev.tsv.gz")
+        fields = [line.split("\t") for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
+        assert len(fields) == lines
+        assert [("acceptable" if one[1] == "1" else "unacceptable") for one in fields] == [*split.rows["reference"]]
+        assert [f"cola sentence: {one[3]}" for one in fields] == [*split.rows["prompt"]]
+
+
+@pytest.mark.parametrize(("part", "count", "equivalent"), [("train", 3667, 2473), ("dev", 408, 279)])
+def test_mrpc_as_text_to_text_and_as_pairs(ended: Any, paired: Any, part: str, count: int, equivalent: int) -> None:
+    """A byte-order mark before the header, and quotation marks that are text; this copy lacks one row for training."""
+    file = SHARED / f"glue/mrpc/{part}.tsv.gz"
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8-sig").strip("\n").split("\n")[1:]
+    fields = [line.rstrip("\r").split("\t") for line in lines]
+    columns = "{label: Quality, sentence1: '#1 String', sentence2: '#2 String'}"
+    common = [
+        "dataset.path=null",
+        "dataset.validation_split=null",
+        f"dataset.train_file={file}",
+        "dataset.shuffle=false",
+    ]
+    common += [f"dataset.columns={columns}", "dataset.max_length=1024"]
+
+    text = compose(["model=t5_base", "dataset=glue_mrpc", *common]).dataset
+    rows = load_data(text, task="seq2seq_lm", tokenizer=ended, seed=0).train.rows  # type: ignore[union-attr]
+    assert [f"mrpc sentence1: {one[3]} sentence2: {one[4]}" for one in fields] == [*rows["prompt"]]
+    assert len(rows) == count
+    words = [*rows["reference"]]
+    assert words == ["equivalent" if one[0] == "1" else "not_equivalent" for one in fields]
+    assert words.count("equivalent") == equivalent
+
+    pairs = compose(["model=minilm", "dataset=mrpc", *common]).dataset
+    data = load_data(pairs, task="sequence_classification", tokenizer=paired, seed=0)
+    assert data.train is not None
+    assert sum(data.train.rows["labels"]) == equivalent
+    first = data.train.rows[0]
+    assert paired.decode(first["input_ids"]) == f"<s>{fields[0][3]}</s>{fields[0][4]}</s>"
 
 
 def test_gsm8k_as_a_causal_model_reads_it(tokenizer: Any) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel, TrainingArguments
 
-from lora_ga_cli import estimate_gradients
+from lora_ga_cli import GradientArtifact, estimate_gradients
 from lora_ga_cli.adapter.install import lora_layers
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.methods.build import build, build_empty
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.build import Trainable, build, build_empty, count_trained
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.conftest import build_batch, build_model
 
 
@@ -35,7 +39,7 @@ def configured(method: str, *overrides: str) -> Config:
 def built(method: str, *overrides: str):  # type: ignore[no-untyped-def]
     model = build_model("llama")
     gradient = lambda: estimate_gradients(model, [build_batch("llama")])  # noqa: E731
-    return build(model, configured(method, *overrides), artifact=gradient, stored=None)
+    return build(model, configured(method, *overrides), steps=100, artifact=gradient, stored=None)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora_ga"])
@@ -89,6 +93,109 @@ def test_targets_and_dropout_are_honoured() -> None:
     layers = lora_layers(trainable.model)
     assert {name.rsplit(".", 1)[-1] for name in layers} == {"q_proj", "v_proj"}
     assert {layer.lora_dropout["default"].p for layer in layers.values()} == {0.25}
+
+
+SHAPES = [target.shape for target in find_targets(build_model("llama")).values()]
+D_MODEL, LAYERS, RANK, LENGTH = 48, 2, 4, 5
+PAIRS = sum(RANK * (d_out + d_in) for d_out, d_in in SHAPES)
+COUNTS = {
+    "lora": PAIRS,
+    "pissa": PAIRS,
+    "lora_plus": PAIRS,
+    "lora_gaussian": PAIRS,
+    "lora_so": PAIRS,
+    "lora_ga_unscaled": PAIRS,
+    "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
+    "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
+    "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
+    "prefix_embedding": LENGTH * D_MODEL,  # d_model · l_p
+    "prefix_layer": LAYERS * LENGTH * D_MODEL,  # L · d_model · l_p
+    "bottleneck_adapter": 2 * LAYERS * (2 * D_MODEL * RANK + RANK + D_MODEL),  # L̂ · (2 · d_model · r + r + d_model)
+}
+"""What the papers count: LoRA, section 5.1 and table 5 of its appendix; DoRA; AdaLoRA."""
+
+
+@pytest.mark.parametrize("method", COUNTS)
+def test_parameters_are_counted_as_in_the_papers(method: str) -> None:
+    options = ["method.prefix_length=5"] if method.startswith("prefix") else []
+    assert built(method, *options).parameters == COUNTS[method]
+    empty = build_empty(build_model("llama").to("meta"), configured(method, *options))
+    assert count_trained(empty, configured(method, *options)) == COUNTS[method]
+
+
+def test_bitfit_trains_every_bias_and_the_last_blocks_are_the_last() -> None:
+    model = build_model("gpt2")
+    biases = sum(item.numel() for name, item in model.named_parameters() if name.endswith(".bias"))
+    assert build_with(model, "bitfit").parameters == biases
+    model = build_model("llama")
+    build_with(model, "full_top_layers", "method.top_layers=1")
+    trained = {name for name, item in model.named_parameters() if item.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("model.layers.1.")}
+
+
+def build_with(model: PreTrainedModel, method: str, *overrides: str) -> Trainable:
+    return build(model, configured(method, *overrides), steps=100, artifact=no_gradient, stored=None)
+
+
+def no_gradient() -> GradientArtifact:
+    raise AssertionError("no gradient is needed")
+
+
+def test_what_a_model_has_not_got_is_said() -> None:
+    with pytest.raises(TargetError, match="LlamaForCausalLM has no bias"):
+        build_with(build_model("llama"), "bitfit")
+    with pytest.raises(TargetError, match=r"method\.top_layers=3, and LlamaForCausalLM has 2 blocks"):
+        build_with(build_model("llama"), "full_top_layers", "method.top_layers=3")
+    with pytest.raises(TargetError, match=r"rank_pattern: 'q_prj' matches no target .*q_proj"):
+        build_with(build_model("llama"), "lora", "rank_pattern={q_prj: 2}")
+
+
+def test_ranks_of_layers_are_honoured_by_every_start() -> None:
+    for method in ("lora", "pissa", "lora_ga", "lora_so"):
+        for shift in ("weights", "adapter"):
+            options = ["rank_pattern={q_proj: 2, down_proj: 6}", f"method.shift={shift}"]
+            trainable = built(method, *options)
+            twice = 2 if shift == "adapter" and method != "lora" else 1
+            for name, layer in lora_layers(trainable.model).items():
+                ending = name.rsplit(".", 1)[-1]
+                rank = {"q_proj": 2, "down_proj": 6}.get(ending, 4)
+                assert layer.lora_A["default"].weight.shape[0] == rank * twice
+                scaling = 16 / rank if method in ("lora", "pissa") else 16 / rank**0.5
+                assert layer.scaling["default"] == pytest.approx(scaling)
+
+
+def test_pissa_takes_the_weights_leading_triplets() -> None:
+    """Against numpy's decomposition in float64: ``s·B0·A0`` is the best approximation of rank 4."""
+    weights = {name: target.weight.detach().double() for name, target in find_targets(build_model("llama")).items()}
+    start = built("pissa").start
+    for name, (a0, b0) in start.factors.items():
+        left, singular, right = np.linalg.svd(weights[name].numpy(), full_matrices=False)
+        best = left[:, :4] * singular[:4] @ right[:4]
+        found = start.scalings[name] * (b0.double() @ a0.double()).numpy()
+        assert np.linalg.norm(found - best) < 3e-4 * np.linalg.norm(best)  # PEFT decomposes in float32
+        # the two carry the singular values in equal parts
+        assert np.linalg.norm(a0.numpy(), axis=1) == pytest.approx(np.linalg.norm(b0.numpy(), axis=0), rel=1e-4)
+
+
+def test_random_starts_have_the_papers_variance_and_scale() -> None:
+    for method, size in (("lora_gaussian", lambda d_out: 1.0), ("lora_so", lambda d_out: d_out**0.25 / 16**0.5)):
+        start = built(method, "rank=24").start
+        for a0, b0 in start.factors.values():
+            d_out, d_in = len(b0), a0.shape[1]
+            assert float(a0.std()) == pytest.approx(size(d_out) / d_out**0.5, rel=0.15)
+            assert float(b0.std()) == pytest.approx(size(d_out) / d_in**0.5, rel=0.15)
+
+
+def test_lora_plus_gives_b_its_own_rate(tmp_path: Path) -> None:
+    trainable = built("lora_plus")
+    arguments = TrainingArguments(str(tmp_path), learning_rate=1e-3, use_cpu=True, report_to="none")
+    trainer = LoragaTrainer(model=trainable.model, args=arguments, learning_rate_ratio=16.0)
+    names = {id(item): name for name, item in trainable.model.named_parameters()}
+    rates = {
+        names[id(item)]: group["lr"] for group in trainer.create_optimizer().param_groups for item in group["params"]
+    }
+    assert {rate for name, rate in rates.items() if ".lora_A." in name} == {1e-3}
+    assert {rate for name, rate in rates.items() if ".lora_B." in name} == {1.6e-2}
 
 
 def test_a_shipped_method_file_says_its_own_name() -> None:

@@ -1,0 +1,75 @@
+"""The methods that there are: what each is, what it trains of a model, and what comes out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.build import build_empty, count_trained
+from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.model.loading import empty_model, quiet
+
+PAPER = re.compile(r"\s*\(([^()]*arXiv \d{4}\.\d{4,5}[^()]*)\)")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method, for one model and rank.
+
+    Args:
+        summary: what it is, in a sentence.
+        papers: arXiv numbers.
+        parameters: how many numbers it trains; None where the model has nothing for it to train.
+        result: the form of what it leaves.
+    """
+
+    name: str
+    summary: str
+    papers: list[str]
+    parameters: int | None
+    result: str
+
+
+def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
+    """Every method that can be chosen.
+
+    Args:
+        model: a choice of ``conf/model``, a folder or a name on the hub; no weights are loaded.
+        own: a folder with choices of the user's own.
+
+    Raises:
+        InvalidInput, ModelError
+    """
+    quiet()
+    locations = Locations(own)
+    known = model in locations.choices("model")
+    chosen = [f"model={model}"] if known else ["model=causal_lm", f"model.path={model!r}"]
+    entries = []
+    for name, file in locations.choices("method").items():
+        flags = ["--config-dir", str(own)] if own is not None else []
+        config = compose([*chosen, "dataset=quickstart", f"method={name}", f"rank={rank}", *flags])
+        try:
+            base = empty_model(config.model, config.model.num_labels)
+            count = count_trained(build_empty(base, config), config)
+        except TargetError:
+            count = None
+        form = FORMS[config.method.adapter]
+        result = f"{form.noun}, loaded by {form.loads_in}" + ("" if form.merges else "; no merging")
+        text = _comment(file)
+        entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
+    return entries
+
+
+def _comment(file: Path) -> str:
+    """The comment that a file opens with, its first sentence."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):
+            lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines).rstrip(".")
