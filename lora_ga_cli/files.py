@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,16 +16,25 @@ from typing import Any
 from lora_ga_cli.errors import UserError
 
 BUNDLED = "bundled:"
+PACKAGE = "package:"
 ASSETS = Path(__file__).parent / "assets"
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The file or folder that ``path`` names: ``bundled:X`` is X in the package's assets, ``~`` is the home.
+    """The file or folder that ``path`` names: ``bundled:X`` is X in loraga's assets, ``package:NAME/X`` is X in another
+    Python package (which is not imported), ``~`` is the home.
 
     Raises:
         UserError: X would leave the assets.
     """
     text = str(path)
+    if text.startswith(PACKAGE):
+        name, _, inside_it = text.removeprefix(PACKAGE).partition("/")
+        found = importlib.util.find_spec(name) if name.isidentifier() else None
+        home = (
+            Path(found.origin).parent if found is not None and found.origin is not None else Path(f"no-package-{name}")
+        )
+        return home / inside_it
     if text.startswith(BUNDLED):
         inside = ASSETS / text.removeprefix(BUNDLED)
         if not Path(os.path.normpath(inside)).is_relative_to(ASSETS):

@@ -37,9 +37,10 @@ def command(arguments: Arguments = None, dry_run: DryRun = False, debug: Debug =
 
         def job(config: Config) -> None:
             from lora_ga_cli.stages.candidates import of_run
-            from lora_ga_cli.stages.evaluate import evaluate
+            from lora_ga_cli.stages.evaluate import check_benchmark, evaluate
             from lora_ga_cli.stages.train import train
 
+            check_benchmark(config)
             evaluate(of_run(train(config), config))
 
         run_jobs(options, job, dry_run="eval" if dry_run else None)

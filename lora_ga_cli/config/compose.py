@@ -26,6 +26,8 @@ from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
+CELLS = "cells"
+"""Name of the configuration by which `launch_each` counts."""
 Task = Callable[[Config, str], None]
 """Receives a configuration and, in a sweep, a title for the job (its number and overrides); else an empty one."""
 
@@ -85,6 +87,40 @@ def launch(
         raise failures[0]
     if failures:
         raise SweepError(failures, len(jobs))
+
+
+def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], folder: str) -> None:
+    """Calls ``job`` with 0, 1, … through one of Hydra's launchers: here one after the other, or in other processes.
+
+    Args:
+        job: says itself what went wrong; what it raises stops everything.
+        flags: Hydra's, such as ``hydra/launcher=joblib`` and ``hydra.launcher.n_jobs=2``.
+        folder: where a launcher may put files of its own.
+
+    Raises:
+        InvalidInput: Hydra does not take the flags.
+    """
+
+    def application(node: DictConfig) -> None:
+        job(int(node.cell))
+
+    node = {
+        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+        "cell": 0,
+        "hydra": {"output_subdir": None, "sweep": {"dir": folder, "subdir": "${hydra.job.num}"}},
+    }
+    main = hydra.main(version_base="1.3", config_path=None, config_name=CELLS)(application)
+    numbers = ",".join(map(str, range(count)))
+    with (
+        mock.patch.object(sys, "argv", ["loraga", f"cell={numbers}", "--multirun", *flags]),
+        mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
+        mock.patch.dict(ConfigStore.instance().repo),
+    ):
+        ConfigStore.instance().store(name=CELLS, node=node, provider="loraga")
+        try:
+            main()
+        except HydraException as error:
+            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
 
 
 def _resolved(node: DictConfig, sources: Sources) -> dict[str, Any]:

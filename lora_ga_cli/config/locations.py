@@ -33,6 +33,10 @@ class Locations:
         return _shipped("conf")
 
     @property
+    def recipes(self) -> Path:
+        return _shipped("recipes")
+
+    @property
     def primary(self) -> Path:
         return self.conf / f"{PRIMARY}.yaml"
 

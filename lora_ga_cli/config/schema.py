@@ -99,6 +99,11 @@ class DatasetConfig(Section):
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames columns: ``{new: old}``."""
 
+    keep: dict[str, str] = Field(default_factory=dict)
+    """Leaves rows out: ``{column: pattern}``, a regular expression that a row's text must hold somewhere."""
+    extract: dict[str, str] = Field(default_factory=dict)
+    """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
+
     prompt: str | None = None
     """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
     answer: str | None = None
@@ -317,8 +322,8 @@ class JudgeConfig(Section):
     max_tokens: Positive = 2048
     """Longest judgement, in tokens."""
     retries: Annotated[int, Field(ge=0)] = 6
-    """Times that a failed request is sent again: after half a second, then twice as long each time up to 8 s, or as long
-    as the endpoint asks for."""
+    """Times that a failed request is sent again: after half a second, then twice as long each time up to 8 s, or when
+    the endpoint says."""
     concurrency: Positive = 4
     """Requests under way at a time."""
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
-from lora_ga_cli.data.forms import Example, Form
+from lora_ga_cli.data.forms import Example, Form, form_needs
+from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
@@ -22,6 +23,7 @@ BATCH = 1000
 """Rows tokenised at once: enough for the tokenizer's threads, little memory."""
 
 MALFORMED = "malformed"
+LEFT_OUT = "dataset.keep or dataset.extract does not match"
 NOTHING_LEFT = "no token left to learn from"
 
 
@@ -83,10 +85,15 @@ class Builder:
     def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
         places: list[int] = []
         parts: list[Any] = []
-        needed = {name: self.lookup[name] for name in self.form.needs}
+        patterns = Patterns(self.config)
+        needed = {name: self.lookup[name] for name in form_needs(self.config)}
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
+            row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
+            if row is None:
+                self._skipped[LEFT_OUT] += 1
+                continue
             try:
-                part = self.form.read({name: raw[old] for name, old in needed.items() if old in raw})
+                part = self.form.read(row)
             except BadRow as bad:
                 self._bad_row(MALFORMED, index, str(bad))
             else:

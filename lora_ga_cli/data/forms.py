@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.template import Template, TemplateError
 from lora_ga_cli.errors import Fault
 
@@ -59,7 +60,7 @@ class Form(Protocol):
 
 def form_faults(config: DatasetConfig, task: Task, tokenizer: Any) -> list[Fault]:
     """What is wrong with templates and tokenizer, before any row is read."""
-    faults = []
+    faults = pattern_faults(config)
     for option in ("prompt", "answer", "text", "text_pair"):
         if (text := getattr(config, option)) is not None:
             try:
@@ -104,6 +105,9 @@ def form_needs(config: DatasetConfig) -> dict[str, str]:
                 needs.setdefault(column, f"dataset.{option}")
     for option in ("messages", "label"):
         if (column := getattr(config, option)) is not None:
+            needs.setdefault(column, f"dataset.{option}")
+    for option in ("keep", "extract"):
+        for column in getattr(config, option):
             needs.setdefault(column, f"dataset.{option}")
     return needs
 

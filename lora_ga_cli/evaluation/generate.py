@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data import generation_batch
 from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
-from lora_ga_cli.data.template import Template
+from lora_ga_cli.data.template import Template, TemplateError
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.task import Benchmark, Counter, Problem, Reply
 
@@ -85,7 +86,7 @@ class Writer:
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""
         options, tokenizer, device = self.options, self.tokenizer, next(self.model.parameters()).device
-        inputs = generation_batch(tokenizer, self._rows(prompts))
+        inputs, ends = generation_batch(tokenizer, self._rows(prompts)), self._ends()
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if options.temperature > 0:
             how = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
@@ -97,12 +98,21 @@ class Writer:
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=options.max_new_tokens,
+            eos_token_id=ends or None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
         tokens = tokens[:, inputs["input_ids"].shape[1] :] if self.task == "causal_lm" else tokens[:, 1:]
-        for row in tokens:
+        for prompt, row in zip(prompts, tokens.tolist(), strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
-            yield text, tokenizer.eos_token_id in row.tolist() or any(stop in text for stop in stops)
+            before = prompt if self.task == "causal_lm" else ""  # a stop may begin in a prompt, and ends in the answer
+            stopped = any(stop in before[max(0, len(before) + 1 - len(stop)) :] + text for stop in stops)
+            yield text, stopped or not set(ends).isdisjoint(row)
+
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer: the model's own, and the tokenizer's, which training puts after answers."""
+        own = self.model.generation_config.eos_token_id
+        known = [*own, self.tokenizer.eos_token_id] if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
+        return sorted({token for token in known if token is not None})
 
     def _rows(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """Tokens of prompts, as a row of training data would begin with them."""
@@ -114,14 +124,23 @@ class Writer:
 
 
 def check_conversation(options: EvalConfig, tokenizer: Any) -> None:
-    """Refuses a tokenizer that cannot write conversations, where the configuration does not say how.
+    """Refuses a tokenizer that cannot write conversations, where the configuration does not say how; or says it wrong.
 
     Raises:
         InvalidInput
     """
-    if options.prompt is None and getattr(tokenizer, "chat_template", None) is None:
-        what = "the model's tokenizer has no chat template, so how does a conversation read?"
-        hint = "eval.prompt='### Instruction:\\n{question}\\n\\n### Response:\\n'"
+    hint = "in bash, $'eval.prompt=\"### Instruction:\\n{question}\\n\\n### Response:\\n\"'"
+    if options.prompt is None:
+        if getattr(tokenizer, "chat_template", None) is None:
+            what = "the model's tokenizer has no chat template, so how does a conversation read?"
+            raise InvalidInput([Fault("eval.prompt", what, hint)])
+        return
+    try:
+        columns = Template(options.prompt).columns
+    except TemplateError as error:
+        raise InvalidInput([Fault("eval.prompt", str(error))]) from None
+    if columns != ["question"]:
+        what = f"{options.prompt!r} must have {{question}}, and nothing else to fill in"
         raise InvalidInput([Fault("eval.prompt", what, hint)])
 
 
@@ -170,12 +189,11 @@ def read_replies(file: Path, problems: Mapping[str, Problem]) -> dict[Key, Reply
     """The replies in a file, without a last line that was not finished when a program ended."""
     if not file.exists():
         return {}
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
+    *lines, rest = file.read_bytes().split(b"\n")  # bytes: it may end within a character, and texts have line breaks
+    if rest:
+        os.truncate(file, file.stat().st_size - len(rest))
     found: dict[Key, Reply] = {}
-    for line in whole.splitlines():
+    for line in lines:
         stored = json.loads(line)
         problem, sample = problems.get(stored["id"]), stored["sample"]
         if problem is not None:

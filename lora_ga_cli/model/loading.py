@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli.errors import ModelError, nearest
-from lora_ga_cli.files import BUNDLED, resolve_path
+from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity
 from lora_ga_cli.model.quantization import hold_still, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
@@ -52,7 +52,7 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
     folder = resolve_path(given)
     if folder.is_dir():
         return Source(str(folder.resolve()), True, None, config.trust_remote_code)
-    if given.startswith((BUNDLED, "/", "./", "../", "~")) or given.count("/") > 1:
+    if given.startswith((BUNDLED, PACKAGE, "/", "./", "../", "~")) or given.count("/") > 1:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = nearest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))

@@ -82,3 +82,60 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
+
+
+def dots(
+    measured: Mapping[str, Mapping[str, tuple[float, float | None]]],
+    paper: Mapping[str, Mapping[str, float]],
+    file: Path,
+    title: str,
+) -> None:
+    """Draws a panel a column, and in it a dot a row with its standard deviation, and the paper's value as a diamond.
+
+    Args:
+        measured: mean and standard deviation by column and row.
+        paper: the paper's means by column and row.
+        file: PNG to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {column: cells for column, cells in measured.items() if cells}
+    rows = list(dict.fromkeys(row for cells in shown.values() for row in cells))
+    height = 1.3 + 0.3 * max(len(rows), 2)
+    figure = Figure(figsize=(2.2 + 2.6 * max(len(shown), 1), height), dpi=130, layout="constrained")
+    panels = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
+    places = {row: len(rows) - 1 - index for index, row in enumerate(rows)}
+    for axes, (column, cells) in zip(panels, shown.items(), strict=False):
+        axes.errorbar(
+            [mean for mean, _ in cells.values()],
+            [places[row] for row in cells],
+            xerr=[spread or 0 for _, spread in cells.values()],
+            fmt="o",
+            color=COLOURS[0],
+            capsize=3,
+            label="measured, ± one standard deviation",
+        )
+        theirs = {row: value for row, value in paper.get(column, {}).items() if row in places}
+        if theirs:
+            axes.plot(
+                list(theirs.values()),
+                [places[row] for row in theirs],
+                "D",
+                color=COLOURS[1],
+                markersize=5,
+                label="paper",
+            )
+        edges = [value for mean, spread in cells.values() for value in (mean - (spread or 0), mean + (spread or 0))]
+        edges += list(theirs.values())
+        margin = 0.1 * (max(edges) - min(edges) or 1)
+        axes.set_xlim(min(edges) - margin, max(edges) + margin)
+        axes.set_title(column, fontsize=10, parse_math=False)
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks([places[row] for row in rows], rows)
+    if any(paper.values()):
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title, parse_math=False)
+    with atomic_file(file) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.check import COMMAND_LINE, check
 from lora_ga_cli.config.compose import compose, reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import file_sizes, read_json, resolve_path, sha256_json
+from lora_ga_cli.files import cache_root, read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.methods.saving import load_adapted
+from lora_ga_cli.model.loading import identify
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", inserted.ABOUT_FILE, inserted.WEIGHTS_FILE)
 PLACEHOLDER = ("dataset=quickstart",)
 """For benchmarks, which bring problems of their own: a configuration has a data set, and this one is always there."""
 
@@ -52,7 +55,12 @@ def of_run(run: RunFolder, config: Config) -> Candidate:
     """
     require_finished(run)
     return Candidate(
-        run.path.name, config, run.path, run.manifest["finished"], lambda inputs: load_trained(inputs, run), run
+        run.path.resolve().name,
+        config,
+        run.path,
+        run.manifest["finished"],
+        lambda inputs: load_trained(inputs, run),
+        run,
     )
 
 
@@ -71,14 +79,14 @@ def find_candidate(text: str, options: Sequence[str]) -> Candidate:
         run = RunFolder(folder)
         return of_run(run, reconfigured(run.read_config(), options))
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         return _of_adapter(folder, _composed(options, base))
     if (folder / inserted.ABOUT_FILE).is_file():
         return _of_adapter(folder, _composed(options, None))
     if (folder / "config.json").is_file():
-        return _of_model(folder.name, str(folder), _composed(options, str(folder)))
+        return _of_model(folder.resolve().name, _composed(options, str(folder.resolve())))
     if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
-        return _of_model(text.replace("/", "--"), text, _composed(options, text))
+        return _of_model(text.replace("/", "--"), _composed(options, text))
     if folder.is_dir():
         what = "no run folder, adapter or model (neither manifest.json, adapter_config.json nor config.json is there)"
     else:
@@ -90,12 +98,19 @@ def _of_adapter(folder: Path, config: Config) -> Candidate:
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
         return load_adapted(inputs.load_model(), folder, str(inputs.device))
 
-    state = sha256_json(dict(sorted(file_sizes(folder).items())))
-    return Candidate(folder.name, config, _results(config, folder.name), state, load)
+    files = sorted(file for pattern in ADAPTER_FILES for file in folder.glob(pattern))
+    name, state = folder.resolve().name, _state(config, {file.name: sha256_file(file) for file in files})
+    return Candidate(name, config, _results(config, name), state, load)
 
 
-def _of_model(name: str, path: str, config: Config) -> Candidate:
-    return Candidate(name, config, _results(config, name), path, lambda inputs: inputs.load_model())
+def _of_model(name: str, config: Config) -> Candidate:
+    return Candidate(name, config, _results(config, name), _state(config, {}), lambda inputs: inputs.load_model())
+
+
+def _state(config: Config, adapter: Mapping[str, str]) -> str:
+    """By content: another model may come to lie in the same place, or be loaded in another precision."""
+    base = identify(config.model, cache_root(config.cache_dir) / "digests.json")
+    return sha256_json({"model": config.model.model_dump(mode="json"), "base": base, "adapter": dict(adapter)})
 
 
 def _results(config: Config, name: str) -> Path:
@@ -105,19 +120,24 @@ def _results(config: Config, name: str) -> Path:
 
 def _composed(options: Sequence[str], base: str | None) -> Config:
     """A configuration of what is no run: the options given, the model it is, and no method."""
-    chosen = {option.split("=", 1)[0].lstrip("+") for option in options}
+    sources, faults = check(options, whole=False)
+    if sources.flags:
+        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with what is scored"))
+    chosen = {override.key_or_group for override in sources.overrides}
     given = list(options)
-    if "model" not in chosen:
+    if not chosen & {"model", "recipe"}:
         given.insert(0, "model=causal_lm")
     if "model.path" not in chosen:
-        if base is None:
-            raise InvalidInput([Fault("command line", "which base is this adapter for?", "model.path=ORG/MODEL")])
+        if not base or "${" in base:  # Hydra would fill that in, and the folder may come from a stranger
+            faults.append(Fault(COMMAND_LINE, "which base is this adapter for?", "model.path=ORG/MODEL"))
         given.append(f"model.path={base!r}")
+    if faults:
+        raise InvalidInput(faults)
     benchmark = not chosen & {"dataset", "recipe"}
     if benchmark:
         given += PLACEHOLDER
     config = compose(given)
     if benchmark and config.eval.task == "rows":
         what = "no data set to score on"
-        raise InvalidInput([Fault("command line", what, "dataset=… or recipe=…, or a benchmark such as eval=gsm8k")])
+        raise InvalidInput([Fault(COMMAND_LINE, what, "dataset=… or recipe=…, or a benchmark such as eval=gsm8k")])
     return config

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.task import Score
 from lora_ga_cli.files import atomic_file, cache_root, read_json, sha256_json, write_json
@@ -71,21 +72,37 @@ def _rows(candidate: Candidate) -> dict[str, Any]:
     return _write(candidate, file, identity, Score(values), rows=len(split.rows), split=split.name)
 
 
+def check_benchmark(config: Config) -> None:
+    """Refuses what would fail after a training, or after hours of generation; nothing for rows.
+
+    Raises:
+        InvalidInput, UserError
+    """
+    from lora_ga_cli.evaluation import harness
+    from lora_ga_cli.evaluation.benchmarks import BENCHMARKS
+
+    options = config.eval
+    if options.task != "rows" and config.model.task == "sequence_classification":
+        what = f"eval.task={options.task} wants a model that writes, and this one classifies"
+        raise InvalidInput([Fault("configuration", what)])
+    if options.task == "lm_eval":
+        harness.check(options)
+    if options.task in BENCHMARKS:
+        BENCHMARKS[options.task](options, cache_root(config.cache_dir)).check()
+
+
 def _benchmark(candidate: Candidate) -> dict[str, Any]:
     from lora_ga_cli.evaluation.benchmarks import BENCHMARKS
     from lora_ga_cli.evaluation.generate import Writer, check_conversation
 
     config, options = candidate.config, candidate.config.eval
-    if config.model.task == "sequence_classification":
-        what = f"eval.task={options.task} wants a model that writes, and this one classifies"
-        raise InvalidInput([Fault("configuration", what)])
+    check_benchmark(config)
     benchmark = BENCHMARKS[options.task](options, cache_root(config.cache_dir))
-    benchmark.check()
     problems = benchmark.problems()
     inputs = prepare_inputs(config, splits=())
     if benchmark.chat:
         check_conversation(options, inputs.tokenizer)
-    identity = _identity(candidate, {"problems": [[problem.id, problem.turns] for problem in problems]})
+    identity = _identity(candidate, {"problems": [[item.id, item.turns, dict(item.row)] for item in problems]})
     stem = candidate.folder / "eval" / f"{options.task}-{identity[:8]}"
     file = stem.with_suffix(".json")
     if (stored := _stored(file, identity)) is not None:
@@ -110,16 +127,18 @@ def _lm_eval(candidate: Candidate) -> dict[str, Any]:
     from lora_ga_cli.evaluation import harness
 
     config, options = candidate.config, candidate.config.eval
-    harness.check(options)
+    check_benchmark(config)
     inputs = prepare_inputs(config, splits=())
-    identity = _identity(candidate, {})
+    identity = _identity(candidate, harness.state(options))
     stem = candidate.folder / "eval" / f"{options.task}-{identity[:8]}"
     if (stored := _stored(stem.with_suffix(".json"), identity)) is not None:
         return stored
+    step("eval", f"lm-evaluation-harness: {', '.join(options.tasks)}")
     score = harness.score(candidate.load(inputs), inputs.tokenizer, config)
     _write_lines(stem.with_suffix(".jsonl"), score.verdicts)
+    problems = {(verdict["task"], verdict["doc_id"]) for verdict in score.verdicts}
     split = ", ".join(options.tasks)
-    return _write(candidate, stem.with_suffix(".json"), identity, score, rows=len(score.verdicts), split=split)
+    return _write(candidate, stem.with_suffix(".json"), identity, score, rows=len(problems), split=split)
 
 
 TASKS: dict[str, Callable[[Candidate], dict[str, Any]]] = {"rows": _rows, "lm_eval": _lm_eval}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def missing() -> str:
     try:
         check()
     except UserError as error:
-        return str(error) if "was refused: " in str(error) or "only on Linux" in str(error) else ""
+        forbidden = re.search("(creating namespaces|mapping|mounting|changing the root).* was refused", str(error))
+        return str(error) if forbidden or "only on Linux" in str(error) else ""
     return ""
 
 

@@ -175,7 +175,10 @@ def _run(order: dict[str, Any], lent: bool) -> dict[str, Any]:
         refused = file.read()  # ends when the program is there
     if refused:
         return json.loads(refused)
-    return _watch(program, output, wake, deadline, order["output"])
+    report = _watch(program, output, wake, deadline, order["output"])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)  # or, as this process ends, it would still see its output break off
+    return report
 
 
 def _watch(program: int, output: int, wake: int, deadline: float, limit: int) -> dict[str, Any]:

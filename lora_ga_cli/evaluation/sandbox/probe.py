@@ -21,10 +21,11 @@ def main() -> None:
 
 
 def holes() -> Iterator[str]:
-    for folder in (*sys.path, "/", "/box"):
-        if os.access(folder, os.W_OK):
+    for folder in (*sys.path, "/", "/lib", "/usr/lib"):
+        if os.access(folder, os.F_OK) and not os.statvfs(folder).f_flag & os.ST_RDONLY:
             yield f"{folder} can be written to"
-    if more := set(os.listdir("/")) - EXPECTED - {sys.base_prefix.split("/")[1]}:  # noqa: PTH208
+    seen = {*os.listdir("/"), *os.listdir("/..")}  # noqa: PTH208
+    if more := seen - EXPECTED - {sys.base_prefix.split("/")[1]}:
         yield f"it sees /{min(more)}"
     if os.getuid() == 0:
         yield "it runs as root"

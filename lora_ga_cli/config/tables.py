@@ -1,0 +1,276 @@
+"""Tables that can be made again: YAML files of rows, columns and seeds, each cell of which is a configuration.
+
+A file lies in ``recipes/tables/``, or in ``tables/`` of a folder of the user's own. Every row, column and scale gives
+overrides as one would type them; a cell's configuration is made of all of them, in the order scale, row, column, seed,
+and last what the command line says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from lora_ga_cli.config.check import check
+from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.locations import Locations, shown
+from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
+from lora_ga_cli.config.schema import Config, Section
+from lora_ga_cli.errors import Fault, InvalidInput, nearest
+from lora_ga_cli.files import resolve_path, sha256_json
+
+Overrides = list[str]
+Scale = Literal["full", "tiny"]
+
+
+class Column(Section):
+    """What is measured of every row."""
+
+    overrides: Overrides = []
+    """Of the training."""
+    measure: Literal["score", "loss", "coverage", "similarity"] = "score"
+    """``score``: a value of `loraga eval`. ``loss``: of the training. ``coverage``, ``similarity``: of the gradient."""
+    value: str
+    """Name of the value."""
+    percent: bool = True
+    """Show it times a hundred."""
+    needs: str | None = None
+    """A file or folder without which the column is left out."""
+
+
+class Part(Section):
+    """A table at one scale."""
+
+    overrides: Overrides
+    """Of all cells."""
+    columns: dict[str, Column]
+    """By heading."""
+    seeds: Annotated[list[int], Field(min_length=1)]
+    """Each cell is the mean over them."""
+    leave_out: list[str] = []
+    """Rows that this scale does not have."""
+    note: str = ""
+    """What a reader has to know of this scale."""
+
+
+class Fair(Section):
+    """How every row finds a learning rate of its own."""
+
+    rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3)]
+    """The grid it begins with, evenly spaced in its logarithm; it widens while the best rate is at an edge."""
+    most: Annotated[int, Field(ge=3)] = 8
+    """Rates that are tried at most."""
+    overrides: dict[Scale, Overrides]
+    """Of the trials, by scale: rows to choose on that the scores do not come from."""
+
+
+class Table(Section):
+    """A table of the paper, or of one's own."""
+
+    title: str
+    rows: dict[str, Overrides]
+    """By heading."""
+    full: Part
+    tiny: Part | None = None
+    fair: Fair | None = None
+    paper: dict[str, dict[str, list[float]]] = {}
+    """The paper's mean and standard deviation, by row and column."""
+    source: str = ""
+    """Where the paper's values stand."""
+    provenance: str = ""
+    """How they came here."""
+    curves: bool = True
+    """Draw the loss curves of the rows."""
+
+    @model_validator(mode="after")
+    def _paper_fits(self) -> Table:
+        rows = [row for row in self.paper if row not in self.rows]
+        columns = [name for cells in self.paper.values() for name in cells if name not in self.full.columns]
+        if rows or columns:
+            raise ValueError(f"paper: no such row or column: {', '.join(map(repr, dict.fromkeys(rows + columns)))}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, or estimation, and what is measured of it.
+
+    Args:
+        row, column, seed: where its value goes.
+        overrides: as typed on a command line, they give the same.
+    """
+
+    row: str
+    column: str
+    seed: int
+    overrides: tuple[str, ...]
+    config: Config
+    measure: str
+    value: str
+
+    @property
+    def key(self) -> str:
+        """What is to be done, whatever value of it goes where."""
+        return sha256_json({"config": self.config.model_dump(mode="json"), "measure": self.measure})[:16]
+
+    @property
+    def title(self) -> str:
+        return f"{self.row}, {self.column}, seed {self.seed}"
+
+
+def all_tables(own: Path | None = None) -> dict[str, Path]:
+    """The files of tables by name; the user's own win."""
+    folders = [Locations().recipes / "tables", *([own / "tables"] if own is not None else [])]
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+
+
+def find_table(name: str, own: Path | None = None) -> Table:
+    """A table by name.
+
+    Raises:
+        InvalidInput: no such table, or a file that is none.
+    """
+    tables = all_tables(own)
+    if name not in tables:
+        raise InvalidInput([Fault("command line", f"no table {name!r}", nearest(name, tables))])
+    return read_table(tables[name])
+
+
+def read_table(file: Path) -> Table:
+    """
+    Raises:
+        InvalidInput: everything that is wrong with the file.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput([Fault(shown(file), f"not YAML: {str(error).splitlines()[0]}")]) from error
+    try:
+        table = Table.model_validate(content)
+    except ValidationError as error:
+        faults = [
+            Fault(f"{shown(file)}: {'.'.join(map(str, item['loc']))}", item["msg"].removeprefix("Value error, "))
+            for item in error.errors()
+        ]
+        raise InvalidInput(faults) from error
+    refused = [option for option in _options(table) if _for_the_command_line(option)]
+    if refused:
+        faults = [
+            Fault(shown(file), f"{option} is refused in a file", "that is for the command line") for option in refused
+        ]
+        raise InvalidInput(faults)
+    return table
+
+
+def part_of(table: Table, name: str, scale: str) -> Part:
+    """
+    Raises:
+        InvalidInput: the table has no such scale.
+    """
+    part = table.full if scale == "full" else table.tiny
+    if part is None:
+        raise InvalidInput([Fault("command line", f"table {name} has no tiny form", "--scale full")])
+    return part
+
+
+def missing_columns(part: Part) -> dict[str, str]:
+    """Columns that cannot be filled here, and what they need."""
+    return {
+        name: column.needs
+        for name, column in part.columns.items()
+        if column.needs is not None and not resolve_path(column.needs).exists()
+    }
+
+
+def cells_of(
+    table: Table, part: Part, further: Sequence[str], *, rates: dict[tuple[str, str], float] | None = None
+) -> list[Cell]:
+    """All cells of a table, with their configurations.
+
+    Args:
+        further: overrides from the command line.
+        rates: learning rates by row and column, in place of the configured ones.
+
+    Raises:
+        InvalidInput: what is wrong with any of them, all faults at once.
+    """
+    lacking = missing_columns(part)
+    cells, faults = [], []
+    for row, of_row in table.rows.items():
+        for heading, column in part.columns.items():
+            if row in part.leave_out or heading in lacking:
+                continue
+            rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
+            for seed in part.seeds:
+                overrides = (*part.overrides, *of_row, *column.overrides, *rate, f"seed={seed}", *further)
+                try:
+                    config = _composed(overrides)
+                except InvalidInput as error:
+                    faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
+                    break
+                cells.append(Cell(row, heading, seed, overrides, config, column.measure, column.value))
+    if faults:
+        raise InvalidInput(list(dict.fromkeys(faults)))
+    return cells
+
+
+def _composed(overrides: Sequence[str]) -> Config:
+    """A configuration of overrides of which later ones replace earlier ones of the same name."""
+    last = {override.split("=", 1)[0].lstrip("+"): override for override in overrides}
+    return compose(list(last.values()))
+
+
+def check_further(overrides: Sequence[str]) -> None:
+    """Refuses overrides of the command line that name nothing, before they are blamed on every cell.
+
+    Raises:
+        InvalidInput
+    """
+    _, faults = check(overrides, whole=False)
+    if faults:
+        raise InvalidInput(faults)
+
+
+def _options(table: Table) -> list[str]:
+    parts = [part for part in (table.full, table.tiny) if part is not None]
+    found = [option for options in table.rows.values() for option in options]
+    found += [option for part in parts for option in part.overrides]
+    found += [option for part in parts for column in part.columns.values() for option in column.overrides]
+    if table.fair is not None:
+        found += [option for options in table.fair.overrides.values() for option in options]
+    return found
+
+
+def _for_the_command_line(option: str) -> bool:
+    path = tuple(re.split(r"[.]", option.split("=", 1)[0].lstrip("+~")))
+    hydras = path[0] == "hydra" or path[0].startswith(("-", "hydra/"))
+    return hydras or (path != ("recipe",) and path in COMMAND_LINE_ONLY)
+
+
+def only(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) -> tuple[Table, Part]:
+    """A table with some of its rows and columns; with all of them where none are named.
+
+    Raises:
+        InvalidInput: a row or column that it does not have.
+    """
+    faults = [Fault("--rows", f"no row {name!r}", nearest(name, table.rows)) for name in rows if name not in table.rows]
+    for name in columns:
+        if name not in part.columns:
+            faults.append(Fault("--columns", f"no column {name!r}", nearest(name, part.columns)))
+    if faults:
+        raise InvalidInput(faults)
+    kept = {name: options for name, options in table.rows.items() if name in rows or not rows}
+    shown_columns = {name: column for name, column in part.columns.items() if name in columns or not columns}
+    return table.model_copy(update={"rows": kept}), part.model_copy(update={"columns": shown_columns})
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """A table's title, number of rows, columns, and whether it has a tiny form, for a list of tables."""
+    table = read_table(file)
+    columns = list(table.full.columns)
+    return {"title": table.title, "rows": len(table.rows), "columns": columns, "tiny": table.tiny is not None}

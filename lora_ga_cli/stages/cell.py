@@ -1,0 +1,111 @@
+"""Filling one cell of a table: train and score, or measure the gradient."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import GradientError
+from lora_ga_cli.gradient.estimate import estimate_gradients
+from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.gradient.similarity import magnitude_similarity, sign_similarity
+from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.stages.candidates import of_run
+from lora_ga_cli.stages.estimate import estimate, sample
+from lora_ga_cli.stages.evaluate import evaluate
+from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.train import train
+
+REFERENCE_ROWS = 2048
+"""Rows of the gradient that others are compared with, or all there are (LoRA-GA, section 4.4)."""
+
+
+def fill(config: Config, measure: str) -> dict[str, Any]:
+    """Does what a cell's measure says.
+
+    Returns:
+        The values by name, and with a run its folder.
+
+    Raises:
+        UserError: of any stage.
+    """
+    return MEASURES[measure](config)
+
+
+def _score(config: Config) -> dict[str, Any]:
+    run = train(config)
+    return evaluate(of_run(run, config))["values"] | {"run": str(run.path)}
+
+
+def _loss(config: Config) -> dict[str, Any]:
+    run = train(config)
+    manifest = run.manifest
+    found = {name: manifest[name] for name in ("training_loss", "validation_loss") if manifest[name] is not None}
+    return found | {"run": str(run.path)}
+
+
+def _coverage(config: Config) -> dict[str, Any]:
+    """The share of ‖G‖² that the first ``2 · rank`` singular vectors hold: mean and least over layers."""
+    shares = list(estimate(prepare_inputs(config)).energy(config.rank).values())
+    return {"mean": statistics.mean(shares), "least": min(shares)}
+
+
+def _similarity(config: Config) -> dict[str, Any]:
+    """Sign and magnitude similarity of the gradient of ``gradient.samples`` rows with that of many; means over layers.
+
+    The rows of the few are the first of the many, as they would be in training.
+    """
+    inputs = prepare_inputs(config)
+    many = config.model_copy(update={"gradient": config.gradient.model_copy(update={"samples": REFERENCE_ROWS})})
+    reference = _gradients(Inputs(many, inputs.device, inputs.settings, inputs.tokenizer, inputs.data))
+    found = _gradients(inputs)
+    pairs = [(found[name], reference[name]) for name in found]
+    return {
+        "sign": statistics.mean(sign_similarity(*pair) for pair in pairs),
+        "magnitude": statistics.mean(magnitude_similarity(*pair) for pair in pairs),
+    }
+
+
+MEASURES: dict[str, Callable[[Config], dict[str, Any]]] = {
+    "score": _score,
+    "loss": _loss,
+    "coverage": _coverage,
+    "similarity": _similarity,
+}
+"""By `Column.measure`."""
+
+
+class _Whole(ExactEstimator):
+    """Keeps the mean gradients (d_out, d_in) themselves, on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(offload=True)
+        self.grads: Mapping[str, Tensor] = {}
+
+    def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
+        self.grads = {name: grad / total for name, grad in self._sums.items()}
+        return iter(())
+
+
+def _gradients(inputs: Inputs) -> Mapping[str, Tensor]:
+    config, rows = inputs.config, sample(inputs)
+    model = inputs.load_model(to_train=True)
+    size = config.gradient.micro_batch_size
+    estimator = _Whole()
+    batches = (inputs.collator(rows[begin : begin + size]) for begin in range(0, len(rows), size))
+    targets = list(find_targets(model, config.target_modules))
+    estimate_gradients(model, batches, target_modules=targets, capacity=1, estimator=estimator)
+    if set(estimator.grads) != set(targets):
+        raise GradientError(f"{len(targets) - len(estimator.grads)} layers received no gradient")
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return estimator.grads
