@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 from lora_ga_cli.cli.common import Debug, report_error
 
 
-class Scale(str, Enum):
+class Scale(StrEnum):
     """How large a table is made."""
 
     full = "full"

@@ -112,7 +112,7 @@ def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], fo
     main = hydra.main(version_base="1.3", config_path=None, config_name=CELLS)(application)
     numbers = ",".join(map(str, range(count)))
     with (
-        mock.patch.object(sys, "argv", ["loraga", f"cell={numbers}", "--multirun", *flags]),
+        mock.patch.object(sys, "argv", ["loraga", f"cell={numbers}", *flags, "--multirun"]),
         mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
         mock.patch.dict(ConfigStore.instance().repo),
     ):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -31,7 +31,7 @@ Scale = Literal["full", "tiny"]
 class Column(Section):
     """What is measured of every row."""
 
-    overrides: Overrides = []
+    overrides: Overrides = Field(default_factory=list)
     """Of the training."""
     measure: Literal["score", "loss", "coverage", "similarity"] = "score"
     """``score``: a value of `loraga eval`. ``loss``: of the training. ``coverage``, ``similarity``: of the gradient."""
@@ -52,7 +52,7 @@ class Part(Section):
     """By heading."""
     seeds: Annotated[list[int], Field(min_length=1)]
     """Each cell is the mean over them."""
-    leave_out: list[str] = []
+    leave_out: list[str] = Field(default_factory=list)
     """Rows that this scale does not have."""
     note: str = ""
     """What a reader has to know of this scale."""
@@ -78,7 +78,7 @@ class Table(Section):
     full: Part
     tiny: Part | None = None
     fair: Fair | None = None
-    paper: dict[str, dict[str, list[float]]] = {}
+    paper: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
     """The paper's mean and standard deviation, by row and column."""
     source: str = ""
     """Where the paper's values stand."""
@@ -206,14 +206,17 @@ def cells_of(
             if row in part.leave_out or heading in lacking:
                 continue
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
-            for seed in part.seeds:
-                overrides = (*part.overrides, *of_row, *column.overrides, *rate, f"seed={seed}", *further)
-                try:
-                    config = _composed(overrides)
-                except InvalidInput as error:
-                    faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
-                    break
-                cells.append(Cell(row, heading, seed, overrides, config, column.measure, column.value))
+            overrides = (*part.overrides, *of_row, *column.overrides, *rate, *further)
+            try:
+                config = _composed(overrides)
+            except InvalidInput as error:
+                faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
+                continue
+            seeds = [config.seed] if any(option.startswith("seed=") for option in further) else part.seeds
+            for seed in seeds:
+                seeded = config.model_copy(update={"seed": seed})
+                given = (*overrides, f"seed={seed}")
+                cells.append(Cell(row, heading, seed, given, seeded, column.measure, column.value))
     if faults:
         raise InvalidInput(list(dict.fromkeys(faults)))
     return cells

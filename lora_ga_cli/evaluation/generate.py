@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,10 @@ class Writer:
     @torch.no_grad()
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""
+        if len(prompts) > 1 and self.task == "causal_lm" and has_prefix(self.model):
+            for prompt in prompts:
+                yield from self._generate([prompt], stops)
+            return
         options, tokenizer, device = self.options, self.tokenizer, next(self.model.parameters()).device
         inputs, ends = generation_batch(tokenizer, self._rows(prompts)), self._ends()
         how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -92,15 +97,17 @@ class Writer:
             how = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
         if stops:
             how |= {"stop_strings": list(stops), "tokenizer": tokenizer}
-        tokens = self.model.generate(
-            **{name: tensor.to(device) for name, tensor in inputs.items()},
-            **how,
-            num_beams=1,
-            repetition_penalty=1.0,
-            max_new_tokens=options.max_new_tokens,
-            eos_token_id=ends or None,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT, of what transformers gives it
+            tokens = self.model.generate(
+                **{name: tensor.to(device) for name, tensor in inputs.items()},
+                **how,
+                num_beams=1,
+                repetition_penalty=1.0,
+                max_new_tokens=options.max_new_tokens,
+                eos_token_id=ends or None,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
         tokens = tokens[:, inputs["input_ids"].shape[1] :] if self.task == "causal_lm" else tokens[:, 1:]
         for prompt, row in zip(prompts, tokens.tolist(), strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
@@ -121,6 +128,12 @@ class Writer:
         start = leading_tokens(self.tokenizer)
         begun = [ids if ids[: len(start)] == start else start + ids for ids in plain_tokens(self.tokenizer, prompts)]
         return [{"input_ids": ids, "prompt_length": len(ids)} for ids in begun]
+
+
+def has_prefix(model: Any) -> bool:
+    """Whether PEFT puts trained embeddings before the input: before its padding too, farther from shorter prompts."""
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and bool(config.is_prompt_learning)
 
 
 def check_conversation(options: EvalConfig, tokenizer: Any) -> None:

@@ -17,6 +17,7 @@ import torch
 from lora_ga_cli.config.schema import Config, EvalConfig
 from lora_ga_cli.data.local import listed
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, nearest
+from lora_ga_cli.evaluation.generate import has_prefix
 from lora_ga_cli.evaluation.task import Score
 from lora_ga_cli.files import resolve_path
 
@@ -70,8 +71,9 @@ def score(model: Any, tokenizer: Any, config: Config) -> Score:
             from lm_eval.evaluator import simple_evaluate
             from lm_eval.models.huggingface import HFLM
 
+            size = 1 if has_prefix(model) else options.batch_size
             found = simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size),
+                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size),
                 tasks=options.tasks,
                 num_fewshot=options.shots,
                 limit=options.limit,
@@ -86,7 +88,7 @@ def score(model: Any, tokenizer: Any, config: Config) -> Score:
         raise
     except Exception as error:  # tasks and the library raise many unrelated types
         what = f"lm-evaluation-harness could not score {', '.join(options.tasks)}"
-        raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+        raise UserError(f"{what}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     assert found is not None
     return Score(_values(found["results"]), _verdicts(found["samples"]))
 
@@ -112,7 +114,7 @@ def _folders(options: EvalConfig) -> list[Path]:
 
 
 def _manager(options: EvalConfig) -> Any:
-    return _index(tuple(map(str, _folders(options))), tuple(options.tasks))
+    return _index(tuple(str(folder.resolve()) for folder in _folders(options)), tuple(options.tasks))
 
 
 @functools.cache
@@ -137,7 +139,7 @@ def _values(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _verdicts(samples: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Every question with what the model said and what that scored, as plain data; once for each of a task's filters."""
+    """Every question with what the model said and what that scored, as plain data; once for each filter of a task."""
     kept = ("doc_id", "arguments", "resps", "filter", "filtered_resps", "target")
     return [
         {"task": task} | {name: _plain(sample.get(name)) for name in (*kept, *sample.get("metrics", ()))}

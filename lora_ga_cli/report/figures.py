@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,6 @@ def dots(
     panels[0].set_yticks([places[row] for row in rows], rows)
     if any(paper.values()):
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=11, parse_math=False)
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data sets are not at {SHARED}"),
 ]
 
+JUDGE = "classify the grammaticality of the text: "
+COMPARE = "classify the semantic similarity of the text: "
 COLA = ["source", "label", "mark", "sentence"]
 MRPC = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
 
@@ -87,7 +89,7 @@ def test_cola_as_text_to_text_reads_it(ended: Any) -> None:
     assert data.train is not None
     assert data.validation is not None
     row = data.validation.rows[0]
-    assert row["prompt"] == "cola sentence: The sailors rode the breeze clear of the rocks."
+    assert row["prompt"] == f"{JUDGE}The sailors rode the breeze clear of the rocks.\nresult: "
     assert (row["reference"], ended.decode(row["labels"])) == ("acceptable", "acceptable</s>")
     for split, lines in ((data.train, 8551), (data.validation, 1043)):
         # the published labels, as the file's second field has them
@@ -95,7 +97,7 @@ def test_cola_as_text_to_text_reads_it(ended: Any) -> None:
         fields = [line.split("\t") for line in gzip.decompress(file.read_bytes()).decode().splitlines()]
         assert len(fields) == lines
         assert [("acceptable" if one[1] == "1" else "unacceptable") for one in fields] == [*split.rows["reference"]]
-        assert [f"cola sentence: {one[3]}" for one in fields] == [*split.rows["prompt"]]
+        assert [f"{JUDGE}{one[3]}\nresult: " for one in fields] == [*split.rows["prompt"]]
 
 
 @pytest.mark.parametrize(("part", "count", "equivalent"), [("train", 3667, 2473), ("dev", 408, 279)])
@@ -115,10 +117,10 @@ def test_mrpc_as_text_to_text_and_as_pairs(ended: Any, paired: Any, part: str, c
 
     text = compose(["model=t5_base", "dataset=glue_mrpc", *common]).dataset
     rows = load_data(text, task="seq2seq_lm", tokenizer=ended, seed=0).train.rows  # type: ignore[union-attr]
-    assert [f"mrpc sentence1: {one[3]} sentence2: {one[4]}" for one in fields] == [*rows["prompt"]]
+    assert [f"{COMPARE}{one[3]}\n{one[4]}\nresult: " for one in fields] == [*rows["prompt"]]
     assert len(rows) == count
     words = [*rows["reference"]]
-    assert words == ["equivalent" if one[0] == "1" else "not_equivalent" for one in fields]
+    assert words == ["equivalent" if one[0] == "1" else "different" for one in fields]
     assert words.count("equivalent") == equivalent
 
     pairs = compose(["model=minilm", "dataset=mrpc", *common]).dataset

@@ -28,7 +28,7 @@ Hostile = Callable[..., str]
 PROMPT = "def add_two(x):\n    '''Adds two.'''\n"
 TEST = "def check(candidate):\n    for x in (1, 20, -5):\n        assert candidate(x) == x + 2\n"
 RIGHT = "def add_two(x):\n    return x + 2\n"
-LIMITS = Limits(seconds=2)
+LIMITS = Limits(seconds=20)
 SETTLED = 5.0
 """Seconds in which a process that was killed must have vanished."""
 

@@ -1,0 +1,313 @@
+"""Answers to benchmarks: batched as one by one, the same again after an interruption, cut where they should be."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from lora_ga_cli.config.schema import EvalConfig
+from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
+from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
+from lora_ga_cli.report.progress import counting
+from tests.conftest import TASKS, build_model, byte_tokenizer
+
+PROMPTS = ["What is it?", "7+5=", "a", "Say something longer about nothing at all.", "é\n", "7+6=", "Well, well, well"]
+TEMPLATE = "{% for item in messages %}<{{ item['role'] }}>{{ item['content'] }}\n{% endfor %}<assistant>w"
+
+
+@dataclass
+class Bench:
+    """A benchmark of some questions, with nothing to score."""
+
+    questions: Sequence[str | tuple[str, ...]]
+    stops: tuple[str, ...] = ()
+    chat: bool = False
+    name: str = field(default="bench", init=False)
+
+    def check(self) -> None: ...
+
+    def problems(self) -> list[Problem]:
+        turns = [(question,) if isinstance(question, str) else question for question in self.questions]
+        return [Problem(f"bench/{number}", turn) for number, turn in enumerate(turns)]
+
+    def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
+        raise AssertionError("nobody asked")
+
+
+def restless(family: str) -> PreTrainedModel:
+    """A random model of a family with weights so large that what it writes depends on all that it reads."""
+    model = build_model(family).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.6)
+    return model
+
+
+def alphabet() -> LlamaForCausalLM:
+    """A model that goes on with the alphabet from the last letter, and ends after z and anything else.
+
+    Its one block adds nothing, embeddings are one-hot, and the head holds a 2 where a token follows. After the end it
+    would begin again.
+    """
+    tokenizer = byte_tokenizer()
+    size = len(tokenizer)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size + size % 2,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size, size + size % 2))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[config.eos_token_id] = 1
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), config.eos_token_id] = 2
+        for letter, following in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True):
+            one, other = tokenizer.convert_tokens_to_ids([letter, following])
+            model.lm_head.weight[other, one] = 2
+    return model
+
+
+@pytest.fixture
+def answer(tmp_path: Path) -> Callable[..., list[Reply]]:
+    """What a model answers to a benchmark, with options by name; drafts go to a file of the test's folder."""
+
+    def run(model: Any, bench: Bench, *, seed: int = 0, tokenizer: Any = None, file: str = "x", **fields: Any) -> Any:
+        task = TASKS[model.config.model_type]
+        options = EvalConfig(**({"max_new_tokens": 8, "batch_size": 3} | fields))
+        writer = Writer(model, tokenizer or byte_tokenizer(), task, options, seed)
+        return writer.replies(bench, tmp_path / f"{file}.jsonl", counting)
+
+    return run
+
+
+Answer = Callable[..., list[Reply]]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(model: Any, batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a model generate some batches, and no more."""
+    generate, done = model.generate, []
+
+    def few(*args: Any, **kwargs: Any) -> Any:
+        if len(done) == batches:
+            raise Killed
+        done.append(None)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(model, "generate", few)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_a_batch_answers_as_transformers_alone_does_one_by_one(answer: Answer, family: str) -> None:
+    """Padding, batches and their order change no token."""
+    model, tokenizer = restless(family), byte_tokenizer()
+    replies = answer(model, Bench(PROMPTS), max_new_tokens=12)
+    expected = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        with torch.no_grad():
+            found = model.generate(input_ids=ids, do_sample=False, max_new_tokens=12)
+        new = found[0, 1 if family == "t5" else ids.shape[1] :]
+        expected.append((tokenizer.decode(new, skip_special_tokens=True), 1 not in new))
+    assert [(reply.texts[0], reply.cut) for reply in replies] == expected
+    assert [reply.prompts for reply in replies] == [(prompt,) for prompt in PROMPTS]
+    assert len({text for text, _ in expected}) > len(PROMPTS) / 2
+
+
+def test_a_trained_prefix_stays_beside_its_prompt(answer: Answer) -> None:
+    """Against the base alone, which is given the prefix's embeddings before each prompt's, a token at a time."""
+    base, tokenizer = restless("llama"), byte_tokenizer()
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    model.prompt_encoder["default"].embedding.weight.data.normal_(std=0.6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        replies = answer(model, Bench(PROMPTS), max_new_tokens=4)
+    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        ids, new = tokenizer(prompt)["input_ids"], []
+        for _ in range(4):
+            with torch.no_grad():
+                embeddings = base.get_input_embeddings()(torch.tensor([ids + new]))
+                read = torch.cat([model.get_prompt(1), embeddings], dim=1)
+                new.append(int(base(inputs_embeds=read, use_cache=False).logits[0, -1].argmax()))
+        assert reply.texts[0] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_samples_are_those_of_their_seed(answer: Answer) -> None:
+    model, options = restless("llama"), {"samples": 2, "temperature": 1.5, "top_p": 0.9}
+    first = answer(model, Bench(PROMPTS), file="a", **options)
+    torch.manual_seed(5)
+    assert answer(model, Bench(PROMPTS), file="b", **options) == first
+    assert answer(model, Bench(PROMPTS), file="c", seed=1, **options) != first
+    assert [(reply.problem.id, reply.sample) for reply in first[:3]] == [("bench/0", 0), ("bench/0", 1), ("bench/1", 0)]
+    assert all(one.texts != other.texts for one, other in zip(first[::2], first[1::2], strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_an_interruption_changes_no_answer(
+    answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, batches: int
+) -> None:
+    """Two turns, so that an interruption falls within a batch too; what was kept is not made again."""
+    bench = Bench([(prompt, "And?") for prompt in PROMPTS], chat=True)
+    options = {"prompt": "{question}", "temperature": temperature, "max_new_tokens": 5}
+    model = restless("llama")
+    whole = answer(model, bench, file="whole", **options)
+    with monkeypatch.context() as patch:
+        killed_after(model, 2 * batches + 1, patch)
+        with pytest.raises(Killed):
+            answer(model, bench, file="again", **options)
+    kept = (tmp_path / "again.jsonl").read_bytes()
+    assert kept.count(b"\n") == 3 * batches
+    with monkeypatch.context() as patch:
+        killed_after(model, 2 * (3 - batches), patch)
+        assert answer(model, bench, file="again", **options) == whole
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "again.jsonl").read_bytes().startswith(kept)
+
+
+def test_an_answer_that_was_half_written_is_made_again(answer: Answer, tmp_path: Path) -> None:
+    model, options = restless("llama"), {"temperature": 1.0}
+    whole = answer(model, Bench(PROMPTS), file="x", **options)
+    drafts = tmp_path / "x.jsonl"
+    drafts.write_bytes(drafts.read_bytes()[:-20])
+    assert answer(model, Bench(PROMPTS), file="x", **options) == whole
+
+
+def test_a_file_of_drafts_gives_its_whole_lines_wherever_it_ends(tmp_path: Path) -> None:
+    """Every length of a file whose texts hold all that some readers take for the end of a line."""
+    problems = {name: Problem(name, ("?",)) for name in ("a", "b")}
+    texts = ["é\u2028\u2029\x85", "\n\r\x0b\x0c\x1c\x1e", "plain"]
+    replies = [Reply(problems[name], 0, ("?",), (text,), True) for name, text in zip("abb", texts, strict=True)]
+    replies[2] = Reply(problems["b"], 1, ("?",), ("plain",), False)
+    file = tmp_path / "drafts.jsonl"
+    append_replies(file, replies)
+    written = file.read_bytes()
+    for length in range(len(written) + 1):
+        file.write_bytes(written[:length])
+        count = written[:length].count(b"\n")
+        assert list(read_replies(file, problems).values()) == replies[:count]
+        assert file.read_bytes() == b"".join(written.splitlines(keepends=True)[:count])
+    assert list(read_replies(file, {"b": problems["b"]})) == [("b", 0), ("b", 1)]
+    assert read_replies(tmp_path / "none.jsonl", problems) == {}
+
+
+def test_a_stop_ends_an_answer_and_not_its_neighbours(answer: Answer) -> None:
+    replies = answer(alphabet(), Bench(["a", "t", "ae"], stops=("ef", "zz")), max_new_tokens=20)
+    assert [(reply.texts, reply.cut) for reply in replies] == [
+        (("bcdef",), False),
+        (("uvwxyz",), False),
+        (("f",), False),  # the stop began in the prompt
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "cut"),
+    [("v", "wxyz", False), ("t", "uvwxyz", False), ("s", "tuvwxyz", False), ("r", "stuvwxyz", True), ("1", "", False)],
+)
+def test_an_answer_is_cut_where_the_limit_ended_it(answer: Answer, prompt: str, text: str, cut: bool) -> None:
+    """Eight tokens hold seven letters and the end, or eight letters."""
+    replies = answer(alphabet(), Bench([prompt, "a"]))
+    assert [(reply.texts, reply.cut) for reply in replies] == [((text,), cut), (("bcdefghi",), True)]
+
+
+def test_an_answer_ends_with_any_token_that_the_model_or_the_tokenizer_ends_with(answer: Answer) -> None:
+    model = alphabet()
+    model.generation_config.eos_token_id = byte_tokenizer().convert_tokens_to_ids(["m", "f"])
+    replies = answer(model, Bench(["a", "j", "v", "n"]))
+    assert [(reply.texts[0], reply.cut) for reply in replies] == [
+        ("bcdef", False),
+        ("klm", False),
+        ("wxyz", False),
+        ("opqrstuv", True),
+    ]
+
+
+@pytest.mark.parametrize("way", ["template", "prompt"])
+def test_a_second_question_comes_after_the_first_answer(answer: Answer, way: str) -> None:
+    tokenizer = byte_tokenizer()
+    if way == "template":
+        tokenizer.chat_template = TEMPLATE
+        options = {}
+        first, second = "<user>One?\n<assistant>w", "<user>One?\n<assistant>xyz\n<user>Two {x}?\n<assistant>w"
+    else:
+        options = {"prompt": "Q: {question}\nA: w"}
+        first, second = "Q: One?\nA: w", "Q: One?\nA: wxyz\n\nQ: Two {x}?\nA: w"
+    bench = Bench([("One?", "Two {x}?"), ("One?",)], chat=True)
+    replies = answer(alphabet(), bench, tokenizer=tokenizer, **options)
+    assert [(reply.prompts, reply.texts) for reply in replies] == [
+        ((first, second), ("xyz", "xyz")),
+        ((first,), ("xyz",)),
+    ]
+
+
+def test_any_turn_that_is_cut_makes_a_reply_cut(answer: Answer) -> None:
+    replies = answer(alphabet(), Bench([("a", "w"), ("w", "a"), ("w", "v")], chat=True), prompt="{question}")
+    assert [reply.texts for reply in replies] == [("bcdefghi", "xyz"), ("xyz", "bcdefghi"), ("xyz", "wxyz")]
+    assert [reply.cut for reply in replies] == [True, True, False]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_text_begins_once(answer: Answer, monkeypatch: pytest.MonkeyPatch, chat: bool) -> None:
+    """What a tokenizer puts before every text is there, and not again where a chat template has written it."""
+    tokenizer, model = byte_tokenizer(), alphabet()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.chat_template = "<s>" + TEMPLATE
+    generate, seen = model.generate, []
+
+    def watched(**inputs: Any) -> torch.Tensor:
+        seen.extend(inputs["input_ids"].tolist())
+        return generate(**inputs)
+
+    monkeypatch.setattr(model, "generate", watched)
+    (reply,) = answer(model, Bench(["w"], chat=chat), tokenizer=tokenizer)
+    assert [tokenizer.decode(row) for row in seen] == ["<s><user>w\n<assistant>w" if chat else "<s>w"]
+    assert reply.texts == ("xyz",)
+
+
+def test_a_conversation_needs_a_chat_template_or_a_prompt() -> None:
+    tokenizer = byte_tokenizer()
+    with pytest.raises(InvalidInput, match=r"no chat template.*eval\.prompt=") as caught:
+        check_conversation(EvalConfig(), tokenizer)
+    assert "\n" not in str(caught.value)
+    check_conversation(EvalConfig(prompt="{question} {{x}}"), tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    check_conversation(EvalConfig(), tokenizer)
+
+
+@pytest.mark.parametrize("prompt", ["{query}", "Tell me.", "{question} {answer}", "{question", "{question.x}"])
+def test_a_prompt_without_the_question_is_refused(prompt: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_conversation(EvalConfig(prompt=prompt), byte_tokenizer())
+    assert [fault.where for fault in caught.value.faults] == ["eval.prompt"]
+
+
+def test_drafts_are_plain_lines(answer: Answer, tmp_path: Path) -> None:
+    answer(alphabet(), Bench(["w"]))
+    (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "cut": False}

@@ -1,0 +1,371 @@
+"""`loraga eval` of runs, adapters and models: which is which, where results go, and when they are used again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lora_ga_cli.cli.app import main
+from lora_ga_cli.evaluation.generate import Writer
+from tests.conftest import byte_tokenizer
+from tests.evaluation.test_generate import restless
+from tests.stages.test_train import Loraga
+
+PROBLEMS = [("Two and 2?", "#### 4"), ("Is 7 a 7", "It is.\n#### 7"), ("How many? 9", "#### 10")]
+BENCHMARK = [
+    "eval=gsm8k",
+    "eval.file=problems.jsonl",
+    "eval.prompt='{question}'",
+    "eval.max_new_tokens=6",
+    "device=cpu",
+]
+FLOAT = "model.dtype=float32"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose answers depend on all of a prompt, and two short runs on it that change them."""
+    home = tmp_path_factory.mktemp("home")
+    restless("llama").save_pretrained(home / "base")
+    byte_tokenizer().save_pretrained(home / "base")
+    rows = [{"prompt": f"{number}+1=", "answer": f"{number + 1}"} for number in range(24)]
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("LORAGA_CACHE", str(home / "cache"))
+        for name, method in (("plain", "lora"), ("inserted", "bottleneck_adapter")):
+            command = ["train", "model=causal_lm", f"model.path={home / 'base'}", FLOAT, "device=cpu", f"name={name}"]
+            data = ["dataset=jsonl", f"dataset.train_file={home / 'rows.jsonl'}", "dataset.max_length=64"]
+            options = ["trainer.max_steps=3", "trainer.learning_rate=0.3", "trainer.warmup_ratio=0", "rank=4"]
+            assert main([*command, *data, *options, f"method={method}"]) == 0
+    return home
+
+
+@pytest.fixture(autouse=True)
+def laid_out(home: Path) -> None:
+    """Copies of the runs, the plain one's adapter alone, and problems, in the test's own folder."""
+    for name in ("plain", "inserted"):
+        shutil.copytree(home / "runs" / name, f"runs/{name}")
+    Path("exported").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(home / "runs" / "plain" / file, "exported")
+    Path("moved").mkdir()
+    for file in home.glob("runs/inserted/inserted.*"):
+        shutil.copy(file, "moved")
+    lines = [json.dumps({"question": question, "answer": solution}) + "\n" for question, solution in PROBLEMS]
+    Path("problems.jsonl").write_text("".join(lines))
+
+
+def listing(folder: str | Path) -> dict[str, bytes]:
+    """All that lies in a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def results(folder: str | Path) -> list[dict[str, Any]]:
+    """The results of benchmarks in a folder, the oldest first."""
+    files = sorted(Path(folder).glob("eval/*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return [json.loads(file.read_text()) for file in files]
+
+
+def texts(folder: str | Path) -> list[str]:
+    """The answers to the only benchmark in a folder."""
+    (file,) = Path(folder).glob("eval/*.jsonl")
+    return [json.loads(line)["texts"][0] for line in file.read_text().splitlines()]
+
+
+def written_by(model: torch.nn.Module) -> list[str]:
+    """What a model answers to the problems, one by one."""
+    tokenizer = byte_tokenizer()
+    found = []
+    for question, _ in PROBLEMS:
+        ids = torch.tensor([tokenizer(question)["input_ids"]])
+        with torch.no_grad():
+            out = model.generate(input_ids=ids, do_sample=False, max_new_tokens=6)  # type: ignore[operator]
+        found.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return found
+
+
+@pytest.fixture
+def digits() -> Path:
+    """A model that writes ``#### n`` after a digit n and then ends; after anything else it writes a question mark."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"#### {digit}" for digit in range(10)])
+    size = len(tokenizer) + len(tokenizer) % 2
+    shape = {"hidden_size": size, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **shape, **ids, tie_word_embeddings=False)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), size))
+        head = model.lm_head.weight.zero_()
+        head[tokenizer.convert_tokens_to_ids("?")] = 1
+        for digit in range(10):
+            asked, told = tokenizer.convert_tokens_to_ids([str(digit), f"#### {digit}"])
+            head[told, asked] = 2
+            head[1, told] = 2
+    model.save_pretrained("digits")
+    tokenizer.save_pretrained("digits")
+    return Path("digits")
+
+
+def test_a_run_and_its_exported_adapter_have_one_score(loraga: Loraga, home: Path) -> None:
+    """Against PEFT alone, a problem at a time; an adapter's results lie beside the runs, and not in its folder."""
+    before = listing("exported")
+    loraga("eval", "runs/plain", *BENCHMARK)
+    loraga("eval", "exported", *BENCHMARK, FLOAT)
+    base = AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.float32)
+    without = written_by(base)
+    assert texts("runs/plain") == texts("runs/eval-exported") == written_by(PeftModel.from_pretrained(base, "exported"))
+    assert texts("runs/plain") != without
+    (run,), (adapter,) = results("runs/plain"), results("runs/eval-exported")
+    assert run["values"] == adapter["values"]
+    assert (run["rows"], run["split"], run["options"]["task"]) == (3, "gsm8k", "gsm8k")
+    assert listing("exported") == before
+    assert set(listing("runs/plain/eval")) == {f"gsm8k-{run['identity'][:8]}{end}" for end in (".json", ".jsonl")}
+
+
+def test_rows_give_a_run_and_its_adapter_one_loss(loraga: Loraga, home: Path) -> None:
+    rows = [f"eval.file={home / 'rows.jsonl'}", "eval.limit=8", "device=cpu"]
+    data = ["dataset=jsonl", f"dataset.train_file={home / 'rows.jsonl'}", "dataset.max_length=64"]
+    loraga("eval", "runs/plain", *rows)
+    loraga("eval", "exported", *rows, *data, FLOAT)
+    run, adapter = (json.loads(Path(f"runs/{name}/eval.json").read_text()) for name in ("plain", "eval-exported"))
+    assert adapter["values"] == run["values"]
+    assert (adapter["rows"], run["rows"]) == (8, 8)
+
+
+def test_an_inserted_adapter_is_scored_on_the_base_that_is_named(loraga: Loraga, home: Path) -> None:
+    before = listing("moved")
+    assert "which base is this adapter for? (model.path=ORG/MODEL)" in loraga("eval", "moved", *BENCHMARK, code=2)
+    loraga("eval", "moved", *BENCHMARK, FLOAT, f"model.path={home / 'base'}")
+    loraga("eval", "runs/inserted", *BENCHMARK)
+    assert texts("runs/eval-moved") == texts("runs/inserted")
+    assert texts("runs/inserted") != written_by(AutoModelForCausalLM.from_pretrained(home / "base"))
+    assert listing("moved") == before
+
+
+def test_a_model_in_a_folder_is_scored_as_it_is(loraga: Loraga, digits: Path) -> None:
+    """Of three problems it gets one right, one wrong, and does not answer the third."""
+    before = listing(digits)
+    out = loraga("eval", str(digits), *BENCHMARK)
+    assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, cut 0.3333 (3 problems)" in out
+    assert texts("runs/eval-digits") == ["??????", "#### 7", "#### 9"]
+    third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "cut": 1 / 3}
+    assert results("runs/eval-digits")[0]["values"] == third
+    assert listing(digits) == before
+
+
+def test_a_folder_is_called_by_its_name_wherever_one_stands(
+    loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = [*BENCHMARK, f"eval.file={tmp_path / 'problems.jsonl'}", f"output_dir={tmp_path / 'elsewhere'}"]
+    for folder in ("digits", "exported"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert f" {folder}: accuracy" in loraga("eval", ".", *options)
+        assert len(results(tmp_path / "elsewhere" / f"eval-{folder}")) == 1
+    monkeypatch.chdir(tmp_path / "runs" / "plain")
+    assert " plain: accuracy" in loraga("eval", ".", *BENCHMARK, f"eval.file={tmp_path / 'problems.jsonl'}")
+
+
+def test_an_encoder_decoder_is_scored_too(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
+    loraga("eval", str(saved_bases["t5"]), *BENCHMARK, "model=seq2seq_lm")
+    assert results("runs/eval-t5")[0]["values"]["no_answer"] == 1
+
+
+def test_the_same_again_is_reused_and_other_options_stand_beside_it(loraga: Loraga) -> None:
+    for command in (["runs/plain", *BENCHMARK], ["exported", *BENCHMARK, FLOAT]):
+        folder = Path("runs/plain" if command[0] == "runs/plain" else "runs/eval-exported")
+        loraga("eval", *command)
+        first = listing(folder / "eval")
+        assert "reused" in loraga("eval", *command, "eval.batch_size=1")
+        assert listing(folder / "eval") == first
+        assert "(2 problems)" in loraga("eval", *command, "eval.limit=2")
+        both = listing(folder / "eval")
+        assert first.items() <= both.items()
+        assert len(both) == 4
+        assert "reused" in loraga("eval", *command)
+
+
+def retrain() -> None:
+    """Another adapter of the same size in the same place."""
+    tensors = load_file("exported/adapter_model.safetensors")
+    save_file(
+        {name: -tensor for name, tensor in tensors.items()}, "exported/adapter_model.safetensors", {"format": "pt"}
+    )
+
+
+def replace_base() -> None:
+    base = LlamaForCausalLM.from_pretrained("base")
+    base.model.norm.weight.data *= 2
+    base.save_pretrained("base")
+
+
+def correct_solution() -> None:
+    file = Path("problems.jsonl")
+    file.write_text(file.read_text().replace("#### 10", "#### 11"))
+
+
+@pytest.mark.parametrize("change", [retrain, replace_base, correct_solution])
+def test_a_score_of_something_else_is_not_taken_for_this_one(
+    loraga: Loraga, home: Path, change: Callable[[], None]
+) -> None:
+    """The same command, after what it names has become another."""
+    shutil.copytree(home / "base", "base")
+    command = ["exported", *BENCHMARK, FLOAT, "model.path=./base"]
+    loraga("eval", *command)
+    assert "reused" in loraga("eval", *command)
+    change()
+    assert "reused" not in loraga("eval", *command)
+    assert len(results("runs/eval-exported")) == 2
+
+
+def test_a_model_in_another_precision_is_another(loraga: Loraga, digits: Path) -> None:
+    loraga("eval", str(digits), *BENCHMARK, FLOAT)
+    assert "reused" not in loraga("eval", str(digits), *BENCHMARK, "model.dtype=bfloat16")
+    assert len(results("runs/eval-digits")) == 2
+
+
+def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, asked = Writer._generate, []
+
+    def once(*arguments: Any) -> Any:
+        asked.append(None)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return generate(*arguments)
+
+    monkeypatch.setattr(Writer, "_generate", once)
+    loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2", code=130)
+    (drafts,) = Path("runs/plain/eval").iterdir()
+    assert drafts.name.endswith(".drafts.jsonl")
+    assert len(drafts.read_text().splitlines()) == 2
+    loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2")
+    assert len(asked) == 3
+    assert not drafts.exists()
+    loraga("eval", "exported", *BENCHMARK, FLOAT)
+    assert texts("runs/plain") == texts("runs/eval-exported")
+
+
+def test_runs_adapters_and_models_stand_in_one_table(loraga: Loraga, digits: Path) -> None:
+    out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK)
+    table = out[out.index(" run ") :].splitlines()
+    assert [line.split()[:3] for line in table[2:5]] == [
+        ["plain", "lora", "4"],
+        ["exported", "–", "–"],
+        ["digits", "–", "–"],
+    ]
+    assert "33.3%" in table[4]
+    assert "left out: nonsense: no such run folder, adapter or model" in out
+
+
+def tamper(**changes: Any) -> None:
+    """Other ``eval`` options in a run's own configuration."""
+    file = Path("runs/plain/config.yaml")
+    config = yaml.safe_load(file.read_text())
+    config["eval"] |= changes
+    file.write_text(yaml.safe_dump(config))
+
+
+def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lora_ga_cli.evaluation.humaneval.judge", lambda *_: pytest.fail("a program ran"))
+    row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
+    Path("programs.jsonl").write_text(json.dumps(row) + "\n")
+    tamper(task="humaneval", file="programs.jsonl", execute_code=True)
+    assert "eval.execute_code: the programs that the model writes would run" in loraga("eval", "runs/plain", code=2)
+    assert not Path("runs/plain/eval").exists()
+
+
+def test_a_strangers_run_does_not_choose_who_receives_the_key(loraga: Loraga) -> None:
+    judge = yaml.safe_load(Path("runs/plain/config.yaml").read_text())["eval"]["judge"]
+    tamper(judge=judge | {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"})
+    loraga("eval", "runs/plain")
+    stored = json.loads(Path("runs/plain/eval.json").read_text())["options"]["judge"]
+    assert stored == judge | {"model": "kept"}
+
+
+def test_a_strangers_adapter_does_not_read_the_environment(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "leaked")
+    file = Path("exported/adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "${oc.env:SECRET}/x"}))
+    out = loraga("eval", "exported", *BENCHMARK, code=2)
+    assert "which base is this adapter for?" in out
+    assert "leaked" not in out
+
+
+@pytest.mark.parametrize("base", [None, ""])
+def test_an_adapter_that_does_not_name_its_base_asks_for_it(loraga: Loraga, home: Path, base: str | None) -> None:
+    file = Path("exported/adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    assert "which base is this adapter for?" in loraga("eval", "exported", *BENCHMARK, code=2)
+    loraga("eval", "exported", *BENCHMARK, FLOAT, f"model.path={home / 'base'}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "nothing: no such run folder, adapter or model"),
+        ("runs/nothing", "runs/nothing: no such run folder, adapter or model"),
+        ("./nothing", "./nothing: no such run folder, adapter or model"),
+        ("../nothing", "../nothing: no such run folder, adapter or model"),
+        ("/nowhere/nothing", "/nowhere/nothing: no such run folder, adapter or model"),
+        ("a/b/c", "a/b/c: no such run folder, adapter or model"),
+        ("problems.jsonl", "problems.jsonl: a file, not a run folder"),
+        ("runs", "runs: no run folder, adapter or model (neither manifest.json, adapter_config.json nor config.json"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], BENCHMARK])
+def test_a_name_of_nothing_is_an_error_of_one_line(loraga: Loraga, name: str, said: str, options: list[str]) -> None:
+    out = loraga("eval", name, *options, code=2)
+    assert len(out.splitlines()) == 1
+    assert said in out
+
+
+def test_a_name_of_nothing_on_the_hub_is_one_too(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the library reads the variable only once
+    out = loraga("eval", "nobody/nothing", *BENCHMARK, code=2)
+    assert len(out.splitlines()) == 1
+    assert "cannot load the config of nobody/nothing (on the hub): " in out
+
+
+def test_a_classifier_does_not_write(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
+    data = ["dataset=classification", "dataset.train_file=unread", "model=classifier"]
+    for benchmark in (BENCHMARK, ["eval=mt_bench"], ["eval=lm_eval", "eval.tasks=[mmlu]"]):
+        out = loraga("eval", str(saved_bases["bert"]), *data, *benchmark, code=2)
+        assert "wants a model that writes, and this one classifies" in out
+
+
+def test_rows_need_a_data_set(loraga: Loraga) -> None:
+    for options in ([], ["eval=exact_match"], ["eval.file=problems.jsonl"]):
+        out = loraga("eval", "exported", *options, code=2)
+        assert "no data set to score on (dataset=… or recipe=…, or a benchmark such as eval=gsm8k)" in out
+
+
+def test_a_recipe_says_what_kind_of_model_it_is(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
+    text = "defaults:\n  - override /model: seq2seq_lm\n  - override /dataset: quickstart\nmodel: {path: x}\n"
+    Path("own/recipes").mkdir(parents=True)
+    Path("own/recipes/mine.yaml").write_text(text)
+    loraga("eval", str(saved_bases["t5"]), *BENCHMARK, "recipe=mine", "--config-dir", "own")
+    assert len(results("runs/eval-t5")) == 1
+
+
+@pytest.mark.parametrize("flags", [["-m"], ["--cfg", "job"]])
+def test_hydras_flags_are_refused(loraga: Loraga, flags: list[str]) -> None:
+    for name in ("exported", "runs/plain"):
+        assert "goes with a recipe" in loraga("eval", name, *BENCHMARK, *flags, code=2)
+
+
+def test_faults_of_a_command_line_come_together(loraga: Loraga) -> None:
+    out = loraga("eval", "moved", "eval=gsm8k", "eval.limt=2", "modle.dtype=float32", code=2)
+    assert [word for word in ("eval.limit?", "model.dtype?", "which base") if word not in out] == []

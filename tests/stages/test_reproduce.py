@@ -1,0 +1,157 @@
+"""`loraga reproduce`: cells that are kept, shared, retried and put together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli.stages import cell as filling
+from tests.config import lay_out
+from tests.stages.test_train import Loraga
+
+TABLE = """
+title: "Mine"
+source: a paper
+provenance: as told
+rows: {{LoRA: [method=lora], LoRA-GA: [method=lora_ga], rank 2: [method=lora_ga, rank=2]}}
+full:
+  overrides:
+    - model=causal_lm
+    - model.path={base}
+    - model.dtype=float32
+    - dataset=jsonl
+    - dataset.train_file={rows}
+    - dataset.validation_fraction=0.1
+    - dataset.max_length=64
+    - rank=4
+    - gradient.samples=16
+    - trainer.max_steps=4
+    - trainer.batch_size=8
+    - trainer.micro_batch_size=8
+    - trainer.save_steps=4
+    - trainer.eval_steps=2
+    - trainer.learning_rate=1e-3
+    - device=cpu
+  seeds: [1, 2]
+  columns:
+    perplexity: {{value: perplexity, percent: false}}
+    loss: {{measure: loss, value: validation_loss, percent: false}}
+    reach: {{measure: coverage, value: mean}}
+paper: {{LoRA: {{perplexity: [300.0, 1.0]}}}}
+fair:
+  rates: [1.0e-3, 1.0e-2, 1.0e-1]
+  most: 4
+  overrides: {{full: [dataset.validation_fraction=0.2]}}
+"""
+
+
+@pytest.fixture
+def own(saved_bases: dict[str, Path], sums_file: Path) -> Path:
+    """A folder with a table of one's own."""
+    lay_out(Path("own"), {"tables/mine.yaml": TABLE.format(base=saved_bases["llama"], rows=sums_file)})
+    return Path("own")
+
+
+def cells(folder: str = "reproduced/mine") -> dict[str, dict[str, object]]:
+    found = [json.loads(file.read_text()) for file in Path(folder, "cells").glob("*.json")]
+    return {str(item["cell"]): item for item in found}
+
+
+def in_csv(folder: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(folder, "table.csv").read_text().splitlines()))
+
+
+def test_a_table_is_made_kept_and_put_together(loraga: Loraga, own: Path) -> None:
+    """Means and deviations against the runs' own manifests and scores."""
+    out = loraga("reproduce", "mine", "--config-dir", str(own))
+    assert out.count("estimated") == 2  # a gradient a seed, which both ranks and the coverage share
+    runs = [json.loads(file.read_text()) for file in Path("reproduced/mine/runs").glob("*/manifest.json")]
+    assert len(runs) == 6
+    rows = {(row["row"], row["column"]): row for row in in_csv("reproduced/mine")}
+    of_lora = [run["validation_loss"] for run in runs if run["settings"]["method"]["name"] == "lora"]
+    assert float(rows["LoRA", "loss"]["mean"]) == pytest.approx(statistics.mean(of_lora), rel=1e-5)
+    assert float(rows["LoRA", "loss"]["standard_deviation"]) == pytest.approx(statistics.stdev(of_lora), rel=1e-4)
+    assert float(rows["LoRA", "perplexity"]["difference"]) == pytest.approx(
+        float(rows["LoRA", "perplexity"]["mean"]) - 300, rel=1e-4
+    )
+    assert float(rows["rank 2", "reach"]["mean"]) < float(rows["LoRA-GA", "reach"]["mean"]) <= 100
+    assert "Paper: a paper. as told" in Path("reproduced/mine/table.md").read_text()
+    assert Path("reproduced/mine/table.png").stat().st_size > 5_000
+    assert Path("reproduced/mine/loss_perplexity.png").stat().st_size > 10_000
+    before = {name: item["time"] for name, item in cells().items()}
+    again = loraga("reproduce", "mine", "--config-dir", str(own))
+    assert "train  " not in again
+    assert {name: item["time"] for name, item in cells().items()} == before
+
+
+def test_a_cell_that_fails_is_reported_and_tried_again(
+    loraga: Loraga, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_ga_cli.errors import TrainingError
+
+    whole = filling.train
+
+    def failing(config):  # type: ignore[no-untyped-def]
+        if config.method.name == "lora" and config.seed == 2:
+            raise TrainingError("the loss is nan")
+        return whole(config)
+
+    monkeypatch.setattr(filling, "train", failing)
+    options = ["reproduce", "mine", "--config-dir", str(own), "--rows", "LoRA,LoRA-GA", "--columns", "loss"]
+    out = loraga(*options, code=1)
+    assert "the loss is nan" in out
+    assert "1 of 4 cells are not filled" in out
+    assert "(1 of 2 seeds)" in Path("reproduced/mine/table.md").read_text()
+    monkeypatch.setattr(filling, "train", whole)
+    out = loraga(*options)
+    assert "3 of 4 trainings and measurements are there already" in out
+    assert "seeds)" not in Path("reproduced/mine/table.md").read_text()
+
+
+def test_cells_can_be_spread_by_hydras_launchers(loraga: Loraga, own: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ["reproduce", "mine", "--config-dir", str(own), "--rows", "LoRA", "--columns", "loss"]
+    loraga(*options, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert len(cells()) == 2
+
+
+def test_fair_gives_every_row_its_own_rate_and_says_which(loraga: Loraga, own: Path) -> None:
+    options = ["--fair", "--rows", "LoRA,LoRA-GA", "--columns", "perplexity"]
+    out = loraga("reproduce", "mine", "--config-dir", str(own), *options)
+    rates = json.loads(Path("reproduced/mine-fair/rates.json").read_text())
+    rows = {row["row"]: row for row in in_csv("reproduced/mine-fair")}
+    for name, row in rows.items():
+        losses = {float(rate): loss for rate, loss in rates[f"{name} | perplexity"].items()}
+        assert {1e-3, 1e-2, 1e-1} <= set(losses)
+        assert float(row["learning_rate"]) == min(losses, key=losses.__getitem__)
+    assert "own learning rate" in out
+
+
+def test_a_plan_shows_cells_memory_and_hours_and_runs_nothing(loraga: Loraga, own: Path) -> None:
+    out = loraga("reproduce", "mine", "--config-dir", str(own), "--plan")
+    assert "0 of 2" in out
+    assert "hours left to train" in out
+    assert not Path("reproduced").exists()
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_trained(loraga: Loraga) -> None:
+    out = loraga("reproduce", "llama2", code=2)
+    assert "eval.execute_code=true" in out
+    assert "or leave the column out by --columns" in out
+    assert not Path("reproduced").exists()
+
+
+def test_all_tables_are_listed(loraga: Loraga) -> None:
+    out = loraga("reproduce")
+    for name in ("ablation", "batch_size", "coverage", "directions", "epochs", "glue", "learning_rates", "llama2"):
+        assert name in out
+
+
+def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
+    assert "no table 'ablaton'" in loraga("reproduce", "ablaton", code=2)
+    assert "rnk" in loraga("reproduce", "ablation", "rnk=2", code=2)
+    assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
