@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import re
 import statistics
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
+from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
+from lora_ga_cli.config.schema import ModelConfig
+from lora_ga_cli.config.tables import all_tables, find_table
+from lora_ga_cli.data import Data, Split
+from lora_ga_cli.model import loading
 from lora_ga_cli.stages import cell as filling
+from lora_ga_cli.stages import inputs
 from tests.config import lay_out
+from tests.conftest import byte_tokenizer
 from tests.stages.test_train import Loraga
 
 TABLE = """
@@ -155,3 +165,35 @@ def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
     assert "no table 'ablaton'" in loraga("reproduce", "ablaton", code=2)
     assert "rnk" in loraga("reproduce", "ablation", "rnk=2", code=2)
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
+
+
+@pytest.fixture
+def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shapes of the hub's models (two blocks of each), and rows in place of its data sets."""
+    shapes: dict[str, PreTrainedConfig] = {
+        "meta-llama/Llama-2-7b-hf": LlamaConfig(num_hidden_layers=2),
+        "google-t5/t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=2, decoder_start_token_id=0),
+    }
+
+    def load_config(config: ModelConfig) -> PreTrainedConfig:
+        return copy.deepcopy(shapes[config.path])
+
+    def load_data(*_: object, **__: object) -> Data:
+        rows = Dataset.from_dict({"input_ids": [[5] * 40] * 80, "labels": [[5] * 40] * 80, "length": [40] * 80})
+        return Data(Split("train", rows, {}, 0), None, None)
+
+    monkeypatch.setattr(inputs, "load_config", load_config)
+    monkeypatch.setattr(loading, "load_config", load_config)
+    monkeypatch.setattr(inputs, "load_tokenizer", lambda _: byte_tokenizer())
+    monkeypatch.setattr(inputs, "load_data", load_data)
+
+
+@pytest.mark.usefixtures("without_a_hub")
+@pytest.mark.parametrize("name", sorted(all_tables()))
+def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga, name: str) -> None:
+    out = loraga("reproduce", name, "--plan", "--output", "planned")
+    table = find_table(name)
+    lines = [line for line in out.splitlines() if re.search(r"\d of \d+ .* (GiB|MiB) ", line)]
+    assert len(lines) == len(table.rows) * len(table.full.columns)
+    assert "hours left to train on an H100" in out
+    assert not Path("planned").exists()
