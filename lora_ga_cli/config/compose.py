@@ -179,7 +179,7 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     sources, faults = check(overrides, whole=False)
     changes = copy.deepcopy(stored)
     for path in COMMAND_LINE_ONLY:  # a folder may come from a stranger
-        if path[0] == "eval":
+        if path[0] in ("eval", "model"):
             _forget(changes, path)
     if sources.flags:
         faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
@@ -187,7 +187,7 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
         key, value = override.key_or_group, override.value()
         if key == "eval":
             changes["eval"] = dict(sources.document("eval", str(value)).data)
-        elif key.startswith("eval."):
+        elif key.startswith("eval.") or key == "model.trust_remote_code":
             *around, last = key.split(".")
             inner = changes
             for name in around:
@@ -196,7 +196,7 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
         elif key == "device":
             changes["device"] = value
         else:
-            hint = "here: eval=…, eval.…, device=…"
+            hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…"
             faults.append(Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint))
     if faults:
         raise InvalidInput(faults)

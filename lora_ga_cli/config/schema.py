@@ -339,7 +339,7 @@ class EvalConfig(Section):
     ``matthews_correlation``, ``f1``; of label words ``label_tokens``, with the last two."""
     file: str | list[str] | None = None
     """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
-    with ``lm_eval``, a folder with tasks of your own."""
+    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
     limit: Positive | None = None
     """Score at most this many rows or problems, the first."""
     batch_size: Positive = 16
@@ -360,7 +360,8 @@ class EvalConfig(Section):
     pass_at: Annotated[list[Positive], Field(min_length=1)] = [1]
     """The k of pass@k (``humaneval``); at most ``samples``."""
     execute_code: bool = False
-    """Run the programs that the model writes (``humaneval``), in a sandbox. From the command line only."""
+    """Run the programs that the model writes (``humaneval``), in a sandbox; or, without one, what the tasks in ``file``
+    name (``lm_eval``). From the command line only."""
     timeout: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that a program may take (``humaneval``)."""
     tasks: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 
 from lora_ga_cli.config.schema import EvalConfig, Task
-from lora_ga_cli.data import generation_batch
 from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.template import Template, TemplateError
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.evaluation.continuation import continuations, ends
 from lora_ga_cli.evaluation.task import Benchmark, Counter, Problem, Reply
 
 Key = tuple[str, int]
@@ -83,43 +82,25 @@ class Writer:
             for place, (problem, sample) in enumerate(batch)
         ]
 
-    @torch.no_grad()
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""
-        if len(prompts) > 1 and self.task == "causal_lm" and has_prefix(self.model):
-            for prompt in prompts:
-                yield from self._generate([prompt], stops)
-            return
-        options, tokenizer, device = self.options, self.tokenizer, next(self.model.parameters()).device
-        inputs, ends = generation_batch(tokenizer, self._rows(prompts)), self._ends()
-        how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if options.temperature > 0:
-            how = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
-        if stops:
-            how |= {"stop_strings": list(stops), "tokenizer": tokenizer}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT, of what transformers gives it
-            tokens = self.model.generate(
-                **{name: tensor.to(device) for name, tensor in inputs.items()},
-                **how,
-                num_beams=1,
-                repetition_penalty=1.0,
-                max_new_tokens=options.max_new_tokens,
-                eos_token_id=ends or None,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
-        tokens = tokens[:, inputs["input_ids"].shape[1] :] if self.task == "causal_lm" else tokens[:, 1:]
-        for prompt, row in zip(prompts, tokens.tolist(), strict=True):
+        options, tokenizer = self.options, self.tokenizer
+        written = continuations(
+            self.model,
+            tokenizer,
+            self.task,
+            self._rows(prompts),
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            stops=stops,
+        )
+        last = set(ends(self.model, tokenizer))
+        for prompt, row in zip(prompts, written, strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
             before = prompt if self.task == "causal_lm" else ""  # a stop may begin in a prompt, and ends in the answer
             stopped = any(stop in before[max(0, len(before) + 1 - len(stop)) :] + text for stop in stops)
-            yield text, stopped or not set(ends).isdisjoint(row)
-
-    def _ends(self) -> list[int]:
-        """The tokens that end an answer: the model's own, and the tokenizer's, which training puts after answers."""
-        own = self.model.generation_config.eos_token_id
-        known = [*own, self.tokenizer.eos_token_id] if isinstance(own, list) else [own, self.tokenizer.eos_token_id]
-        return sorted({token for token in known if token is not None})
+            yield text, stopped or not last.isdisjoint(row)
 
     def _rows(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """Tokens of prompts, as a row of training data would begin with them."""
@@ -128,12 +109,6 @@ class Writer:
         start = leading_tokens(self.tokenizer)
         begun = [ids if ids[: len(start)] == start else start + ids for ids in plain_tokens(self.tokenizer, prompts)]
         return [{"input_ids": ids, "prompt_length": len(ids)} for ids in begun]
-
-
-def has_prefix(model: Any) -> bool:
-    """Whether PEFT puts trained embeddings before the input: before its padding too, farther from shorter prompts."""
-    config = getattr(model, "active_peft_config", None)
-    return config is not None and bool(config.is_prompt_learning)
 
 
 def check_conversation(options: EvalConfig, tokenizer: Any) -> None:

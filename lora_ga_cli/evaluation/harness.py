@@ -17,7 +17,7 @@ import torch
 from lora_ga_cli.config.schema import Config, EvalConfig
 from lora_ga_cli.data.local import listed
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, nearest
-from lora_ga_cli.evaluation.generate import has_prefix
+from lora_ga_cli.evaluation.continuation import has_prefix
 from lora_ga_cli.evaluation.task import Score
 from lora_ga_cli.files import resolve_path
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from lora_ga_cli.data import Collator, generation_batch
+from lora_ga_cli.data import Collator
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.answers import extract, reference_answer
+from lora_ga_cli.evaluation.continuation import continuations
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.subject import Subject
 from lora_ga_cli.evaluation.task import Score
@@ -31,7 +30,6 @@ def loss(subject: Subject) -> Score:
     return Score(values)
 
 
-@torch.no_grad()
 def exact_match(subject: Subject) -> Score:
     """Share of rows whose greedily generated answer equals the reference's.
 
@@ -46,17 +44,7 @@ def exact_match(subject: Subject) -> Score:
     order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # like with like: less padding
     verdicts: list[dict[str, Any]] = []
     for batch in subject.counted("answer", subject.batches(order)):
-        inputs = subject.to_device(generation_batch(tokenizer, batch))
-        tokens = subject.model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            max_new_tokens=options.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-        if subject.task == "causal_lm":
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        tokens = continuations(subject.model, tokenizer, subject.task, batch, max_new_tokens=options.max_new_tokens)
         for row, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
             expected, found = (
                 reference_answer(row["reference"], options.answer_pattern),
