@@ -22,7 +22,8 @@ def command(
 ) -> None:
     """Train an adapter; estimates the gradient and initialises first where that is missing.
 
-    The same command again resumes a run that was stopped. The result is a plain LoRA for the published base.
+    The same command again resumes a run that was stopped. The result is for the base as it is published: of LoRA's
+    methods, a plain LoRA.
 
     loraga train recipe=quickstart
     """

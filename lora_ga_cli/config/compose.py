@@ -236,7 +236,9 @@ def _register(sources: Sources) -> None:
         if "_self_" in document.defaults:
             defaults = document.defaults
         node = {"defaults": defaults, **document.data}
-        package = "_global_" if not document.package else None
+        # a method may be what one of the whole configuration builds on, and still sets its own group
+        of_group = "_global_.method" if document.group == "method" else None
+        package = of_group if document.package else "_global_"
         store.store(group=document.group, name=document.choice, node=node, package=package, provider="loraga")
 
 

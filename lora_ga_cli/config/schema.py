@@ -167,7 +167,8 @@ class DatasetConfig(Section):
 
 
 class AdaLoraConfig(Section):
-    """How AdaLoRA (arXiv 2303.10512) moves its budget of ranks between layers; defaults are the paper's for GLUE."""
+    """How AdaLoRA (arXiv 2303.10512) moves its budget of ranks between layers. Its output is scaled by alpha over the
+    initial rank, as PEFT does."""
 
     initial_rank: Annotated[float, Field(gt=1)] = 1.5
     """Rank that every layer begins with, relative to ``rank``, which is the mean one at the end."""
@@ -495,6 +496,13 @@ def _method_problems(config: Config) -> list[str]:
         problems.append(f"method.train={method.train} chooses weights of the model: method.adapter=none")
     if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
         problems.append("method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any")
+    if method.rank_stabilised and not method.low_rank:
+        problems.append(f"method.rank_stabilised is of method.adapter=lora and dora, not {method.adapter}")
+    if method.adapter == "adalora" and config.trainer.max_steps == 1:
+        problems.append("method.adapter=adalora moves ranks between steps: trainer.max_steps=2 or more")
+    scaled = config.trainer.precision == "fp16" or (config.trainer.precision, config.model.dtype) == ("auto", "float16")
+    if method.adapter == "adalora" and scaled:
+        problems.append("method.adapter=adalora measures gradients, which fp16's scaling makes infinite at times: bf16")
     if method.adapter == "adalora" and method.adalora.warmup + method.adalora.final >= 1:
         problems.append("method.adalora.warmup and final leave no steps between them: together they must be below 1")
     if config.gradient.estimator == "exact" and config.gradient.passes > 1:
@@ -513,6 +521,8 @@ def _base_problems(config: Config) -> list[str]:
         problems.append("model.double_quantization goes with model.quantization=nf4")
     if kind is not None and method.adapter == "none":
         problems.append(f"model.quantization={kind}: quantised weights cannot be trained; method.adapter=lora can")
+    if kind is not None and method.adapter in ("bottleneck", "prefix_layer"):
+        problems.append(f"model.quantization={kind} goes with adapters of PEFT's, and {method.adapter} is not one")
     if kind is not None and method.shift == "weights":
         problems.append(f"model.quantization={kind}: quantised weights cannot be shifted: method.shift=adapter")
     if kind is not None and method.start == "gradient" and config.gradient.estimator == "exact":

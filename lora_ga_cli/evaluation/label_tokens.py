@@ -57,7 +57,8 @@ def _first_logits(subject: Subject, collator: Collator, rows: Sequence[Mapping[s
     batch = subject.to_device(collator([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
-    return subject.model(**batch).logits[torch.arange(len(rows), device=last.device), last]
+    logits = subject.model(**batch).logits[:, -batch["input_ids"].shape[1] :]  # a trained prefix has logits too
+    return logits[torch.arange(len(rows), device=last.device), last]
 
 
 def _words(subject: Subject) -> list[str]:

@@ -41,7 +41,7 @@ def adalora_config(
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.adapter_dropout,
         tinit=int(options.warmup * steps),
-        tfinal=int(options.final * steps),
+        tfinal=max(1, int(options.final * steps)),  # steps count from 0, and the last allocation is before the end
         deltaT=options.interval,
         beta1=options.beta1,
         beta2=options.beta2,

@@ -1,6 +1,6 @@
 """Bottleneck adapters (Houlsby et al. 2019, arXiv 1902.00751), which PEFT does not have.
 
-Two a block: behind the projection that ends its attention, and behind the one that ends its feed-forward layer, before
+Two a block (three in T5's decoder): behind the projection that ends its attention, and behind the one that ends its feed-forward layer, before
 the residual connection. Each adds ``W_up · gelu(W_down · h + b_down) + b_up``. ``W_up`` begins at zero, so that nothing
 changes before the first step (the paper begins near zero). Normalisations stay frozen, as in LoRA's count
 ``2 · d_model · r + r + d_model`` a module (arXiv 2106.09685, section 5.1).
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.whole import blocks
 from lora_ga_cli.model.targets import ALL_LINEAR, find_targets
 
 SUBLAYER_ENDS = (
@@ -23,6 +24,8 @@ SUBLAYER_ENDS = (
     "attn.c_proj", "mlp.c_proj",  # GPT-2
     "out_proj", "fc2",  # OPT
     "attention.dense", "dense_4h_to_h",  # GPT-NeoX
+    "self_attn.dense", "self_attention.dense",  # Phi, Falcon, Bloom
+    "fc_out",  # GPT-J
     "SelfAttention.o", "EncDecAttention.o", "wo",  # T5
     "attention.output.dense", "output.dense",  # BERT
 )  # fmt: skip
@@ -53,13 +56,15 @@ def places(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
     """The projections that get an adapter: those asked for, or with ``all-linear`` the ends of every sublayer.
 
     Raises:
-        TargetError: none is known for this model.
+        TargetError: not all of them are known for this model.
     """
     if target_modules != ALL_LINEAR:
         return list(find_targets(model, target_modules))
     names = list(find_targets(model))
     found = [name for name in names if any(name == end or name.endswith(f".{end}") for end in SUBLAYER_ENDS)]
-    if not found:
+    count = len(blocks(model))
+    whole = all(sum(f".{number}." in f".{name}" for name in found) >= 2 for number in range(count))
+    if not found or not whole:
         endings = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
         raise TargetError(
             f"where {type(model).__name__}'s attention and feed-forward layers end is not known: name these "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.adapter.install import Start, install
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import TargetError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
 from lora_ga_cli.methods.lora import lora_config, starting_point
@@ -106,7 +108,7 @@ def _lora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
 def _adalora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
     targets = find_targets(model, config.target_modules)
     rank = adalora.initial_rank(config)
-    check_rank({name: target.shape for name, target in targets.items()}, rank, rank)
+    check_rank({name: target.shape for name, target in targets.items()}, config.rank, rank)
     wrapped = _wrapped(model, adalora.adalora_config(config, model, targets, TASK_TYPE[config.model.task], steps))
     adalora.penalise_in_training_only(wrapped)
     return wrapped
@@ -114,10 +116,18 @@ def _adalora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
 
 def _prefix_embedding(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
     """LoRA's prefix-embedding tuning without infix tokens, which is PEFT's prompt tuning (of T5, in the encoder)."""
+    decoder = not getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "score")
+    if config.model.task == "sequence_classification" and decoder:
+        raise TargetError(
+            f"{type(model).__name__} reads the class at a row's last token, which it cannot find behind a trained prefix: "
+            "take another method, or an encoder"
+        )
+    embeddings: Any = model.get_input_embeddings()
     options = PromptTuningConfig(
         task_type=TASK_TYPE[config.model.task],
         num_virtual_tokens=config.method.prefix_length,
         num_transformer_submodules=1,
+        token_dim=embeddings.weight.shape[1],
         prompt_tuning_init=PromptTuningInit.RANDOM,
         modules_to_save=list(getattr(model, "newly_initialised", [])) or None,  # type: ignore[call-arg]
         revision=config.model.revision,

@@ -40,13 +40,13 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
 
 
 def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
-    """The rank of every target that a name or ending in ``pattern`` matches, by its full name; the last match counts.
+    """The rank of every target that a name or ending in ``pattern`` matches, by its full name; the longest match counts.
 
     Raises:
         TargetError: an entry matches no target.
     """
     ranks: dict[str, int] = {}
-    for entry, rank in pattern.items():
+    for entry, rank in sorted(pattern.items(), key=lambda item: len(item[0])):
         hits = [name for name in targets if name == entry or name.endswith(f".{entry}")]
         if not hits:
             hint = nearest(entry, {name.rsplit(".", 1)[-1] for name in targets})

@@ -7,6 +7,7 @@ twice as many numbers, without the block's own projections.) There are no infix 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ class _Rows:
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Makes room for the prefix in front of every row."""
-        ids = args[0] if args else kwargs.pop("input_ids", None)
+        kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
+        ids = kwargs.pop("input_ids", None)
         inputs = kwargs.get("inputs_embeds")
         inputs = model.get_input_embeddings()(ids) if inputs is None else inputs
         past = kwargs.get("past_key_values")
@@ -62,17 +64,18 @@ class _Rows:
         self.reading, self.tokens = seen == 0, inputs.shape[1]
         count = len(inputs)
         mask = kwargs.get("attention_mask")
-        if mask is None:
-            mask = torch.ones(count, max(seen - self.length, 0) + self.tokens, dtype=torch.long, device=inputs.device)
-        mask = torch.cat([mask.new_ones(count, self.length), mask], 1)
+        if mask is not None:
+            mask = torch.cat([mask.new_ones(count, self.length), mask], 1)
         if self.reading:
             inputs = torch.cat([inputs.new_zeros(count, self.length, inputs.shape[2]), inputs], 1)
             if kwargs.get("labels") is not None:
                 labels = kwargs["labels"]
                 kwargs["labels"] = torch.cat([labels.new_full((count, self.length), -100), labels], 1)
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
         kwargs.pop("cache_position", None)
-        return (), kwargs | {"inputs_embeds": inputs, "attention_mask": mask, "position_ids": positions}
+        kwargs |= {"inputs_embeds": inputs, "attention_mask": mask, "position_ids": None}
+        if mask is not None:
+            kwargs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        return (), kwargs
 
     def replace(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Puts a block's own prefix where the block before left something."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def restore_trained(model: PreTrainedModel | PeftModel, folder: Path, start: Sta
     elif model.peft_config[ADAPTER].peft_type == PeftType.LORA:
         restore_adapter(model, folder, start)
     else:
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+        # what was saved of AdaLoRA is whole, and PEFT would cut the layers to the ranks of the moment
+        with adalora.whole(model) if adalora.is_adalora(model) else contextlib.nullcontext():
+            set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
 
 
 def load_adapted(base: PreTrainedModel, folder: Path, device: str) -> PreTrainedModel | PeftModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -24,16 +25,19 @@ def unfreeze(model: nn.Module, method: MethodConfig) -> None:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's repeated blocks: its longest list of modules; of an encoder and a decoder, the last.
+    """The model's repeated blocks: its longest list of modules that lies in no other; of an encoder and a decoder, the
+    decoder's.
 
     Raises:
         TargetError: it has none.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
+    config = getattr(model, "config", None)
+    stack: Any = model.get_decoder() if getattr(config, "is_encoder_decoder", False) else model  # type: ignore[operator]
+    lists = {name: module for name, module in stack.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    if not outer:
         raise TargetError(f"{type(model).__name__} has no list of blocks")
-    longest = max(len(module) for module in lists)
-    return [module for module in lists if len(module) == longest][-1]
+    return max(outer, key=len)
 
 
 def _all(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:

@@ -110,7 +110,7 @@ def load_model(
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
-    model.newly_initialised = sorted({key.rpartition(".")[0] for key in info["missing_keys"]})
+    model.newly_initialised = sorted({_new_module(key) for key in info["missing_keys"]})
     missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
     if missing:
         raise ModelError(
@@ -123,6 +123,12 @@ def load_model(
         model.requires_grad_(False)  # FSDP2 decides at the first gathering what has a gradient
     hold_still(model)
     return model.eval()
+
+
+def _new_module(key: str) -> str:
+    """The module that a new weight belongs to: of a head, the outermost, which trains and is saved as one."""
+    first = key.split(".")[0]
+    return first if first in CLASSIFIER_HEADS else key.rpartition(".")[0]
 
 
 def _sharding(shards: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
-from lora_ga_cli.errors import TargetError
+from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.methods.build import build_empty, count_trained
 from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.loading import empty_model, quiet
@@ -42,30 +42,37 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
         own: a folder with choices of the user's own.
 
     Raises:
-        InvalidInput, ModelError
+        ModelError: the model cannot be found.
     """
     quiet()
     locations = Locations(own)
     known = model in locations.choices("model")
     chosen = [f"model={model}"] if known else ["model=causal_lm", f"model.path={model!r}"]
+    rows = "dataset=sst2" if known and _classifies(locations.choices("model")[model]) else "dataset=quickstart"
     entries = []
     for name, file in locations.choices("method").items():
         flags = ["--config-dir", str(own)] if own is not None else []
-        config = compose([*chosen, "dataset=quickstart", f"method={name}", f"rank={rank}", *flags])
+        count, result = None, "not for this model"
         try:
+            config = compose([*chosen, rows, f"method={name}", f"rank={rank}", *flags])
             base = empty_model(config.model, config.model.num_labels)
             count = count_trained(build_empty(base, config), config)
-        except TargetError:
-            count = None
-        form = FORMS[config.method.adapter]
-        result = f"{form.noun}, loaded by {form.loads_in}" + ("" if form.merges else "; no merging")
+        except (TargetError, InvalidInput):
+            pass
+        else:
+            form = FORMS[config.method.adapter]
+            result = f"{form.noun}, loaded by {form.loads_in}" + ("" if form.merges else "; no merging")
         text = _comment(file)
         entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
     return entries
 
 
+def _classifies(file: Path) -> bool:
+    return "task: sequence_classification" in file.read_text(encoding="utf-8")
+
+
 def _comment(file: Path) -> str:
-    """The comment that a file opens with, its first sentence."""
+    """The comment that a file opens with."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -99,7 +99,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         task=config.model.task,
         tokenizer=tokenizer,
         seed=config.seed,
-        max_positions=max_positions(settings),
+        max_positions=_positions(config, settings),
         splits=tuple(splits),
         num_labels=config.model.num_labels,
     )
@@ -107,6 +107,14 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         if split is not None:
             step("data", split.summary())
     return Inputs(config, device, settings, tokenizer, data)
+
+
+def _positions(config: Config, settings: PreTrainedConfig) -> int | None:
+    """The longest row, in tokens: trained vectors before it take positions of their own."""
+    positions = max_positions(settings)
+    if positions is None or not config.method.adapter.startswith("prefix"):
+        return positions
+    return positions - config.method.prefix_length
 
 
 def evaluation_split(inputs: Inputs) -> Split:
@@ -124,7 +132,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             files,
             task=config.model.task,
             tokenizer=inputs.tokenizer,
-            max_positions=max_positions(inputs.settings),
+            max_positions=_positions(config, inputs.settings),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
         )

@@ -73,7 +73,7 @@ class Result:
     Args:
         logits: of the probe rows.
         losses: the last training loss and the validation loss.
-        rank: of the adapter as it is saved, the largest of its layers'; None where it has none.
+        rank: `_saved_rank`.
     """
 
     logits: torch.Tensor
@@ -92,8 +92,17 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     # as anyone will compute them: without the Trainer's autocast
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     logits = probe_logits(trained, inputs.probe_batch())
-    rank = config.largest_rank * (2 if trainable.start is not None else 1)
-    return Result(logits, losses, rank if FORMS[config.method.adapter].ranked else None)
+    return Result(logits, losses, _saved_rank(trainable, config))
+
+
+def _saved_rank(trainable: Trainable, config: Config) -> int | None:
+    """The largest rank (or width) of the adapter as it is saved, read from the built layers; None where it has none."""
+    if not FORMS[config.method.adapter].ranked:
+        return None
+    ends = (".bottleneck.down.weight", ".lora_A.default.weight", ".lora_A.default")
+    rank = max(item.shape[0] for name, item in trainable.model.named_parameters() if name.endswith(ends))
+    carried = trainable.start is not None and trainable.start.shift == "weights"  # it is saved beside what trained
+    return rank * (2 if carried else 1)
 
 
 def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
@@ -191,8 +200,8 @@ def _described(config: Config, rank: int | None) -> str:
         return form.noun
     ranked = f" of rank {rank}" if config.method.adapter != "bottleneck" else f" of width {rank}"
     text = form.noun + (ranked if rank is not None else "")
-    if rank == 2 * config.largest_rank and config.method.moved_start:
-        text += f" (2 × {config.largest_rank}: it carries its own start)"
+    if rank is not None and config.method.moved_start:
+        text += f" (2 × {rank // 2}: it carries its own start)"
     text += f" for {config.model.path}; {form.loads_in} loads it"
     if form.served and rank is not None:
         served = served_rank(rank)
