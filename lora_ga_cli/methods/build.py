@@ -119,8 +119,8 @@ def _prefix_embedding(model: PreTrainedModel, config: Config, steps: int) -> Pef
     decoder = not getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "score")
     if config.model.task == "sequence_classification" and decoder:
         raise TargetError(
-            f"{type(model).__name__} reads the class at a row's last token, which it cannot find behind a trained prefix: "
-            "take another method, or an encoder"
+            f"{type(model).__name__} reads the class at a row's last token, which it cannot find behind a trained "
+            "prefix: take another method, or an encoder"
         )
     embeddings: Any = model.get_input_embeddings()
     options = PromptTuningConfig(

@@ -40,7 +40,7 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
 
 
 def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
-    """The rank of every target that a name or ending in ``pattern`` matches, by its full name; the longest match counts.
+    """The rank of every target that a name or ending in ``pattern`` matches, by full name; the longest match counts.
 
     Raises:
         TargetError: an entry matches no target.

@@ -1,4 +1,4 @@
-"""Where models differ: which blocks are the last, where sublayers end, heads of several layers, what cannot go together."""
+"""Where models differ: which blocks are the last, where sublayers end, heads of several layers, what cannot be had."""
 
 from __future__ import annotations
 
