@@ -46,7 +46,23 @@ def loss_by(model: torch.nn.Module, tokenizer: object, file: Path, rows: int) ->
     return total / count
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALIKE = {
+    "full",
+    "full_top_layers",
+    "rslora",
+    "lora_plus",
+    "lora_gaussian",
+    "lora_so",
+    "lora_ga_unscaled",
+    "lora_ga_plus",
+    "qlora",
+}
+"""Methods whose every step another method here takes too."""
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in METHODS]
+)
 def test_a_method_trains_resumes_reloads_and_merges(
     loraga: Loraga,
     arguments: Arguments,

@@ -122,6 +122,7 @@ def test_a_cell_that_fails_is_reported_and_tried_again(
     assert "seeds)" not in Path("reproduced/mine/table.md").read_text()
 
 
+@pytest.mark.slow
 def test_cells_can_be_spread_by_hydras_launchers(loraga: Loraga, own: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = ["reproduce", "mine", "--config-dir", str(own), "--rows", "LoRA", "--columns", "loss"]
@@ -189,7 +190,13 @@ def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_a_hub")
-@pytest.mark.parametrize("name", sorted(all_tables()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("glue", "coverage") else [pytest.mark.slow])
+        for name in sorted(all_tables())
+    ],
+)
 def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga, name: str) -> None:
     out = loraga("reproduce", name, "--plan", "--output", "planned")
     table = find_table(name)
