@@ -496,8 +496,8 @@ def _method_problems(config: Config) -> list[str]:
         problems.append(f"method.train={method.train} chooses weights of the model: method.adapter=none")
     if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
         problems.append("method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any")
-    if method.rank_stabilised and not method.low_rank:
-        problems.append(f"method.rank_stabilised is of method.adapter=lora and dora, not {method.adapter}")
+    if method.rank_stabilised and method.adapter == "adalora":
+        problems.append("method.rank_stabilised is of method.adapter=lora and dora, not adalora")
     if method.adapter == "adalora" and config.trainer.max_steps == 1:
         problems.append("method.adapter=adalora moves ranks between steps: trainer.max_steps=2 or more")
     scaled = config.trainer.precision == "fp16" or (config.trainer.precision, config.model.dtype) == ("auto", "float16")

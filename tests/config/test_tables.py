@@ -21,7 +21,13 @@ full:
 
 
 @pytest.mark.parametrize("scale", ["full", "tiny"])
-@pytest.mark.parametrize("name", sorted(all_tables()))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("coverage", "directions", "epochs") else [pytest.mark.slow])
+        for name in sorted(all_tables())
+    ],
+)
 def test_every_cell_of_every_table_is_a_whole_configuration(name: str, scale: str) -> None:
     table = find_table(name)
     part = part_of(table, name, scale)
@@ -58,6 +64,7 @@ def test_the_cells_agree_with_the_papers_means_and_with_the_gains_of_its_abstrac
     assert gains == pytest.approx({"MT-Bench": 0.34, "GSM8K": 11.52, "HumanEval": 5.05})
 
 
+@pytest.mark.slow
 def test_full_scale_trains_as_the_paper_does() -> None:
     table = find_table("llama2")
     for cell in cells_of(table, table.full, ["eval.execute_code=true"]):

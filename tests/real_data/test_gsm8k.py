@@ -15,6 +15,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_the_bundled_base_learns_from_it(loraga: Loraga) -> None:
     """1,000-character solutions, gzipped files, real punctuation: the loss on held-out problems falls."""
     files = [

@@ -49,6 +49,7 @@ def fine_tune(loraga: Loraga, method: str, *overrides: str) -> dict[str, float]:
     return values
 
 
+@pytest.mark.slow
 def test_lora_ga_learns_faster_than_lora(loraga: Loraga) -> None:
     """A short form: a dozen steps, with a lower loss on 100 dev rows than LoRA at the same rate."""
     short = ["dataset.max_rows=2000", "trainer.max_steps=16", "trainer.learning_rate=5e-4", "gradient.samples=32"]

@@ -258,7 +258,10 @@ def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.Mo
     assert texts("runs/plain") == texts("runs/eval-exported")
 
 
-def test_runs_adapters_and_models_stand_in_one_table(loraga: Loraga, digits: Path) -> None:
+def test_runs_adapters_and_models_stand_in_one_table(
+    loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK)
     table = out[out.index(" run ") :].splitlines()
     assert [line.split()[:3] for line in table[2:5]] == [

@@ -130,6 +130,7 @@ def test_cells_can_be_spread_by_hydras_launchers(loraga: Loraga, own: Path) -> N
     assert len(cells()) == 2
 
 
+@pytest.mark.slow
 def test_fair_gives_every_row_its_own_rate_and_says_which(loraga: Loraga, own: Path) -> None:
     options = ["--fair", "--rows", "LoRA,LoRA-GA", "--columns", "perplexity"]
     out = loraga("reproduce", "mine", "--config-dir", str(own), *options)
@@ -192,10 +193,7 @@ def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_a_hub")
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("glue", "coverage") else [pytest.mark.slow])
-        for name in sorted(all_tables())
-    ],
+    [pytest.param(name, marks=[] if name == "coverage" else [pytest.mark.slow]) for name in sorted(all_tables())],
 )
 def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga, name: str) -> None:
     out = loraga("reproduce", name, "--plan", "--output", "planned")
