@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.evaluation.generate import Writer
+from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
 from tests.evaluation.test_generate import restless
 from tests.stages.test_train import Loraga
@@ -261,7 +262,7 @@ def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.Mo
 def test_runs_adapters_and_models_stand_in_one_table(
     loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console.out, "_width", 160)
     out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK)
     table = out[out.index(" run ") :].splitlines()
     assert [line.split()[:3] for line in table[2:5]] == [
