@@ -21,18 +21,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from pretraining import Pretraining, build_llama, encode_documents, held_out_loss, pretrain, save_base, train_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_OUT = ROOT / "lora_ga_cli" / "assets"
@@ -50,7 +47,6 @@ LARGEST_FACTOR = 12
 NOTES_WEIGHTS = (6, 2, 1)  # notes of changes, of groups, of shares
 
 LARGEST_VOCABULARY = 1024
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 HEADING = "####"
 
 MODEL: dict[str, Any] = {
@@ -64,16 +60,7 @@ MODEL: dict[str, Any] = {
 }
 
 # --- pretraining ---------------------------------------------------------------------------------------------------
-STEPS = 4_500
-BATCH = 16
-LENGTH = 256
-LEARNING_RATE = 2e-3
-FINAL_RATE = 0.05  # of the peak
-WARMUP_STEPS = 200
-WEIGHT_DECAY = 0.1
-BETAS = (0.9, 0.95)
-GRADIENT_CLIP = 1.0
-EVALUATION_BATCH = 64
+PLAN = Pretraining(steps=4_500, batch=16, length=256, learning_rate=2e-3, seed=SEED)
 SUMS_CHECKED = 400
 
 CHAT_TEMPLATE = (
@@ -482,113 +469,7 @@ def check_apart(rows: list[dict[str, str]], documents: list[str]) -> None:
             raise ValueError(f"a target row is in the pretraining text: {row['question']!r}")
 
 
-# --- the tokenizer -------------------------------------------------------------------------------------------------
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text can be encoded, and a number is a row of digits."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=LARGEST_VOCABULARY,
-        special_tokens=[PAD, BOS, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        padding_side="left",
-        model_max_length=MODEL["max_position_embeddings"],
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
-    """All documents in one row of token ids, each between its start and its end token."""
-    encoded = tokenizer.backend_tokenizer.encode_batch_fast(documents)
-    parts = [np.asarray([*row.ids, tokenizer.eos_token_id], dtype=np.int32) for row in encoded]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-# --- pretraining ---------------------------------------------------------------------------------------------------
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained base."""
-    config = LlamaConfig(
-        **MODEL,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config)
-
-
-def rate_at(step: int, steps: int) -> float:
-    """The part of the learning rate that applies at a step: a linear warm-up, then a cosine."""
-    warmup = min(WARMUP_STEPS, max(1, steps // 10))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def build_optimizer(model: LlamaForCausalLM, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; the weight decay is for matrices only."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=device.type == "cuda")
-
-
-def next_token_loss(model: LlamaForCausalLM, windows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each token after the first."""
-    logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-    return functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
-
-
-def pretrain(
-    model: LlamaForCausalLM, ids: torch.Tensor, steps: int, seed: int, device: torch.device, bf16: bool
-) -> None:
-    """Train on random windows of the text."""
-    generator = torch.Generator().manual_seed(seed)
-    offsets = torch.arange(LENGTH + 1)
-    ids = ids.to(device)
-    optimizer = build_optimizer(model, device)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
-    model.train()
-    started = time.time()
-    for step in range(steps):
-        starts = torch.randint(len(ids) - LENGTH - 1, (BATCH, 1), generator=generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = next_token_loss(model, ids[(starts + offsets).to(device)].long())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 200 == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.4f}  {time.time() - started:6.0f} s", flush=True)
-
-
-@torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, ids: torch.Tensor, device: torch.device) -> float:
-    """Loss on source documents that were not trained on."""
-    model.eval()
-    windows = ids[: (len(ids) - 1) // LENGTH * LENGTH].view(-1, LENGTH).long().to(device)
-    losses = [next_token_loss(model, part).item() * len(part) for part in windows.split(EVALUATION_BATCH)]
-    return sum(losses) / len(windows)
-
-
+# --- checking ------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def sums_accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rng: random.Random, device: torch.device
@@ -614,22 +495,6 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def save_base(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Weights as float16 in safetensors; the configuration asks for float32, so that training starts in it."""
-    model.to("cpu", torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=False,
-    ).save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def write_card(
     folder: Path, model: LlamaForCausalLM, rows: tuple[int, int], measured: dict[str, float], **run: int
 ) -> None:
@@ -643,9 +508,9 @@ def write_card(
         documents=SOURCE_DOCUMENTS,
         tokens=run["tokens"] / 1e6,
         steps=run["steps"],
-        batch=BATCH,
-        length=LENGTH,
-        rate=LEARNING_RATE,
+        batch=PLAN.batch,
+        length=PLAN.length,
+        rate=PLAN.learning_rate,
         seed=run["seed"],
         loss=measured["loss"],
         sums=", ".join(f"`{sign}` {100 * measured[sign]:.1f} %" for sign in OPERATION_WORDS),
@@ -670,14 +535,16 @@ def build(out: Path, steps: int, seed: int, bf16: bool = False) -> None:
     write_rows(data / "train.jsonl", train)
     write_rows(data / "validation.jsonl", validation)
 
-    tokenizer = train_tokenizer(documents[:TOKENIZER_DOCUMENTS])
+    tokenizer = train_tokenizer(documents[:TOKENIZER_DOCUMENTS], LARGEST_VOCABULARY, MODEL["max_position_embeddings"])
+    tokenizer.chat_template = CHAT_TEMPLATE
     ids = encode_documents(tokenizer, documents[HELD_OUT_DOCUMENTS:])
     print(f"{len(documents)} documents, {len(ids) / 1e6:.1f} M tokens; pretraining on {device}", flush=True)
 
     torch.manual_seed(seed)
-    model = build_model(tokenizer).to(device)
-    pretrain(model, ids, steps, seed, device, bf16)
-    loss = held_out_loss(model, encode_documents(tokenizer, documents[:HELD_OUT_DOCUMENTS]), device)
+    model = build_llama(tokenizer, **MODEL).to(device)
+    plan = replace(PLAN, steps=steps, seed=seed)
+    pretrain(model, ids, plan, device, bf16=bf16)
+    loss = held_out_loss(model, encode_documents(tokenizer, documents[:HELD_OUT_DOCUMENTS]), plan.length, device)
     accuracy = sums_accuracy(model, tokenizer, random.Random(seed + 2), device)
     print(f"held-out loss {loss:.4f}; sums {accuracy}", flush=True)
     save_base(model, tokenizer, base)
@@ -689,7 +556,7 @@ def main() -> None:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description="Build the bundled quickstart base and data.")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder to write tiny_base/ and quickstart/ in")
-    parser.add_argument("--steps", type=int, default=STEPS, help="pretraining steps")
+    parser.add_argument("--steps", type=int, default=PLAN.steps, help="pretraining steps")
     parser.add_argument("--seed", type=int, default=SEED, help="seed of the text, the data and the weights")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16, faster where the processor can")
     arguments = parser.parse_args()

@@ -79,7 +79,8 @@ def command(
     tables = {name: find_table(name, own) for name in names}
 
     from lora_ga_cli.report import console
-    from lora_ga_cli.stages.reproduce import Reproduction, reproduce
+    from lora_ga_cli.stages.reproduce import reproduce
+    from lora_ga_cli.stages.table_cells import Reproduction
 
     whole = True
     for name, table in tables.items():

@@ -8,7 +8,7 @@ and last what the command line says.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -188,38 +188,56 @@ def missing_columns(part: Part) -> dict[str, str]:
 
 
 def cells_of(
-    table: Table, part: Part, further: Sequence[str], *, rates: dict[tuple[str, str], float] | None = None
+    table: Table,
+    part: Part,
+    further: Sequence[str],
+    *,
+    rates: Mapping[tuple[str, str], float] | None = None,
+    last: Sequence[str] = (),
 ) -> list[Cell]:
     """All cells of a table, with their configurations.
 
     Args:
-        further: overrides from the command line.
+        further: overrides from the command line; ``seed=42,43`` are seeds in place of the table's.
         rates: learning rates by row and column, in place of the configured ones.
+        last: overrides that nothing replaces.
 
     Raises:
         InvalidInput: what is wrong with any of them, all faults at once.
     """
     lacking = missing_columns(part)
+    seeds, further = _seeds(further)
     cells, faults = [], []
     for row, of_row in table.rows.items():
         for heading, column in part.columns.items():
             if row in part.leave_out or heading in lacking:
                 continue
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
-            overrides = (*part.overrides, *of_row, *column.overrides, *rate, *further)
+            overrides = (*part.overrides, *of_row, *column.overrides, *further, *rate, *last)
             try:
                 config = _composed(overrides)
             except InvalidInput as error:
                 faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
                 continue
-            seeds = [config.seed] if any(option.startswith("seed=") for option in further) else part.seeds
-            for seed in seeds:
+            for seed in seeds or part.seeds:
                 seeded = config.model_copy(update={"seed": seed})
                 given = (*overrides, f"seed={seed}")
                 cells.append(Cell(row, heading, seed, given, seeded, column.measure, column.value))
     if faults:
         raise InvalidInput(list(dict.fromkeys(faults)))
     return cells
+
+
+def _seeds(further: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Seeds that the command line names, and its other options."""
+    named = [option.removeprefix("seed=") for option in further if option.startswith("seed=")]
+    others = [option for option in further if not option.startswith("seed=")]
+    if not named:
+        return [], others
+    try:
+        return list(dict.fromkeys(int(seed) for seed in named[-1].split(","))), others
+    except ValueError:
+        raise InvalidInput([Fault("command line", f"seed={named[-1]}", "seed=42 or seed=42,43,44")]) from None
 
 
 def _composed(overrides: Sequence[str]) -> Config:
@@ -234,7 +252,8 @@ def check_further(overrides: Sequence[str]) -> None:
     Raises:
         InvalidInput
     """
-    _, faults = check(overrides, whole=False)
+    _, others = _seeds(overrides)
+    _, faults = check(others, whole=False)
     if faults:
         raise InvalidInput(faults)
 

@@ -2,7 +2,96 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+
+from lora_ga_cli.config.tables import Cell, Column, Fair
+from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.files import write_json
+from lora_ga_cli.report.results import Place
+from lora_ga_cli.stages.table_cells import Reproduction, run_cells
+
+HOLD = "dataset.validation_fraction=0.05"
+
+
+def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
+    """The best learning rate of every row and column, by the loss of rows held out from training, at the first seed.
+
+    Returns:
+        The rates, and what a reader of the table has to know of them.
+
+    Raises:
+        InvalidInput: the table has no rates to choose from, or the command line chose one.
+    """
+    fair = job.table.fair
+    if fair is None:
+        raise InvalidInput([Fault("command line", f"table {job.name} has no rates to choose from", "leave out --fair")])
+    if any(option.startswith("trainer.learning_rate=") for option in job.further):
+        raise InvalidInput([Fault("command line", "--fair chooses trainer.learning_rate", "leave one of them out")])
+    places = list(dict.fromkeys((cell.row, cell.column) for cell in _trials(job, fair, {})))
+    known: dict[Place, dict[float, float]] = {place: {} for place in places}
+    while True:
+        wanted = {place: next_rates(known[place], fair.rates, fair.most) for place in places}
+        if not any(wanted.values()):
+            break
+        for place, losses in _tried(job, fair, wanted).items():
+            known[place] |= losses
+    write_json(
+        job.folder / "rates.json",
+        {
+            f"{row} | {column}": {f"{rate:g}": known[row, column][rate] for rate in sorted(known[row, column])}
+            for row, column in places
+        },
+    )
+    return {place: best_rate(losses) for place, losses in known.items()}, _notes(fair, known)
+
+
+def _trials(job: Reproduction, fair: Fair, rates: Mapping[Place, float]) -> list[Cell]:
+    """One training of every row and column, with rows held out, at these learning rates."""
+    columns = {
+        heading: Column(overrides=column.overrides, measure="loss", value="validation_loss", needs=column.needs)
+        for heading, column in job.part.columns.items()
+    }
+    trial = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
+    chosen = defaultdict(lambda: fair.rates[0], rates)
+    cells = job.cells(trial, chosen, held_out=fair.overrides.get(job.scale, []))
+    return [cell for cell in cells if cell.seed == cells[0].seed]
+
+
+def _tried(job: Reproduction, fair: Fair, wanted: Mapping[Place, Sequence[float]]) -> dict[Place, dict[float, float]]:
+    """The losses of trials; infinite where one failed, as one does that diverges."""
+    trials: list[tuple[Place, float, Cell]] = []
+    for turn in range(max(map(len, wanted.values()))):
+        rates = {place: of_place[turn] for place, of_place in wanted.items() if turn < len(of_place)}
+        for cell in _trials(job, fair, rates):
+            place = (cell.row, cell.column)
+            if place in rates:
+                trials.append((place, rates[place], cell))
+    filled = run_cells(job, [cell for _, _, cell in trials])
+    found: dict[Place, dict[float, float]] = defaultdict(dict)
+    for place, rate, cell in trials:
+        values = filled[cell.key]["values"] if cell.key in filled else {"validation_loss": math.inf}
+        if "validation_loss" not in values:
+            raise InvalidInput([Fault(f"table {job.name}: fair.overrides", "no rows are held out to choose on", HOLD)])
+        found[place][rate] = values["validation_loss"]
+    return found
+
+
+def _notes(fair: Fair, known: Mapping[Place, Mapping[float, float]]) -> list[str]:
+    notes = [f"Every row at its own learning rate, the best of {fair.most} at most on rows held out from training."]
+    edges = [f"{row} ({column})" for (row, column), losses in known.items() if at_an_edge(losses)]
+    if edges:
+        notes.append(f"The best rate may lie further out for {', '.join(edges)}: it was the last one tried.")
+    failed = [
+        f"{row} ({column}) at {rate:g}"
+        for (row, column), losses in known.items()
+        for rate, loss in sorted(losses.items())
+        if math.isinf(loss)
+    ]
+    if failed:
+        notes.append(f"These trials failed, and count as the worst: {', '.join(failed)}.")
+    return notes
 
 
 def next_rates(known: Mapping[float, float], grid: Sequence[float], most: int) -> list[float]:
@@ -30,7 +119,7 @@ def next_rates(known: Mapping[float, float], grid: Sequence[float], most: int) -
 
 def best_rate(known: Mapping[float, float]) -> float:
     """The rate of least loss; of equal ones, the smaller."""
-    return min(sorted(known), key=lambda rate: known[rate])
+    return min(sorted(known), key=known.__getitem__)
 
 
 def at_an_edge(known: Mapping[float, float]) -> bool:

@@ -15,7 +15,7 @@ from lora_ga_cli.report.console import say, size, step
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.plan import estimation_forecast, training_forecast
-from lora_ga_cli.stages.reproduce import Reproduction, planned
+from lora_ga_cli.stages.table_cells import Reproduction, planned
 from lora_ga_cli.training.arguments import total_steps
 
 H100 = Pace(flops=700e12, call=8e-6)
