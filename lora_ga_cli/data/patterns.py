@@ -24,16 +24,26 @@ class Patterns:
         self._extract = {column: re.compile(pattern) for column, pattern in config.extract.items()}
 
     def __call__(self, row: Row) -> Row | None:
-        """The row as it is used; None if it is left out. Cells that hold no text are judged as the text they make."""
-        if any(not pattern.search(str(row.get(column, ""))) for column, pattern in self._keep.items()):
+        """The row as it is used; None if it is left out.
+
+        Cells that hold no text are judged as the text they make. An empty cell matches no pattern of ``keep``, and
+        ``extract`` leaves it as it is, for the form to report.
+        """
+        if any(not _search(pattern, row.get(column)) for column, pattern in self._keep.items()):
             return None
         changed = dict(row)
         for column, pattern in self._extract.items():
-            found = pattern.search(str(row.get(column, "")))
+            if row.get(column) is None:
+                continue
+            found = _search(pattern, row[column])
             if found is None:
                 return None
             changed[column] = found.group(1)
         return changed
+
+
+def _search(pattern: re.Pattern[str], cell: object) -> re.Match[str] | None:
+    return None if cell is None else pattern.search(str(cell))
 
 
 def pattern_faults(config: DatasetConfig) -> list[Fault]:

@@ -325,3 +325,12 @@ def test_a_file_to_score_takes_the_runs_classes(paired: Any, write: Write) -> No
     path = write("e.csv", "q,y\na,yes\n")
     split = load_file_split(settings, path, task="sequence_classification", tokenizer=paired, label_names=["no", "yes"])
     assert split.rows["labels"][:] == [1]
+
+
+def test_a_null_cell_is_reported_and_never_searched_as_a_text(tokenizer: Any, jsonl: Write) -> None:
+    rows = [{"q": "1", "a": "x"}, {"q": "2", "a": None}]
+    path = jsonl("d.jsonl", rows)
+    (said,) = faults_of(tokenizer, config(train_file=path, extract={"a": "(.+)"}))
+    assert said.startswith("d.jsonl:2: column 'a' is null")
+    data = load(tokenizer, config(train_file=path, keep={"a": "."}))
+    assert prompts(data) == ["1"]
