@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.adapter.install import ADAPTER
+from lora_ga_cli.config.schema import AdaLoraConfig as Schedule
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import TargetError
 from lora_ga_cli.model.targets import Target, shortest_names
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
@@ -32,16 +34,20 @@ def adalora_config(
 
     Args:
         steps: optimizer steps of the whole run.
+
+    Raises:
+        TargetError: they are too few to move ranks between the first and the last of them.
     """
     options = config.method.adalora
+    first, after = _schedule(options, steps)
     return AdaLoraConfig(
         task_type=task_type,
         init_r=initial_rank(config),
         target_r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.adapter_dropout,
-        tinit=int(options.warmup * steps),
-        tfinal=max(1, int(options.final * steps)),  # steps count from 0, and the last allocation is before the end
+        tinit=first,
+        tfinal=after,
         deltaT=options.interval,
         beta1=options.beta1,
         beta2=options.beta2,
@@ -52,6 +58,19 @@ def adalora_config(
         modules_to_save=list(getattr(model, "newly_initialised", [])) or None,
         revision=config.model.revision,
     )
+
+
+def _schedule(options: Schedule, steps: int) -> tuple[int, int]:
+    """Steps before the first allocation, and after the last one."""
+    first = int(options.warmup * steps)
+    after = max(1, int(options.final * steps))  # steps count from 0, and the last allocation is before the end
+    if first >= steps - after:
+        raise TargetError(
+            f"method.adapter=adalora moves ranks between steps, and a run of {steps} has {first} before the first "
+            f"move and {after} after the last: more rows, trainer.epochs or trainer.max_steps, a smaller "
+            "trainer.batch_size, or less of method.adalora.warmup and final"
+        )
+    return first, after
 
 
 def initial_rank(config: Config) -> int:

@@ -150,6 +150,13 @@ def test_what_a_model_has_not_got_is_said() -> None:
         build_with(build_model("llama"), "lora", "rank_pattern={q_prj: 2}")
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_adalora_says_when_steps_are_too_few_to_move_ranks(steps: int) -> None:
+    options = ["method.adalora.warmup=0.5"]
+    with pytest.raises(TargetError, match=rf"a run of {steps} has .* after the last: more rows"):
+        build(build_model("llama"), configured("adalora", *options), steps=steps, artifact=no_gradient, stored=None)
+
+
 def test_ranks_of_layers_are_honoured_by_every_start() -> None:
     for method in ("lora", "pissa", "lora_ga", "lora_so"):
         for shift in ("weights", "adapter"):
