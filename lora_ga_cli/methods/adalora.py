@@ -14,6 +14,7 @@ from peft import AdaLoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.adapter.install import ADAPTER
@@ -97,6 +98,19 @@ def penalise_in_training_only(model: PeftModel) -> None:
 
     tuner.register_forward_pre_hook(before)
     tuner.register_forward_hook(after)
+
+
+@torch.no_grad()
+def penalty(model: PeftModel) -> Tensor:
+    """What training adds to the loss for factors P (d_out, r) and Q (r, d_in) that are not orthogonal: the weighted
+    mean of ``‖Pᵀ P - I‖`` and ``‖Q Qᵀ - I‖`` over layers (equation 4, as PEFT averages it)."""
+    norms = [
+        torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
+        for name, item in model.named_parameters()
+        if name.endswith((f".lora_A.{ADAPTER}", f".lora_B.{ADAPTER}"))
+        for gram in [item @ item.T if ".lora_A." in name else item.T @ item]
+    ]
+    return _config(model).orth_reg_weight * torch.stack(norms).mean()
 
 
 @contextlib.contextmanager

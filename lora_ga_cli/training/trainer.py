@@ -89,9 +89,13 @@ class LoragaTrainer(Trainer):
         outputs = model(**inputs)
         loss = outputs.loss
         if num_items_in_batch is not None:
-            # several processes average their gradients, so each counts its share as often as there are processes
-            loss = loss * count_items(self._model, inputs) * self.accelerator.num_processes / num_items_in_batch
+            loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: dict[str, Any], items: Any) -> Any:
+        """What a micro-batch's mean loss counts among the ``items`` of an optimizer step."""
+        # several processes average their gradients, so each counts its share as often as there are processes
+        return count_items(self._model, inputs) * self.accelerator.num_processes / items
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         mask = inputs.get("attention_mask")
@@ -100,6 +104,11 @@ class LoragaTrainer(Trainer):
         if not torch.isfinite(loss):
             # raised before the optimizer steps: the weights are still those of the last step
             self._stop(f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it")
+        model_itself = self._model
+        if isinstance(model_itself, PeftModel) and adalora.is_adalora(model_itself):
+            # trained with and reported without: the loss of the rows, as other methods report it
+            share = 1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch)
+            loss = loss - adalora.penalty(model_itself) * share
         return loss
 
     def _stop(self, why: str) -> NoReturn:

@@ -149,6 +149,23 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(loraga: Loraga, argumen
         assert all(tensor.isfinite().all() for tensor in load_file(checkpoint).values())
 
 
+def test_adalora_trains_with_its_penalty_and_reports_without(loraga: Loraga, arguments: Arguments) -> None:
+    """At its first step it computes what LoRA does, so the two report one loss, whatever the penalty's weight."""
+    losses, tensors = {}, {}
+    for folder, method in {
+        "lora": ["method=lora"],
+        "light": ["method=adalora", "method.adalora.orthogonality=0.5"],
+        "heavy": ["method=adalora", "method.adalora.orthogonality=50"],
+    }.items():
+        loraga("train", *arguments("llama", f"output_dir={folder}", "trainer.max_steps=3", *method))
+        losses[folder] = next(point["loss"] for point in points(only_run(folder)) if "loss" in point)
+        tensors[folder] = load_file(only_run(folder) / "adapter_model.safetensors")
+    assert losses["light"] == pytest.approx(losses["lora"], rel=1e-5)
+    assert losses["heavy"] == pytest.approx(losses["lora"], rel=1e-4)  # 250 was added and taken off
+    name = next(name for name in tensors["light"] if "lora_A" in name)
+    assert not torch.equal(tensors["light"][name], tensors["heavy"][name])
+
+
 @pytest.fixture
 def worsening(arguments: Arguments, tmp_path: Path) -> Callable[..., list[str]]:
     """A run whose validation loss only rises: it learns to answer in digits, and is asked for letters."""
