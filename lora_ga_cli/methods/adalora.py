@@ -21,6 +21,7 @@ from lora_ga_cli.adapter.install import ADAPTER
 from lora_ga_cli.config.schema import AdaLoraConfig as Schedule
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.names import is_a, is_b
 from lora_ga_cli.model.targets import Target, shortest_names
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
@@ -107,8 +108,8 @@ def penalty(model: PeftModel) -> Tensor:
     norms = [
         torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
         for name, item in model.named_parameters()
-        if name.endswith((f".lora_A.{ADAPTER}", f".lora_B.{ADAPTER}"))
-        for gram in [item @ item.T if ".lora_A." in name else item.T @ item]
+        if is_a(name) or is_b(name)
+        for gram in [item @ item.T if is_a(name) else item.T @ item]
     ]
     return _config(model).orth_reg_weight * torch.stack(norms).mean()
 

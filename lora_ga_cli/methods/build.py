@@ -17,6 +17,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
 from lora_ga_cli.methods.lora import lora_config, starting_point
+from lora_ga_cli.methods.names import is_a, is_b
 from lora_ga_cli.model.targets import check_rank, find_targets
 
 TASK_TYPE = {
@@ -87,7 +88,7 @@ def count_trained(empty: nn.Module, config: Config) -> int:
     trained = {name: item.numel() for name, item in empty.named_parameters() if item.requires_grad}
     frozen = 0
     if config.method.moved_start and config.shift == "adapter":  # half of each pair of factors carries the start
-        frozen = sum(count for name, count in trained.items() if ".lora_A." in name or ".lora_B." in name) // 2
+        frozen = sum(count for name, count in trained.items() if is_a(name) or is_b(name)) // 2
     return sum(trained.values()) - frozen
 
 

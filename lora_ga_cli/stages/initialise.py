@@ -10,6 +10,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.key import rows_hash
+from lora_ga_cli.methods import names
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.loading import identify, pick_device
@@ -140,9 +141,8 @@ def _started(config: Config) -> str:
 
 def _size(trainable: Trainable, config: Config) -> str:
     """What trains, as the built layers have it rather than as it was asked for."""
-    names = {name: item for name, item in trainable.model.named_parameters() if item.requires_grad}
-    of_a = [item.shape[0] for name, item in names.items() if ".lora_A." in name]
-    widths = [item.shape[0] for name, item in names.items() if name.endswith(".bottleneck.down.weight")]
+    model = trainable.model
+    of_a, widths, prefixes = names.ranks(model), names.widths(model), names.prefixes(model)
     if of_a:
         carried = trainable.start is not None and trainable.start.shift == "adapter"
         ranks = sorted({rank // (2 if carried else 1) for rank in of_a})
@@ -152,7 +152,6 @@ def _size(trainable: Trainable, config: Config) -> str:
         return f"{text}, {len(of_a)} layers"
     if widths:
         return f"width {widths[0]}, {len(widths)} adapters"
-    prefixes = [item.shape[0] for name, item in names.items() if "prompt_encoder" in name or name.endswith(".prefix")]
     return f"{prefixes[0]} vectors, {len(prefixes)} {'layers' if len(prefixes) > 1 else 'layer'}"
 
 

@@ -12,6 +12,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.methods import names
 from lora_ga_cli.methods.adalora import Allocation
 from lora_ga_cli.methods.build import Trainable
 from lora_ga_cli.methods.forms import FORMS
@@ -99,8 +100,7 @@ def _saved_rank(trainable: Trainable, config: Config) -> int | None:
     """The largest rank (or width) of the adapter as it is saved, read from the built layers; None where it has none."""
     if not FORMS[config.method.adapter].ranked:
         return None
-    ends = (".bottleneck.down.weight", ".lora_A.default.weight", ".lora_A.default")
-    rank = max(item.shape[0] for name, item in trainable.model.named_parameters() if name.endswith(ends))
+    rank = max(names.ranks(trainable.model) + names.widths(trainable.model))
     carried = trainable.start is not None and trainable.start.shift == "weights"  # it is saved beside what trained
     return rank * (2 if carried else 1)
 

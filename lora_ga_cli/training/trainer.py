@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.methods import adalora
+from lora_ga_cli.methods.names import is_b
 from lora_ga_cli.methods.saving import holds_adapter, restore_trained, save_trained
 from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.training.checkpoints import MARK, last_whole, mark_whole
@@ -59,18 +59,22 @@ class LoragaTrainer(Trainer):
         return model
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        if self.learning_rate_ratio == 1 or self.optimizer is not None:
-            return super().create_optimizer(model)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
-        assert isinstance(self._model, PeftModel)
-        self.optimizer = create_loraplus_optimizer(
-            self._model,
-            kind,
-            loraplus_lr_ratio=self.learning_rate_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
-            **options,
-        )
-        return self.optimizer
+        """The Trainer's, with a rate of B's own where it has one.
+
+        (PEFT's LoRA+ gives B's rate to all vectors too: DoRA's magnitudes and the biases of a classifier's new head.)
+        """
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.learning_rate_ratio != 1:
+            of_b = {id(item) for name, item in self._model.named_parameters() if is_b(name)}
+            for group in list(optimizer.param_groups):
+                apart = [item for item in group["params"] if id(item) in of_b]
+                group["params"] = [item for item in group["params"] if id(item) not in of_b]
+                if apart:
+                    rate = group["lr"] * self.learning_rate_ratio
+                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
+        return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""

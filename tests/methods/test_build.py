@@ -36,6 +36,11 @@ def configured(method: str, *overrides: str) -> Config:
     )
 
 
+def classifying(method: str, *overrides: str) -> Config:
+    rows = ["model=classifier", "dataset=classification", "dataset.train_file=x", "model.path=x"]
+    return compose([*rows, f"method={method}", "rank=4", *overrides])
+
+
 def built(method: str, *overrides: str):  # type: ignore[no-untyped-def]
     model = build_model("llama")
     gradient = lambda: estimate_gradients(model, [build_batch("llama")])  # noqa: E731
@@ -193,16 +198,31 @@ def test_random_starts_have_the_papers_variance_and_scale() -> None:
             assert float(b0.std()) == pytest.approx(size(d_out) / d_in**0.5, rel=0.15)
 
 
-def test_lora_plus_gives_b_its_own_rate(tmp_path: Path) -> None:
-    trainable = built("lora_plus")
-    arguments = TrainingArguments(str(tmp_path), learning_rate=1e-3, use_cpu=True, report_to="none")
+def settings_of_parameters(trainable: Trainable, folder: Path, setting: str) -> dict[str, float]:
+    """What an optimizer of LoRA+ with weight decay has for each parameter, by name."""
+    arguments = TrainingArguments(str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none")
     trainer = LoragaTrainer(model=trainable.model, args=arguments, learning_rate_ratio=16.0)
     names = {id(item): name for name, item in trainable.model.named_parameters()}
-    rates = {
-        names[id(item)]: group["lr"] for group in trainer.create_optimizer().param_groups for item in group["params"]
-    }
-    assert {rate for name, rate in rates.items() if ".lora_A." in name} == {1e-3}
-    assert {rate for name, rate in rates.items() if ".lora_B." in name} == {1.6e-2}
+    groups = trainer.create_optimizer().param_groups
+    return {names[id(item)]: group[setting] for group in groups for item in group["params"]}
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_lora_plus_gives_b_alone_its_own_rate(tmp_path: Path, family: str, adapter: str) -> None:
+    """Not DoRA's magnitudes, nor the weight and bias of a new head."""
+    model, options = build_model(family), ["method.learning_rate_ratio=16", f"method.adapter={adapter}"]
+    config = configured("lora_plus", *options)
+    if family == "bert":
+        model.newly_initialised = ["classifier"]
+        config = classifying("lora_plus", *options)
+    trainable = build(model, config, steps=100, artifact=no_gradient, stored=None)
+    rates = settings_of_parameters(trainable, tmp_path, "lr")
+    assert {name for name, rate in rates.items() if rate == 1.6e-2} == {name for name in rates if ".lora_B." in name}
+    assert {rate for name, rate in rates.items() if ".lora_B." not in name} == {1e-3}
+    assert set(rates) == {name for name, item in trainable.model.named_parameters() if item.requires_grad}
+    decays = settings_of_parameters(trainable, tmp_path, "weight_decay")
+    assert {decay for name, decay in decays.items() if not name.endswith("bias")} == {0.1}
 
 
 def test_a_shipped_method_file_says_its_own_name() -> None:
