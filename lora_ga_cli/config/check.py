@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -160,12 +161,21 @@ def _overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:
     overrides, faults = [], []
     for text in texts:
         try:
-            overrides.append(OverridesParser.create().parse_override(text))
+            overrides.append(parse_override(text))
         except HydraException:
             quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
             hint = quote if "=" in text else "write option=value"
             faults.append(Fault(COMMAND_LINE, f"cannot read {text!r}", hint))
     return overrides, faults
+
+
+@lru_cache(maxsize=4096)
+def parse_override(text: str) -> Override:
+    """
+    Raises:
+        HydraException: it is none.
+    """
+    return OverridesParser.create().parse_override(text)
 
 
 def _reserved(own: Path) -> list[Fault]:
@@ -259,7 +269,7 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
         return []
     document, faults = read_document(choices[name], group)
     sources.documents.append(document)
-    faults += [*unsafe(document), *_unfit(document)]
+    faults += _refused(document, Path.cwd())
     for number, entry in enumerate(document.defaults):
         place = document.where(("defaults", str(number)))
         match _choice_in(entry, document, sources.locations):
@@ -269,6 +279,16 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
             case str(problem):
                 faults.append(Fault(place, problem))
     return faults
+
+
+@lru_cache(maxsize=512)
+def _refused(document: Document, here: Path) -> list[Fault]:
+    """What a file may not do, and what does not fit.
+
+    Args:
+        here: the folder that faults show paths from.
+    """
+    return [*unsafe(document), *_unfit(document)]
 
 
 def _unfit(document: Document) -> list[Fault]:

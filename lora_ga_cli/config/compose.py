@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from lora_ga_cli.config.check import COMMAND_LINE, Sources, check
-from lora_ga_cli.config.documents import read_document
-from lora_ga_cli.config.locations import PRIMARY, SCHEMA
-from lora_ga_cli.config.options import all_options, default_values, explain, mentioned
+from lora_ga_cli.config.direct import composable, composed
+from lora_ga_cli.config.locations import PRIMARY
+from lora_ga_cli.config.options import all_options, explain, mentioned
+from lora_ga_cli.config.registry import registered
 from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
@@ -74,9 +75,8 @@ def launch(
     with (
         mock.patch.object(sys, "argv", ["loraga", *sources.arguments]),
         mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
-        mock.patch.dict(ConfigStore.instance().repo),
+        registered(sources.locations, sources.documents),
     ):
-        _register(sources)
         try:
             main()
         except Exception as error:
@@ -209,6 +209,12 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         InvalidInput
     """
+    sources, faults = check(overrides)
+    if not faults and composable(sources):
+        try:
+            return validated(_resolved(composed(sources), sources), sources)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
     found: list[Config] = []
     launch(overrides, lambda config, _: found.append(config))
     return found[0]
@@ -219,31 +225,6 @@ def _forget(values: dict[str, Any], path: Sequence[str]) -> None:
     for name in around:
         values = values.get(name, {})
     values.pop(last, None)
-
-
-def _register(sources: Sources) -> None:
-    """Makes what was read and checked all that Hydra can see: it opens no file of the configuration itself."""
-    store = ConfigStore.instance()
-    for group in ("recipe", *sources.locations.groups()):
-        store.repo.pop(group, None)
-    primary, _ = read_document(sources.locations.primary, PRIMARY)
-    store.store(name=SCHEMA, node=default_values(), provider="loraga")
-    store.store(name=PRIMARY, node={"defaults": primary.defaults, **primary.data}, provider="loraga")
-    for document in sources.documents:
-        # a file's own options win over the files it builds on
-        plain = [entry for entry in document.defaults if entry != "_self_" and not _is_override(entry)]
-        defaults = [*plain, "_self_", *(entry for entry in document.defaults if _is_override(entry))]
-        if "_self_" in document.defaults:
-            defaults = document.defaults
-        node = {"defaults": defaults, **document.data}
-        # a method may be what one of the whole configuration builds on, and still sets its own group
-        of_group = "_global_.method" if document.group == "method" else None
-        package = of_group if document.package else "_global_"
-        store.store(group=document.group, name=document.choice, node=node, package=package, provider="loraga")
-
-
-def _is_override(entry: Any) -> bool:
-    return isinstance(entry, dict) and any(str(key).startswith("override") for key in entry)
 
 
 def _job_title(sources: Sources) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ MOST_LINES = 10_000
 """Keys and list items of a file, counted once for each time that an anchor repeats them."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Document:
-    """One file: a recipe, or a choice of a group.
+    """One file: a recipe, or a choice of a group. It is shared by all who read the file, and stays as it is.
 
     Args:
         file: where it was read.
@@ -67,10 +68,25 @@ class Document:
 
 def read_document(file: Path, group: str) -> tuple[Document, list[Fault]]:
     """Reads one YAML file; a file that is not plain YAML gives faults with their lines and an empty document."""
-    document = Document(file, group)
     try:
-        document.text = file.read_text(encoding="utf-8")
-        loader = get_yaml_loader()(document.text)
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return Document(file, group), [Fault(shown(file), "not UTF-8 text")]
+    except OSError as error:
+        return Document(file, group), [Fault(shown(file), f"cannot be read: {error.strerror}")]
+    document, faults = _parsed(file, group, text, Path.cwd())
+    return document, list(faults)
+
+
+@lru_cache(maxsize=512)
+def _parsed(file: Path, group: str, text: str, here: Path) -> tuple[Document, list[Fault]]:
+    """
+    Args:
+        here: the folder that faults show paths from.
+    """
+    document = Document(file, group, text)
+    try:
+        loader = get_yaml_loader()(text)
         node = loader.get_single_node()
         if node is None:
             return document, []
@@ -83,10 +99,6 @@ def read_document(file: Path, group: str) -> tuple[Document, list[Fault]]:
         if faults:
             return document, faults
         content = loader.construct_document(node)
-    except UnicodeDecodeError:
-        return document, [Fault(shown(file), "not UTF-8 text")]
-    except OSError as error:
-        return document, [Fault(shown(file), f"cannot be read: {error.strerror}")]
     except RecursionError:
         return document, [Fault(shown(file), "nested too deep")]
     except (yaml.YAMLError, ValueError) as error:

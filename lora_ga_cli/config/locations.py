@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -16,6 +17,11 @@ def _shipped(name: str) -> Path:
     """A folder that lies beside the package in a checkout, and inside it once installed from a wheel."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+@cache
+def _groups(conf: Path) -> tuple[str, ...]:
+    return tuple(sorted(item.name for item in conf.iterdir() if item.is_dir() and any(item.glob("*.yaml"))))
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Locations:
 
     def groups(self) -> list[str]:
         """Names of the configuration groups; a user's own folder adds choices to them."""
-        return sorted(item.name for item in self.conf.iterdir() if item.is_dir() and any(item.glob("*.yaml")))
+        return list(_groups(self.conf))
 
     def choices(self, group: str) -> dict[str, Path]:
         """The files of a group by choice; the user's own folder wins."""

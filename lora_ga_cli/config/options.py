@@ -92,11 +92,17 @@ def misfit(path: KeyPath, value: Any) -> str | None:
     if isinstance(value, bool) and field.annotation is not bool:
         return f"{'.'.join(path)}={_shown(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
     try:
-        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        TypeAdapter(annotation).validate_python(value)
+        _adapter(path).validate_python(value)
     except ValidationError as error:
         return explain(path, value, error.errors()[0])
     return None
+
+
+@cache
+def _adapter(path: KeyPath) -> TypeAdapter[Any]:
+    field = all_options()[path]
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(annotation)
 
 
 def explain(path: KeyPath, value: Any, error: Any) -> str:
