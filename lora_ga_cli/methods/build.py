@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
 from lora_ga_cli.methods.lora import lora_config, starting_point
 from lora_ga_cli.methods.names import is_a, is_b
-from lora_ga_cli.model.targets import check_rank, find_targets
+from lora_ga_cli.model.targets import Target, check_rank, find_targets
 
 TASK_TYPE = {
     "causal_lm": TaskType.CAUSAL_LM,
@@ -103,7 +103,19 @@ def _whole(model: PreTrainedModel, config: Config, steps: int) -> PreTrainedMode
 
 def _lora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
     targets = find_targets(model, config.target_modules)
+    if config.method.adapter == "dora":
+        _refuse_integers_on_cpu(targets)
     return _wrapped(model, lora_config(config, model, targets, TASK_TYPE[config.model.task]))
+
+
+def _refuse_integers_on_cpu(targets: Mapping[str, Target]) -> None:
+    """DoRA's norms are of the weight, and PEFT loses its scales when it reads an 8-bit one on a CPU."""
+    for name, target in targets.items():
+        if target.weight.dtype == torch.int8 and target.weight.device.type == "cpu":
+            raise TargetError(
+                f"{name}: PEFT's DoRA cannot read 8-bit weights on a CPU: model.quantization=nf4, another device, or "
+                "method.adapter=lora"
+            )
 
 
 def _adalora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:

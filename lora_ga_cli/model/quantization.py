@@ -55,8 +55,11 @@ def hold_still(model: nn.Module) -> None:
 
 def dense(target: Target) -> Tensor:
     """A target's W, (d_out, d_in), in a floating-point type, whatever it is stored in."""
+    weight = target.weight.detach()
     if not target.quantised:
-        return target.oriented(target.weight.detach())
+        return target.oriented(weight)
+    if weight.dtype == torch.int8:  # PEFT's own reading loses the scales of a layer on a CPU
+        return weight.float() * target.scales[0].to(weight.device)[:, None] / 127
     from peft.utils.integrations import dequantize_module_weight
 
     return dequantize_module_weight(target.module).detach()

@@ -20,6 +20,7 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.quantization import count_numbers, dense
 from lora_ga_cli.model.targets import find_targets, fingerprint
@@ -139,6 +140,42 @@ def test_weights_are_read_back_as_they_were_rounded(base: Path, kind: str, dtype
         assert relative(found, rounded(weight, kind)) < allowed, name
     numbers = sum(item.numel() for item in plain.parameters())
     assert count_numbers(model) == count_numbers(plain) == numbers
+
+
+@every_kind
+def test_reading_a_weight_leaves_the_layer_as_it_is(base: Path, kind: str) -> None:
+    """PEFT's reading of 8-bit weights loses their scales on a CPU."""
+    model, batch = load(base, kind), build_batch("llama")
+    with torch.no_grad():
+        expected = model(**batch).logits
+        for target in find_targets(model).values():
+            dense(target)
+        assert torch.equal(model(**batch).logits, expected)
+
+
+def adapted(base: Path, kind: str, method: str) -> Trainable:
+    config = compose(
+        [
+            *("model=causal_lm", f"model.path={base}", "model.dtype=float32", "dataset=jsonl"),
+            *("dataset.train_file=x", f"method={method}", f"model.quantization={kind}", f"rank={RANK}"),
+        ]
+    )
+    return build(load(base, kind), config, steps=1, artifact=None, stored=None)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_pissa_starts_from_quantised_weights(base: Path, kind: str) -> None:
+    batch = build_batch("llama")
+    with torch.no_grad():
+        expected = load(base, kind)(**batch).logits
+        found = adapted(base, kind, "pissa").model(**batch).logits
+    assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
+
+
+def test_dora_refuses_8_bit_weights_on_a_cpu(base: Path) -> None:
+    with pytest.raises(TargetError, match=r"q_proj: PEFT's DoRA cannot read 8-bit weights on a CPU.*nf4"):
+        adapted(base, "int8", "dora")
+    adapted(base, "nf4", "dora")
 
 
 @every_kind
