@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
-from unittest import mock
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
 
+from lora_ga_cli.config.command_line import (
+    COMMAND_LINE,
+    flags_of,
+    is_hydras,
+    parse_arguments,
+    parse_overrides,
+    refused_flags,
+    values_of,
+)
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
 from lora_ga_cli.config.options import mapping_around, misfit, unknown
-from lora_ga_cli.config.safety import COMMAND_LINE as FOR_THE_COMMAND_LINE
-from lora_ga_cli.config.safety import unsafe
+from lora_ga_cli.config.safety import FOR_THE_COMMAND_LINE, unsafe
 from lora_ga_cli.errors import Fault, InvalidInput, nearest
 
-COMMAND_LINE = "command line"
 REQUIRED = ("model", "dataset")
 """Groups without a default: a recipe or the command line chooses them."""
-REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
-"""Flags of Hydra's that would have it read what is not checked here, or run what was pickled."""
-PASSED_FLAGS = ("cfg", "package", "info", "resolve", "run", "multirun", "shell_completion", "hydra_help")
 
 
 @dataclass
@@ -83,9 +82,9 @@ class Sources:
     def _for_hydra(self, override: Override) -> str:
         """An override as Hydra takes it, where loraga is more lenient."""
         text, key = str(override.input_line), override.key_or_group
-        if _is_hydras(key):
+        if is_hydras(key):
             return text
-        values = _values(override, [])
+        values = values_of(override)
         if self.is_choice(key) and any(isinstance(value, int | float) for value in values):
             return f"{key}={','.join(repr(str(value)) for value in values)}"  # of a file called 12.yaml
         return ("++" if mapping_around(tuple(key.split("."))) else "") + text.lstrip("+")
@@ -107,14 +106,10 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
         fit, files that are not YAML or do what a file may not.
     """
     try:
-        parsed, others = _parsed(arguments)
+        parsed, others = parse_arguments(arguments)
     except InvalidInput as error:
         return Sources(Locations()), error.faults
-    faults = [Fault(COMMAND_LINE, f"no option {flag}", "see --help") for flag in others if flag.startswith("-")]
-    for name in REFUSED_FLAGS:
-        if getattr(parsed, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
-            faults.append(Fault(COMMAND_LINE, f"{flag} is refused", "--config-dir DIR adds recipes and choices"))
+    faults = list(refused_flags(parsed, others))
     own = None
     if parsed.config_dir is not None:
         own = Path(parsed.config_dir).expanduser().resolve()
@@ -122,8 +117,8 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
             faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
             return Sources(Locations()), faults
         faults += _reserved(own)
-    sources = Sources(Locations(own), list(_flags(parsed)))
-    sources.overrides, problems = _overrides(parsed.overrides)
+    sources = Sources(Locations(own), list(flags_of(parsed)))
+    sources.overrides, problems = parse_overrides(parsed.overrides)
     faults += problems
     for override in sources.overrides:
         faults += _check_override(sources, override)
@@ -135,47 +130,6 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
                     faults += _check_choice(sources, group, entry[group], "configuration")
         faults = faults or _incomplete(sources)
     return sources, list(dict.fromkeys(faults))
-
-
-def _parsed(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Overrides and flags in any order; argparse's own complaints as faults."""
-
-    def refuse(message: str) -> NoReturn:
-        raise InvalidInput([Fault(COMMAND_LINE, message.removeprefix("argument "), "see --help")])
-
-    parser = get_args_parser()
-    with mock.patch.object(parser, "error", refuse):
-        return parser.parse_known_intermixed_args(list(arguments))
-
-
-def _flags(parsed: argparse.Namespace) -> Iterator[str]:
-    for name in PASSED_FLAGS:
-        value = getattr(parsed, name)
-        if value:
-            yield f"--{name.replace('_', '-')}"
-        if isinstance(value, str):
-            yield value
-
-
-def _overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:
-    overrides, faults = [], []
-    for text in texts:
-        try:
-            overrides.append(parse_override(text))
-        except HydraException:
-            quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
-            hint = quote if "=" in text else "write option=value"
-            faults.append(Fault(COMMAND_LINE, f"cannot read {text!r}", hint))
-    return overrides, faults
-
-
-@lru_cache(maxsize=4096)
-def parse_override(text: str) -> Override:
-    """
-    Raises:
-        HydraException: it is none.
-    """
-    return OverridesParser.create().parse_override(text)
 
 
 def _reserved(own: Path) -> list[Fault]:
@@ -197,7 +151,7 @@ def _incomplete(sources: Sources) -> list[Fault]:
     """Whether a model and a data set are chosen, for every recipe of the command line."""
     given = {override.key_or_group: override for override in sources.overrides}
     missing = [group for group in REQUIRED if group not in given]
-    recipes = [str(value) for value in _values(given["recipe"], [])] if "recipe" in given else []
+    recipes = [str(value) for value in values_of(given["recipe"])] if "recipe" in given else []
     recipes = [name for name in recipes if name in sources.locations.choices("recipe")]
     if missing and not recipes:
         known = ", ".join(sources.locations.choices("recipe"))
@@ -227,7 +181,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
     key, path = override.key_or_group, tuple(override.key_or_group.split("."))
     if key == "hydra.searchpath":
         return [Fault(COMMAND_LINE, f"{key} is refused", "--config-dir DIR adds recipes and choices")]
-    if _is_hydras(key):
+    if is_hydras(key):
         return []
     problem = unknown(path)
     if override.package is not None:
@@ -240,13 +194,13 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         hint = "-m for a sweep" + ("" if sources.is_choice(key) else f"; {key}=[…] for a list")
         return [Fault(COMMAND_LINE, f"{override.input_line}: several values", hint)]
     if sources.is_choice(key):
-        choices = _values(override, sources.locations.choices(key))
+        choices = values_of(override, sources.locations.choices(key))
         if not choices:
             return [Fault(COMMAND_LINE, f"{override.input_line}: no {key} is called so")]
         return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
     if isinstance(override.value(), Glob):
         return [Fault(COMMAND_LINE, f"{override.input_line}: a pattern matches files, and {key} has none")]
-    problems = [misfit(path, value) for value in _values(override, [])]
+    problems = [misfit(path, value) for value in values_of(override)]
     return [Fault(COMMAND_LINE, problem) for problem in problems if problem]
 
 
@@ -320,18 +274,3 @@ def _choice_in(entry: Any, document: Document, locations: Locations) -> tuple[st
     groups = ", ".join(locations.groups())
     others = f" or `override /GROUP: CHOICE`, GROUP of {groups}" if document.group == "recipe" else ""
     return f"{said}: write the name of a {document.group} to build on{others}"
-
-
-def _is_hydras(key: str) -> bool:
-    return key == "hydra" or key.startswith(("hydra.", "hydra/"))
-
-
-def _values(override: Override, choices: Iterable[str]) -> list[Any]:
-    """The value of an override, or every value of a sweep; of a pattern, the ``choices`` that match it."""
-    value = override.value()
-    if isinstance(value, Glob):
-        return list(value.filter(sorted(choices)))
-    if not override.is_sweep_override():
-        return [value]
-    plain = (getattr(item, "text", item) for item in override.sweep_iterator()) if override.is_discrete_sweep() else ()
-    return list(plain)

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from lora_ga_cli.config.check import COMMAND_LINE, Sources, check
+from lora_ga_cli.config.check import Sources, check
+from lora_ga_cli.config.command_line import COMMAND_LINE
 from lora_ga_cli.config.direct import composable, composed
 from lora_ga_cli.config.locations import PRIMARY
 from lora_ga_cli.config.options import all_options, explain, mentioned

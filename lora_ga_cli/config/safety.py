@@ -7,17 +7,19 @@ read the environment nor reach out of the folders they belong in. The command li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
-from lora_ga_cli.config.documents import Document, leaves
+from lora_ga_cli.config.command_line import how_to_write, is_hydras, parse_override
+from lora_ga_cli.config.documents import Document, KeyPath, leaves
 from lora_ga_cli.errors import Fault
-from lora_ga_cli.files import BUNDLED
+from lora_ga_cli.files import BUNDLED, PACKAGE
 
 SAFE_RESOLVERS = frozenset({"oc.select", "oc.dict.keys", "oc.dict.values"})
 """Resolvers of OmegaConf that only look at the configuration itself."""
@@ -40,7 +42,9 @@ COMMAND_LINE_ONLY = (
     ("eval", "judge", "base_url"),
     ("eval", "judge", "key_variable"),
 )
-COMMAND_LINE = "that is for the command line"
+FOR_THE_COMMAND_LINE = "that is for the command line"
+INSTALLED = (BUNDLED, PACKAGE)
+"""Beginnings of paths to what is installed, which is read and never written."""
 
 
 def unsafe(document: Document) -> list[Fault]:
@@ -51,24 +55,75 @@ def unsafe(document: Document) -> list[Fault]:
     if header and header not in allowed.get(document.group, (document.group, "_group_")):
         faults.append(Fault(document.where(()), f"'@package {header}' would set options elsewhere", "remove it"))
     for path, value in leaves(document.data):
-        where, key = document.where(path), path[-1]
+        where = document.where(path)
         if path == ("hydra",):
-            faults.append(Fault(where, "a file cannot configure Hydra", COMMAND_LINE))
-        if re.fullmatch(r"_\w+_", key):
-            faults.append(Fault(where, f"{key} names code to run; a recipe is data"))
-        faults += [Fault(where, what, hint) for text in _strings(value) for what, hint in _unsafe_interpolations(text)]
+            faults.append(_configures_hydra(where))
         full = (*document.package, *path)
-        name = ".".join(full)
-        if full in COMMAND_LINE_ONLY and value:
-            faults.append(Fault(where, f"{name} is refused in a file", COMMAND_LINE))
-        if full in WRITE_PATHS or (full in READ_PATHS and not document.package):
-            for text in _strings(value):
-                if "${" in text:
-                    faults.append(Fault(where, f"{name}={text}: a path in a file is written out"))
-                elif _leaves_folder(text, reads=full in READ_PATHS):
-                    hint = f"give it on the command line: {name}=PATH"
-                    faults.append(Fault(where, f"{name}={text} leaves the working folder", hint))
+        faults += [Fault(where, what, hint) for what, hint in _unsafe_value(full, value, reads=bool(document.package))]
     return faults
+
+
+def unsafe_options(options: Sequence[str], place: str, *, reads_anywhere: bool = False) -> list[Fault]:
+    """Faults for overrides, as one would type them, that stand in a file: those of the same options in a recipe.
+
+    Args:
+        place: where the file has them.
+        reads_anywhere: data and models may lie outside the working folder. What is written may not.
+    """
+    faults = []
+    for option in options:
+        for what, hint in _unsafe_option(option, reads_anywhere):
+            faults.append(Fault(place, what, hint))
+    return list(dict.fromkeys(faults))
+
+
+def _unsafe_option(option: str, reads_anywhere: bool) -> Iterator[tuple[str, str]]:
+    if option.startswith("-"):
+        yield f"{option} is refused in a file", FOR_THE_COMMAND_LINE
+        return
+    try:
+        override = parse_override(option)
+    except HydraException:
+        yield f"cannot read {option!r}", how_to_write(option)
+        return
+    key, path = override.key_or_group, tuple(override.key_or_group.split("."))
+    if is_hydras(key) or override.package is not None:
+        fault = _configures_hydra("")
+        yield f"{option}: {fault.what}", fault.hint
+    elif override.is_sweep_override():
+        yield f"{option}: several values", "one value; [..., ...] is a list"
+    elif path != ("recipe",):  # here it chooses a file
+        for inside, value in leaves(_nested(path, override.value())):
+            yield from _unsafe_value(inside, value, reads=reads_anywhere)
+
+
+def _configures_hydra(where: str) -> Fault:
+    return Fault(where, "a file cannot configure Hydra", FOR_THE_COMMAND_LINE)
+
+
+def _nested(path: Sequence[str], value: Any) -> Any:
+    return {path[0]: _nested(path[1:], value)} if path else value
+
+
+def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with an option in a file, and a hint.
+
+    Args:
+        path: in the whole configuration.
+        reads: it may lie anywhere, if it names what is read.
+    """
+    name = ".".join(path)
+    if re.fullmatch(r"_\w+_", path[-1]):
+        yield f"{path[-1]} names code to run; a recipe is data", ""
+    if path in COMMAND_LINE_ONLY and value:
+        yield f"{name} is refused in a file", FOR_THE_COMMAND_LINE
+    checked = path in WRITE_PATHS or (path in READ_PATHS and not reads)
+    for text in _strings(value):
+        yield from _unsafe_interpolations(text)
+        if checked and "${" in text:
+            yield f"{name}={text}: a path in a file is written out", ""
+        elif checked and _leaves_folder(text, reads=path in READ_PATHS):
+            yield f"{name}={text} leaves the working folder", f"give it on the command line: {name}=PATH"
 
 
 def _unsafe_interpolations(text: str) -> Iterator[tuple[str, str]]:
@@ -93,16 +148,20 @@ def _unsafe_interpolations(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _strings(value: Any) -> list[str]:
-    """The texts of a value, in lists too; those in a mapping are found at their own keys."""
+    """The texts of a value, in lists too; those in a mapping are found at their own keys, unless it lies in a list."""
     if isinstance(value, str):
         return [value]
-    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []
+    items = value if isinstance(value, list) else ()
+    return [text for item in items for text in _strings(list(item.values()) if isinstance(item, dict) else item)]
 
 
 def _leaves_folder(text: str, *, reads: bool) -> bool:
-    if text.startswith(BUNDLED) and not reads:
+    """Whether a path lies elsewhere than in the working folder, or, to read, in what is installed."""
+    if text.startswith(INSTALLED) and not reads:
         return True
+    if text.startswith(PACKAGE):
+        text = text.removeprefix(PACKAGE).partition("/")[2]
     text = text.removeprefix(BUNDLED)
     parts = PurePosixPath(text).parts + PureWindowsPath(text).parts
     absolute = PurePosixPath(text).is_absolute() or bool(PureWindowsPath(text).drive or PureWindowsPath(text).root)
-    return absolute or ".." in parts or text.startswith(("~", "file:", BUNDLED))
+    return absolute or ".." in parts or text.startswith(("~", "file:", *INSTALLED))

@@ -10,7 +10,8 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.check import COMMAND_LINE, check
+from lora_ga_cli.config.check import check
+from lora_ga_cli.config.command_line import COMMAND_LINE
 from lora_ga_cli.config.compose import compose, reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError

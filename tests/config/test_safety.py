@@ -8,6 +8,7 @@ import pytest
 
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose, reconfigured
+from lora_ga_cli.config.safety import unsafe_options
 from tests.config import BASE, lay_out, refused
 
 REFUSED = {
@@ -42,6 +43,10 @@ REFUSED = {
     "an absolute path behind bundled:": ("dataset:\n  train_file: bundled:/etc/passwd\n", 5, "dataset.train_file"),
     "a path above behind bundled:": ("dataset:\n  train_file: bundled:../x.jsonl\n", 5, "dataset.train_file"),
     "an output folder behind bundled:": ("output_dir: bundled:/tmp/evil\n", 4, "output_dir"),
+    "an output folder in another package": ("output_dir: package:yaml/evil\n", 4, "output_dir"),
+    "a cache in another package": ("cache_dir: package:yaml/evil\n", 4, "cache_dir"),
+    "an absolute path behind package:": ("dataset:\n  train_file: package:yaml//etc/passwd\n", 5, "dataset.train_file"),
+    "a path above behind package:": ("dataset:\n  train_file: package:yaml/../x.jsonl\n", 5, "dataset.train_file"),
     "an output folder as a resolver's default": ("output_dir: ${oc.select:nope,'/tmp/evil'}\n", 4, "output_dir"),
     "an output folder by interpolation": ("method: {name: /tmp/evil}\noutput_dir: ${method.name}\n", 4, ""),
     "an output folder as an object": (
@@ -242,3 +247,58 @@ def test_the_command_line_may_do_what_a_recipe_may_not(tmp_path: Path, monkeypat
     assert (config.name, config.output_dir) == ("mine", str(tmp_path))
     assert config.model.trust_remote_code
     assert config.overwrite
+
+
+class TestOptionsInAFile:
+    """Overrides as one types them, but in a file that may come from a stranger."""
+
+    @pytest.mark.parametrize(
+        ("option", "said"),
+        [
+            ("eval.judge.base_url=http://evil", "eval.judge.base_url is refused in a file"),
+            ("eval.judge={base_url: 'http://evil'}", "eval.judge.base_url is refused in a file"),
+            ("++eval={judge: {key_variable: X}}", "eval.judge.key_variable is refused in a file"),
+            ("eval.execute_code=true", "eval.execute_code is refused in a file"),
+            ("overwrite=true", "overwrite is refused in a file"),
+            ("name=${oc.env:HOME}", "${oc.env:…} is refused in a file"),
+            ("name='a-${oc.env:HOME}'", "${oc.env:…} is refused in a file"),
+            ("target_modules=[a,${oc.env:HOME}]", "${oc.env:…} is refused in a file"),
+            ("dataset.columns={a: ${oc.env:HOME}}", "${oc.env:…} is refused in a file"),
+            ("dataset.train_file=[{a: '${oc.env:HOME}'}]", "${oc.env:…} is refused in a file"),
+            ("cache_dir=/etc/x", "cache_dir=/etc/x leaves the working folder"),
+            ("+output_dir='~/x'", "output_dir=~/x leaves the working folder"),
+            ("output_dir='../x'", "output_dir=../x leaves the working folder"),
+            ("output_dir=package:yaml/x", "output_dir=package:yaml/x leaves the working folder"),
+            ("output_dir=a/${method.name}", "a path in a file is written out"),
+            ("output_dir=a,/etc/x", "output_dir=a,/etc/x: several values"),
+            ("output_dir=choice(a,/etc/x)", "several values"),
+            ("hydra/launcher=joblib", "a file cannot configure Hydra"),
+            ("hydra.sweep.dir=/x", "a file cannot configure Hydra"),
+            ("+hydra={run: {dir: /x}}", "a file cannot configure Hydra"),
+            ("~hydra.run", "a file cannot configure Hydra"),
+            ("model@hydra.x=tiny", "a file cannot configure Hydra"),
+            ("--config-dir=/x", "--config-dir=/x is refused in a file"),
+            ("-m", "-m is refused in a file"),
+            ("rank: 3", "cannot read 'rank: 3'"),
+            ("model._target_=os.system", "_target_ names code to run"),
+            ("dataset.train_file=/etc/passwd", "dataset.train_file=/etc/passwd leaves the working folder"),
+            ("model={path: '~/model'}", "model.path=~/model leaves the working folder"),
+        ],
+    )
+    def test_what_a_recipe_may_not_do_is_refused(self, option: str, said: str) -> None:
+        faults = unsafe_options([option], "mine.yaml: rows")
+        assert {fault.where for fault in faults} == {"mine.yaml: rows"}
+        assert any(said in fault.what for fault in faults)
+
+    def test_what_a_recipe_may_do_is_allowed(self) -> None:
+        options = ["recipe=quickstart", "method=lora", "rank=3", "output_dir=mine/runs", "cache_dir=null"]
+        options += ["eval.prompt='Q: {question}\nA: '", "eval.judge={model: x}", "dataset.train_file=bundled:a/b.jsonl"]
+        options += ["overwrite=false", "name=${method.name}", "dataset.train_file=[a.jsonl,b.jsonl]"]
+        assert unsafe_options(options, "mine.yaml") == []
+
+    def test_reading_elsewhere_can_be_allowed_and_writing_cannot(self) -> None:
+        reading = ["dataset.train_file=../shared/data/x.jsonl", "eval.file=/data/x", "dataset={validation_file: '~/x'}"]
+        assert len(unsafe_options(reading, "mine.yaml")) == 3
+        assert unsafe_options(reading, "mine.yaml", reads_anywhere=True) == []
+        assert unsafe_options(["output_dir=../x"], "mine.yaml", reads_anywhere=True)
+        assert unsafe_options(["dataset.train_file=${oc.env:X}"], "mine.yaml", reads_anywhere=True)
