@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,20 +38,39 @@ def complete(context: typer.Context, incomplete: str) -> list[str]:
     return candidates([*words, *context.args], incomplete)
 
 
+def words(metavar: str, text: str, completion: Callable[..., list[str]] = complete) -> Any:
+    """A command's only argument: any number of words."""
+    return typer.Argument(metavar=metavar, help=text, autocompletion=completion, show_default=False)
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[OPTION=VALUE]...",
-        help="A recipe and changes to it: recipe=quickstart rank=16 trainer.learning_rate=1e-4. Also Hydra's own: "
+    words(
+        "[OPTION=VALUE]...",
+        "A recipe and changes to it: recipe=quickstart rank=16 trainer.learning_rate=1e-4. Also Hydra's own: "
         "-m for a sweep (rank=4,8,16), --config-dir DIR for your recipes, --cfg job, hydra/launcher=joblib.",
-        autocompletion=complete,
-        show_default=False,
     ),
+]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="A folder with recipes/, tables/ and choices of your own.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show configuration, stages, what is cached and a forecast; load no weights.")
 ]
+
+
+def own_folder(config_dir: Path | None) -> Path | None:
+    """The folder given by ``--config-dir``.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise InvalidInput([Fault("command line", f"--config-dir {config_dir}: no such folder")])
+    return config_dir.resolve() if config_dir is not None else None
 
 
 def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *, dry_run: str | None = None) -> None:

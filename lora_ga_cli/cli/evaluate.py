@@ -6,24 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, DryRun, complete, run_jobs, split_folders
+from lora_ga_cli.cli.common import Debug, DryRun, run_jobs, split_folders, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
-Arguments = Annotated[
+Words = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[RUN_OR_MODEL]... [OPTION=VALUE]...",
-        help="Finished runs (runs/*), adapters or models (folders, or ORG/MODEL on the hub), with options such as "
+    words(
+        "[RUN_OR_MODEL]... [OPTION=VALUE]...",
+        "Finished runs (runs/*), adapters or models (folders, or ORG/MODEL on the hub), with options such as "
         "eval=gsm8k eval.limit=200; or a recipe, as for train.",
-        autocompletion=complete,
-        show_default=False,
     ),
 ]
 
 
-def command(arguments: Arguments = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = False) -> None:
     """Score runs, adapters and models, and compare them in one table and one picture.
 
     What is scored of a run is the saved adapter on the base as it is published. With a recipe, missing steps run first.

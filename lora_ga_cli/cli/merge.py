@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, complete, run_jobs, split_folders
+from lora_ga_cli.cli.common import Debug, run_jobs, split_folders, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
-Arguments = Annotated[
+Words = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[RUN_FOLDER]... [OPTION=VALUE]...",
-        help="Finished runs; or a recipe, as for train.",
-        autocompletion=complete,
-        show_default=False,
+    words(
+        "[RUN_FOLDER]... [OPTION=VALUE]...",
+        "Finished runs; or a recipe, as for train.",
     ),
 ]
 
 
 def command(
-    arguments: Arguments = None,
+    arguments: Words = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write (default: RUN_FOLDER/merged).")
     ] = None,

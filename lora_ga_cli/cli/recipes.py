@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from lora_ga_cli.cli.common import ConfigDir, own_folder
+
 app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, and every method.")
-ConfigDir = Annotated[Path | None, typer.Option("--config-dir", help="A folder with recipes/ of your own.")]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -16,19 +17,6 @@ def complete_recipe(incomplete: str) -> list[str]:
     from lora_ga_cli.config.recipes import all_recipes
 
     return [recipe.name for recipe in all_recipes() if recipe.name.startswith(incomplete)]
-
-
-def _own(config_dir: Path | None) -> Path | None:
-    """The folder given by ``--config-dir``.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    from lora_ga_cli.errors import Fault, InvalidInput
-
-    if config_dir is not None and not config_dir.is_dir():
-        raise InvalidInput([Fault("command line", f"--config-dir {config_dir}: no such folder")])
-    return config_dir.resolve() if config_dir is not None else None
 
 
 Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=complete_recipe)]
@@ -63,7 +51,7 @@ def overview(
             f"{entry.parameters:,}" if entry.parameters is not None else "none here",
             entry.result,
         ]
-        for entry in all_methods(model, rank, _own(config_dir))
+        for entry in all_methods(model, rank, own_folder(config_dir))
     ]
     print_table(
         ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "result"],
@@ -78,7 +66,7 @@ def list_recipes(config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import all_recipes
     from lora_ga_cli.report.tables import print_table
 
-    recipes = all_recipes(_own(config_dir))
+    recipes = all_recipes(own_folder(config_dir))
     print_table(["recipe", "what it does"], [[recipe.name, recipe.summary] for recipe in recipes])
 
 
@@ -90,7 +78,7 @@ def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.report.console import out
 
-    text = find_recipe(name, _own(config_dir)).text
+    text = find_recipe(name, own_folder(config_dir)).text
     if out.is_terminal:
         out.print(Syntax(text, "yaml", background_color="default"))
     else:

@@ -7,25 +7,24 @@ and last what the command line says.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from lora_ga_cli.config.check import check
-from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations, shown
 from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
-from lora_ga_cli.config.schema import Config, Section
+from lora_ga_cli.config.schema import Section
 from lora_ga_cli.errors import Fault, InvalidInput, nearest
-from lora_ga_cli.files import resolve_path, sha256_json
+from lora_ga_cli.files import resolve_path
 
 Overrides = list[str]
-Scale = Literal["full", "tiny"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+TableScale = Literal["full", "tiny"]
 
 
 class Column(Section):
@@ -43,21 +42,6 @@ class Column(Section):
     """A file or folder without which the column is left out."""
 
 
-class Part(Section):
-    """A table at one scale."""
-
-    overrides: Overrides
-    """Of all cells."""
-    columns: dict[str, Column]
-    """By heading."""
-    seeds: Annotated[list[int], Field(min_length=1)]
-    """Each cell is the mean over them."""
-    leave_out: list[str] = Field(default_factory=list)
-    """Rows that this scale does not have."""
-    note: str = ""
-    """What a reader has to know of this scale."""
-
-
 class Fair(Section):
     """How every row finds a learning rate of its own."""
 
@@ -65,8 +49,31 @@ class Fair(Section):
     """The grid it begins with, evenly spaced in its logarithm; it widens while the best rate is at an edge."""
     most: Annotated[int, Field(ge=3)] = 8
     """Rates that are tried at most."""
-    overrides: dict[Scale, Overrides]
-    """Of the trials, by scale: rows to choose on that the scores do not come from."""
+    held_out: Annotated[Overrides, Field(min_length=1)]
+    """Of the trials: rows to choose on that the scores do not come from. No other override replaces these."""
+
+    @model_validator(mode="after")
+    def _is_a_grid(self) -> Fair:
+        steps = [larger / smaller for smaller, larger in itertools.pairwise(self.rates)]
+        if min(steps) <= 1 or max(steps) > 1.01 * min(steps):
+            raise ValueError("rates: they must ascend, each the same number of times the one before")
+        return self
+
+
+class Part(Section):
+    """A table at one scale."""
+
+    overrides: Overrides
+    """Of all cells."""
+    columns: dict[str, Column]
+    """By heading."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Each cell is the mean over them."""
+    leave_out: list[str] = Field(default_factory=list)
+    """Rows that this scale does not have."""
+    fair: Fair | None = None
+    note: str = ""
+    """What a reader has to know of this scale."""
 
 
 class Table(Section):
@@ -77,7 +84,6 @@ class Table(Section):
     """By heading."""
     full: Part
     tiny: Part | None = None
-    fair: Fair | None = None
     paper: dict[str, dict[str, list[float]]] = Field(default_factory=dict)
     """The paper's mean and standard deviation, by row and column."""
     source: str = ""
@@ -94,33 +100,6 @@ class Table(Section):
         if rows or columns:
             raise ValueError(f"paper: no such row or column: {', '.join(map(repr, dict.fromkeys(rows + columns)))}")
         return self
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training, or estimation, and what is measured of it.
-
-    Args:
-        row, column, seed: where its value goes.
-        overrides: as typed on a command line, they give the same.
-    """
-
-    row: str
-    column: str
-    seed: int
-    overrides: tuple[str, ...]
-    config: Config
-    measure: str
-    value: str
-
-    @property
-    def key(self) -> str:
-        """What is to be done, whatever value of it goes where."""
-        return sha256_json({"config": self.config.model_dump(mode="json"), "measure": self.measure})[:16]
-
-    @property
-    def title(self) -> str:
-        return f"{self.row}, {self.column}, seed {self.seed}"
 
 
 def all_tables(own: Path | None = None) -> dict[str, Path]:
@@ -187,84 +166,12 @@ def missing_columns(part: Part) -> dict[str, str]:
     }
 
 
-def cells_of(
-    table: Table,
-    part: Part,
-    further: Sequence[str],
-    *,
-    rates: Mapping[tuple[str, str], float] | None = None,
-    last: Sequence[str] = (),
-) -> list[Cell]:
-    """All cells of a table, with their configurations.
-
-    Args:
-        further: overrides from the command line; ``seed=42,43`` are seeds in place of the table's.
-        rates: learning rates by row and column, in place of the configured ones.
-        last: overrides that nothing replaces.
-
-    Raises:
-        InvalidInput: what is wrong with any of them, all faults at once.
-    """
-    lacking = missing_columns(part)
-    seeds, further = _seeds(further)
-    cells, faults = [], []
-    for row, of_row in table.rows.items():
-        for heading, column in part.columns.items():
-            if row in part.leave_out or heading in lacking:
-                continue
-            rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
-            overrides = (*part.overrides, *of_row, *column.overrides, *further, *rate, *last)
-            try:
-                config = _composed(overrides)
-            except InvalidInput as error:
-                faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
-                continue
-            for seed in seeds or part.seeds:
-                seeded = config.model_copy(update={"seed": seed})
-                given = (*overrides, f"seed={seed}")
-                cells.append(Cell(row, heading, seed, given, seeded, column.measure, column.value))
-    if faults:
-        raise InvalidInput(list(dict.fromkeys(faults)))
-    return cells
-
-
-def _seeds(further: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Seeds that the command line names, and its other options."""
-    named = [option.removeprefix("seed=") for option in further if option.startswith("seed=")]
-    others = [option for option in further if not option.startswith("seed=")]
-    if not named:
-        return [], others
-    try:
-        return list(dict.fromkeys(int(seed) for seed in named[-1].split(","))), others
-    except ValueError:
-        raise InvalidInput([Fault("command line", f"seed={named[-1]}", "seed=42 or seed=42,43,44")]) from None
-
-
-def _composed(overrides: Sequence[str]) -> Config:
-    """A configuration of overrides of which later ones replace earlier ones of the same name."""
-    last = {override.split("=", 1)[0].lstrip("+"): override for override in overrides}
-    return compose(list(last.values()))
-
-
-def check_further(overrides: Sequence[str]) -> None:
-    """Refuses overrides of the command line that name nothing, before they are blamed on every cell.
-
-    Raises:
-        InvalidInput
-    """
-    _, others = _seeds(overrides)
-    _, faults = check(others, whole=False)
-    if faults:
-        raise InvalidInput(faults)
-
-
 def _options(table: Table) -> list[str]:
     parts = [part for part in (table.full, table.tiny) if part is not None]
     found = [option for options in table.rows.values() for option in options]
     found += [option for part in parts for option in part.overrides]
     found += [option for part in parts for column in part.columns.values() for option in column.overrides]
-    if table.fair is not None:
-        found += [option for options in table.fair.overrides.values() for option in options]
+    found += [option for part in parts if part.fair is not None for option in part.fair.held_out]
     return found
 
 
@@ -292,7 +199,12 @@ def only(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) 
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """A table's title, number of rows, columns, and whether it has a tiny form, for a list of tables."""
+    """For a list of tables: title, number of rows, columns, and whether it can be made tiny, and fair."""
     table = read_table(file)
-    columns = list(table.full.columns)
-    return {"title": table.title, "rows": len(table.rows), "columns": columns, "tiny": table.tiny is not None}
+    return {
+        "title": table.title,
+        "rows": len(table.rows),
+        "columns": list(table.full.columns),
+        "tiny": table.tiny is not None,
+        "fair": table.full.fair is not None,
+    }

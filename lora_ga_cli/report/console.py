@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,6 +46,16 @@ def title(text: str) -> None:
     """The heading of a job in a sweep."""
     out.print()
     out.print(f"[bold]━━ {escape(text)} ━━[/]")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Says nothing meanwhile, but warnings and errors."""
+    before, out.quiet = out.quiet, True
+    try:
+        yield
+    finally:
+        out.quiet = before
 
 
 def number(value: int) -> str:

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.files import atomic_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from lora_ga_cli.gradient.artifact import GradientArtifact
 
 Points = Sequence[Mapping[str, Any]]
+Measured = Mapping[str, tuple[float, float | None]]
+"""Mean and standard deviation by row."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
+LINES = ("-", "--", ":")
+"""Styles that tell runs of one colour apart."""
+WIDE = (7.5, 4.5)
+FEW = 3
+"""Runs whose legend fits inside the picture."""
 
 
 def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
@@ -24,35 +34,32 @@ def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
         runs: logged points by the run's label.
         file: PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.5), dpi=130, layout="constrained")
+    figure = _figure(WIDE)
     axes = figure.add_subplot()
     for index, (label, points) in enumerate(runs.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        style: dict[str, Any] = {
+            "color": COLOURS[index % len(COLOURS)],
+            "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+        }
         train = [(point["step"], point["loss"]) for point in points if "loss" in point]
         held_out = [(point["step"], point["eval_loss"]) for point in points if "eval_loss" in point]
         if train:
-            axes.plot(*zip(*train, strict=True), color=colour, linewidth=1.2, alpha=0.55, label=f"{label}, training")
+            axes.plot(*zip(*train, strict=True), **style, linewidth=1.2, alpha=0.55, label=label)
         if held_out:
-            axes.plot(
-                *zip(*held_out, strict=True),
-                color=colour,
-                linewidth=2.2,
-                marker="o",
-                markersize=4,
-                label=f"{label}, validation",
-            )
+            name = "_" if train else label
+            axes.plot(*zip(*held_out, strict=True), **style, linewidth=2.2, marker="o", markersize=4, label=name)
     axes.set(xlabel="optimizer step", ylabel="loss per label (nats)")
-    axes.set_title(title, parse_math=False)
+    _bare(axes)
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        for text in axes.legend(frameon=False, fontsize=9).get_texts():
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(runs) > FEW else {}
+        legend = axes.legend(frameon=False, fontsize=9, title="thin: training\nthick: validation", **beside)
+        legend.get_title().set_fontsize(8)
+        for line in legend.get_lines():
+            line.set(linewidth=2.2, alpha=1)
+        for text in legend.get_texts():
             text.set_parse_math(False)
-    with atomic_file(file) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    _save(figure, file, title)
 
 
 def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
@@ -61,13 +68,11 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
     Args:
         file: PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     ranks = range(1, artifact.max_rank + 1)
     shares = [list(artifact.energy(rank).values()) for rank in ranks]
-    figure = Figure(figsize=(7.5, 4.5), dpi=130, layout="constrained")
+    figure = _figure(WIDE)
     axes = figure.add_subplot()
     least, mean = [min(values) for values in shares], [sum(values) / len(values) for values in shares]
     most = [max(values) for values in shares]
@@ -77,66 +82,72 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
     axes.set(xlabel="rank of the adapter (its start follows 2 × rank directions)", ylabel="share of gradient energy")
     axes.set(ylim=(0, 1.02), xlim=(min(ranks) - 0.2, max(ranks) + 0.2))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(title, parse_math=False)
+    _bare(axes)
     axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    with atomic_file(file) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))
+    _save(figure, file, title)
 
 
-def dots(
-    measured: Mapping[str, Mapping[str, tuple[float, float | None]]],
-    paper: Mapping[str, Mapping[str, float]],
-    file: Path,
-    title: str,
-) -> None:
+def dots(measured: Mapping[str, Measured], paper: Mapping[str, Mapping[str, float]], file: Path, title: str) -> None:
     """Draws a panel a column, and in it a dot a row with its standard deviation, and the paper's value as a diamond.
 
     Args:
-        measured: mean and standard deviation by column and row.
+        measured: by column.
         paper: the paper's means by column and row.
         file: PNG to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shown = {column: cells for column, cells in measured.items() if cells}
     rows = list(dict.fromkeys(row for cells in shown.values() for row in cells))
-    height = 1.3 + 0.3 * max(len(rows), 2)
-    figure = Figure(figsize=(2.2 + 2.6 * max(len(shown), 1), height), dpi=130, layout="constrained")
-    panels = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     places = {row: len(rows) - 1 - index for index, row in enumerate(rows)}
+    count = max(len(shown), 1)
+    figure = _figure((2.2 + 2.6 * count, 1.3 + 0.3 * max(len(rows), 2)))
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     for axes, (column, cells) in zip(panels, shown.items(), strict=False):
-        axes.errorbar(
-            [mean for mean, _ in cells.values()],
-            [places[row] for row in cells],
-            xerr=[spread or 0 for _, spread in cells.values()],
-            fmt="o",
-            color=COLOURS[0],
-            capsize=3,
-            label="measured, ± one standard deviation",
-        )
         theirs = {row: value for row, value in paper.get(column, {}).items() if row in places}
-        if theirs:
-            axes.plot(
-                list(theirs.values()),
-                [places[row] for row in theirs],
-                "D",
-                color=COLOURS[1],
-                markersize=5,
-                label="paper",
-            )
-        edges = [value for mean, spread in cells.values() for value in (mean - (spread or 0), mean + (spread or 0))]
-        edges += list(theirs.values())
-        margin = 0.1 * (max(edges) - min(edges) or 1)
-        axes.set_xlim(min(edges) - margin, max(edges) + margin)
+        _panel(axes, cells, theirs, places)
         axes.set_title(column, fontsize=10, parse_math=False)
-        axes.grid(axis="x", alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks([places[row] for row in rows], rows)
-    if any(paper.values()):
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("\n".join(textwrap.wrap(title, 60)), fontsize=11, parse_math=False)
+    legend = {label: mark for axes in panels for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if len(legend) > 1:
+        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, file, "\n".join(textwrap.wrap(title, 20 + 25 * count)))
+
+
+def _panel(axes: Axes, cells: Measured, theirs: Mapping[str, float], places: Mapping[str, int]) -> None:
+    """One column's dots, at the rows' places."""
+    axes.errorbar(
+        [mean for mean, _ in cells.values()],
+        [places[row] for row in cells],
+        xerr=[spread or 0 for _, spread in cells.values()],
+        fmt="o",
+        color=COLOURS[0],
+        capsize=3,
+        label="measured, ± one standard deviation",
+    )
+    if theirs:
+        heights = [places[row] for row in theirs]
+        axes.plot(list(theirs.values()), heights, "D", color=COLOURS[1], markersize=5, label="paper")
+    edges = [mean + sign * (spread or 0) for mean, spread in cells.values() for sign in (-1, 1)]
+    edges += list(theirs.values())
+    margin = 0.1 * (max(edges) - min(edges) or 1)
+    axes.set_xlim(min(edges) - margin, max(edges) + margin)
+    axes.grid(axis="x", alpha=0.25)
+    _bare(axes)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, dpi=130, layout="constrained")
+
+
+def _bare(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, file: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.suptitle(title, fontsize=11, parse_math=False)
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

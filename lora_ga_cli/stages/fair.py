@@ -6,12 +6,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from lora_ga_cli.config.tables import Cell, Column, Fair
+from lora_ga_cli.config.cells import Cell
+from lora_ga_cli.config.tables import Column, Fair
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import write_json
+from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.report.results import Place
 from lora_ga_cli.stages.table_cells import Reproduction, run_cells
 
+RATES = "rates.json"
 HOLD = "dataset.validation_fraction=0.05"
 
 
@@ -19,16 +21,12 @@ def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
     """The best learning rate of every row and column, by the loss of rows held out from training, at the first seed.
 
     Returns:
-        The rates, and what a reader of the table has to know of them.
+        The rates, and what a reader of the table has to know of them. A row all of whose trials failed has none.
 
     Raises:
-        InvalidInput: the table has no rates to choose from, or the command line chose one.
+        InvalidInput: as of `check_fair`.
     """
-    fair = job.table.fair
-    if fair is None:
-        raise InvalidInput([Fault("command line", f"table {job.name} has no rates to choose from", "leave out --fair")])
-    if any(option.startswith("trainer.learning_rate=") for option in job.further):
-        raise InvalidInput([Fault("command line", "--fair chooses trainer.learning_rate", "leave one of them out")])
+    fair = check_fair(job)
     places = list(dict.fromkeys((cell.row, cell.column) for cell in _trials(job, fair, {})))
     known: dict[Place, dict[float, float]] = {place: {} for place in places}
     while True:
@@ -37,14 +35,37 @@ def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
             break
         for place, losses in _tried(job, fair, wanted).items():
             known[place] |= losses
-    write_json(
-        job.folder / "rates.json",
-        {
-            f"{row} | {column}": {f"{rate:g}": known[row, column][rate] for rate in sorted(known[row, column])}
-            for row, column in places
-        },
-    )
-    return {place: best_rate(losses) for place, losses in known.items()}, _notes(fair, known)
+    tried = [
+        {"row": row, "column": column, "losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)}}
+        for (row, column), losses in known.items()
+    ]
+    write_json(job.folder / RATES, {"best": [[*place, rate] for place, rate in _best(known).items()], "tried": tried})
+    return _best(known), _notes(fair, known)
+
+
+def known_rates(job: Reproduction) -> dict[Place, float]:
+    """The best rates as they were found before; none before that."""
+    file = job.folder / RATES
+    return {(row, column): rate for row, column, rate in read_json(file)["best"]} if file.exists() else {}
+
+
+def _best(known: Mapping[Place, Mapping[float, float]]) -> dict[Place, float]:
+    return {place: best_rate(losses) for place, losses in known.items() if not _all_failed(losses)}
+
+
+def check_fair(job: Reproduction) -> Fair:
+    """
+    Raises:
+        InvalidInput: the table has no rates to choose from, holds no rows out for it, or the command line chose a rate.
+    """
+    fair = job.part.fair
+    if fair is None:
+        raise InvalidInput([Fault("command line", f"table {job.name} has no rates to choose from", "leave out --fair")])
+    if any(option.startswith("trainer.learning_rate=") for option in job.further):
+        raise InvalidInput([Fault("command line", "--fair chooses trainer.learning_rate", "leave one of them out")])
+    if not all(cell.config.dataset.has_validation for cell in _trials(job, fair, {})):
+        raise InvalidInput([Fault(f"table {job.name}: fair.held_out", "no rows are held out to choose on", HOLD)])
+    return fair
 
 
 def _trials(job: Reproduction, fair: Fair, rates: Mapping[Place, float]) -> list[Cell]:
@@ -55,7 +76,7 @@ def _trials(job: Reproduction, fair: Fair, rates: Mapping[Place, float]) -> list
     }
     trial = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
     chosen = defaultdict(lambda: fair.rates[0], rates)
-    cells = job.cells(trial, chosen, held_out=fair.overrides.get(job.scale, []))
+    cells = job.cells(trial, chosen, held_out=fair.held_out)
     return [cell for cell in cells if cell.seed == cells[0].seed]
 
 
@@ -71,16 +92,15 @@ def _tried(job: Reproduction, fair: Fair, wanted: Mapping[Place, Sequence[float]
     filled = run_cells(job, [cell for _, _, cell in trials])
     found: dict[Place, dict[float, float]] = defaultdict(dict)
     for place, rate, cell in trials:
-        values = filled[cell.key]["values"] if cell.key in filled else {"validation_loss": math.inf}
-        if "validation_loss" not in values:
-            raise InvalidInput([Fault(f"table {job.name}: fair.overrides", "no rows are held out to choose on", HOLD)])
-        found[place][rate] = values["validation_loss"]
+        found[place][rate] = filled[cell.key]["values"]["validation_loss"] if cell.key in filled else math.inf
     return found
 
 
 def _notes(fair: Fair, known: Mapping[Place, Mapping[float, float]]) -> list[str]:
     notes = [f"Every row at its own learning rate, the best of {fair.most} at most on rows held out from training."]
-    edges = [f"{row} ({column})" for (row, column), losses in known.items() if at_an_edge(losses)]
+    edges = [
+        f"{row} ({column})" for (row, column), losses in known.items() if at_an_edge(losses) and not _all_failed(losses)
+    ]
     if edges:
         notes.append(f"The best rate may lie further out for {', '.join(edges)}: it was the last one tried.")
     failed = [
@@ -105,7 +125,7 @@ def next_rates(known: Mapping[float, float], grid: Sequence[float], most: int) -
     missing = [rate for rate in grid if rate not in known]
     if missing:
         return missing[: most - len(known)]
-    if len(known) >= most:
+    if len(known) >= most or _all_failed(known):
         return []
     step = grid[1] / grid[0]
     rates = sorted(known)
@@ -125,3 +145,7 @@ def best_rate(known: Mapping[float, float]) -> float:
 def at_an_edge(known: Mapping[float, float]) -> bool:
     """Whether the best rate is the least or largest that was tried."""
     return best_rate(known) in (min(known), max(known))
+
+
+def _all_failed(known: Mapping[float, float]) -> bool:
+    return bool(known) and all(math.isinf(loss) for loss in known.values())

@@ -7,47 +7,62 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.config.tables import Cell, missing_columns
-from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.config.cells import Cell
+from lora_ga_cli.config.tables import missing_columns
+from lora_ga_cli.errors import Fault, InvalidInput, UserError
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.results import Place, Results, write
-from lora_ga_cli.stages.fair import own_rates
+from lora_ga_cli.stages.fair import check_fair, own_rates
 from lora_ga_cli.stages.table_cells import Reproduction, run_cells
 from lora_ga_cli.training import metrics
+from lora_ga_cli.training.run_folder import RunFolder
 
 
-def reproduce(job: Reproduction, *, fair: bool) -> bool:
-    """Makes a table, as far as it was not made before, and shows it.
+def check_tables(jobs: Sequence[Reproduction]) -> None:
+    """Checks all cells of all tables, and what their benchmarks need, before the first one is made.
 
-    Args:
-        fair: train every cell at the row's own best learning rate.
+    Raises:
+        InvalidInput: everything that is wrong.
+    """
+    faults: list[Fault] = []
+    for job in jobs:
+        try:
+            cells = job.cells()
+            if not cells:
+                needs = ", ".join(missing_columns(job.part).values())
+                raise InvalidInput([Fault(f"table {job.name}", f"no column can be filled: there is no {needs}")])
+            _check_scoring(cells)
+            if job.fair:
+                check_fair(job)
+        except InvalidInput as error:
+            faults += error.faults
+    if faults:
+        raise InvalidInput(list(dict.fromkeys(faults)))
+
+
+def reproduce(job: Reproduction) -> bool:
+    """Makes a table that was checked, as far as it was not made before, and shows it.
 
     Returns:
         Whether every cell could be filled.
-
-    Raises:
-        InvalidInput: what is wrong with the table or the options, before anything runs.
     """
     for heading, needs in missing_columns(job.part).items():
         warn(f"column {heading} is left out: there is no {needs}")
-    _check_scoring(job.cells())  # faults of any cell, before the first trial
-    rates: dict[Place, float] = {}
-    notes: list[str] = []
-    if fair:
-        rates, notes = own_rates(job)
-    cells = job.cells(rates=rates or None)
+    rates, notes = own_rates(job) if job.fair else (None, [])
+    cells = job.cells(rates=rates)
     filled = run_cells(job, cells)
-    results = _results(job, cells, filled, rates, notes)
+    results = _results(job, cells, filled, rates or {}, notes)
     files = write(results, job.folder)
     if job.table.curves:
         files += _curves(job, cells, filled)
     show(results)
     step("table", ", ".join(str(file) for file in files))
-    lacking = {cell.title for cell in cells if cell.key not in filled}
+    wanted = job.cells()
+    lacking = len(wanted) - sum(cell.key in filled for cell in cells)
     if lacking:
-        warn(f"{len(lacking)} of {len(cells)} cells are not filled; the same command tries them again")
+        warn(f"{lacking} of {len(wanted)} cells are not filled; the same command tries them again")
     return not lacking
 
 
@@ -68,6 +83,8 @@ def _check_scoring(cells: Sequence[Cell]) -> None:
             for fault in error.faults:
                 ways = [fault.hint, "or leave the column out by --columns"]
                 faults[Fault(column, fault.what, "; ".join(way for way in ways if way))] = None
+        except UserError as error:
+            faults[Fault(column, str(error))] = None
     if faults:
         raise InvalidInput(list(faults))
 
@@ -89,14 +106,17 @@ def _results(
     told = list(notes)
     if tiny:
         told.insert(0, f"TINY SCALE, not the paper's: {part.note}")
+    changed = [option for option in job.further if not option.startswith("seed=")]
+    if changed:
+        told.append(f"Changed on the command line: {', '.join(changed)}.")
     if table.paper and not tiny:
         told.append(f"Paper: {table.source}. {table.provenance}")
     return Results(
-        title=table.title + (" (tiny scale)" if tiny else "") + (", own learning rates" if rates else ""),
+        title=table.title + (" (tiny scale)" if tiny else "") + (", own learning rates" if job.fair else ""),
         rows=[row for row in table.rows if row not in part.leave_out],
         columns=[name for name in part.columns if name not in missing_columns(part)],
         values=values,
-        wanted=len(part.seeds),
+        wanted=len({cell.seed for cell in cells}),
         percent=[name for name, column in part.columns.items() if column.percent],
         paper={} if tiny else table.paper,
         notes=told,
@@ -106,10 +126,12 @@ def _results(
 
 def show(results: Results) -> None:
     """Prints a table."""
+    from rich.markup import escape
+
     from lora_ga_cli.report.tables import print_table
 
     console.say()
-    console.out.print(f"[bold]{results.title}[/]")
+    console.out.print(f"[bold]{escape(results.title)}[/]")
     print_table(results.headings, results.lines, results.headings[1:])
     for note in results.notes:
         console.say(note)
@@ -117,17 +139,20 @@ def show(results: Results) -> None:
 
 
 def _curves(job: Reproduction, cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """A picture of loss curves for every column: each row's first seed."""
+    """A picture of loss curves, each row's first seed, for every column that has runs of its own."""
+    drawn: dict[frozenset[str], str] = {}
     files = []
     for column in dict.fromkeys(cell.column for cell in cells):
-        curves = {}
+        runs: dict[str, str] = {}
         for cell in cells:
             run = filled.get(cell.key, {}).get("values", {}).get("run")
-            if cell.column == column and cell.row not in curves and run is not None:
-                curves[cell.row] = metrics.read(Path(run) / "metrics.jsonl")
-        if curves:
-            name = "".join(sign if sign.isalnum() else "_" for sign in column.lower())
-            files.append(job.folder / f"loss_{name}.png")
-            tiny = ", tiny scale" if job.scale == "tiny" else ""
-            loss_curves(curves, files[-1], title=f"{column}{tiny}")
+            if cell.column == column and run is not None:
+                runs.setdefault(cell.row, run)
+        if not runs or drawn.setdefault(frozenset(runs.values()), column) != column:
+            continue
+        curves = {row: metrics.read(RunFolder(job.home / run).metrics_file) for row, run in runs.items()}
+        name = "".join(sign if sign.isalnum() else "_" for sign in column.lower())
+        files.append(job.folder / f"loss_{name}.png")
+        tiny = ", tiny scale" if job.scale == "tiny" else ""
+        loss_curves(curves, files[-1], title=f"{job.table.title}: {column}{tiny}")
     return files

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.config.cells import Cell, cells_of
 from lora_ga_cli.config.compose import launch_each
-from lora_ga_cli.config.tables import Cell, Part, Scale, Table, cells_of
+from lora_ga_cli.config.tables import Part, Table, TableScale
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step
@@ -26,62 +27,98 @@ class Reproduction:
     """A table that is being made.
 
     Args:
-        scale: ``full`` or ``tiny``.
+        fair: every row is trained at its own best learning rate.
         further: overrides of every cell, from the command line.
         flags: Hydra's, that choose a launcher.
-        folder: where everything of it lies.
+        home: the folder of all tables, which share runs and what was measured of them.
+        own: a folder with recipes and choices of the user's own.
     """
 
     name: str
     table: Table
     part: Part
-    scale: Scale
+    scale: TableScale
+    fair: bool
     further: tuple[str, ...]
     flags: tuple[str, ...]
-    folder: Path
+    home: Path
+    own: Path | None
     failed: Failed
+
+    @property
+    def folder(self) -> Path:
+        """Where the table itself goes."""
+        kind = [*(["tiny"] if self.scale == "tiny" else []), *(["fair"] if self.fair else [])]
+        return self.home / "-".join([self.name, *kind])
 
     def cells(
         self, part: Part | None = None, rates: Mapping[Place, float] | None = None, held_out: Sequence[str] = ()
     ) -> list[Cell]:
-        """All cells, with runs in this table's folder."""
-        last = [*held_out, f"output_dir={self.folder / 'runs'}"]
-        return cells_of(self.table, part or self.part, self.further, rates=rates, last=last)
+        """All cells.
+
+        Raises:
+            InvalidInput: what is wrong with any of them.
+        """
+        return cells_of(
+            self.table, part or self.part, self.further, self.home / "runs", rates=rates, last=held_out, own=self.own
+        )
+
+    def file(self, cell: Cell) -> Path:
+        """Where what was measured of a cell is kept."""
+        return self.home / "cells" / f"{cell.key}.json"
+
+    def known(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+        """What is known of cells, by their key; those that are not filled are missing."""
+        files = {cell.key: self.file(cell) for cell in cells}
+        return {key: read_json(file) for key, file in files.items() if file.exists()}
 
 
 def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """Fills cells, those that need most of a gradient first, so that the others can share it.
+    """Fills cells: those of one run together, and those that need most of a gradient first, so that others share it.
 
     Returns:
         What is known of each, by its key; those that failed are missing.
     """
     distinct = {cell.key: cell for cell in cells}
-    pending = [cell for cell in distinct.values() if not _file(job, cell).exists()]
-    pending.sort(key=lambda cell: -cell.config.largest_rank)
-    if len(pending) < len(distinct):
-        step("table", f"{len(distinct) - len(pending)} of {len(distinct)} trainings and measurements are there already")
-    folder, failed, count = job.folder, job.failed, len(pending)
+    groups = by_run([cell for cell in distinct.values() if not job.file(cell).exists()])
+    if len(groups) < len(by_run(distinct.values())):
+        done = len(by_run(distinct.values())) - len(groups)
+        step("table", f"{done} of {done + len(groups)} trainings and measurements are there already")
+    count = len(groups)
 
-    def fill_one(number: int) -> None:
-        cell = pending[number]
-        console.title(f"{number + 1} of {count}: {cell.title}")
-        try:
-            _fill(cell, folder / "cells" / f"{cell.key}.json")
-        except Exception as error:  # the others go on
-            failed(error)
+    def fill_group(number: int) -> None:
+        group = groups[number]
+        console.title(f"{number + 1} of {count}: {', '.join(cell.title for cell in group)}")
+        for cell in group:
+            try:
+                _fill(job, cell)
+            except Exception as error:  # the others go on
+                job.failed(error)
 
-    if pending:
-        launch_each(count, fill_one, job.flags, str(folder / ".sweep"))
-    return {key: read_json(_file(job, cell)) for key, cell in distinct.items() if _file(job, cell).exists()}
+    if groups:
+        launch_each(count, fill_group, job.flags, str(job.home / ".sweep"))
+    return job.known(cells)
 
 
-def _fill(cell: Cell, file: Path) -> None:
+def by_run(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that are values of one run together; those of the largest ranks first."""
+    from lora_ga_cli.training.run_folder import find_run
+
+    groups: dict[object, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[find_run(cell.config).path if cell.trains else cell.key].append(cell)
+    return sorted(groups.values(), key=lambda group: -group[0].config.largest_rank)
+
+
+def _fill(job: Reproduction, cell: Cell) -> None:
     from lora_ga_cli.stages.cell import fill
 
     began = time.perf_counter()
     values = fill(cell.config, cell.measure)
+    if "run" in values:
+        values["run"] = str(Path(values["run"]).relative_to(job.home))
     write_json(
-        file,
+        job.file(cell),
         {
             "cell": cell.title,
             "overrides": cell.overrides,
@@ -91,10 +128,6 @@ def _fill(cell: Cell, file: Path) -> None:
             "time": now(),
         },
     )
-
-
-def _file(job: Reproduction, cell: Cell) -> Path:
-    return job.folder / "cells" / f"{cell.key}.json"
 
 
 def planned(cells: Sequence[Cell]) -> dict[Place, list[Cell]]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
+from lora_ga_cli.config.cells import Cell
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import InvalidInput, UserError
 from lora_ga_cli.files import sha256_json
 from lora_ga_cli.model.forecast import Pace, measure_pace
 from lora_ga_cli.model.loading import pick_device
+from lora_ga_cli.report import console
 from lora_ga_cli.report.console import say, size, step
 from lora_ga_cli.report.tables import print_table
+from lora_ga_cli.stages.cell import REFERENCE_ROWS
+from lora_ga_cli.stages.fair import check_fair, known_rates
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.plan import estimation_forecast, training_forecast
-from lora_ga_cli.stages.table_cells import Reproduction, planned
+from lora_ga_cli.stages.table_cells import Reproduction, by_run, planned
 from lora_ga_cli.training.arguments import total_steps
 
 H100 = Pace(flops=700e12, call=8e-6)
@@ -23,67 +27,82 @@ H100 = Pace(flops=700e12, call=8e-6)
 HOUR = 3600.0
 
 
-def plan_table(job: Reproduction, *, fair: bool) -> None:
+@dataclass(frozen=True)
+class Forecast:
+    """Peak bytes, and seconds."""
+
+    memory: float
+    seconds: float
+
+
+def plan_table(job: Reproduction) -> None:
     """Prints a table's cells with what is done of them, peak memory, and hours of one device.
 
     Raises:
         InvalidInput: of any cell.
     """
-    cells = job.cells()
-    forecasts: dict[str, tuple[float, float] | str] = {}
-    rows, total, unknown = [], 0.0, False
+    fair = check_fair(job) if job.fair else None
+    cells = job.cells(rates=known_rates(job) if fair is not None else None) or job.cells()
+    done = set(job.known(cells))
+    forecasts: dict[str, Forecast | str] = {}
+    with console.quiet():
+        found = {cell.key: _forecast(cell, forecasts) for cell in cells}
+    pace = pace_here(cells[0].config)[1]
+    rows = []
     for (row, column), group in planned(cells).items():
-        done = sum((job.folder / "cells" / f"{cell.key}.json").exists() for cell in group)
-        found = _forecast(group[0].config, group[0].measure, forecasts)
-        if isinstance(found, str):
-            rows.append([row, column, f"{done} of {len(group)}", "–", found])
-            unknown = True
+        of_cell = found[group[0].key]
+        there = f"{sum(cell.key in done for cell in group)} of {len(group)}"
+        if isinstance(of_cell, str):
+            rows.append([row, column, there, "–", of_cell])
             continue
-        memory, seconds = found
-        hours = len(group) * seconds / HOUR
-        total += hours * (len(group) - done) / len(group)
-        rows.append([row, column, f"{done} of {len(group)}", size(memory), f"{hours:.2f}"])
-    where = "this device" if torch.cuda.is_available() or job.scale == "tiny" else "an H100"
-    print_table(["row", "column", "done", "memory", f"hours on {where}"], rows, ["done", "memory"])
-    step(
-        "plan",
-        f"{len({cell.key for cell in cells})} trainings and measurements, {total:.1f} hours left to train on {where}",
-    )
-    say(
-        "           Generating and judging answers comes on top."
-        + (" Cells without a forecast too." if unknown else "")
-    )
-    if fair and job.table.fair is not None:
-        count = len(planned(cells))
-        least, most = len(job.table.fair.rates), job.table.fair.most
-        say(f"           --fair: {least} to {most} trials for each of {count} rows and columns come before.")
+        rows.append([row, column, there, size(of_cell.memory), f"{len(group) * of_cell.seconds / HOUR:.2f}"])
+    print_table(["row", "column", "done", "memory", f"hours on {pace}"], rows, ["done", "memory"])
+    # what measures the same run takes its time once
+    left = [group[0] for group in by_run(cells) if not all(cell.key in done for cell in group)]
+    seconds = [item.seconds for cell in left if isinstance(item := found[cell.key], Forecast)]
+    step("plan", f"{len(left)} trainings and measurements are left, {sum(seconds) / HOUR:.1f} hours on {pace}")
+    unknown = " Cells without a forecast too." if len(seconds) < len(left) else ""
+    say(f"           Generating and judging answers comes on top.{unknown}")
+    if fair is not None and not known_rates(job):
+        say(f"           --fair: {len(fair.rates)} to {fair.most} trials for each of {len(rows)} cells come before.")
 
 
-def _forecast(config: Config, measure: str, known: dict[str, Any]) -> tuple[float, float] | str:
-    """Peak bytes and seconds of one cell; or why they cannot be said. Cells that train alike share one."""
-    alike = config.model_dump(mode="json", exclude={"seed", "output_dir", "eval", "name"})
+def _forecast(cell: Cell, known: dict[str, Forecast | str]) -> Forecast | str:
+    """Of one cell, or why there is none. Cells that train alike share one."""
+    alike = cell.config.model_dump(mode="json", exclude={"seed", "output_dir", "eval", "name"})
     alike["trainer"] |= {"learning_rate": None}
     alike["method"] |= {"direction": None, "name": None}
-    key = sha256_json([alike, measure])
+    key = sha256_json([alike, cell.measure])
     if key not in known:
         try:
-            known[key] = _cost(prepare_inputs(config), measure)
+            known[key] = _cost(prepare_inputs(cell.config), cell)
         except (UserError, InvalidInput) as error:
             known[key] = str(error).splitlines()[0]
-    return known[key]  # type: ignore[no-any-return]
+    return known[key]
 
 
-def _cost(inputs: Inputs, measure: str) -> tuple[float, float]:
-    config = inputs.config
+def pace_here(config: Config) -> tuple[Pace, str]:
+    """How fast a configuration computes, and where: on this device if it is meant to, else on an H100."""
     device = pick_device(config.device)
-    tiny = device.type != "cuda" and config.model.path.startswith(("bundled:", "package:"))
-    pace = measure_pace(device, getattr(torch, config.model.dtype)) if device.type == "cuda" or tiny else H100
+    bundled = config.model.path.startswith(("bundled:", "package:"))
+    if device.type == "cuda" or bundled:
+        return measure_pace(device, getattr(torch, config.model.dtype)), "this device"
+    return H100, "an H100"
+
+
+def _cost(inputs: Inputs, cell: Cell) -> Forecast:
+    config, pace = inputs.config, pace_here(inputs.config)[0]
     memory, seconds = 0.0, 0.0
-    if config.method.start == "gradient" or measure in ("coverage", "similarity"):
-        of_gradient, estimating = estimation_forecast(inputs, pace)
-        memory, seconds = of_gradient.total, estimating
-    if measure in ("score", "loss"):
+    if cell.measure == "similarity":
+        exact = config.gradient.model_copy(update={"estimator": "exact", "offload": True})
+        inputs = replace(inputs, config=config.model_copy(update={"gradient": exact}))
+    if config.method.start == "gradient" or not cell.trains:
+        of_gradient, seconds = estimation_forecast(inputs, pace)
+        memory = of_gradient.total
+    if cell.measure == "similarity":  # against the gradient of many
+        seconds *= 1 + REFERENCE_ROWS / config.gradient.samples
+    if cell.trains:
         of_training, step_seconds, _ = training_forecast(inputs, pace)
         memory = max(memory, of_training.total)
         seconds += step_seconds * total_steps(config, len(inputs.train.rows))
-    return memory, seconds
+    return Forecast(memory, seconds)

@@ -37,3 +37,14 @@ def jobs(*arguments: str) -> list[tuple[str, Config]]:
     found: list[tuple[str, Config]] = []
     launch(arguments, lambda config, title: found.append((title, config)))
     return found
+
+
+TABLE = """
+title: Mine
+rows: {LoRA: [method=lora], LoRA-GA: [method=lora_ga]}
+full:
+  overrides: [recipe=quickstart]
+  seeds: [1, 2]
+  columns: {loss: {measure: loss, value: validation_loss, percent: false}}
+"""
+"""A table of one's own: two methods, two seeds, one column."""

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.compose import compose, launch, reconfigured
+from lora_ga_cli.config.compose import compose, compose_around, launch, reconfigured
 from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.config.schema import JudgeConfig
 from lora_ga_cli.errors import InvalidInput
-from tests.config import BASE, lay_out
+from tests.config import BASE, jobs, lay_out
 
 QUICKSTART = "recipe=quickstart"
 
@@ -75,6 +76,23 @@ def test_a_users_new_choice_works_with_a_shipped_recipe() -> None:
     assert (config.method.name, config.method.gamma) == ("mine", 64)
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("gamma: 64\n", "mine"),
+        ("defaults: [lora]\nlearning_rate_ratio: 4\n", "mine"),
+        ("defaults: [lora]\nname: theirs\n", "theirs"),
+        ("# @package _global_\ntrainer: {epochs: 2}\n", "mine"),
+        ("# @package _global_\nmethod: {gamma: 64}\n", "mine"),
+    ],
+)
+def test_a_method_without_a_name_is_called_as_its_file_is(text: str, name: str) -> None:
+    lay_out(Path("own"), {"method/mine.yaml": text})
+    assert compose([QUICKSTART, "method=mine", "--config-dir", "own"]).method.name == name
+    ((_, config),) = jobs(QUICKSTART, "method=mine", "--config-dir", "own")
+    assert config.method.name == name
+
+
 @pytest.mark.parametrize("name", ["v1.5", "my one", "12"])
 def test_odd_file_names_are_recipe_names(name: str) -> None:
     lay_out(Path("own"), {f"recipes/{name}.yaml": BASE + "rank: 3\n"})
@@ -133,9 +151,40 @@ class TestReconfigured:
             ("eval=los", "did you mean loss?"),
             ("~eval", "eval"),
             ("eval.metrics=[accuracy]", "accuracy"),
+            ("eval.file=${dataset.path}", "interpolations go with a recipe"),
         ],
     )
     def test_what_does_not_fit_is_refused(self, stored: dict[str, object], override: str, said: str) -> None:
         with pytest.raises(InvalidInput, match=r".") as caught:
             reconfigured(stored, [override])
         assert said in str(caught.value)
+
+    def test_what_one_option_says_of_a_choice_stands_wherever_the_choice_does(self, stored: dict[str, object]) -> None:
+        for options in (["eval.limit=10", "eval=gsm8k"], ["eval=gsm8k", "eval.limit=10"]):
+            assert reconfigured(stored, options).eval.limit == 10
+
+    def test_a_choice_brings_what_it_builds_on(self, stored: dict[str, object]) -> None:
+        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [gsm8k]\nlimit: 3\njudge: {retries: 2}\n"})
+        config = reconfigured(stored, ["eval=mine", "--config-dir", "own", "eval.judge={model: x}"])
+        assert config.eval == compose([QUICKSTART, "eval=gsm8k", "eval.limit=3"]).eval.model_copy(
+            update={"batch_size": 32, "max_new_tokens": 512, "judge": JudgeConfig(retries=2, model="x")}
+        )
+
+    def test_a_mapping_changes_what_it_names(self, stored: dict[str, object]) -> None:
+        config = reconfigured(stored, ["eval.judge.retries=2", "eval.judge={model: x}"])
+        assert (config.eval.judge.retries, config.eval.judge.model) == (2, "x")
+
+
+class TestAround:
+    """What is scored and is no run has a model, and a data set only if the options choose one."""
+
+    def test_the_model_is_given_unless_an_option_names_it(self) -> None:
+        config, has_data = compose_around(["eval=gsm8k"], "org/model")
+        assert (config.model.path, config.model.task, has_data) == ("org/model", "causal_lm", False)
+        config, has_data = compose_around(["model=tiny", "dataset=quickstart", "model.path=org/other"], "org/model")
+        assert (config.model.path, has_data) == ("org/other", True)
+
+    @pytest.mark.parametrize("base", [None, "", "${oc.env:HOME}"])
+    def test_a_model_that_nothing_names_is_asked_for(self, base: str | None) -> None:
+        with pytest.raises(InvalidInput, match="which base"):
+            compose_around(["eval=gsm8k"], base)
