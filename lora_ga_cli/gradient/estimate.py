@@ -162,11 +162,14 @@ class _Estimation:
         self.loss_sum += loss
 
     def _backward(self, batch: Batch, index: int, own: bool) -> tuple[int, float]:
+        """Items and summed loss of a micro-batch; nothing of one that only keeps the other processes company."""
         batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         items = count_items(self.model, batch)
-        if items == 0 and self.halved:
-            return 0, 0.0  # the other half has them
-        if items == 0:
+        if items == 0 and self.halved:  # the other half has them
+            if ranks.count() == 1:
+                return 0, 0.0
+            batch, own = batch | {"labels": batch["labels"].clamp(min=0)}, False  # a mean of no items is no number
+        elif items == 0:
             raise GradientError(f"micro-batch {index} has no label to learn from: every one is masked")
         self.estimator.begin(index, items / self.loss_scale if own else 0.0)
         loss = self.loss_function(self.model, batch)

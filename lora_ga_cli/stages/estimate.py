@@ -24,14 +24,14 @@ from lora_ga_cli.gradient.key import gradient_key, rows_hash
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.lora import ranks_of
-from lora_ga_cli.model.loading import identify, pick_device
+from lora_ga_cli.model.loading import identify
 from lora_ga_cli.model.targets import check_rank, find_targets
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
 from lora_ga_cli.training import processes
 
 DEFAULT_CAPACITY = 32
@@ -145,7 +145,7 @@ def estimate_alone(config: Config) -> GradientArtifact:
     Raises:
         UserError: as `estimate`.
     """
-    processes.join(cpu=pick_device(config.device).type == "cpu")
+    join_processes(config)
     artifact = estimate(prepare_inputs(config, splits=("train",)))
     if processes.is_main():
         show(artifact, config)

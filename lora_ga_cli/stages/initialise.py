@@ -13,14 +13,14 @@ from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.methods import names
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.methods.forms import FORMS
-from lora_ga_cli.model.loading import identify, pick_device
+from lora_ga_cli.model.loading import identify
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.model.quantization import count_numbers
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
 from lora_ga_cli.training import processes
 from lora_ga_cli.training.arguments import total_steps
 from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
@@ -33,7 +33,7 @@ def initialise(config: Config) -> RunFolder:
         UserError: as `initialise_run`; RunError also if the folder holds another run.
     """
     run = find_run(config)
-    processes.join(cpu=pick_device(config.device).type == "cpu")
+    join_processes(config)
     with run.locked():
         if processes.is_main():
             claim(config, run)

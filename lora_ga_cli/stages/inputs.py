@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
-from lora_ga_cli.errors import DataError, Fault
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.model.loading import (
     empty_model,
     load_config,
@@ -83,6 +83,18 @@ class Inputs:
 
     def empty_model(self) -> PreTrainedModel:
         return empty_model(self.config.model, self.num_labels)
+
+
+def join_processes(config: Config) -> None:
+    """Connects the processes that train together, before anything is loaded.
+
+    Raises:
+        InvalidInput: the base is to be in shards, and this process is alone.
+    """
+    if config.model.shard and processes.count() == 1:
+        start = "torchrun --nproc-per-node 2 -m lora_ga_cli …"
+        raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", start)])
+    processes.join(cpu=pick_device(config.device).type == "cpu")
 
 
 def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:

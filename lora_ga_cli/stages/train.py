@@ -11,12 +11,11 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.methods import names
 from lora_ga_cli.methods.adalora import Allocation
 from lora_ga_cli.methods.build import Trainable
 from lora_ga_cli.methods.forms import FORMS
-from lora_ga_cli.model.loading import find_source, pick_device
+from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -24,7 +23,7 @@ from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.initialise import begin, initialise_run
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics, processes
 from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
@@ -42,10 +41,7 @@ def train(config: Config) -> RunFolder:
     """
     run = find_run(config)
     accumulation_steps(config)
-    if config.model.shard and processes.count() == 1:
-        start = "torchrun --nproc-per-node 2 -m lora_ga_cli train …"
-        raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", start)])
-    processes.join(cpu=pick_device(config.device).type == "cpu")
+    join_processes(config)
     with run.locked():
         if processes.is_main():
             claim(config, run)

@@ -22,7 +22,7 @@ from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from tests.conftest import build_batch, build_model
-from tests.gradient import HALF, Batch, cut, multiplied, relative
+from tests.gradient import HALF, WHOLE, Batch, cut, multiplied, relative
 from tests.gradient.test_estimate import exploding
 from tests.gradient.test_out_of_memory import forward
 
@@ -80,6 +80,13 @@ def rows(count: int, each: int = 1) -> list[Batch]:
     return cut(batch, each)
 
 
+def one_row_without_labels() -> list[Batch]:
+    """Of the second process: a half that has nothing to learn from, once its batch is cut in two."""
+    batches = rows(4, each=2)
+    batches[1]["labels"][1] = -100
+    return batches
+
+
 def named_batches(*names: str) -> list[Batch]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -94,7 +101,8 @@ class Case:
 
     Args:
         loss_functions: of each process.
-        capacity: 8 leaves much out, so that the order in which micro-batches are merged shows.
+        capacity: 8 leaves much out, so that the order in which micro-batches are merged shows, and where one without
+            weight comes in between.
     """
 
     estimator: Callable[[], Estimator]
@@ -127,6 +135,13 @@ CASES = {
     ),
     **both("memory for a row in the second", rows(4, each=2), loss_functions=(lambda: plain, lambda: forward(1))),
     "sketch, sharded": Case(SketchEstimator, rows(6), sharded_llama),
+    "sketch, sharded, memory for a row without labels": Case(
+        SketchEstimator,
+        one_row_without_labels(),
+        sharded_llama,
+        loss_functions=(lambda: forward(1), lambda: forward(1)),
+        capacity=WHOLE,
+    ),
     "sketch, sharded, one fewer": Case(lambda: SketchEstimator(passes=2), rows(5), sharded_llama),
 }
 LAYER = "model.layers.0.self_attn.v_proj"
@@ -197,7 +212,7 @@ def test_both_find_what_one_process_finds(name: str, results: Results) -> None:
     batches = halves(case.batches) if "memory" in name else case.batches
     alone = estimate_gradients(
         case.alone(),
-        batches,
+        [batch for batch in batches if bool((batch["labels"] != -100).any())],
         estimator=case.estimator(),
         loss_function=case.loss_functions[0](),
         capacity=case.capacity,
@@ -211,7 +226,8 @@ def test_both_find_what_one_process_finds(name: str, results: Results) -> None:
         assert one.norm == other.norm == pytest.approx(factors.norm, rel=1e-5)
         torch.testing.assert_close(one.singular, factors.singular, rtol=0, atol=1e-5 * float(factors.singular[0]))
         assert relative(multiplied(one), multiplied(factors)) < (1e-5 if factors.missed is None else HALF), layer
-    counted = ("items", "micro_batches", "estimator", "passes")
+    assert first.info["micro_batches"] == len(batches)
+    counted = ("items", "estimator", "passes")
     assert {what: first.info[what] for what in counted} == {what: alone.info[what] for what in counted}
     assert first.info == second.info
     assert first.info["loss"] == pytest.approx(alone.info["loss"], rel=1e-6)

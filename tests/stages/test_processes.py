@@ -79,5 +79,6 @@ def test_a_sharded_base_trains_what_a_whole_one_does(loraga: Loraga, arguments: 
     assert "loss" in loraga("eval", "two/run")  # in one process, where nothing is in shards
 
 
-def test_shards_need_several_processes(loraga: Loraga, arguments: Arguments) -> None:
-    assert "torchrun" in loraga("train", *arguments("llama", "model.shard=true"), code=2)
+@pytest.mark.parametrize("command", ["train", "init", "estimate-grad"])
+def test_shards_need_several_processes(loraga: Loraga, arguments: Arguments, command: str) -> None:
+    assert "torchrun" in loraga(command, *arguments("llama", "model.shard=true"), code=2)
