@@ -20,7 +20,7 @@ from lora_ga_cli.config.command_line import (
     refused_flags,
     values_of,
 )
-from lora_ga_cli.config.documents import Document, KeyPath, leaves, read_document
+from lora_ga_cli.config.documents import Document, KeyPath, leaves, merge, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
 from lora_ga_cli.config.options import mapping_around, misfit, unknown
 from lora_ga_cli.config.safety import FOR_THE_COMMAND_LINE, unsafe
@@ -67,6 +67,13 @@ class Sources:
     def document(self, group: str, choice: str) -> Document:
         """A file that was read."""
         return next(found for found in self.documents if (found.group, found.choice) == (group, choice))
+
+    def options_of(self, group: str, choice: str) -> dict[str, Any]:
+        """What a choice of a group sets there, with the files it builds on."""
+        document, options = self.document(group, choice), dict[str, Any]()
+        for entry in document.order:
+            merge(options, document.data if entry == "_self_" else self.options_of(group, entry))
+        return options
 
     def _places(self, path: KeyPath) -> Iterator[tuple[int, str]]:
         for override in self.overrides:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +24,7 @@ from pydantic import ValidationError
 from lora_ga_cli.config.check import Sources, check
 from lora_ga_cli.config.command_line import COMMAND_LINE
 from lora_ga_cli.config.direct import composable, composed
+from lora_ga_cli.config.documents import merge, nested
 from lora_ga_cli.config.locations import PRIMARY
 from lora_ga_cli.config.options import all_options, explain, mentioned
 from lora_ga_cli.config.registry import registered
@@ -28,6 +32,9 @@ from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
+PLACEHOLDER = "dataset=quickstart"
+"""For benchmarks, which bring problems of their own: a configuration has a data set, and this one is always there."""
+HYDRAS_ERRORS = (HydraException, OmegaConfBaseException)
 CELLS = "cells"
 """Name of the configuration by which `launch_each` counts."""
 Task = Callable[[Config, str], None]
@@ -51,43 +58,51 @@ def launch(
     sources, faults = check(arguments)
     if faults:
         raise InvalidInput(faults)
-
-    failures: list[Exception] = []
-    jobs: list[str] = []
-    process = os.getpid()
+    jobs = _Jobs(sources, task, invalid)
 
     def application(node: DictConfig) -> None:
-        jobs.append(_job_title(sources))
-        try:
-            try:
-                config = validated(_resolved(node, sources), sources)
-            except InvalidInput as error:
-                if jobs[-1]:
-                    invalid(error, jobs[-1])
-                raise
-            task(config, jobs[-1])
-        except Exception as error:
-            if os.getpid() != process:
-                raise  # in a launcher's process, whose caller sees only what is raised
-            failures.append(error)
+        jobs.run(node)
 
-    main = hydra.main(version_base="1.3", config_path=None, config_name=PRIMARY)(application)
-    # hydra.main reads sys.argv, and prints tracebacks of its own unless it is told to let errors through
-    with (
-        mock.patch.object(sys, "argv", ["loraga", *sources.arguments]),
-        mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
-        registered(sources.locations, sources.documents),
-    ):
+    try:
+        with registered(sources.locations, sources.documents):
+            _run_hydra(PRIMARY, application, sources.arguments)
+    except Exception as error:
+        if sources.sweeps and not jobs.titles and not isinstance(error, HYDRAS_ERRORS):
+            raise SweepError([error]) from error  # from a launcher's process
+        raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
+    if jobs.failures:
+        raise SweepError(jobs.failures, len(jobs.titles)) if sources.sweeps else jobs.failures[0]
+
+
+@dataclass
+class _Jobs:
+    """The jobs of a command line, and what became of them."""
+
+    sources: Sources
+    task: Task
+    invalid: Callable[[InvalidInput, str], None]
+    titles: list[str] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
+
+    def run(self, node: DictConfig) -> None:
+        """Does one."""
+        title = _job_title(self.sources)
+        self.titles.append(title)
         try:
-            main()
+            self.task(self._config(node, title), title)
         except Exception as error:
-            if sources.sweeps and not jobs and not isinstance(error, HydraException | OmegaConfBaseException):
-                raise SweepError([error]) from error  # from a launcher's process
-            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
-    if failures and not sources.sweeps:
-        raise failures[0]
-    if failures:
-        raise SweepError(failures, len(jobs))
+            if os.getpid() != self.process:
+                raise  # in a launcher's process, whose caller sees only what is raised
+            self.failures.append(error)
+
+    def _config(self, node: DictConfig, title: str) -> Config:
+        try:
+            return validated(_resolved(node, self.sources), self.sources)
+        except InvalidInput as error:
+            if title:
+                self.invalid(error, title)
+            raise
 
 
 def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], folder: str) -> None:
@@ -110,18 +125,33 @@ def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], fo
         "cell": 0,
         "hydra": {"output_subdir": None, "sweep": {"dir": folder, "subdir": "${hydra.job.num}"}},
     }
-    main = hydra.main(version_base="1.3", config_path=None, config_name=CELLS)(application)
     numbers = ",".join(map(str, range(count)))
-    with (
-        mock.patch.object(sys, "argv", ["loraga", f"cell={numbers}", *flags, "--multirun"]),
-        mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
-        mock.patch.dict(ConfigStore.instance().repo),
-    ):
+    with mock.patch.dict(ConfigStore.instance().repo), _hydras_errors():
         ConfigStore.instance().store(name=CELLS, node=node, provider="loraga")
-        try:
-            main()
-        except HydraException as error:
-            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
+        _run_hydra(CELLS, application, [f"cell={numbers}", *flags, "--multirun"])
+
+
+def _run_hydra(name: str, application: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+    """Has Hydra compose the stored configuration ``name``, and call ``application`` for each job."""
+    main = hydra.main(version_base="1.3", config_path=None, config_name=name)(application)
+    # hydra.main reads sys.argv, and prints tracebacks of its own unless it is told to let errors through
+    with (
+        mock.patch.object(sys, "argv", ["loraga", *arguments]),
+        mock.patch.dict(os.environ, {"HYDRA_FULL_ERROR": "1"}),
+    ):
+        main()
+
+
+@contextlib.contextmanager
+def _hydras_errors() -> Iterator[None]:
+    """
+    Raises:
+        InvalidInput: Hydra found something wrong.
+    """
+    try:
+        yield
+    except HYDRAS_ERRORS as error:
+        raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
 
 
 def _resolved(node: DictConfig, sources: Sources) -> dict[str, Any]:
@@ -178,30 +208,32 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
         InvalidInput: an override of anything else, or one that does not fit.
     """
     sources, faults = check(overrides, whole=False)
+    if sources.flags:
+        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
+    faults = faults or [fault for override in sources.overrides for fault in _fixed(override)]
+    if faults:
+        raise InvalidInput(faults)
     changes = copy.deepcopy(stored)
     for path in COMMAND_LINE_ONLY:  # a folder may come from a stranger
         if path[0] in ("eval", "model"):
             _forget(changes, path)
-    if sources.flags:
-        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
-    for override in sources.overrides if not faults else []:
+    for override in sorted(sources.overrides, key=lambda override: override.key_or_group != "eval"):
         key, value = override.key_or_group, override.value()
         if key == "eval":
-            changes["eval"] = dict(sources.document("eval", str(value)).data)
-        elif key.startswith("eval.") or key == "model.trust_remote_code":
-            *around, last = key.split(".")
-            inner = changes
-            for name in around:
-                inner = inner.setdefault(name, {})
-            inner[last] = value
-        elif key == "device":
-            changes["device"] = value
+            changes["eval"] = sources.options_of("eval", str(value))
         else:
-            hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…"
-            faults.append(Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint))
-    if faults:
-        raise InvalidInput(faults)
+            merge(changes, nested(tuple(key.split(".")), value))
     return validated(changes, sources)
+
+
+def _fixed(override: Override) -> Iterator[Fault]:
+    """Faults for an override that a finished run does not take."""
+    key, value = override.key_or_group, override.value()
+    if not (key in ("eval", "device", "model.trust_remote_code") or key.startswith("eval.")):
+        hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…"
+        yield Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint)
+    elif "${" in str(value):
+        yield Fault(COMMAND_LINE, f"{key}={value}: interpolations go with a recipe, not with run folders")
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -212,13 +244,40 @@ def compose(overrides: Sequence[str]) -> Config:
     """
     sources, faults = check(overrides)
     if not faults and composable(sources):
-        try:
+        with _hydras_errors():
             return validated(_resolved(composed(sources), sources), sources)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
     found: list[Config] = []
     launch(overrides, lambda config, _: found.append(config))
     return found[0]
+
+
+def compose_around(options: Sequence[str], base: str | None) -> tuple[Config, bool]:
+    """The configuration of a model that is no run: the options given, the model it is, and no method.
+
+    Args:
+        base: the model, where no option names it.
+
+    Returns:
+        The configuration, and whether the options choose its data set; else `PLACEHOLDER` stands there.
+
+    Raises:
+        InvalidInput
+    """
+    sources, faults = check(options, whole=False)
+    if sources.flags:
+        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with what is scored"))
+    chosen = {override.key_or_group for override in sources.overrides}
+    given = list(options)
+    if not chosen & {"model", "recipe"}:
+        given.insert(0, "model=causal_lm")
+    if "model.path" not in chosen:
+        if not base or "${" in base:  # Hydra would fill that in, and the folder may come from a stranger
+            faults.append(Fault(COMMAND_LINE, "which base is this adapter for?", "model.path=ORG/MODEL"))
+        given.append(f"model.path={base!r}")
+    if faults:
+        raise InvalidInput(faults)
+    has_data = bool(chosen & {"dataset", "recipe"})
+    return compose(given if has_data else [*given, PLACEHOLDER]), has_data
 
 
 def _forget(values: dict[str, Any], path: Sequence[str]) -> None:

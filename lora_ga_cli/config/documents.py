@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,14 @@ class Document:
     def package(self) -> KeyPath:
         """Where the file's keys go in the whole configuration; a method may need options beside its own."""
         return () if self.group == "recipe" or self.header == "_global_" else (self.group,)
+
+    @property
+    def order(self) -> list[Any]:
+        """The defaults list with ``_self_``: a file wins over those it builds on, unless it says so itself."""
+        if "_self_" in self.defaults:
+            return self.defaults
+        overrides = [entry for entry in self.defaults if _is_override(entry)]
+        return [*(entry for entry in self.defaults if not _is_override(entry)), "_self_", *overrides]
 
     @property
     def header(self) -> str | None:
@@ -126,6 +135,20 @@ def leaves(data: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
     return found
 
 
+def nested(path: Sequence[str], value: Any) -> Any:
+    """``value`` inside a mapping for every name of ``path``."""
+    return {path[0]: nested(path[1:], value)} if path else value
+
+
+def merge(target: dict[str, Any], further: dict[str, Any]) -> None:
+    """Sets in ``target`` what ``further`` has; mappings in both are merged."""
+    for name, value in further.items():
+        if isinstance(value, dict) and isinstance(target.get(name), dict):
+            merge(target[name], value)
+        else:
+            target[name] = copy.deepcopy(value)
+
+
 def _examine(
     node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], around: frozenset[int]
 ) -> Iterator[tuple[KeyPath, int, str]]:
@@ -151,3 +174,7 @@ def _examine(
             here = (*path, str(index))
             lines[here] = value.start_mark.line + 1
             yield from _examine(value, here, lines, around | {id(node)})
+
+
+def _is_override(entry: Any) -> bool:
+    return isinstance(entry, dict) and any(str(key).startswith("override") for key in entry)

@@ -11,7 +11,7 @@ from unittest import mock
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import OmegaConf
 
-from lora_ga_cli.config.documents import Document, read_document
+from lora_ga_cli.config.documents import Document, merge, nested, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations
 from lora_ga_cli.config.options import default_values
 
@@ -52,21 +52,21 @@ def _primary(primary: Document, hydras: bool) -> ConfigNode:
 
 @lru_cache(maxsize=512)
 def _node(document: Document) -> ConfigNode:
-    # a file's own options win over the files it builds on
-    plain = [entry for entry in document.defaults if entry != "_self_" and not _is_override(entry)]
-    defaults = [*plain, "_self_", *(entry for entry in document.defaults if _is_override(entry))]
-    if "_self_" in document.defaults:
-        defaults = document.defaults
     # a method may be what one of the whole configuration builds on, and still sets its own group
     of_group = "_global_.method" if document.group == "method" else None
     package = of_group if document.package else "_global_"
-    return _stored(document.choice, {"defaults": defaults, **document.data}, document.group, package)
+    return _stored(document.choice, {"defaults": document.order, **_named(document)}, document.group, package)
+
+
+def _named(document: Document) -> dict[str, Any]:
+    """A file's content; a method without a name is called as its file is."""
+    if document.group != "method":
+        return document.data
+    content: dict[str, Any] = nested(("method", "name")[len(document.package) :], document.choice)
+    merge(content, document.data)
+    return content
 
 
 def _stored(name: str, content: dict[str, Any], group: str | None = None, package: str | None = None) -> ConfigNode:
     node = OmegaConf.create(content)
     return ConfigNode(name=f"{name}.yaml", node=node, group=group, package=package, provider="loraga")
-
-
-def _is_override(entry: Any) -> bool:
-    return isinstance(entry, dict) and any(str(key).startswith("override") for key in entry)

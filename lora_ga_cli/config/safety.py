@@ -17,7 +17,7 @@ from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
 from lora_ga_cli.config.command_line import how_to_write, is_hydras, parse_override
-from lora_ga_cli.config.documents import Document, KeyPath, leaves
+from lora_ga_cli.config.documents import Document, KeyPath, leaves, nested
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.files import BUNDLED, PACKAGE
 
@@ -93,16 +93,12 @@ def _unsafe_option(option: str, reads_anywhere: bool) -> Iterator[tuple[str, str
     elif override.is_sweep_override():
         yield f"{option}: several values", "one value; [..., ...] is a list"
     elif path != ("recipe",):  # here it chooses a file
-        for inside, value in leaves(_nested(path, override.value())):
+        for inside, value in leaves(nested(path, override.value())):
             yield from _unsafe_value(inside, value, reads=reads_anywhere)
 
 
 def _configures_hydra(where: str) -> Fault:
     return Fault(where, "a file cannot configure Hydra", FOR_THE_COMMAND_LINE)
-
-
-def _nested(path: Sequence[str], value: Any) -> Any:
-    return {path[0]: _nested(path[1:], value)} if path else value
 
 
 def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[str, str]]:

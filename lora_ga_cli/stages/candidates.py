@@ -10,9 +10,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.check import check
-from lora_ga_cli.config.command_line import COMMAND_LINE
-from lora_ga_cli.config.compose import compose, reconfigured
+from lora_ga_cli.config.compose import compose_around, reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import cache_root, read_json, resolve_path, sha256_file, sha256_json
@@ -25,8 +23,6 @@ from lora_ga_cli.training.run_folder import RunFolder
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", inserted.ABOUT_FILE, inserted.WEIGHTS_FILE)
-PLACEHOLDER = ("dataset=quickstart",)
-"""For benchmarks, which bring problems of their own: a configuration has a data set, and this one is always there."""
 
 
 @dataclass(frozen=True)
@@ -120,25 +116,8 @@ def _results(config: Config, name: str) -> Path:
 
 
 def _composed(options: Sequence[str], base: str | None) -> Config:
-    """A configuration of what is no run: the options given, the model it is, and no method."""
-    sources, faults = check(options, whole=False)
-    if sources.flags:
-        faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with what is scored"))
-    chosen = {override.key_or_group for override in sources.overrides}
-    given = list(options)
-    if not chosen & {"model", "recipe"}:
-        given.insert(0, "model=causal_lm")
-    if "model.path" not in chosen:
-        if not base or "${" in base:  # Hydra would fill that in, and the folder may come from a stranger
-            faults.append(Fault(COMMAND_LINE, "which base is this adapter for?", "model.path=ORG/MODEL"))
-        given.append(f"model.path={base!r}")
-    if faults:
-        raise InvalidInput(faults)
-    benchmark = not chosen & {"dataset", "recipe"}
-    if benchmark:
-        given += PLACEHOLDER
-    config = compose(given)
-    if benchmark and config.eval.task == "rows":
-        what = "no data set to score on"
-        raise InvalidInput([Fault(COMMAND_LINE, what, "dataset=… or recipe=…, or a benchmark such as eval=gsm8k")])
+    config, has_data = compose_around(options, base)
+    if config.eval.task == "rows" and not has_data:
+        hint = "dataset=… or recipe=…, or a benchmark such as eval=gsm8k"
+        raise InvalidInput([Fault("command line", "no data set to score on", hint)])
     return config

@@ -166,9 +166,8 @@ class TestReconfigured:
     def test_a_choice_brings_what_it_builds_on(self, stored: dict[str, object]) -> None:
         lay_out(Path("own"), {"eval/mine.yaml": "defaults: [gsm8k]\nlimit: 3\njudge: {retries: 2}\n"})
         config = reconfigured(stored, ["eval=mine", "--config-dir", "own", "eval.judge={model: x}"])
-        assert config.eval == compose([QUICKSTART, "eval=gsm8k", "eval.limit=3"]).eval.model_copy(
-            update={"batch_size": 32, "max_new_tokens": 512, "judge": JudgeConfig(retries=2, model="x")}
-        )
+        assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("gsm8k", 32, 3)
+        assert config.eval.judge == JudgeConfig(retries=2, model="x")
 
     def test_a_mapping_changes_what_it_names(self, stored: dict[str, object]) -> None:
         config = reconfigured(stored, ["eval.judge.retries=2", "eval.judge={model: x}"])
