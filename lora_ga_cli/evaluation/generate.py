@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 
 from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
-from lora_ga_cli.data.template import Template, TemplateError
+from lora_ga_cli.data.template import Template
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.continuation import continuations, ends
-from lora_ga_cli.evaluation.task import Benchmark, Counter, Problem, Reply
+from lora_ga_cli.evaluation.prompt import OPTION, question_template
+from lora_ga_cli.evaluation.task import Benchmark, Problem, Progress, Reply, problems_of
 
 Key = tuple[str, int]
 """A problem's id, and the number of the sample."""
@@ -38,15 +39,15 @@ class Writer:
     options: EvalConfig
     seed: int
 
-    def replies(self, benchmark: Benchmark, file: Path, progress: Counter) -> list[Reply]:
+    def replies(self, benchmark: Benchmark, file: Path, progress: Progress) -> list[Reply]:
         """Replies to all problems, in the order of problems and samples.
 
         Args:
             file: JSON lines that keep every batch of replies once it is there; those in it are not made again.
         """
-        problems = benchmark.problems()
+        problems = problems_of(benchmark)
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
-        known = read_replies(file, {problem.id: problem for problem in problems})
+        known = read_replies(file, problems)
         size = self.options.batch_size
         # long ones first, like with like; the same batches every time
         order = sorted(wanted, key=lambda pair: (-len(pair[0].turns[0]), pair[1]))
@@ -118,18 +119,11 @@ def check_conversation(options: EvalConfig, tokenizer: Any) -> None:
         InvalidInput
     """
     hint = "in bash, $'eval.prompt=\"### Instruction:\\n{question}\\n\\n### Response:\\n\"'"
-    if options.prompt is None:
-        if getattr(tokenizer, "chat_template", None) is None:
-            what = "the model's tokenizer has no chat template, so how does a conversation read?"
-            raise InvalidInput([Fault("eval.prompt", what, hint)])
-        return
-    try:
-        columns = Template(options.prompt).columns
-    except TemplateError as error:
-        raise InvalidInput([Fault("eval.prompt", str(error))]) from None
-    if columns != ["question"]:
-        what = f"{options.prompt!r} must have {{question}}, and nothing else to fill in"
-        raise InvalidInput([Fault("eval.prompt", what, hint)])
+    if options.prompt is not None:
+        question_template(options.prompt, hint)
+    elif getattr(tokenizer, "chat_template", None) is None:
+        what = "the model's tokenizer has no chat template, so how does a conversation read?"
+        raise InvalidInput([Fault(OPTION, what, hint)])
 
 
 def conversation(turns: Sequence[str], answers: Sequence[str], options: EvalConfig, tokenizer: Any) -> str:
@@ -155,35 +149,24 @@ def conversation(turns: Sequence[str], answers: Sequence[str], options: EvalConf
 
 def append_replies(file: Path, replies: Sequence[Reply]) -> None:
     """Adds replies to a file of JSON lines, a batch at a time."""
-    lines = [
-        json.dumps(
-            {
-                "id": reply.problem.id,
-                "sample": reply.sample,
-                "prompts": reply.prompts,
-                "texts": reply.texts,
-                "cut": reply.cut,
-            },
-            ensure_ascii=False,
-        )
-        for reply in replies
-    ]
+    lines = [json.dumps(reply.as_json(), ensure_ascii=False) for reply in replies]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as opened:
         opened.write("".join(line + "\n" for line in lines))
 
 
-def read_replies(file: Path, problems: Mapping[str, Problem]) -> dict[Key, Reply]:
+def read_replies(file: Path, problems: Sequence[Problem]) -> dict[Key, Reply]:
     """The replies in a file, without a last line that was not finished when a program ended."""
     if not file.exists():
         return {}
+    by_id = {problem.id: problem for problem in problems}
     *lines, rest = file.read_bytes().split(b"\n")  # bytes: it may end within a character, and texts have line breaks
     if rest:
         os.truncate(file, file.stat().st_size - len(rest))
     found: dict[Key, Reply] = {}
     for line in lines:
         stored = json.loads(line)
-        problem, sample = problems.get(stored["id"]), stored["sample"]
+        problem, sample = by_id.get(stored["id"]), stored["sample"]
         if problem is not None:
             prompts, texts = tuple(stored["prompts"]), tuple(stored["texts"])
             found[problem.id, sample] = Reply(problem, sample, prompts, texts, stored["cut"])

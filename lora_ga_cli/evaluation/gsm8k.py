@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import Counter as Tally
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.template import Template, TemplateError, as_text
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.data.template import as_text
+from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.numbers import read_number, read_plain, written
+from lora_ga_cli.evaluation.prompt import prompt_of, question_template
 from lora_ga_cli.evaluation.rows import benchmark_rows
-from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
+from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
 
 PROMPT = "Q: {question}\nA: "
 """As LoRA-GA's authors train on MetaMathQA and ask GSM8K (their code has a second space between prompt and answer)."""
@@ -43,6 +44,7 @@ class Gsm8k:
 
     def __init__(self, options: EvalConfig):
         self._options = options
+        self._prompt = prompt_of(options, PROMPT)
         self.stops = further_question(self._prompt)
 
     def check(self) -> None:
@@ -51,20 +53,7 @@ class Gsm8k:
         Raises:
             InvalidInput
         """
-        prompt = self._prompt
-        try:
-            columns = Template(prompt).columns
-        except TemplateError as error:
-            raise InvalidInput([Fault("eval.prompt", str(error))]) from None
-        faults = []
-        if "question" not in columns:
-            hint = f"leave it out for {PROMPT!r}"
-            faults.append(Fault("eval.prompt", f"{prompt!r} has no {QUESTION}: every problem would be the same", hint))
-        for other in columns:
-            if other != "question":
-                faults.append(Fault("eval.prompt", f"{{{other}}} is not known here", f"known: {QUESTION}"))
-        if faults:
-            raise InvalidInput(faults)
+        question_template(self._prompt)
 
     def problems(self) -> Sequence[Problem]:
         """All problems, in the order of their file.
@@ -73,7 +62,7 @@ class Gsm8k:
             DataError: no such file, or a solution without a number after ``####``.
         """
         rows = benchmark_rows(self._options, ["question", "answer"], path="openai/gsm8k", subset="main", split="test")
-        template, problems, faults = Template(self._prompt), [], []
+        template, problems, faults = question_template(self._prompt), [], []
         for number, row in enumerate(rows):
             try:
                 prompt, solution = template.fill(row), as_text(row, "answer")
@@ -88,7 +77,10 @@ class Gsm8k:
             raise DataError(faults)
         return problems
 
-    def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
+    def grading(self) -> Mapping[str, Any]:
+        return {}
+
+    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
         """Both readings of every reply; see the class."""
         readings = [self._read(reply) for reply in replies]
         count = len(readings)
@@ -100,10 +92,6 @@ class Gsm8k:
         if self._options.samples > 1:
             values["majority"] = _majority(replies, readings)
         return Score(values, [reading.verdict() for reading in readings])
-
-    @property
-    def _prompt(self) -> str:
-        return PROMPT if self._options.prompt is None else self._options.prompt
 
     def _read(self, reply: Reply) -> Reading:
         expected = read_number(reply.problem.row["expected"])
@@ -162,10 +150,10 @@ def read_strictly(text: str) -> Fraction | None:
 
 def _majority(replies: Sequence[Reply], readings: Sequence[Reading]) -> float:
     """The share of problems whose most frequent answer is right."""
-    votes: dict[str, Tally[Fraction]] = {}
+    votes: dict[str, Counter[Fraction]] = {}
     expected: dict[str, Fraction] = {}
     for reply, reading in zip(replies, readings, strict=True):
-        tally = votes.setdefault(reply.problem.id, Tally())
+        tally = votes.setdefault(reply.problem.id, Counter())
         expected[reply.problem.id] = reading.expected
         if reading.answer is not None:
             tally[reading.answer] += 1

@@ -30,7 +30,7 @@ def check(options: EvalConfig) -> None:
         InvalidInput: no task is named, or one that the harness does not know; the package or a folder is missing;
             tasks of one's own without leave to run code.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    if not _is_installed():
         raise InvalidInput([Fault("eval.task=lm_eval", "lm-evaluation-harness is not installed", INSTALL)])
     faults = []
     if not options.tasks:
@@ -56,7 +56,7 @@ def state(options: EvalConfig) -> dict[str, Any]:
     files = [file for folder in _folders(options) for file in sorted(folder.rglob("*")) if file.is_file()]
     stats = [(str(file), file.stat()) for file in files if "__pycache__" not in file.parts]
     own = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return {"harness": importlib.metadata.version("lm_eval"), "files": own}
+    return {"harness": importlib.metadata.version("lm_eval") if _is_installed() else None, "files": own}
 
 
 def score(model: Any, tokenizer: Any, config: Config) -> Score:
@@ -107,6 +107,10 @@ def _silently() -> Iterator[None]:
         mock.patch("lm_eval.evaluator.add_env_info", create=True),
     ):
         yield
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("lm_eval") is not None
 
 
 def _folders(options: EvalConfig) -> list[Path]:

@@ -6,18 +6,21 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.template import Template, TemplateError, as_text
+from lora_ga_cli.data.template import as_text
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.evaluation.gathering import gathered
+from lora_ga_cli.evaluation.prompt import prompt_of, question_template
 from lora_ga_cli.evaluation.rows import benchmark_rows
 from lora_ga_cli.evaluation.sandbox.box import Limits
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
 from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial, judge
-from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
+from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
 
 PROMPT = "{question}"
 """The question is a module up to the end of the function's docstring, and a base model goes on with it."""
@@ -48,6 +51,7 @@ class HumanEval:
 
     def __init__(self, options: EvalConfig):
         self._options = options
+        self._prompt = prompt_of(options, PROMPT)
         # a reply to a prompt of another kind may begin with a whole module
         self.stops = STOPS if options.prompt is None else ()
 
@@ -58,7 +62,7 @@ class HumanEval:
             InvalidInput, UserError
         """
         options = self._options
-        faults = []
+        faults: list[Fault] = []
         if not options.execute_code:
             what = "the programs that the model writes would run on this machine, in a sandbox"
             faults.append(Fault("eval.execute_code", what, "eval.execute_code=true on the command line allows it"))
@@ -66,13 +70,7 @@ class HumanEval:
             k = max(options.pass_at)
             what = f"pass@{k} needs at least {k} samples a problem, and there are {options.samples}"
             faults.append(Fault("eval.pass_at", what, f"eval.samples={k}"))
-        try:
-            columns = Template(self._prompt).columns
-            if columns != ["question"]:
-                what = f"{self._prompt!r} must have {{question}}, and nothing else to fill in"
-                faults.append(Fault("eval.prompt", what, "leave it out for the problem as it is"))
-        except TemplateError as error:
-            faults.append(Fault("eval.prompt", str(error)))
+        gathered(faults, lambda: question_template(self._prompt))
         if faults:
             raise InvalidInput(faults)
         check_sandbox()
@@ -84,7 +82,7 @@ class HumanEval:
             DataError: no such file, or a row that is not as HumanEval's are.
         """
         rows = benchmark_rows(self._options, COLUMNS, path="openai/openai_humaneval", split="test")
-        template, problems, faults = Template(self._prompt), [], []
+        template, problems, faults = question_template(self._prompt), [], []
         for number, row in enumerate(rows):
             try:
                 texts = {column: as_text(row, column) for column in COLUMNS}
@@ -100,7 +98,10 @@ class HumanEval:
             raise DataError(faults)
         return problems
 
-    def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
+    def grading(self) -> Mapping[str, Any]:
+        return {}
+
+    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
         """Runs the program of every reply, as many at once as there are processors.
 
         Raises:
@@ -108,7 +109,7 @@ class HumanEval:
         """
         programs = [_program_of(reply) for reply in replies]
         reasons = [NO_CODE] * len(replies)
-        pool = ThreadPoolExecutor(os.cpu_count())
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         try:
             running = {
                 pool.submit(self._try, reply.problem, program): index
@@ -126,10 +127,6 @@ class HumanEval:
             for program, reason in zip(programs, reasons, strict=True)
         ]
         return Score(self._values(replies, reasons), verdicts)
-
-    @property
-    def _prompt(self) -> str:
-        return PROMPT if self._options.prompt is None else self._options.prompt
 
     def _try(self, problem: Problem, program: str) -> str:
         row = problem.row

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data import Collator, Split
 from lora_ga_cli.evaluation.classes import Classes
-from lora_ga_cli.evaluation.task import Counter
+from lora_ga_cli.evaluation.task import Progress
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Subject:
     task: Task
     split: Split
     options: EvalConfig
-    progress: Counter
+    progress: Progress
     label_names: Sequence[str] | None = None
 
     def batches(self, order: list[int] | None = None) -> Iterator[list[dict[str, Any]]]:

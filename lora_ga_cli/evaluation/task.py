@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-Counter = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
-"""`report.progress.counting`, or anything alike: ``with counter("eval", "answer", total) as report: report(done)``."""
+from lora_ga_cli.data.faults import RowFaults
+from lora_ga_cli.errors import DataError
+
+Progress = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
+"""`report.progress.counting`, or anything alike: ``with progress("eval", "answer", total) as report: report(done)``."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Reply:
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
     cut: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        kept = {"sample": self.sample, "prompts": self.prompts, "texts": self.texts, "cut": self.cut}
+        return {"id": self.problem.id, **kept}
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,29 @@ class Benchmark(Protocol):
         """
         ...
 
-    def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
+    def grading(self) -> Mapping[str, Any]:
+        """What a score depends on beside the replies and the options, by content; plain data.
+
+        Raises:
+            DataError: its file is missing or broken.
+        """
+        ...
+
+    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
         """Scores replies to all problems, `EvalConfig.samples` of each, in the order of problems and samples."""
         ...
+
+
+def problems_of(benchmark: Benchmark) -> Sequence[Problem]:
+    """All problems of a benchmark, each with an id of its own: replies are kept by it.
+
+    Raises:
+        DataError
+    """
+    problems, bad = benchmark.problems(), RowFaults("eval.file")
+    for name, count in Counter(problem.id for problem in problems).items():
+        if count > 1:
+            bad.add("repeated", "eval.file", f"problem {name} stands there {count} times")
+    if len(bad):
+        raise DataError(bad.faults({"repeated": "each wants an id of its own"}))
+    return problems

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, EvalConfig
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.evaluation.task import Score
+from lora_ga_cli.evaluation.task import Benchmark, Problem, Reply, Score, problems_of
 from lora_ga_cli.files import atomic_file, cache_root, read_json, sha256_json, write_json
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.report.console import step
@@ -21,8 +21,13 @@ from lora_ga_cli.stages.inputs import evaluation_split, prepare_inputs
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
 
-NOT_SETTINGS = {"execute_code", "batch_size"}
-"""Options of ``eval`` that leave a result as it is; the batch size counts where answers are sampled."""
+NOT_SETTINGS: dict[str, Any] = {
+    "execute_code": True,
+    "judge": {"prompts", "references", "concurrency", "retries", "key_variable", "timeout"},
+}
+"""Options of ``eval`` that leave a result as it is; the judge's files count by content."""
+OF_ANSWERS = {"task", "prompt", "max_new_tokens", "temperature", "top_p", "samples"}
+"""Options of ``eval`` that an answer depends on. The batch size counts where answers are sampled, here as there."""
 
 
 def evaluate(candidate: Candidate) -> dict[str, Any]:
@@ -61,78 +66,131 @@ def _rows(candidate: Candidate) -> dict[str, Any]:
         counting,
         label_names=config.dataset.label_names,
     )
-    values: dict[str, float] = {}
-    verdicts: list[dict[str, Any]] = []
-    for name in config.eval.metrics:
-        score = METRICS[name](subject)
-        values |= score.values
-        verdicts = score.verdicts or verdicts
+    scores = {name: METRICS[name](subject) for name in config.eval.metrics}
+    verdicts = {name: score.verdicts for name, score in scores.items() if score.verdicts}
     if verdicts:
-        _write_lines(candidate.folder / "predictions.jsonl", verdicts)
+        lines = [dict(zip(verdicts, row, strict=True)) for row in zip(*verdicts.values(), strict=True)]
+        _write_lines(candidate.folder / "predictions.jsonl", lines)
+    values = {name: value for score in scores.values() for name, value in score.values.items()}
     return _write(candidate, file, identity, Score(values), rows=len(split.rows), split=split.name)
 
 
 def check_benchmark(config: Config) -> None:
-    """Refuses what would fail after a training, or after hours of generation; nothing for rows.
+    """Refuses what would fail after a training, or after hours of generation.
 
     Raises:
         InvalidInput, UserError
     """
     from lora_ga_cli.evaluation import harness
-    from lora_ga_cli.evaluation.benchmarks import BENCHMARKS
 
     options = config.eval
-    if options.task != "rows" and config.model.task == "sequence_classification":
-        what = f"eval.task={options.task} wants a model that writes, and this one classifies"
-        raise InvalidInput([Fault("configuration", what)])
+    if options.task == "rows":
+        if options.file is None and not config.dataset.has_validation:
+            hint = "eval.file=FILE, or dataset.validation_fraction=0.05"
+            raise InvalidInput([Fault("configuration", "there are no rows to evaluate on", hint)])
+        return
+    _refuse_classifier(config)
     if options.task == "lm_eval":
         harness.check(options)
-    if options.task in BENCHMARKS:
-        BENCHMARKS[options.task](options, cache_root(config.cache_dir)).check()
+    else:
+        _check(_named(config), config)
+
+
+def _refuse_classifier(config: Config) -> None:
+    if config.model.task == "sequence_classification":
+        what = f"eval.task={config.eval.task} wants a model that writes, and this one classifies"
+        raise InvalidInput([Fault("configuration", what)])
+
+
+def _named(config: Config) -> Benchmark:
+    from lora_ga_cli.evaluation.benchmarks import BENCHMARKS
+
+    return BENCHMARKS[config.eval.task](config.eval, cache_root(config.cache_dir))
+
+
+def _check(benchmark: Benchmark, config: Config) -> None:
+    from lora_ga_cli.evaluation.gathering import gathered
+    from lora_ga_cli.evaluation.generate import check_conversation
+
+    faults: list[Fault] = []
+    if benchmark.chat:
+        tokenizer = prepare_inputs(config, splits=()).tokenizer
+        gathered(faults, lambda: check_conversation(config.eval, tokenizer))
+    gathered(faults, benchmark.check)
+    if faults:
+        raise InvalidInput(faults)
+    if config.eval.file is not None:
+        problems_of(benchmark)
 
 
 def _benchmark(candidate: Candidate) -> dict[str, Any]:
-    from lora_ga_cli.evaluation.benchmarks import BENCHMARKS
-    from lora_ga_cli.evaluation.generate import Writer, check_conversation
-
     config, options = candidate.config, candidate.config.eval
-    check_benchmark(config)
-    benchmark = BENCHMARKS[options.task](options, cache_root(config.cache_dir))
-    problems = benchmark.problems()
-    inputs = prepare_inputs(config, splits=())
-    if benchmark.chat:
-        check_conversation(options, inputs.tokenizer)
-    identity = _identity(candidate, {"problems": [[item.id, item.turns, dict(item.row)] for item in problems]})
-    stem = candidate.folder / "eval" / f"{options.task}-{identity[:8]}"
-    file = stem.with_suffix(".json")
+    _refuse_classifier(config)
+    benchmark = _named(config)
+    try:
+        problems = problems_of(benchmark)
+        asked = [[item.id, item.turns, dict(item.row)] for item in problems]
+        identity = _identity(candidate, {"problems": asked, "grading": dict(benchmark.grading())})
+    except InvalidInput:
+        _check(benchmark, config)  # which says what else is wrong
+        raise
+    file = candidate.folder / "eval" / f"{options.task}-{identity[:8]}.json"
     if (stored := _stored(file, identity)) is not None:
         return stored
-    drafts = stem.with_suffix(".drafts.jsonl")
-    writer = Writer(candidate.load(inputs), inputs.tokenizer, config.model.task, options, config.seed)
-    replies = writer.replies(benchmark, drafts, counting)
+    _check(benchmark, config)
+    answers = _answers_identity(candidate, problems)
+    drafts = file.with_name(f"{options.task}-{answers[:8]}.drafts.jsonl")
+    replies = _judged_before(file.parent, answers, problems) or _written(candidate, benchmark, drafts)
     score = benchmark.score(replies, counting)
-    lines = [
-        {"id": reply.problem.id, "sample": reply.sample, "prompts": reply.prompts, "texts": reply.texts, **verdict}
-        for reply, verdict in zip(replies, score.verdicts, strict=True)
-    ]
-    _write_lines(stem.with_suffix(".jsonl"), lines)
+    lines = [reply.as_json() | verdict for reply, verdict in zip(replies, score.verdicts, strict=True)]
+    _write_lines(file.with_suffix(".jsonl"), lines)
     cut = sum(reply.cut for reply in replies) / len(replies)
     score = Score({**score.values, "cut": cut}, score.verdicts)
-    result = _write(candidate, file, identity, score, rows=len(problems), split=options.task)
-    drafts.unlink()
+    result = _write(candidate, file, identity, score, rows=len(problems), split=options.task, answers=answers)
+    drafts.unlink(missing_ok=True)
     return result
+
+
+def _answers_identity(candidate: Candidate, problems: Sequence[Problem]) -> str:
+    """What the answers to a benchmark belong to, whoever judges them and however."""
+    options = candidate.config.eval
+    chosen = options.model_dump(mode="json", include=OF_ANSWERS | _sampled(options))
+    asked = [[problem.id, problem.turns] for problem in problems]
+    return sha256_json({"eval": chosen, "of": candidate.state, "seed": candidate.config.seed, "asked": asked})
+
+
+def _judged_before(folder: Path, answers: str, problems: Sequence[Problem]) -> list[Reply]:
+    """The answers that another result in the folder holds, where they are the ones wanted; else none."""
+    from lora_ga_cli.evaluation.generate import read_replies
+
+    for file in sorted(folder.glob("*.json")):
+        lines = file.with_suffix(".jsonl")
+        if read_json(file).get("answers") == answers and lines.is_file():
+            step("eval", f"answers as in {lines}")
+            return list(read_replies(lines, problems).values())
+    return []
+
+
+def _written(candidate: Candidate, benchmark: Benchmark, drafts: Path) -> list[Reply]:
+    from lora_ga_cli.evaluation.generate import Writer
+
+    config = candidate.config
+    inputs = prepare_inputs(config, splits=())
+    writer = Writer(candidate.load(inputs), inputs.tokenizer, config.model.task, config.eval, config.seed)
+    return writer.replies(benchmark, drafts, counting)
 
 
 def _lm_eval(candidate: Candidate) -> dict[str, Any]:
     from lora_ga_cli.evaluation import harness
 
     config, options = candidate.config, candidate.config.eval
-    check_benchmark(config)
-    inputs = prepare_inputs(config, splits=())
+    _refuse_classifier(config)
     identity = _identity(candidate, harness.state(options))
     stem = candidate.folder / "eval" / f"{options.task}-{identity[:8]}"
     if (stored := _stored(stem.with_suffix(".json"), identity)) is not None:
         return stored
+    harness.check(options)
+    inputs = prepare_inputs(config, splits=())
     step("eval", f"lm-evaluation-harness: {', '.join(options.tasks)}")
     score = harness.score(candidate.load(inputs), inputs.tokenizer, config)
     _write_lines(stem.with_suffix(".jsonl"), score.verdicts)
@@ -148,9 +206,14 @@ TASKS: dict[str, Callable[[Candidate], dict[str, Any]]] = {"rows": _rows, "lm_ev
 def _identity(candidate: Candidate, of_rows: Mapping[str, Any]) -> str:
     """What a result belongs to: the candidate as it is, the rows, and the options that can change it."""
     options = candidate.config.eval
-    left_out = NOT_SETTINGS if options.temperature == 0 else NOT_SETTINGS - {"batch_size"}
-    chosen = options.model_dump(mode="json", exclude=left_out)
+    unsampled = {} if _sampled(options) else {"batch_size": True}
+    chosen = options.model_dump(mode="json", exclude=NOT_SETTINGS | unsampled)
     return sha256_json({"eval": chosen, "of": candidate.state, "seed": candidate.config.seed, **of_rows})
+
+
+def _sampled(options: EvalConfig) -> set[str]:
+    """What further an answer depends on, because it is drawn beside others."""
+    return {"batch_size"} if options.temperature > 0 else set()
 
 
 def _stored(file: Path, identity: str) -> dict[str, Any] | None:
@@ -164,9 +227,12 @@ def _stored(file: Path, identity: str) -> dict[str, Any] | None:
     return stored
 
 
-def _write(candidate: Candidate, file: Path, identity: str, score: Score, *, rows: int, split: str) -> dict[str, Any]:
+def _write(
+    candidate: Candidate, file: Path, identity: str, score: Score, *, rows: int, split: str, **about: str
+) -> dict[str, Any]:
     result = {
         "identity": identity,
+        **about,
         "values": score.values,
         "rows": rows,
         "split": split,

@@ -13,14 +13,14 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
 from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
 from lora_ga_cli.report.progress import counting
-from tests.conftest import TASKS, build_model, byte_tokenizer
+from tests.conftest import TASKS, byte_tokenizer
+from tests.evaluation.models import alphabet, restless
 
 PROMPTS = ["What is it?", "7+5=", "a", "Say something longer about nothing at all.", "é\n", "7+6=", "Well, well, well"]
 TEMPLATE = "{% for item in messages %}<{{ item['role'] }}>{{ item['content'] }}\n{% endfor %}<assistant>w"
@@ -43,51 +43,6 @@ class Bench:
 
     def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
         raise AssertionError("nobody asked")
-
-
-def restless(family: str) -> PreTrainedModel:
-    """A random model of a family with weights so large that what it writes depends on all that it reads."""
-    model = build_model(family).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.6)
-    return model
-
-
-def alphabet() -> LlamaForCausalLM:
-    """A model that goes on with the alphabet from the last letter, and ends after z and anything else.
-
-    Its one block adds nothing, embeddings are one-hot, and the head holds a 2 where a token follows. After the end it
-    would begin again.
-    """
-    tokenizer = byte_tokenizer()
-    size = len(tokenizer)
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=size + size % 2,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
-        model.model.layers[0].mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(size, size + size % 2))
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[config.eos_token_id] = 1
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), config.eos_token_id] = 2
-        for letter, following in zip("abcdefghijklmnopqrstuvwxy", "bcdefghijklmnopqrstuvwxyz", strict=True):
-            one, other = tokenizer.convert_tokens_to_ids([letter, following])
-            model.lm_head.weight[other, one] = 2
-    return model
 
 
 @pytest.fixture
@@ -211,10 +166,10 @@ def test_a_file_of_drafts_gives_its_whole_lines_wherever_it_ends(tmp_path: Path)
     for length in range(len(written) + 1):
         file.write_bytes(written[:length])
         count = written[:length].count(b"\n")
-        assert list(read_replies(file, problems).values()) == replies[:count]
+        assert list(read_replies(file, list(problems.values())).values()) == replies[:count]
         assert file.read_bytes() == b"".join(written.splitlines(keepends=True)[:count])
-    assert list(read_replies(file, {"b": problems["b"]})) == [("b", 0), ("b", 1)]
-    assert read_replies(tmp_path / "none.jsonl", problems) == {}
+    assert list(read_replies(file, [problems["b"]])) == [("b", 0), ("b", 1)]
+    assert read_replies(tmp_path / "none.jsonl", []) == {}
 
 
 def test_a_stop_ends_an_answer_and_not_its_neighbours(answer: Answer) -> None:

@@ -226,22 +226,12 @@ class TestProblems:
         benchmark.check()
         assert [problem.turns for problem in benchmark.problems()] == [("Two and two? Think.",)]
 
-    @pytest.mark.parametrize(
-        ("prompt", "said"),
-        [
-            (
-                "Q: {query}\nA: ",
-                ["eval.prompt: 'Q: {query}\\nA: ' has no {question}", "eval.prompt: {query} is not known"],
-            ),
-            ("{question} {answer}", ["eval.prompt: {answer} is not known here (known: {question})"]),
-            ("{question", ["eval.prompt: "]),
-        ],
-    )
-    def test_a_prompt_without_the_question_is_refused(self, options: Options, prompt: str, said: list[str]) -> None:
-        with pytest.raises(InvalidInput) as error:
-            Gsm8k(options(prompt=prompt)).check()
-        faults = [str(fault) for fault in error.value.faults]
-        assert [fault.startswith(start) for fault, start in zip(faults, said, strict=True)] == [True] * len(said)
+    @pytest.mark.parametrize("prompt", ["Q: {query}\nA: ", "{question} {answer}", "{question"])
+    def test_a_prompt_without_the_question_is_refused(self, options: Options, prompt: str) -> None:
+        benchmark = Gsm8k(options(prompt=prompt))
+        for refuse in (benchmark.check, benchmark.problems):
+            with pytest.raises(InvalidInput, match=r"^eval\.prompt: "):
+                refuse()
 
     def test_every_solution_without_a_number_is_named(self, options: Options) -> None:
         rows = [*ROWS, {"question": "Why?", "answer": "So."}, {"question": None, "answer": "#### 1"}]

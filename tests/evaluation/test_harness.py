@@ -19,7 +19,7 @@ from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.harness import check
 from tests.conftest import byte_tokenizer
-from tests.evaluation.test_generate import restless
+from tests.evaluation.models import restless
 from tests.stages.test_train import Loraga
 
 pytest.importorskip("lm_eval")

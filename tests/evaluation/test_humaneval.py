@@ -20,7 +20,6 @@ from lora_ga_cli.evaluation.sandbox.verdict import Trial
 from lora_ga_cli.evaluation.task import Benchmark, Problem, Reply, Score
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA
-from tests.evaluation.test_sandbox import needs_sandbox
 
 Options = Callable[..., EvalConfig]
 PUBLISHED = SHARED_DATA / "humaneval" / "HumanEval.jsonl.gz"
@@ -179,7 +178,7 @@ class TestCheck:
         with pytest.raises(UserError, match="no sandbox"):
             HumanEval(options()).check()
 
-    @needs_sandbox
+    @pytest.mark.usefixtures("sandbox")
     def test_it_is_content_with_leave_and_a_sandbox(self, options: Options) -> None:
         benchmark: Benchmark = HumanEval(options())
         benchmark.check()
@@ -266,7 +265,7 @@ class TestScore:
         with pytest.raises(UserError, match="no sandbox"):
             benchmark.score(replies(list(benchmark.problems()), ["    1"], ["    1"]), counting)
 
-    @needs_sandbox
+    @pytest.mark.usefixtures("sandbox")
     def test_programs_run(self, options: Options) -> None:
         benchmark = HumanEval(options(samples=3, pass_at=[1, 3], timeout=2))
         texts = (
@@ -285,7 +284,7 @@ class TestScore:
         assert score.values == pytest.approx({"pass@1": 1 / 3, "pass@3": 1 / 2, "no_code": 0.0})
 
 
-@needs_sandbox
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.real_data
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"HumanEval is not in {SHARED_DATA}")
 class TestPublished:

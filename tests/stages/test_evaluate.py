@@ -39,12 +39,25 @@ def test_exact_match_agrees_with_row_by_row_generation(
         with torch.no_grad():
             out = model.generate(**ids, do_sample=False, max_new_tokens=8, pad_token_id=2)
         text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert prediction["prompt"] == row["prompt"]
-        assert prediction["generated"] == text
-        assert prediction["expected"] == row["answer"].removeprefix("#### ")
-        correct += prediction["correct"]
+        (name, verdict), *more = prediction.items()
+        assert (name, more) == ("exact_match", [])
+        assert verdict["prompt"] == row["prompt"]
+        assert verdict["generated"] == text
+        assert verdict["expected"] == row["answer"].removeprefix("#### ")
+        correct += verdict["correct"]
     values = json.loads((run / "eval.json").read_text())["values"]
     assert values["exact_match"] == correct / 12
+
+
+def test_a_row_has_a_line_with_the_verdict_of_every_metric(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("bert"))
+    run = only_run()
+    loraga("eval", str(run), "eval.metrics=[loss,accuracy,matthews_correlation]")
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    stored = json.loads((run / "eval.json").read_text())
+    assert len(lines) == stored["rows"]
+    assert {tuple(line) for line in lines} == {("accuracy", "matthews_correlation")}
+    assert sum(line["accuracy"]["correct"] for line in lines) / len(lines) == stored["values"]["accuracy"]
 
 
 def test_loss_and_perplexity_agree_with_transformers(
