@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from lora_ga_cli.stages.candidates import Candidate
+
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 
 
 def compare(folders: Sequence[str], options: Sequence[str]) -> None:
@@ -16,17 +19,18 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     Among several, what cannot be scored is left out and said.
 
     Raises:
-        UserError: none can be scored, or scoring fails.
+        UserError: none can be scored, or options are wrong.
     """
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
+    from lora_ga_cli.stages.candidates import find_candidate
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
-    candidates = _scorable(folders, options)
-    rows = [_row(candidate) | evaluate(candidate)["values"] for candidate in candidates]
+    candidates = _each(folders, lambda folder: find_candidate(folder, options))
+    scored = _each(candidates, lambda candidate: (candidate, evaluate(candidate)["values"]))
     say()
-    print_comparison(rows)
-    runs = [candidate.run for candidate in candidates if candidate.run is not None]
+    print_comparison([_row(candidate) | values for candidate, values in scored])
+    runs = [candidate.run for candidate, _ in scored if candidate.run is not None]
     if len(runs) > 1:
         picture = Path(runs[0].path.parent) / "comparison.png"
         compare_curves(runs, picture)
@@ -51,19 +55,24 @@ def _row(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _scorable(folders: Sequence[str], options: Sequence[str]) -> list[Candidate]:
-    from lora_ga_cli.errors import RunError
-    from lora_ga_cli.report.console import warn
-    from lora_ga_cli.stages.candidates import find_candidate
+def _each(items: Iterable[Item], do: Callable[[Item], Done]) -> list[Done]:
+    """What was done with the items, without those whose run or model stood in the way, if there are others.
 
-    candidates, problems = [], []
-    for folder in folders:
+    Raises:
+        UserError: it could be done with none, or the trouble is nobody's own, as with wrong options.
+    """
+    from lora_ga_cli.errors import ModelError, RunError
+    from lora_ga_cli.report.console import warn
+
+    done: list[Done] = []
+    problems: list[ModelError | RunError] = []
+    for item in items:
         try:
-            candidates.append(find_candidate(folder, options))
-        except RunError as error:
+            done.append(do(item))
+        except (ModelError, RunError) as error:
             problems.append(error)
-    if not candidates:
+    if not done:
         raise problems[0]
     for problem in problems:
         warn(f"left out: {problem}")
-    return candidates
+    return done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.markup import escape
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 MOST_LINES = 60
 """Layers up to which each has a line of its own."""
-LOWER_IS_BETTER = {"loss", "perplexity", "no_answer", "no_code", "cut", "unrated"}
+LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "no_answer", "no_code", "cut", "unrated")
+"""How names of such values end."""
+SPREAD = "_stderr"
+"""How names of values end that are neither better nor worse."""
 SHARES = {"exact_match", "accuracy", "no_answer", "strict", "majority", "f1", "no_code", "cut", "unrated"}
 """Values from 0 to 1 that are shown as percentages; pass@k is one too."""
 
@@ -34,9 +37,9 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
         told.remove("run")
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in told:
-        table.add_column(name, no_wrap=True)
+        table.add_column(escape(name), no_wrap=True)
     for name in metrics:
-        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+        table.add_column(escape(name.replace("_", " ")), justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(name, row.get(name), _best(name, rows)) for name in metrics]
         table.add_row(*(escape(str(row[name])) for name in told), *cells)
@@ -51,7 +54,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: 
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         narrow = index == 0 or column in numeric
-        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold", no_wrap=narrow)
+        side: Literal["left", "right"] = "right" if column in numeric else "left"
+        table.add_column(escape(column), justify=side, overflow="fold", no_wrap=narrow)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(table, soft_wrap=False)
@@ -85,10 +89,12 @@ def gradient_table(artifact: GradientArtifact, rank: int) -> None:
 
 
 def _best(name: str, rows: Sequence[dict[str, Any]]) -> float | None:
-    values = [row[name] for row in rows if name in row]
-    if len(rows) < 2:
+    """The best value of a metric; None where there is none, or nothing to compare."""
+    parts = name.split("/")[1:] or [name]  # lm-evaluation-harness: task/metric, or task/metric/filter
+    if len(rows) < 2 or any(part.endswith(SPREAD) for part in parts):
         return None
-    return min(values) if name in LOWER_IS_BETTER else max(values)
+    values = [row[name] for row in rows if name in row]
+    return min(values) if any(part.endswith(LOWER_IS_BETTER) for part in parts) else max(values)
 
 
 def _cell(name: str, value: float | None, best: float | None) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.report import tables
 from lora_ga_cli.report.tables import MOST_LINES, gradient_table, print_comparison, print_table
 
 ROWS: list[dict[str, Any]] = [
@@ -66,6 +67,37 @@ def test_brackets_in_a_runs_name_are_text(capsys: pytest.CaptureFixture[str]) ->
     text = printed(capsys)
     assert "sweep[1]" in text
     assert "sweep[bold]" in text
+
+
+def test_brackets_in_headings_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["[bold]key", "size"], [["a", "1"]])
+    print_comparison([row | {"task[1]/acc": 0.5, "rank [r]": row["loss"]} for row in ROWS])
+    text = printed(capsys)
+    assert [heading for heading in ("[bold]key", "task[1]/acc", "rank [r]") if heading not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "best"),
+    [
+        ("loss", 1.0),
+        ("accuracy", 2.0),
+        ("wikitext/word_perplexity", 1.0),
+        ("wikitext/bits_per_byte", 1.0),
+        ("validation_loss", 1.0),
+        ("perplexity_of_sense/acc", 2.0),
+        ("first_turn/coding", 2.0),
+        ("arc/acc_norm", 2.0),
+        ("arc/acc_stderr", None),
+        ("gsm8k/exact_match_stderr/strict-match", None),
+    ],
+)
+def test_the_best_is_the_least_of_what_is_a_loss_and_no_error_is_best(
+    monkeypatch: pytest.MonkeyPatch, name: str, best: float | None
+) -> None:
+    shown: list[float | None] = []
+    monkeypatch.setattr(tables, "_cell", lambda _, value, best: shown.append(best) or str(value))
+    print_comparison([{"run": run, "method": run, name: value} for run, value in (("a", 1.0), ("b", 2.0))])
+    assert shown == [best, best]
 
 
 def test_an_empty_table_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:

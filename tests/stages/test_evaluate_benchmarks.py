@@ -1,0 +1,188 @@
+"""Results of benchmarks: what makes them others, what new answers, and what is refused before either."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from lora_ga_cli.config.compose import compose
+from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.evaluation.generate import Writer
+from lora_ga_cli.stages.evaluate import check_benchmark
+from tests.conftest import byte_tokenizer
+from tests.evaluation.conftest import bench, endpoint
+from tests.evaluation.endpoints import VARIABLE, Endpoint, says
+from tests.evaluation.models import alphabet
+from tests.evaluation.mt_bench_rows import Bench, prompt_rows, reference_rows, write
+from tests.stages.test_train import Loraga
+
+__all__ = ["bench", "endpoint"]  # fixtures, which tests take by their names
+
+Eval = Callable[..., str]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    alphabet().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the batches that a model has answered."""
+    generate, sizes = Writer._generate, []
+
+    def counted(writer: Writer, prompts: list[str], stops: Any) -> Any:
+        sizes.append(len(prompts))
+        return generate(writer, prompts, stops)
+
+    monkeypatch.setattr(Writer, "_generate", counted)
+    return sizes
+
+
+@pytest.fixture
+def judged(loraga: Loraga, model: Path, bench: Bench, endpoint: Endpoint) -> Eval:
+    """Scores the model on MT-Bench."""
+    options = bench.options(endpoint.url)
+    judge = {name: getattr(options.judge, name) for name in ("base_url", "key_variable", "prompts", "references")}
+    given = {f"eval.judge.{name}": value for name, value in judge.items()}
+    given |= {"eval.file": options.file, "eval.judge.model": "judge", "eval.max_new_tokens": 4, "device": "cpu"}
+
+    def run(code: int = 0, **changed: Any) -> str:
+        words = given | {f"eval.{name.replace('__', '.')}": value for name, value in changed.items()}
+        chosen = [f"{name}={value}" for name, value in words.items()]
+        return loraga("eval", str(model), "eval=mt_bench", "eval.prompt='{question}'", *chosen, code=code)
+
+    return run
+
+
+def results() -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in Path("runs/eval-model/eval").glob("*.json")]
+
+
+def test_what_changes_no_score_asks_nobody(judged: Eval, endpoint: Endpoint, bench: Bench, made: list[int]) -> None:
+    """Neither the model nor the judge, which is not even probed."""
+    judged()
+    asked, answered = len(endpoint), len(made)
+    moved = {
+        "judge__prompts": write(bench.folder / "moved" / "prompts.jsonl", prompt_rows()),
+        "judge__references": write(bench.folder / "moved" / "references.jsonl", reference_rows()),
+    }
+    patient = {"judge__concurrency": 1, "judge__retries": 0, "judge__key_variable": "UNSET_KEY"}
+    for changed in ({"batch_size": 2}, patient, moved):
+        assert "reused" in judged(**changed)
+    assert (len(endpoint), len(made), len(results())) == (asked, answered, 1)
+
+
+@pytest.mark.parametrize("changed", ["judge", "prompts", "references"])
+def test_another_judgement_needs_no_new_answers(
+    judged: Eval, endpoint: Endpoint, bench: Bench, made: list[int], changed: str
+) -> None:
+    judged()
+    answered, asked = len(made), len(endpoint)
+    endpoint.answer = lambda request: says("Rating: [[3]]")
+    if changed == "judge":
+        judged(judge__model="another")
+    else:
+        file = bench.folder / f"{changed}.jsonl"
+        file.write_text(file.read_text().replace("Right: ", "Correct: ").replace("42", "41").replace("Said", "Says"))
+        judged()
+    assert len(made) == answered
+    assert len(endpoint) > asked + 1
+    assert len({result["answers"] for result in results()}) == 1
+    assert len(results()) == 2
+    first, second = (file.read_text().splitlines() for file in Path("runs/eval-model/eval").glob("*.jsonl"))
+    assert [json.loads(line)["texts"] for line in first] == [json.loads(line)["texts"] for line in second]
+
+
+def test_other_answers_are_made(judged: Eval, made: list[int]) -> None:
+    judged()
+    answered = len(made)
+    judged(max_new_tokens=3)
+    assert len(made) == 2 * answered
+
+
+def test_a_judge_that_broke_off_leaves_the_answers_to_the_next(
+    judged: Eval, endpoint: Endpoint, made: list[int]
+) -> None:
+    endpoint.answer = lambda request: says("I would rather not say.")
+    assert "holds a rating" in judged(code=1)
+    answered = len(made)
+    endpoint.answer = lambda request: says("Rating: [[3]]")
+    judged(judge__model="another")
+    assert len(made) == answered
+    assert [file.suffix for file in sorted(Path("runs/eval-model/eval").iterdir())] == [".json", ".jsonl"]
+
+
+def refused(*options: str) -> str:
+    """What is refused before a training."""
+    with pytest.raises(InvalidInput) as caught:
+        check_benchmark(compose([*options, "device=cpu"]))
+    return str(caught.value)
+
+
+def test_rows_that_are_not_there_are_missed_before_training(saved_bases: dict[str, Path], sums_file: Path) -> None:
+    options = ["model=causal_lm", f"model.path={saved_bases['llama']}", "dataset=jsonl"]
+    options += [f"dataset.train_file={sums_file}", "dataset.validation_fraction=0"]
+    assert "there are no rows to evaluate on (eval.file=FILE" in refused(*options)
+    check_benchmark(compose([*options, f"eval.file={sums_file}"]))
+
+
+def test_a_missing_chat_template_is_missed_before_training(
+    saved_bases: dict[str, Path], bench: Bench, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with what else is wrong."""
+    monkeypatch.delenv(VARIABLE)
+    options = bench.options("http://judge.example/v1")
+    files = [f"eval.file={options.file}", f"eval.judge.prompts={options.judge.prompts}"]
+    said = refused(
+        "model=causal_lm",
+        f"model.path={saved_bases['llama']}",
+        "dataset=quickstart",
+        "eval=mt_bench",
+        *files,
+        f"eval.judge.key_variable={VARIABLE}",
+    )
+    assert [line.partition(": ")[0] for line in said.splitlines()] == [
+        "eval.prompt",
+        "eval.judge.references",
+        "eval.judge.key_variable",
+    ]
+
+
+def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp_path: Path) -> None:
+    row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
+    options = ["eval=humaneval", f"eval.file={write(tmp_path / 'programs.jsonl', [row, row])}", "device=cpu"]
+    out = loraga("eval", str(model), *options, code=2)
+    assert "eval.execute_code" in out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ga_cli.evaluation.humaneval.check_sandbox", lambda: None)
+        out = loraga("eval", str(model), *options, "eval.execute_code=true", code=2)
+    assert "eval.file: problem x stands there 2 times" in out
+    assert "each wants an id of its own" in out
+
+
+def test_a_model_that_cannot_be_loaded_is_left_out(loraga: Loraga, model: Path, tmp_path: Path) -> None:
+    """Whether that shows when it is looked for or when it is scored; wrong options stop everything."""
+    for name in ("weightless", "headless"):
+        shutil.copytree(model, tmp_path / name)
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    file = tmp_path / "headless" / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "lm_head.weight"}, file)
+    rows = [{"question": "a", "answer": "#### 1"}]
+    benchmark = ["eval=gsm8k", f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.max_new_tokens=2"]
+    folders = [str(tmp_path / "weightless"), str(tmp_path / "headless"), str(model)]
+    out = loraga("eval", *folders, *benchmark, "device=cpu")
+    assert "no weights there" in out
+    assert "1 weights are not in its files (lm_head.weight" in out
+    assert out.count("left out: ") == 2
+    assert " model: accuracy" in out
+    assert "weights are not in its files" in loraga("eval", *folders[:2], *benchmark, "device=cpu", code=2)
+    assert "did you mean eval.limit?" in loraga("eval", *folders, *benchmark, "eval.limt=3", code=2)
