@@ -8,7 +8,6 @@ and last what the command line says.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from lora_ga_cli.config.locations import Locations, shown
-from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
+from lora_ga_cli.config.safety import unsafe_options
 from lora_ga_cli.config.schema import Section
 from lora_ga_cli.errors import Fault, InvalidInput, nearest
 from lora_ga_cli.files import resolve_path
@@ -121,7 +120,8 @@ def find_table(name: str, own: Path | None = None) -> Table:
 
 
 def read_table(file: Path) -> Table:
-    """
+    """A table as a file describes it, which may do no more than a recipe.
+
     Raises:
         InvalidInput: everything that is wrong with the file.
     """
@@ -137,17 +137,16 @@ def read_table(file: Path) -> Table:
             for item in error.errors()
         ]
         raise InvalidInput(faults) from error
-    refused = [option for option in _options(table) if _for_the_command_line(option)]
-    if refused:
-        faults = [
-            Fault(shown(file), f"{option} is refused in a file", "that is for the command line") for option in refused
-        ]
+    shipped = file.is_relative_to(Locations().recipes)
+    faults = unsafe_options(_options(table), shown(file), reads_anywhere=shipped)
+    if faults:
         raise InvalidInput(faults)
     return table
 
 
 def part_of(table: Table, name: str, scale: str) -> Part:
-    """
+    """A table at one scale.
+
     Raises:
         InvalidInput: the table has no such scale.
     """
@@ -173,12 +172,6 @@ def _options(table: Table) -> list[str]:
     found += [option for part in parts for column in part.columns.values() for option in column.overrides]
     found += [option for part in parts if part.fair is not None for option in part.fair.held_out]
     return found
-
-
-def _for_the_command_line(option: str) -> bool:
-    path = tuple(re.split(r"[.]", option.split("=", 1)[0].lstrip("+~")))
-    hydras = path[0] == "hydra" or path[0].startswith(("-", "hydra/"))
-    return hydras or (path != ("recipe",) and path in COMMAND_LINE_ONLY)
 
 
 def only(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) -> tuple[Table, Part]:

@@ -75,8 +75,8 @@ def _trials(job: Reproduction, fair: Fair, rates: Mapping[Place, float]) -> list
         for heading, column in job.part.columns.items()
     }
     trial = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
-    chosen = defaultdict(lambda: fair.rates[0], rates)
-    cells = job.cells(trial, chosen, held_out=fair.held_out)
+    places = {(row, column): fair.rates[0] for row in job.table.rows for column in columns}
+    cells = job.cells(trial, places | dict(rates), held_out=fair.held_out)
     return [cell for cell in cells if cell.seed == cells[0].seed]
 
 

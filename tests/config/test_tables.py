@@ -46,7 +46,10 @@ def test_rows_and_columns_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("method=lora]", "hydra/launcher=joblib]"), "hydra/launcher=joblib is refused in a file"),
+        (("method=lora]", "hydra/launcher=joblib]"), "hydra/launcher=joblib: a file cannot configure Hydra"),
+        (("method=lora]", "'eval.judge={base_url: x, key_variable: HOME}']"), "eval.judge.key_variable"),
+        (("method=lora]", "'name=${oc.env:HOME}']"), "oc.env"),
+        (("method=lora]", "cache_dir=/etc/x]"), "cache_dir"),
         (("method=lora]", "model.trust_remote_code=true]"), "is refused in a file"),
         (("method=lora]", "eval.execute_code=true]"), "is refused in a file"),
         (("measure: loss", "measure: lost"), "measure"),

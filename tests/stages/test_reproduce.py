@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -61,8 +62,9 @@ paper: {{LoRA: {{perplexity: [300.0, 1.0]}}}}
 
 @pytest.fixture
 def own(saved_bases: dict[str, Path], sums_file: Path) -> Path:
-    """A folder with a table of one's own."""
-    lay_out(Path("own"), {"tables/mine.yaml": TABLE.format(base=saved_bases["llama"], rows=sums_file)})
+    """A folder with a table of one's own, beside a base and rows: a file cannot reach further."""
+    shutil.copytree(saved_bases["llama"], "base")
+    lay_out(Path("own"), {"tables/mine.yaml": TABLE.format(base="base", rows=sums_file.name)})
     return Path("own")
 
 
