@@ -14,7 +14,7 @@ from peft import AdaLoraConfig, PeftModel
 from peft.tuners.adalora import AdaLoraModel
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.adapter.install import ADAPTER
@@ -22,7 +22,7 @@ from lora_ga_cli.config.schema import AdaLoraConfig as Schedule
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods.names import is_a, is_b
-from lora_ga_cli.model.targets import Target, shortest_names
+from lora_ga_cli.model.targets import Target, new_modules, shortest_names
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
 MOMENTS = ("exp_avg_ipt", "exp_avg_unc")
@@ -57,7 +57,7 @@ def adalora_config(
         total_step=steps,
         target_modules=shortest_names(model, targets),
         fan_in_fan_out=any(target.transposed for target in targets.values()),
-        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,
+        modules_to_save=new_modules(model) or None,
         revision=config.model.revision,
     )
 
@@ -159,6 +159,12 @@ def restore_allocator(model: PeftModel, folder: Path) -> None:
             getattr(allocator, moment)[name] = tensor
             allocator.ipt[name] = torch.zeros_like(tensor)  # it is computed anew at every step
         _config(model).rank_pattern = json.loads(opened.metadata()["rank_pattern"])
+
+
+def importance_bytes(model: nn.Module) -> int:
+    """Bytes of what the allocator remembers and computes anew at every step: each as large as what trains."""
+    trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
+    return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
 
 
 def _config(model: PeftModel) -> AdaLoraConfig:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.methods.whole import blocks
+from lora_ga_cli.model.blocks import blocks
 from lora_ga_cli.model.targets import ALL_LINEAR, find_targets
 
 SUBLAYER_ENDS = (

@@ -18,7 +18,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
 from lora_ga_cli.methods.lora import lora_config, starting_point
 from lora_ga_cli.methods.names import is_a, is_b
-from lora_ga_cli.model.targets import Target, check_rank, find_targets
+from lora_ga_cli.model.targets import Target, check_rank, find_targets, new_modules
 
 TASK_TYPE = {
     "causal_lm": TaskType.CAUSAL_LM,
@@ -141,8 +141,10 @@ def _prefix_embedding(model: PreTrainedModel, config: Config, steps: int) -> Pef
         num_virtual_tokens=config.method.prefix_length,
         num_transformer_submodules=1,
         token_dim=embeddings.weight.shape[1],
+        num_layers=getattr(model.config, "num_hidden_layers", None),  # PEFT asks for both, and finds not every name
+        num_attention_heads=getattr(model.config, "num_attention_heads", None),
         prompt_tuning_init=PromptTuningInit.RANDOM,
-        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,  # type: ignore[call-arg]
+        modules_to_save=new_modules(model) or None,  # type: ignore[call-arg]
         revision=config.model.revision,
     )
     return _wrapped(model, options)

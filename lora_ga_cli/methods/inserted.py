@@ -13,6 +13,7 @@ from torch import nn
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.methods import bottleneck, prefix_layer
+from lora_ga_cli.model.targets import new_modules
 
 WEIGHTS_FILE = "inserted.safetensors"
 ABOUT_FILE = "inserted.json"
@@ -29,7 +30,7 @@ def insert(model: Model, kind: str, about: dict[str, Any]) -> Model:
     """
     model.requires_grad_(False)
     KINDS[kind](model, **about)
-    for name in getattr(model, "newly_initialised", []):
+    for name in new_modules(model):
         model.get_submodule(name).requires_grad_(True)
     model.inserted = {"kind": kind, "about": about}  # type: ignore[assignment]
     return model

@@ -15,7 +15,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError, nearest
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_rank, shortest_names
+from lora_ga_cli.model.targets import Target, check_rank, new_modules, shortest_names
 
 
 def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Target], task_type: str) -> LoraConfig:
@@ -34,7 +34,7 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
         target_modules=shortest_names(model, targets),
         rank_pattern=ranks_of(targets, config.rank_pattern),
         fan_in_fan_out=any(target.transposed for target in targets.values()),
-        modules_to_save=list(getattr(model, "newly_initialised", [])) or None,
+        modules_to_save=new_modules(model) or None,
         revision=config.model.revision,
     )
 

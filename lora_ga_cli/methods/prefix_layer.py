@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.methods.whole import blocks
+from lora_ga_cli.model.blocks import blocks
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import nn
 
 from lora_ga_cli.config.schema import MethodConfig
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.model.blocks import blocks
+from lora_ga_cli.model.targets import new_modules
 
 
 def unfreeze(model: nn.Module, method: MethodConfig) -> None:
@@ -20,24 +21,8 @@ def unfreeze(model: nn.Module, method: MethodConfig) -> None:
     model.requires_grad_(False)
     for parameter in CHOICES[method.train](model, method):
         parameter.requires_grad_(True)
-    for name in getattr(model, "newly_initialised", []):
+    for name in new_modules(model):
         model.get_submodule(name).requires_grad_(True)
-
-
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's repeated blocks: its longest list of modules that lies in no other; of an encoder and a decoder, the
-    decoder's.
-
-    Raises:
-        TargetError: it has none.
-    """
-    config = getattr(model, "config", None)
-    stack: Any = model.get_decoder() if getattr(config, "is_encoder_decoder", False) else model  # type: ignore[operator]
-    lists = {name: module for name, module in stack.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    if not outer:
-        raise TargetError(f"{type(model).__name__} has no list of blocks")
-    return max(outer, key=len)
 
 
 def _all(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:

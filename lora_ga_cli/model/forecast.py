@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lora_ga_cli.model.blocks import count_blocks
+
 EFFICIENCY = 0.55
 """Share of a large product's speed that a whole model reaches."""
 CALL_COST = 1.5
@@ -124,9 +126,9 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, che
     config: Any = model.config
     vocabulary = getattr(config, "vocab_size", 0) if task != "sequence_classification" else 0
     gradient = rows * tokens * vocabulary * 4
-    blocks = _blocks(model)
-    if not checkpointing or not blocks:
+    if not checkpointing:
         return total + gradient
+    blocks = count_blocks(model)
     hidden = rows * tokens * int(config.hidden_size) * next(model.parameters()).element_size()
     logits = 2 * gradient
     return max(total - logits, 0) // blocks + logits + gradient + blocks * hidden
@@ -152,10 +154,6 @@ def _fastest(function: Callable[[], object], times: int, device: torch.device) -
             torch.accelerator.synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds[1:])
-
-
-def _blocks(model: nn.Module) -> int:
-    return max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=0)
 
 
 class _Calls(TorchDispatchMode):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors import safe_open
+
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.files import read_json, sha256_file, sha256_json, write_json
 
@@ -36,6 +38,16 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
         digests[file.name] = known[entry]
     config = read_json(folder / "config.json")
     return {"weights_sha256": sha256_json(digests), "config_sha256": sha256_json(config)}
+
+
+def stored_names(folder: Path) -> set[str] | None:
+    """Names of the tensors in a local folder; None where its files have to be unpickled to tell."""
+    names: set[str] = set()
+    files = list(folder.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            names.update(opened.keys())
+    return names if files else None
 
 
 def hub_identity(name: str, commit: str | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from lora_ga_cli.errors import ModelError, nearest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
-from lora_ga_cli.model.identity import hub_identity, local_identity
+from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import hold_still, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
 
@@ -143,15 +143,28 @@ def _sharding(shards: int) -> Any:
 
 
 def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTrainedModel:
-    """The model's shapes without its weights (on the meta device)."""
+    """The model's shapes without its weights (on the meta device), and what `load_model` will find new in it."""
     source = find_source(config)
     settings = load_config(config)
     if num_labels is not None:
         settings.num_labels = num_labels
     with _as_model_error(source, "model"), torch.device("meta"):
-        return AUTO_CLASS[config.task].from_config(
+        model: PreTrainedModel = AUTO_CLASS[config.task].from_config(
             settings, trust_remote_code=config.trust_remote_code, dtype=getattr(torch, config.dtype)
         )
+    stored = stored_names(Path(source.path)) if source.local else None
+    if stored is None:  # a hub's weights are not looked at: a head is new unless the model was saved with one
+        missing = [] if type(model).__name__ in (settings.architectures or []) else _head_keys(model)
+    else:
+        bare = f"{model.base_model_prefix}."
+        missing = [key for key in model.state_dict() if not {key, key.removeprefix(bare)} & stored]
+    new = {_new_module(key) for key in missing if _in_new_head(config, key)}
+    model.newly_initialised = sorted(new)  # type: ignore[assignment]
+    return model
+
+
+def _head_keys(model: PreTrainedModel) -> list[str]:
+    return [key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")]
 
 
 def identify(config: ModelConfig, memo: Path) -> dict[str, str]:

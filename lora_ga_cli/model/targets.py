@@ -99,6 +99,11 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
     return chosen
 
 
+def new_modules(model: nn.Module) -> list[str]:
+    """The modules that a model's files have no weights for, as `load_model` found: they train in full."""
+    return list(getattr(model, "newly_initialised", []))
+
+
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
     """Refuses a rank for which a layer has too few singular vectors.
 
@@ -135,9 +140,9 @@ def fingerprint(targets: Mapping[str, Target]) -> str:
     def digest(target: Target) -> bytes:
         weight = target.weight.detach()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
-        scales = b"".join(_bytes(scale) for scale in target.scales)
+        scales = b"".join(_digest(scale) for scale in target.scales)
         head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
-        return hashlib.sha256(head + _bytes(weight) + scales).digest()
+        return hashlib.sha256(head + _digest(weight) + scales).digest()
 
     # shards are gathered by all processes in one order
     sharded = any(isinstance(target.weight.data, DTensor) for target in targets.values())
@@ -149,7 +154,7 @@ def _head_names(model: nn.Module) -> set[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     heads = {name for name, module in model.named_modules() if output is not None and module is output}
-    heads |= set(getattr(model, "newly_initialised", []))  # these train in full
+    heads |= set(new_modules(model))
     for head in CLASSIFIER_HEADS:
         heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
     return heads
@@ -209,7 +214,7 @@ def _storage(parameter: nn.Parameter) -> int:
     return (parameter.data_ptr() if whole else 0) or id(parameter)
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's bytes."""
+def _digest(tensor: Tensor) -> bytes:
+    """The SHA-256 digest of a tensor's bytes."""
     plain = tensor.detach().cpu().contiguous().reshape(-1)
     return hashlib.sha256(plain.view(torch.uint8).numpy().data).digest()

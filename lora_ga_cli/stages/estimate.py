@@ -50,9 +50,15 @@ ESTIMATORS: dict[str, Callable[[GradientConfig], Estimator]] = {
 
 @dataclass(frozen=True)
 class Request:
-    """A gradient that is wanted: its address, and what it takes to compute it."""
+    """A gradient that is wanted: its address, and what it takes to compute it.
+
+    Args:
+        least: singular vectors that a stored one must keep.
+        capacity: those to keep if it is computed.
+    """
 
     key: str
+    least: int
     capacity: int
     rows: list[dict[str, Any]]
     targets: list[str]
@@ -88,7 +94,8 @@ def request(inputs: Inputs) -> Request:
         targets=list(targets),
         estimator=settings,
     )
-    return Request(key, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
+    least = max(2 * config.largest_rank, options.capacity or 0)
+    return Request(key, least, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
@@ -106,6 +113,14 @@ def capacity_for(rank: int, configured: int | None) -> int:
     while capacity < 2 * rank:
         capacity *= 2
     return capacity
+
+
+def rows_at_a_time(options: GradientConfig, rows: int) -> int:
+    """Rows of a micro-batch: ``gradient.micro_batch_size``, but at most an eighth of all rows (64 rows: 8).
+
+    So any number of processes up to `SHARED_BATCHES` cuts the rows alike, and finds the same gradient.
+    """
+    return max(1, min(options.micro_batch_size, rows // max(processes.count(), SHARED_BATCHES)))
 
 
 def store_of(inputs: Inputs) -> ArtifactStore:
@@ -155,20 +170,20 @@ def estimate_alone(config: Config) -> GradientArtifact:
 
 def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> tuple[GradientArtifact, bool]:
     """The artifact, and whether it was there. The main process looks; if it is not, all estimate it together."""
-    store, least = store_of(inputs), max(2 * inputs.config.largest_rank, inputs.config.gradient.capacity or 0)
+    store = store_of(inputs)
 
     def together() -> GradientArtifact:
         processes.tell(True)
         return _compute(inputs, wanted, model)
 
     if processes.is_main():
-        artifact, reused = store.get(wanted.key, least, together, notify=warn)
+        artifact, reused = store.get(wanted.key, wanted.least, together, notify=warn)
         if reused:
             processes.tell(False)
         return artifact, reused
     if processes.tell(True):
         return _compute(inputs, wanted, model), False
-    stored = store.find(wanted.key, least)
+    stored = store.find(wanted.key, wanted.least)
     assert stored is not None
     return GradientArtifact.load(stored.path), True
 
@@ -217,7 +232,7 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
     options, collator, together = inputs.config.gradient, inputs.collator, processes.count()
     if len(wanted.rows) < together:
         raise GradientError(f"{len(wanted.rows)} rows cannot be shared by {together} processes: more gradient.samples")
-    size = max(1, min(options.micro_batch_size, len(wanted.rows) // max(together, SHARED_BATCHES)))
+    size = rows_at_a_time(options, len(wanted.rows))
     batches = [wanted.rows[begin : begin + size] for begin in range(0, len(wanted.rows), size)]
     own = batches[processes.index() :: together]
     estimator = ESTIMATORS[options.estimator](options)

@@ -13,7 +13,9 @@ from torch import nn
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.methods import adalora
 from lora_ga_cli.methods.build import build_empty, count_trained
+from lora_ga_cli.model.blocks import count_blocks
 from lora_ga_cli.model.forecast import (
     Memory,
     Pace,
@@ -27,7 +29,7 @@ from lora_ga_cli.model.forecast import (
 from lora_ga_cli.model.quantization import bits_per_weight
 from lora_ga_cli.model.targets import Target, find_targets
 from lora_ga_cli.report.console import duration, number, out, say, size, step
-from lora_ga_cli.stages.estimate import capacity_for, request, store_of
+from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.training import processes
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps
@@ -62,7 +64,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         if config.method.start != "gradient":
             return f"not needed by method {config.method.name}"
         wanted = request(inputs)
-        cached = store_of(inputs).find(wanted.key, 2 * config.largest_rank)
+        cached = store_of(inputs).find(wanted.key, wanted.least)
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"
@@ -75,12 +77,17 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         resume = f", resuming after step {reached}" if reached else ""
         return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
     if stage == "eval":
-        return (
-            f"done: {run.evaluation_file}"
-            if run.evaluation_file.exists()
-            else f"to do: {', '.join(config.eval.metrics)}"
-        )
+        if run.evaluation_file.exists():
+            return f"done: {run.evaluation_file}"
+        return f"to do: {_scored(config)}"
     raise ValueError(stage)
+
+
+def _scored(config: Config) -> str:
+    options = config.eval
+    if options.task == "rows":
+        return ", ".join(options.metrics)
+    return ", ".join([options.task, *options.tasks])
 
 
 def _forecast(inputs: Inputs) -> None:
@@ -110,7 +117,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
         target.weight.requires_grad_(True)  # what the estimators need is kept as if it had a gradient
     longest, mean = _lengths(inputs)
     samples = min(options.samples, len(inputs.train.rows))
-    rows = min(options.micro_batch_size, samples)
+    rows = rows_at_a_time(options, samples)
     kept = activation_bytes(base, rows, longest, task=task, checkpointing=checkpointing)
     shapes = [target.shape for target in targets.values()]
     if options.estimator == "sketch":
@@ -140,7 +147,8 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
-    memory = Memory(weights + weight_bytes(model), state_bytes(model), kept)
+    states = state_bytes(model) + (adalora.importance_bytes(model) if config.method.adapter == "adalora" else 0)
+    memory = Memory(weights + weight_bytes(model), states, kept)
     work = forward_work(model, options.micro_batch_size, mean, task=task)
     passes = (3 if config.method.adapter == "none" and config.method.train == "all" else 2) + checkpointing
     return memory, accumulation_steps(config) * pace.seconds(work, passes), model
@@ -150,8 +158,7 @@ def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) 
     """Bytes of the base's weights in one process; one that is quantised or in shards needs whole layers for a while."""
     bits = bits_per_weight(config.model)
     if config.model.shard:
-        blocks = max((len(module) for module in base.modules() if isinstance(module, nn.ModuleList)), default=1)
-        return weight_bytes(base) // processes.count() + 2 * weight_bytes(base) // blocks
+        return weight_bytes(base) // processes.count() + 2 * weight_bytes(base) // count_blocks(base)
     if bits is None:
         return weight_bytes(base)
     largest = max(math.prod(target.shape) for target in targets.values()) * next(base.parameters()).element_size()

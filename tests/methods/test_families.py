@@ -20,7 +20,7 @@ from transformers import (
 
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods import bottleneck, prefix_layer
-from lora_ga_cli.methods.whole import blocks
+from lora_ga_cli.model.blocks import blocks
 from tests.conftest import build_batch, build_model, byte_tokenizer
 from tests.methods.test_build import build_with
 from tests.stages.test_train import Arguments, Loraga, only_run

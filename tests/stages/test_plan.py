@@ -1,0 +1,82 @@
+"""`--dry-run`: it looks for what the run would look for, and forecasts what the run will build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DistilBertConfig, DistilBertModel
+
+from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.schema import GradientConfig
+from lora_ga_cli.methods import adalora
+from lora_ga_cli.methods.build import build, build_empty, count_trained
+from lora_ga_cli.model.targets import find_targets, new_modules
+from lora_ga_cli.stages.estimate import rows_at_a_time
+from lora_ga_cli.stages.inputs import prepare_inputs
+from tests.conftest import byte_tokenizer
+
+Loraga = Callable[..., str]
+Arguments = Callable[..., list[str]]
+
+
+def test_a_cached_gradient_counts_if_the_run_would_take_it(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("estimate-grad", *arguments("llama", "gradient.capacity=8"))
+    assert "cached: " in loraga("train", "--dry-run", *arguments("llama", "gradient.capacity=8"))
+    assert "to do: 16 rows, 14 layers" in loraga("train", "--dry-run", *arguments("llama", "gradient.capacity=12"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["eval.metrics=[loss,exact_match]"], "to do: loss, exact_match"),
+        (["eval.task=gsm8k"], "to do: gsm8k"),
+        (["eval.task=lm_eval", "eval.tasks=[arc_easy]"], "to do: lm_eval, arc_easy"),
+    ],
+)
+def test_what_will_be_scored_is_said(loraga: Loraga, arguments: Arguments, overrides: list[str], said: str) -> None:
+    assert said in loraga("eval", "--dry-run", *arguments("llama", *overrides))
+
+
+def test_rows_at_a_time_are_at_most_an_eighth_of_all() -> None:
+    assert rows_at_a_time(GradientConfig(micro_batch_size=32), 64) == 8
+    assert rows_at_a_time(GradientConfig(micro_batch_size=4), 64) == 4
+    assert rows_at_a_time(GradientConfig(), 3) == 1
+
+
+@pytest.fixture(scope="module")
+def distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder whose classifier has two new modules."""
+    folder = tmp_path_factory.mktemp("distilbert")
+    torch.manual_seed(0)
+    sizes = {"dim": 48, "hidden_dim": 80, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 256}
+    DistilBertModel(DistilBertConfig(vocab_size=3 + 256, **sizes)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "full", "prefix_embedding"])
+def test_a_new_head_is_forecast_as_it_is_built(distilbert: Path, arguments: Arguments, method: str) -> None:
+    config = compose(arguments("bert", f"model.path={distilbert}", f"method={method}"))
+    inputs = prepare_inputs(config)
+    empty, model = inputs.empty_model(), inputs.load_model()
+    assert new_modules(empty) == new_modules(model) == ["classifier", "pre_classifier"]
+    assert list(find_targets(empty)) == list(find_targets(model))
+    no_gradient: Any = None
+    built = build(model, config, steps=100, artifact=no_gradient, stored=None)
+    assert count_trained(build_empty(empty, config), config) == built.parameters
+
+
+def test_adaloras_importance_is_as_large_as_its_allocator_keeps(arguments: Arguments) -> None:
+    config = compose(arguments("llama", "method=adalora"))
+    inputs = prepare_inputs(config)
+    no_gradient: Any = None
+    model = build(inputs.load_model(), config, steps=100, artifact=no_gradient, stored=None).model
+    model(**inputs.probe_batch()).loss.backward()
+    allocator = model.base_model.rankallocator
+    allocator.update_ipt(model.base_model.model)
+    kept = [*allocator.ipt.values(), *allocator.exp_avg_ipt.values(), *allocator.exp_avg_unc.values()]
+    assert adalora.importance_bytes(model) == sum(tensor.nbytes for tensor in kept)
