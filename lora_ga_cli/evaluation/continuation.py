@@ -1,7 +1,8 @@
-"""What a model writes after its input: one batch, with everything that could make it depend on the batch set aside."""
+"""What a model writes after its input; but for the draws of sampling, no neighbour in a batch changes it."""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 
 from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data import generation_batch
+from lora_ga_cli.model.loading import max_positions
 
 
-@torch.no_grad()
 def continuations(
     model: Any,
     tokenizer: Any,
@@ -24,18 +25,53 @@ def continuations(
     top_p: float = 1.0,
     stops: Sequence[str] = (),
 ) -> list[list[int]]:
-    """The tokens that a model writes for each row; after one of `ends` come padding tokens.
+    """The tokens that a model writes for each row.
+
+    An answer ends with a token of `ends`, with a stop, after ``max_new_tokens``, or where the model has no more
+    positions. Rows are answered side by side, and those that end before others go on with padding tokens. One by one
+    are answered all rows of a model with a trained prefix, and those whose answers the positions may cut short.
 
     Args:
         rows: as `generation_batch` takes them.
         temperature: of sampling; 0 is greedy.
         stops: texts with which an answer ends.
     """
-    if len(rows) > 1 and task == "causal_lm" and has_prefix(model):
-        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        return [continuations(model, tokenizer, task, [row], **how, stops=stops)[0] for row in rows]
+    room = [min(max_new_tokens, positions_left(model, task, row)) for row in rows]
+    is_prefixed = task == "causal_lm" and has_prefix(model)
+    together = [number for number, most in enumerate(room) if most == max_new_tokens and not is_prefixed]
+    groups = ([together] if together else []) + [[number] for number in range(len(rows)) if number not in together]
+    written: dict[int, list[int]] = {}
+    for group in groups:
+        chosen, most = [rows[number] for number in group], room[group[0]]
+        tokens = _written(model, tokenizer, task, chosen, most, temperature, top_p, stops) if most else [[]]
+        written |= zip(group, tokens, strict=True)
+    return [written[number] for number in range(len(rows))]
+
+
+def positions_left(model: Any, task: Task, row: Mapping[str, Any]) -> int:
+    """How many tokens a model has positions to write after a row; 0 also where the row itself is too long."""
+    limit = max_positions(model.config)
+    length = row.get("prompt_length", len(row["input_ids"]))
+    if limit is None:
+        return sys.maxsize
+    if task == "seq2seq_lm":
+        return limit - 1 if length <= limit else 0  # an answer has positions of its own, after a token to begin with
+    return max(0, limit - length - (model.active_peft_config.num_virtual_tokens if has_prefix(model) else 0))
+
+
+@torch.no_grad()
+def _written(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    stops: Sequence[str],
+) -> list[list[int]]:
     inputs = generation_batch(tokenizer, rows)
-    how = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     if stops:
@@ -52,9 +88,8 @@ def continuations(
             eos_token_id=ends(model, tokenizer) or None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-    written: list[list[int]] = (
-        tokens[:, inputs["input_ids"].shape[1] :] if task == "causal_lm" else tokens[:, 1:]
-    ).tolist()
+    begin = inputs["input_ids"].shape[1] if task == "causal_lm" else 1
+    written: list[list[int]] = tokens[:, begin:].tolist()
     return written
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from lora_ga_cli.config.schema import EvalConfig, Task
+from lora_ga_cli.data.faults import RowFaults
 from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.evaluation.continuation import continuations, ends
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.evaluation.continuation import continuations, ends, positions_left
 from lora_ga_cli.evaluation.prompt import OPTION, question_template
 from lora_ga_cli.evaluation.task import Benchmark, Problem, Progress, Reply, problems_of
+from lora_ga_cli.model.loading import max_positions
 
 Key = tuple[str, int]
 """A problem's id, and the number of the sample."""
@@ -44,6 +46,9 @@ class Writer:
 
         Args:
             file: JSON lines that keep every batch of replies once it is there; those in it are not made again.
+
+        Raises:
+            DataError: prompts that fill all of the model's positions.
         """
         problems = problems_of(benchmark)
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
@@ -51,6 +56,7 @@ class Writer:
         size = self.options.batch_size
         # long ones first, like with like; the same batches every time
         order = sorted(wanted, key=lambda pair: (-len(pair[0].turns[0]), pair[1]))
+        self._require_room([(problem, self._prompt(benchmark, problem, ())) for problem in problems])
         with progress("eval", f"answer to {benchmark.name}", len(wanted)) as report:
             report(len(known))
             for begin in range(0, len(order), size):
@@ -70,9 +76,8 @@ class Writer:
         for turn in range(max(len(problem.turns) for problem, _ in batch)):
             asked = [place for place, (problem, _) in enumerate(batch) if turn < len(problem.turns)]
             for place in asked:
-                turns = batch[place][0].turns[: turn + 1]
-                whole = conversation(turns, texts[place], self.options, self.tokenizer) if benchmark.chat else turns[-1]
-                prompts[place].append(whole)
+                prompts[place].append(self._prompt(benchmark, batch[place][0], texts[place]))
+            self._require_room([(batch[place][0], prompts[place][-1]) for place in asked])
             torch.manual_seed(_seed_of(self.seed, turn, batch))
             made = self._generate([prompts[place][-1] for place in asked], benchmark.stops)
             for place, (text, ended) in zip(asked, made, strict=True):
@@ -82,6 +87,24 @@ class Writer:
             Reply(problem, sample, tuple(prompts[place]), tuple(texts[place]), cut[place])
             for place, (problem, sample) in enumerate(batch)
         ]
+
+    def _prompt(self, benchmark: Benchmark, problem: Problem, answers: Sequence[str]) -> str:
+        """What the model reads of a problem once it has given some answers."""
+        turns = problem.turns[: len(answers) + 1]
+        return conversation(turns, answers, self.options, self.tokenizer) if benchmark.chat else turns[-1]
+
+    def _require_room(self, asked: Sequence[tuple[Problem, str]]) -> None:
+        """
+        Raises:
+            DataError: a prompt after which the model has no position for an answer.
+        """
+        bad, limit = RowFaults("eval.file"), max_positions(self.model.config)
+        for (problem, _), row in zip(asked, self._rows([prompt for _, prompt in asked]), strict=True):
+            if not positions_left(self.model, self.task, row):
+                what = f"its prompt has {len(row['input_ids']):,} tokens, and the model {limit:,} positions"
+                bad.add("long", f"problem {problem.id}", what)
+        if len(bad):
+            raise DataError(bad.faults({"long": "leave it out; a lower eval.max_new_tokens keeps later turns short"}))
 
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""

@@ -15,7 +15,7 @@ from peft import PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
 
 from lora_ga_cli.config.schema import EvalConfig
-from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.errors import DataError, InvalidInput
 from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
 from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
 from lora_ga_cli.report.progress import counting
@@ -266,3 +266,46 @@ def test_drafts_are_plain_lines(answer: Answer, tmp_path: Path) -> None:
     answer(alphabet(), Bench(["w"]))
     (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
     assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "cut": False}
+
+
+def test_an_answer_ends_with_the_models_positions_and_its_neighbours_do_not(answer: Answer) -> None:
+    """Of 256 positions: prompts that leave room for 3 tokens, for 1 and for as many as are wanted."""
+    replies = answer(alphabet(), Bench(["t" * 253, "a" * 255, "t"]))
+    assert [(reply.texts[0], reply.cut) for reply in replies] == [("uvw", True), ("b", True), ("uvwxyz", False)]
+
+
+def test_learned_positions_are_used_to_the_last(answer: Answer) -> None:
+    """Against transformers alone, where a further token would be an IndexError."""
+    model, tokenizer = restless("gpt2"), byte_tokenizer()
+    questions = ["a" * 253, "c", "b" * 255]
+    replies = answer(model, Bench(questions), max_new_tokens=12)
+    for question, most, reply in zip(questions, (3, 12, 1), replies, strict=True):
+        ids = torch.tensor([tokenizer(question)["input_ids"]])
+        found = model.generate(input_ids=ids, do_sample=False, max_new_tokens=most)
+        assert reply.texts[0] == tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_prompt_that_fills_all_positions_is_refused_with_its_name(answer: Answer, family: str) -> None:
+    """Before anything is generated."""
+    model = restless(family)
+    model.generate = lambda **_: pytest.fail("it ran")
+    with pytest.raises(DataError) as caught:
+        answer(model, Bench(["a", "b" * 256, "c" * 1300]))
+    first, second = map(str, caught.value.faults)
+    assert first == "problem bench/1: its prompt has 256 tokens, and the model 256 positions"
+    assert second.startswith("problem bench/2: its prompt has 1,300 tokens, and the model 256 positions (leave it out")
+
+
+def test_a_second_turn_without_room_is_refused_too(answer: Answer, tmp_path: Path) -> None:
+    bench = Bench([("w", "w"), ("w", "w" * 254)], chat=True)
+    with pytest.raises(DataError, match=r"^problem bench/1: its prompt has 260 tokens, and the model 256 positions"):
+        answer(alphabet(), bench, prompt="{question}")
+
+
+def test_vectors_before_a_prompt_take_positions(answer: Answer) -> None:
+    base = restless("gpt2")
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    assert len(answer(model, Bench(["a" * 252]))[0].texts[0]) <= 1
+    with pytest.raises(DataError, match="its prompt has 253 tokens"):
+        answer(model, Bench(["a" * 253]), file="y")
