@@ -25,8 +25,26 @@ NO_KEY = "none"
 """What a local endpoint is sent where there is no key; the protocol wants one."""
 PROBE_RETRIES = 2
 """Times that the probe is sent again: whoever waits for it sits in front of the screen."""
+TIMEOUT = 300.0
+"""Seconds that an answer may take: a slow server of one's own writes a long judgement in them."""
+CONNECT_TIMEOUT = 10.0
+"""Seconds until an endpoint must have taken the call."""
 SAID_LENGTH = 300
 """Characters of an endpoint's own message that are shown."""
+TROUBLES = {
+    "AuthenticationError": "{url} does not accept the key in {variable}: export {variable}=... with another",
+    "PermissionDeniedError": "the key in {variable} may not use {model!r} at {url}{said}: check eval.judge.model",
+    "NotFoundError": "{url} has no model {model!r}{said}: check eval.judge.model, and eval.judge.base_url, which "
+    "usually ends in /v1",
+    "RateLimitError": "{url} allows no more requests for now{said}: wait, or set eval.judge.concurrency lower or "
+    "eval.judge.retries higher",
+    "APITimeoutError": "{url} did not answer in time: check that its server is not stuck",
+    "APIConnectionError": "no connection to {url} ({cause}): check eval.judge.base_url and that its server runs",
+    "InternalServerError": "{url} failed with status {status}, each time{said}: try again later",
+    "APIStatusError": "{url} refused a request with status {status}{said}: check eval.judge.model, "
+    "eval.judge.temperature and eval.judge.max_tokens",
+}
+"""What happened and the next step, by the name of the openai package's error; the first that it is."""
 Message = dict[str, str]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -164,7 +182,10 @@ class Judge:
 
                 # a proxy of the environment does not know what runs on this machine
                 http = openai.DefaultHttpxClient(trust_env=False) if self._is_local() else None
-                self._client = openai.OpenAI(api_key=self._key(), base_url=self.options.base_url, http_client=http)
+                patience = openai.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
+                self._client = openai.OpenAI(
+                    api_key=self._key(), base_url=self.options.base_url, http_client=http, timeout=patience
+                )
             return self._client
 
     def _send(self, messages: Sequence[Message], retries: int) -> Judgement:
@@ -207,33 +228,16 @@ class Judge:
         """What happened and the next step, in one line that never holds the key."""
         import openai
 
-        url, model, variable = self.options.base_url, self.options.model, self.options.key_variable
-        said = self._told(getattr(error, "body", None))
-        said = f" ({said})" if said else ""
-        match error:
-            case openai.AuthenticationError() if self._key() == NO_KEY:
-                return UserError(f"{url} wants a key: export {variable}=...")
-            case openai.AuthenticationError():
-                return UserError(f"{url} does not accept the key in {variable}: export {variable}=... with another")
-            case openai.PermissionDeniedError():
-                return UserError(f"the key in {variable} may not use {model!r} at {url}{said}: check eval.judge.model")
-            case openai.NotFoundError():
-                places = "eval.judge.model, and eval.judge.base_url, which usually ends in /v1"
-                return UserError(f"{url} has no model {model!r}{said}: check {places}")
-            case openai.RateLimitError():
-                options = "eval.judge.concurrency lower or eval.judge.retries higher"
-                return UserError(f"{url} allows no more requests for now{said}: wait, or set {options}")
-            case openai.APITimeoutError():
-                return UserError(f"{url} did not answer in time: check that its server is not stuck")
-            case openai.APIConnectionError():
-                why = self._told(str(error.__cause__ or error))
-                return UserError(f"no connection to {url} ({why}): check eval.judge.base_url and that its server runs")
-            case openai.InternalServerError():
-                return UserError(f"{url} failed with status {error.status_code}, each time{said}: try again later")
-            case openai.APIStatusError():
-                options = "eval.judge.model, eval.judge.temperature and eval.judge.max_tokens"
-                return UserError(f"{url} refused a request with status {error.status_code}{said}: check {options}")
-        return self._no_chat(self._told(str(error)))
+        url, variable = self.options.base_url, self.options.key_variable
+        if isinstance(error, openai.AuthenticationError) and self._key() == NO_KEY:
+            return UserError(f"{url} wants a key: export {variable}=...")
+        told = next((text for name, text in TROUBLES.items() if isinstance(error, getattr(openai, name))), None)
+        if told is None:
+            return self._no_chat(self._told(str(error)))
+        said, cause = self._told(getattr(error, "body", None)), self._told(str(error.__cause__ or error))
+        known = {"url": url, "model": self.options.model, "variable": variable, "cause": cause}
+        status = getattr(error, "status_code", None)
+        return UserError(told.format(**known, status=status, said=f" ({said})" if said else ""))
 
     def _told(self, body: object) -> str:
         """An endpoint's own message, on one line, short, and without the key."""

@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from lora_ga_cli.config.schema import JudgeConfig
 from lora_ga_cli.errors import UserError
+from lora_ga_cli.evaluation import judge as judging
 from lora_ga_cli.evaluation.judge import Judge, Message
 from tests.evaluation.endpoints import KEY, PATIENCE, VARIABLE, Answer, Endpoint, refuses, says
 
@@ -193,12 +193,15 @@ def test_no_connection_names_the_address(judge: Judge, endpoint: Endpoint, waits
     assert len(waits) == judge.options.retries
 
 
-def test_an_endpoint_that_never_answers_is_said(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
+def test_an_endpoint_that_never_answers_is_said(
+    judge: Judge, endpoint: Endpoint, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     over = threading.Event()
     endpoint.answer = lambda request: says(str(over.wait(PATIENCE)))
-    judge._client = openai.OpenAI(api_key=KEY, base_url=endpoint.url, timeout=0.05)
+    monkeypatch.setattr(judging, "TIMEOUT", 0.05)
     try:
         assert f"{endpoint.url} did not answer in time" in trouble(judge)
+        assert len(waits) == judge.options.retries
     finally:
         over.set()
 
