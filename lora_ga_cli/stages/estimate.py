@@ -39,6 +39,8 @@ SHARED_BATCHES = 8
 """Micro-batches that there are at least: up to as many processes cut the rows as one does, and get its result."""
 LEAST_ALIGNMENT = 0.98
 """Below this share of the best first step, a user is told."""
+MOST_PASSES = 8
+"""The limit of ``gradient.passes``."""
 COVERAGE_FILE = "coverage.png"
 CHECKPOINT = "_gradient_checkpointing_func"
 """Where transformers' blocks keep the function that checkpoints them; None or absent where they do not."""
@@ -99,10 +101,12 @@ def request(inputs: Inputs) -> Request:
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
-    """``gradient.samples`` training rows, drawn without replacement by the run's seed."""
-    rows, wanted = inputs.train.rows, inputs.config.gradient.samples
-    chosen = random.Random(inputs.config.seed).sample(range(len(rows)), min(wanted, len(rows)))
-    return [rows[index] for index in chosen]
+    """``gradient.samples`` training rows, drawn without replacement by the run's seed; those of fewer samples come
+    first."""
+    rows = inputs.train.rows
+    order = list(range(len(rows)))
+    random.Random(inputs.config.seed).shuffle(order)
+    return [rows[index] for index in order[: inputs.config.gradient.samples]]
 
 
 def capacity_for(rank: int, configured: int | None) -> int:
@@ -189,16 +193,18 @@ def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) 
 
 
 def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
-    """Says where the estimate may be too coarse for the rank asked for, and what helps."""
-    alignments = artifact.alignment(config.rank)
+    """Says where the estimate may be too coarse for the largest rank asked for, and what helps."""
+    rank, passes = config.largest_rank, artifact.info["passes"]
+    alignments = artifact.alignment(rank)
     coarse = {name: value for name, value in alignments.items() if value < LEAST_ALIGNMENT}
     if not coarse:
         return
     worst = min(coarse, key=lambda name: coarse[name])
+    more = f"gradient.passes={passes + 1} or " if passes < MOST_PASSES else ""
     warn(
-        f"in {len(coarse)} of {len(alignments)} layers the first step of rank {config.rank} may follow less than "
+        f"in {len(coarse)} of {len(alignments)} layers the first step of rank {rank} may follow less than "
         f"{LEAST_ALIGNMENT:.0%} of the best one's (least, {coarse[worst]:.1%}, in {worst}): "
-        f"gradient.passes={artifact.info['passes'] + 1} or gradient.capacity={2 * artifact.capacity} errs less"
+        f"{more}gradient.capacity={2 * artifact.capacity} errs less"
     )
 
 
