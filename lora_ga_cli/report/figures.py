@@ -23,6 +23,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", ":")
 """Styles that tell runs of one colour apart."""
 WIDE = (7.5, 4.5)
+LETTERS = 10
+"""Of a title, in an inch."""
 FEW = 3
 """Runs whose legend fits inside the picture."""
 
@@ -110,7 +112,7 @@ def dots(measured: Mapping[str, Measured], paper: Mapping[str, Mapping[str, floa
     legend = {label: mark for axes in panels for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(legend) > 1:
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2, frameon=False)
-    _save(figure, file, "\n".join(textwrap.wrap(title, 20 + 25 * count)))
+    _save(figure, file, title)
 
 
 def _panel(axes: Axes, cells: Measured, theirs: Mapping[str, float], places: Mapping[str, int]) -> None:
@@ -148,6 +150,7 @@ def _bare(axes: Axes) -> None:
 def _save(figure: Figure, file: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    wrapped = textwrap.wrap(title, int(LETTERS * figure.get_figwidth()))
+    figure.suptitle("\n".join(wrapped), fontsize=11, parse_math=False)
     with atomic_file(file) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))

@@ -124,6 +124,30 @@ def test_a_cell_that_fails_is_reported_and_tried_again(
     assert "seeds)" not in Path("reproduced/mine/table.md").read_text()
 
 
+def test_tables_share_what_they_have_in_common(loraga: Loraga, own: Path) -> None:
+    lay_out(own, {"tables/other.yaml": (own / "tables/mine.yaml").read_text().replace("Mine", "Other")})
+    out = loraga("reproduce", "mine", "other", "--config-dir", str(own), "--rows", "LoRA", "--columns", "loss")
+    assert out.count("finished in") == 2  # a seed each
+    assert "2 of 2 trainings and measurements are there already" in out
+    assert in_csv("reproduced/mine") == in_csv("reproduced/other")
+
+
+def test_a_folder_of_tables_can_be_moved(loraga: Loraga, own: Path) -> None:
+    options = ["--config-dir", str(own), "--rows", "LoRA", "--columns", "loss", "seed=3"]
+    loraga("reproduce", "mine", *options)
+    Path("reproduced").rename("elsewhere, (moved)")
+    out = loraga("reproduce", "mine", *options, "--output", "elsewhere, (moved)")
+    assert "1 of 1 trainings and measurements are there already" in out
+    assert "finished in" not in out
+
+
+def test_all_tables_of_a_kind_are_planned_and_the_others_named(loraga: Loraga) -> None:
+    out = loraga("reproduce", "--all", "--fair", "--scale", "tiny", "--rows", "LoRA", "--plan")
+    for name in ("batch_size", "coverage", "directions", "epochs", "learning_rates", "loss_curves"):
+        assert f"{name} has no learning rates to choose, and is left out" in out
+    assert out.count("trials for each of") >= 3
+
+
 @pytest.mark.slow
 def test_cells_can_be_spread_by_hydras_launchers(loraga: Loraga, own: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -169,6 +193,10 @@ def test_all_tables_are_listed(loraga: Loraga) -> None:
 def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
     assert "no table 'ablaton'" in loraga("reproduce", "ablaton", code=2)
     assert "rnk" in loraga("reproduce", "ablation", "rnk=2", code=2)
+    assert "glue too" in loraga("reproduce", "--all", "glue", code=2)
+    assert "no such folder" in loraga("reproduce", "--config-dir", "nonsuch", code=2)
+    assert "leave out --fair" in loraga("reproduce", "coverage", "--fair", "--plan", code=2)
+    assert "--fair chooses" in loraga("reproduce", "methods", "--fair", "trainer.learning_rate=1", "--plan", code=2)
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
 
 
