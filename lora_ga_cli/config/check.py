@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Glob, Override
 
@@ -28,6 +29,19 @@ from lora_ga_cli.errors import Fault, InvalidInput, nearest
 
 REQUIRED = ("model", "dataset")
 """Groups without a default: a recipe or the command line chooses them."""
+
+
+class Place(NamedTuple):
+    """Where a value was written.
+
+    Args:
+        order: of several places, that of the lowest order wins; the command line has 0.
+        of_group: it is in a choice of a group, and in no recipe.
+    """
+
+    order: int
+    where: str
+    of_group: bool = False
 
 
 @dataclass
@@ -61,8 +75,27 @@ class Sources:
         The command line wins over recipes, a recipe over those it builds on, recipes over groups. What nobody has
         written can be written on the command line.
         """
-        places = [place for path in paths for place in self._places(path)]
-        return min(places, default=(0, COMMAND_LINE))[1]
+        places = [place for path in paths if (place := self.place(path)) is not None]
+        return min(places).where if places else COMMAND_LINE
+
+    def place(self, path: KeyPath) -> Place | None:
+        """Where the value at ``path`` was written; None if nobody has."""
+        return min(self._places(path), default=None)
+
+    def decided_at(self, path: KeyPath) -> float:
+        """The order of the place that gives an option of a group its value, or chooses the group's file."""
+        group = path[0]
+        orders: list[float] = [place.order for place in self._places(path) if not place.of_group]
+        orders += [0 for override in self.overrides if override.key_or_group == group]
+        for number, document in enumerate(self._by_precedence(), 1):
+            if group in _groups_named(document, self.locations):
+                orders.append(number)
+        return min(orders, default=math.inf)
+
+    def varies(self, path: KeyPath) -> bool:
+        """Whether a sweep gives an option of a group several values, or chooses several files that may."""
+        keys = ("recipe", path[0], ".".join(path))
+        return any(override.key_or_group in keys and override.is_sweep_override() for override in self.overrides)
 
     def document(self, group: str, choice: str) -> Document:
         """A file that was read."""
@@ -75,16 +108,19 @@ class Sources:
             merge(options, document.data if entry == "_self_" else self.options_of(group, entry))
         return options
 
-    def _places(self, path: KeyPath) -> Iterator[tuple[int, str]]:
+    def _places(self, path: KeyPath) -> Iterator[Place]:
         for override in self.overrides:
             given = tuple(override.key_or_group.split("."))
             if path == given or (path[: len(given)] == given and not self.is_choice(override.key_or_group)):
-                yield 0, COMMAND_LINE
-        for number, document in enumerate(sorted(self.documents, key=lambda document: document.group != "recipe"), 1):
+                yield Place(0, COMMAND_LINE)
+        for number, document in enumerate(self._by_precedence(), 1):
             inside = path[len(document.package) :]
             asked = dict(leaves(document.data)).get(inside) == "???"
             if path[: len(document.package)] == document.package and inside in document.lines and not asked:
-                yield number, document.where(inside)
+                yield Place(number, document.where(inside), document.group != "recipe")
+
+    def _by_precedence(self) -> list[Document]:
+        return sorted(self.documents, key=lambda document: document.group != "recipe")
 
     def _for_hydra(self, override: Override) -> str:
         """An override as Hydra takes it, where loraga is more lenient."""
@@ -174,14 +210,20 @@ def _incomplete(sources: Sources) -> list[Fault]:
 
 
 def _groups_chosen(sources: Sources, document: Document) -> set[str]:
-    chosen = set()
+    """Groups of which a recipe, or one it builds on, chooses a file."""
+    named = _groups_named(document, sources.locations)
+    bases = [sources.document("recipe", name) for name in named.pop("recipe", [])]
+    return set(named).union(*(_groups_chosen(sources, base) for base in bases))
+
+
+def _groups_named(document: Document, locations: Locations) -> dict[str, list[str]]:
+    """The choices of a file's own defaults list, by group."""
+    named: dict[str, list[str]] = {}
     for entry in document.defaults:
-        match _choice_in(entry, document, sources.locations):
-            case ("recipe", str(name)):
-                chosen |= _groups_chosen(sources, sources.document("recipe", name))
-            case (group, _):
-                chosen.add(group)
-    return chosen
+        match _choice_in(entry, document, locations):
+            case (group, choice):
+                named.setdefault(group, []).append(choice)
+    return named
 
 
 def _check_override(sources: Sources, override: Override) -> list[Fault]:

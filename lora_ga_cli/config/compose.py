@@ -30,6 +30,7 @@ from lora_ga_cli.config.options import all_options, explain, mentioned
 from lora_ga_cli.config.registry import registered
 from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.uses import notes, unused
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
 PLACEHOLDER = "dataset=quickstart"
@@ -42,7 +43,12 @@ Task = Callable[[Config, str], None]
 
 
 def launch(
-    arguments: Sequence[str], task: Task, invalid: Callable[[InvalidInput, str], None] = lambda error, title: None
+    arguments: Sequence[str],
+    task: Task,
+    invalid: Callable[[InvalidInput, str], None] = lambda error, title: None,
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    one_of_many: bool = False,
 ) -> None:
     """Composes the configuration that ``arguments`` describe and calls ``task``, once for each job of a sweep.
 
@@ -50,6 +56,8 @@ def launch(
         arguments: Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
         task: what to do with each configuration.
         invalid: told of a job of a sweep whose options do not go together, instead of ``task``, with its title.
+        note: told, once each, of options that the method has no use for, though they are no mistake.
+        one_of_many: see `compose`.
 
     Raises:
         InvalidInput: anything is wrong with them; all faults at once.
@@ -58,7 +66,7 @@ def launch(
     sources, faults = check(arguments)
     if faults:
         raise InvalidInput(faults)
-    jobs = _Jobs(sources, task, invalid)
+    jobs = _Jobs(sources, task, invalid, note, one_of_many)
 
     def application(node: DictConfig) -> None:
         jobs.run(node)
@@ -81,8 +89,11 @@ class _Jobs:
     sources: Sources
     task: Task
     invalid: Callable[[InvalidInput, str], None]
+    note: Callable[[str], None]
+    one_of_many: bool
     titles: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
+    noted: set[str] = field(default_factory=set)
     process: int = field(default_factory=os.getpid)
 
     def run(self, node: DictConfig) -> None:
@@ -98,11 +109,16 @@ class _Jobs:
 
     def _config(self, node: DictConfig, title: str) -> Config:
         try:
-            return validated(_resolved(node, self.sources), self.sources)
+            config = _checked(node, self.sources, one_of_many=self.one_of_many)
         except InvalidInput as error:
             if title:
                 self.invalid(error, title)
             raise
+        for note in notes(config):
+            if note not in self.noted:
+                self.noted.add(note)
+                self.note(note)
+        return config
 
 
 def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], folder: str) -> None:
@@ -152,6 +168,13 @@ def _hydras_errors() -> Iterator[None]:
         yield
     except HYDRAS_ERRORS as error:
         raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
+
+
+def _checked(node: DictConfig, sources: Sources, *, one_of_many: bool) -> Config:
+    config = validated(_resolved(node, sources), sources)
+    if not one_of_many and (faults := unused(config, sources)):
+        raise InvalidInput(faults)
+    return config
 
 
 def _resolved(node: DictConfig, sources: Sources) -> dict[str, Any]:
@@ -223,7 +246,10 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
             changes["eval"] = sources.options_of("eval", str(value))
         else:
             merge(changes, nested(tuple(key.split(".")), value))
-    return validated(changes, sources)
+    config = validated(changes, sources)
+    if faults := unused(config, sources):
+        raise InvalidInput(faults)
+    return config
 
 
 def _fixed(override: Override) -> Iterator[Fault]:
@@ -236,8 +262,11 @@ def _fixed(override: Override) -> Iterator[Fault]:
         yield Fault(COMMAND_LINE, f"{key}={value}: interpolations go with a recipe, not with run folders")
 
 
-def compose(overrides: Sequence[str]) -> Config:
+def compose(overrides: Sequence[str], *, one_of_many: bool = False) -> Config:
     """The configuration that a command line would give, for programs; no sweeps.
+
+    Args:
+        one_of_many: the overrides are for several configurations, and need not all do something in this one.
 
     Raises:
         InvalidInput
@@ -245,9 +274,9 @@ def compose(overrides: Sequence[str]) -> Config:
     sources, faults = check(overrides)
     if not faults and composable(sources):
         with _hydras_errors():
-            return validated(_resolved(composed(sources), sources), sources)
+            return _checked(composed(sources), sources, one_of_many=one_of_many)
     found: list[Config] = []
-    launch(overrides, lambda config, _: found.append(config))
+    launch(overrides, lambda config, _: found.append(config), one_of_many=one_of_many)
     return found[0]
 
 

@@ -39,7 +39,7 @@ def all_options() -> dict[KeyPath, FieldInfo]:
 def describe() -> Iterator[Option]:
     """All options with type, default and documentation."""
     for path, field in all_options().items():
-        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        default = "required" if field.is_required() else as_typed(field.get_default(call_default_factory=True))
         yield Option(".".join(path), _kind(field.annotation), default, " ".join((field.description or "").split()))
 
 
@@ -85,12 +85,12 @@ def mapping_around(path: KeyPath) -> KeyPath | None:
 def misfit(path: KeyPath, value: Any) -> str | None:
     """Why a value does not fit an option; None if it does, or cannot be known before composition."""
     if is_group(path):
-        return None if isinstance(value, dict) else f"{'.'.join(path)}={_shown(value)}: it is a group of options"
+        return None if isinstance(value, dict) else f"{'.'.join(path)}={as_typed(value)}: it is a group of options"
     field = all_options().get(path)
     if field is None or (isinstance(value, str) and "${" in value):
         return None
     if isinstance(value, bool) and field.annotation is not bool:
-        return f"{'.'.join(path)}={_shown(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
+        return f"{'.'.join(path)}={as_typed(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
     try:
         _adapter(path).validate_python(value)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def explain(path: KeyPath, value: Any, error: Any) -> str:
     """One line for a pydantic error."""
     options = all_options()
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
-    name, shown_value = ".".join(option), _shown(value)
+    name, shown_value = ".".join(option), as_typed(value)
     if error["type"] == "list_type":
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
     choices = _literals(options[option].annotation) if option in options else []
@@ -174,11 +174,12 @@ def _kind(annotation: Any) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """A value as one would type it."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "[" + ",".join(_shown(item) for item in value) + "]"
-    return str(value)
+        return "[" + ",".join(as_typed(item) for item in value) + "]"
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

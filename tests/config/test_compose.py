@@ -164,13 +164,13 @@ class TestReconfigured:
             assert reconfigured(stored, options).eval.limit == 10
 
     def test_a_choice_brings_what_it_builds_on(self, stored: dict[str, object]) -> None:
-        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [gsm8k]\nlimit: 3\njudge: {retries: 2}\n"})
+        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [mt_bench]\nlimit: 3\njudge: {retries: 2}\n"})
         config = reconfigured(stored, ["eval=mine", "--config-dir", "own", "eval.judge={model: x}"])
-        assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("gsm8k", 32, 3)
+        assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("mt_bench", 8, 3)
         assert config.eval.judge == JudgeConfig(retries=2, model="x")
 
     def test_a_mapping_changes_what_it_names(self, stored: dict[str, object]) -> None:
-        config = reconfigured(stored, ["eval.judge.retries=2", "eval.judge={model: x}"])
+        config = reconfigured(stored, ["eval=mt_bench", "eval.judge.retries=2", "eval.judge={model: x}"])
         assert (config.eval.judge.retries, config.eval.judge.model) == (2, "x")
 
 

@@ -27,7 +27,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ["recipe=sst2", "method=qlora_ga", "eval=loss"],
         [QUICKSTART, "method=lora", "method=dora", "rank=4", "+rank=5", "++alpha=3"],
         [QUICKSTART, "rank_pattern={q_proj: 3}", "rank_pattern.v_proj=2", "dataset.columns.x=y"],
-        [QUICKSTART, "eval.judge={model: x}", "trainer.max_steps=null", "name='a, b'"],
+        [QUICKSTART, "eval=mt_bench", "eval.judge={model: x}", "trainer.max_steps=null", "name='a, b'"],
     ],
 )
 def test_it_gives_what_hydra_gives(arguments: list[str]) -> None:

@@ -1,0 +1,102 @@
+"""Options that only some methods or tasks use: one that was given and would do nothing is said to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+from lora_ga_cli.config.check import Sources
+from lora_ga_cli.config.options import KeyPath, all_options, as_typed
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault
+
+LOW_RANK = ("lora", "dora", "adalora")
+MOVED = ("gradient", "gaussian", "pissa")
+WRITTEN = ("gsm8k", "humaneval", "mt_bench")
+
+
+@dataclass(frozen=True)
+class Use:
+    """Where an option, or a section of them, does something.
+
+    Args:
+        conditions: an option that decides it, with the values that use it; all of them hold.
+        example: a choice in which they do.
+    """
+
+    conditions: Mapping[str, tuple[str, ...]]
+    example: str
+
+
+USES = {
+    "method.top_layers": Use({"method.train": ("top_layers",)}, "method=full_top_layers"),
+    "method.prefix_length": Use({"method.adapter": ("prefix_embedding", "prefix_layer")}, "method=prefix_layer"),
+    "method.adalora": Use({"method.adapter": ("adalora",)}, "method=adalora"),
+    "method.direction": Use({"method.start": ("gradient",)}, "method=lora_ga"),
+    "method.scale": Use({"method.start": ("gradient", "gaussian")}, "method=lora_ga"),
+    "method.gamma": Use({"method.start": ("gradient", "gaussian"), "method.scale": ("stable",)}, "method=lora_ga"),
+    "method.shift": Use({"method.start": MOVED}, "method=lora_ga"),
+    "eval.metrics": Use({"eval.task": ("rows",)}, "eval=loss"),
+    "eval.answer_pattern": Use({"eval.task": ("rows",)}, "eval=exact_match"),
+    "eval.prompt": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
+    "eval.temperature": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
+    "eval.top_p": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
+    "eval.samples": Use({"eval.task": WRITTEN}, "eval=humaneval"),
+    "eval.pass_at": Use({"eval.task": ("humaneval",)}, "eval=humaneval"),
+    "eval.timeout": Use({"eval.task": ("humaneval",)}, "eval=humaneval"),
+    "eval.judge": Use({"eval.task": ("mt_bench",)}, "eval=mt_bench"),
+    "eval.tasks": Use({"eval.task": ("lm_eval",)}, "eval=lm_eval"),
+    "eval.shots": Use({"eval.task": ("lm_eval",)}, "eval=lm_eval"),
+}
+"""Options of a method or a task: given to another they are a mistake."""
+SHARED_USES = {
+    "rank": Use({"method.adapter": (*LOW_RANK, "bottleneck")}, "method=lora_ga"),
+    "alpha": Use({"method.adapter": LOW_RANK}, "method=lora_ga"),
+    "target_modules": Use({"method.adapter": (*LOW_RANK, "bottleneck")}, "method=lora_ga"),
+}
+"""Options that a recipe sets for whatever method it is run with: a method that has no use for them is told of."""
+
+
+def unused(config: Config, sources: Sources) -> list[Fault]:
+    """Faults for options that the command line or a recipe sets, and that do nothing.
+
+    What a recipe sets for the method it chooses may stand there when the command line chooses another, and so may
+    what is set for one of the methods of a sweep.
+    """
+    faults = []
+    for path, decider, use in _idle(config, USES):
+        place = sources.place(path)
+        if place is None or place.of_group or sources.varies(decider) or place.order > sources.decided_at(decider):
+            continue
+        hint = f"it is of {'.'.join(decider)}={' or '.join(use.conditions['.'.join(decider)])}, such as {use.example}"
+        faults.append(Fault(place.where, _said(config, path, decider), hint))
+    return faults
+
+
+def notes(config: Config) -> list[str]:
+    """What to tell of options that the method has no use for, and that are none of its own."""
+    return [_said(config, path, decider) for path, decider, _ in _idle(config, SHARED_USES)]
+
+
+def _idle(config: Config, uses: Mapping[str, Use]) -> Iterator[tuple[KeyPath, KeyPath, Use]]:
+    """Options with another value than their default that do nothing, with the first option that decides so."""
+    for path, field in all_options().items():
+        use = next((uses[name] for name in (".".join(path), ".".join(path[:-1])) if name in uses), None)
+        if use is None or _value(config, path) == field.get_default(call_default_factory=True):
+            continue
+        for name, values in use.conditions.items():
+            decider = tuple(name.split("."))
+            if _value(config, decider) not in values:
+                yield path, decider, use
+                break
+
+
+def _said(config: Config, path: KeyPath, decider: KeyPath) -> str:
+    option, other = (f"{'.'.join(name)}={as_typed(_value(config, name))}" for name in (path, decider))
+    return f"{option} does nothing with {other}"
+
+
+def _value(config: Config, path: KeyPath) -> object:
+    value: object = reduce(getattr, path, config)
+    return value
