@@ -19,7 +19,8 @@ from lora_ga_cli.evaluation.prompt import prompt_of, question_template
 from lora_ga_cli.evaluation.rows import benchmark_rows
 from lora_ga_cli.evaluation.sandbox.box import Limits
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
-from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial, judge
+from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial
+from lora_ga_cli.evaluation.sandbox.verdict import try_in_boxes as judge
 from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
 
 PROMPT = "{question}"

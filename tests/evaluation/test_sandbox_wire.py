@@ -1,4 +1,4 @@
-"""What crosses between the program on trial and its judge, and what the judge makes of it."""
+"""What crosses between the program on trial and its examiner, and what the examiner makes of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.evaluation.sandbox import judge as judging
-from lora_ga_cli.evaluation.sandbox import wire
+from lora_ga_cli.evaluation.sandbox import examiner, wire
 
 PROMPT = "def add_two(x):\n    '''Adds two.'''\n"
 TEST = "def check(candidate):\n    for x in (1, 20, -5):\n        assert candidate(x) == x + 2\n"
@@ -180,7 +179,7 @@ class TestWire:
                 wire.write(io.BytesIO(), value)
 
 
-class TestJudge:
+class TestExaminer:
     @pytest.mark.parametrize(
         ("lines", "verdict"),
         [
@@ -201,4 +200,4 @@ class TestJudge:
     def test_only_right_answers_pass(self, lines: list[str], verdict: str) -> None:
         answers = io.BytesIO("".join(line + "\n" for line in lines).encode())
         task = {"prompt": PROMPT, "test": TEST, "entry_point": "add_two"}
-        assert judging.try_program(task, judging.Candidate(answers, io.BytesIO()))["verdict"] == verdict
+        assert examiner.try_program(task, examiner.Candidate(answers, io.BytesIO()))["verdict"] == verdict

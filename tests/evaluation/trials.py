@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 
 from lora_ga_cli.evaluation.sandbox.box import Box, Limits
-from lora_ga_cli.evaluation.sandbox.verdict import Trial, judge
+from lora_ga_cli.evaluation.sandbox.verdict import Trial, try_in_boxes
 
 Hostile = Callable[..., str]
 PROMPT = "def add_two(x):\n    '''Adds two.'''\n"
@@ -20,7 +20,7 @@ SETTLED = 5.0
 
 
 def trial(program: str, test: str = TEST, limits: Limits = LIMITS) -> str:
-    return judge(Trial(program, "add_two", PROMPT, test), limits)
+    return try_in_boxes(Trial(program, "add_two", PROMPT, test), limits)
 
 
 def processes_named(name: str) -> list[int]:

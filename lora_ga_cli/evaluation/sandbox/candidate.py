@@ -1,7 +1,7 @@
-"""The accused: runs the program on trial, in a box of its own, and calls its function as the judge asks.
+"""The accused: runs the program on trial, in a box of its own, and calls its function as the examiner asks.
 
-Nothing here is trusted. Whatever the program does to this process, all it can send is an answer, and the judge compares
-it with the right one in another box.
+Nothing here is trusted. Whatever the program does to this process, all it can send is an answer, and the examiner
+compares it with the right one in another box.
 """
 
 from __future__ import annotations

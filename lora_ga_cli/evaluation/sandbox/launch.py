@@ -40,8 +40,6 @@ OPEN_FILES = 64
 STACK = 8 << 20
 KEPT_OUTPUT = 4096
 """Bytes of output that the report quotes, the last."""
-FIRST_CHANNEL = 3
-"""What a program inherits are its file descriptors from this one on."""
 FREE = 100
 """File descriptors from this one on are used by nobody."""
 
@@ -57,11 +55,8 @@ def main() -> None:
         init = os.fork()
         if init == 0:
             _be_init(order, lent)
-    except kernel.Refused as error:
-        _report({"refused": error.step, "errno": error.errno})
-        return
-    except OSError as error:
-        _report({"refused": f"using {error.filename or 'processes'}", "errno": error.errno})
+    except (kernel.Refused, OSError) as error:
+        _report(_refusal(error, "processes"))
         return
 
     signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
@@ -76,6 +71,16 @@ def _report(report: dict[str, Any]) -> None:
     text = json.dumps(report).encode() + b"\n"
     while text:
         text = text[os.write(1, text) :]
+
+
+def _refusal(error: kernel.Refused | OSError, used: str) -> dict[str, Any]:
+    """The report of a box that could not be built.
+
+    Args:
+        used: what the step used, where it was no file.
+    """
+    step = error.step if isinstance(error, kernel.Refused) else f"using {error.filename or used}"
+    return {"refused": step, "errno": error.errno}
 
 
 def _enter_namespaces() -> bool:
@@ -150,10 +155,8 @@ def _be_init(order: dict[str, Any], lent: bool) -> NoReturn:
         kernel.set_host_name("box")
         filesystem.build(order["files"], disk=order["disk"], owner=ID)
         _report(_run(order, lent))
-    except kernel.Refused as error:
-        _report({"refused": error.step, "errno": error.errno})
-    except OSError as error:
-        _report({"refused": f"using {error.filename or 'the file system'}", "errno": error.errno})
+    except (kernel.Refused, OSError) as error:
+        _report(_refusal(error, "the file system"))
     finally:
         os._exit(0)
 
@@ -254,10 +257,8 @@ def _become_program(order: dict[str, Any], lent: bool, output: int, fault: int) 
         kernel.install_filter(syscalls.build(os.uname().machine))
         python = os.path.realpath(sys.executable)
         os.execve(python, [python, "-I", "-S", "-B", "-X", "utf8", "-c", start], {})
-    except kernel.Refused as error:
-        refused = {"refused": error.step, "errno": error.errno}
-    except OSError as error:
-        refused = {"refused": f"using {error.filename or 'the limits'}", "errno": error.errno}
+    except (kernel.Refused, OSError) as error:
+        refused = _refusal(error, "the limits")
     except KeyError:
         refused = {"refused": f"filtering system calls on {os.uname().machine}", "errno": errno.ENOSYS}
     os.write(fault, json.dumps(refused).encode())

@@ -1,9 +1,9 @@
-"""Puts a program on trial: the candidate runs it in one box, and the judge tests it from another.
+"""Puts a program on trial: the candidate runs it in one box, and the examiner tests it from another.
 
 A program can end its process, print what it likes, look through the frames of its callers or return an object that
-equals everything; and when the tests run in its own process, each of these can pass them. Here they never do. The judge
-calls the function over a pipe, gets copies of plain values back, and compares them where no line of the program has
-run. To be right, the program must answer right.
+equals everything; and when the tests run in its own process, each of these can pass them. Here they never do. The
+examiner calls the function over a pipe, gets copies of plain values back, and compares them where no line of the
+program has run. To be right, the program must answer right.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import IO
 from lora_ga_cli.evaluation.sandbox.box import Box, Ended, Limits
 from lora_ga_cli.evaluation.sandbox.check import refusal
 
-JUDGE_GRACE = 10.0
-"""Seconds that the judge has beyond the program's own, of which a program can take none from it."""
+EXAMINER_GRACE = 10.0
+"""Seconds that the examiner has beyond the program's own, of which a program can take none from it."""
 CANDIDATE_GRACE = 5.0
 """Seconds for a candidate that closed the line to say why it ended; then it is stopped."""
 PASSED = "passed"
@@ -40,8 +40,8 @@ class Trial:
     test: str
 
 
-def judge(trial: Trial, limits: Limits) -> str:
-    """Runs a trial, and leaves no process behind.
+def try_in_boxes(trial: Trial, limits: Limits) -> str:
+    """Runs a trial in two boxes, and leaves no process behind.
 
     Args:
         limits: of the program.
@@ -59,12 +59,12 @@ def judge(trial: Trial, limits: Limits) -> str:
         answers, answer = _pipe(stack)
         told, tell = _pipe(stack)
         candidate = _start(stack, "candidate", {"program.py": trial.program}, limits, [asked, answer])
-        longer = replace(limits, seconds=limits.seconds + JUDGE_GRACE)
-        judging = _start(stack, "judge", {"task.json": json.dumps(task)}, longer, [answers, ask, tell])
+        longer = replace(limits, seconds=limits.seconds + EXAMINER_GRACE)
+        examiner = _start(stack, "examiner", {"task.json": json.dumps(task)}, longer, [answers, ask, tell])
         for file in (asked, ask, answers, answer, tell):
             file.close()
         said = told.read()
-        ended = _built(judging.wait())
+        ended = _built(examiner.wait())
         found: dict[str, str] = json.loads(said) if said else {}
         if found.get("verdict") == "gone":
             return _end(_built(candidate.wait(CANDIDATE_GRACE)))

@@ -1,4 +1,4 @@
-"""The judge: runs the tests of a problem in a box where the program on trial never was.
+"""The examiner: runs the tests of a problem in a box where the program on trial never was.
 
 The tests call a stand-in for the function, which asks the candidate's process and hands back what it answers. They are
 the data set's, as is the prompt, whose helpers some tests use; of the program not a line runs here.
@@ -63,12 +63,12 @@ class Candidate:
                 raise Raised(name, text)
             case [str(found), *values] if found == kind:
                 return values[-1] if values else None
-        raise Raised("BadAnswer", "not as the judge and the candidate speak")
+        raise Raised("BadAnswer", "not as the examiner and the candidate speak")
 
 
 def try_program(task: dict[str, str], candidate: Candidate) -> dict[str, str]:
     """The verdict: ``passed``, ``wrong answer``, ``gone``, ``memory`` or ``exception``, with a text."""
-    names: dict[str, Any] = {"__name__": "judge"}
+    names: dict[str, Any] = {"__name__": "examiner"}
     try:
         candidate.ask(task["entry_point"])
         candidate.answer("ready")
