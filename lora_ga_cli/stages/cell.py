@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import GradientError
+from lora_ga_cli.files import sha256_json
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors
@@ -36,6 +38,8 @@ def fill(config: Config, measure: str) -> dict[str, Any]:
     Raises:
         UserError: of any stage.
     """
+    if measure != "similarity":
+        _REFERENCES.clear()
     return MEASURES[measure](config)
 
 
@@ -63,14 +67,32 @@ def _similarity(config: Config) -> dict[str, Any]:
     The rows of the few are the first of the many, as they would be in training.
     """
     inputs = prepare_inputs(config)
-    many = config.model_copy(update={"gradient": config.gradient.model_copy(update={"samples": REFERENCE_ROWS})})
-    reference = _gradients(Inputs(many, inputs.device, inputs.settings, inputs.tokenizer, inputs.data))
+    reference = _reference(inputs)
     found = _gradients(inputs)
     pairs = [(found[name], reference[name]) for name in found]
     return {
         "sign": statistics.mean(sign_similarity(*pair) for pair in pairs),
         "magnitude": statistics.mean(magnitude_similarity(*pair) for pair in pairs),
     }
+
+
+_REFERENCES: dict[str, Mapping[str, Tensor]] = {}
+"""The last one, for cells that follow each other."""
+
+
+def _reference(inputs: Inputs) -> Mapping[str, Tensor]:
+    """The gradient of `REFERENCE_ROWS` rows, by layer."""
+    many = of_many(inputs.config)
+    key = sha256_json(many.model_dump(mode="json"))
+    if key not in _REFERENCES:
+        _REFERENCES.clear()
+        _REFERENCES[key] = _gradients(replace(inputs, config=many))
+    return _REFERENCES[key]
+
+
+def of_many(config: Config) -> Config:
+    """A configuration with `REFERENCE_ROWS` for its gradient: cells that agree in it are compared with the same one."""
+    return config.model_copy(update={"gradient": config.gradient.model_copy(update={"samples": REFERENCE_ROWS})})
 
 
 MEASURES: dict[str, Callable[[Config], dict[str, Any]]] = {

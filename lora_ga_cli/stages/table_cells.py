@@ -12,7 +12,7 @@ from typing import Any
 from lora_ga_cli.config.cells import Cell, cells_of
 from lora_ga_cli.config.compose import launch_each
 from lora_ga_cli.config.tables import Part, Table, TableScale
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step
 from lora_ga_cli.report.provenance import now, provenance
@@ -88,7 +88,8 @@ def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, A
 
     def fill_group(number: int) -> None:
         group = groups[number]
-        console.title(f"{number + 1} of {count}: {', '.join(cell.title for cell in group)}")
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        console.title(f"{number + 1} of {count}: {group[0].title}{more}")
         for cell in group:
             try:
                 _fill(job, cell)
@@ -101,13 +102,20 @@ def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, A
 
 
 def by_run(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells that are values of one run together; those of the largest ranks first."""
-    from lora_ga_cli.training.run_folder import find_run
-
+    """Cells together that are values of one run, or compare with one gradient; those of the largest ranks first."""
     groups: dict[object, list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[find_run(cell.config).path if cell.trains else cell.key].append(cell)
+        groups[_shared(cell)].append(cell)
     return sorted(groups.values(), key=lambda group: -group[0].config.largest_rank)
+
+
+def _shared(cell: Cell) -> object:
+    from lora_ga_cli.stages.cell import of_many
+    from lora_ga_cli.training.run_folder import find_run
+
+    if cell.trains:
+        return find_run(cell.config).path
+    return sha256_json(of_many(cell.config).model_dump(mode="json")) if cell.measure == "similarity" else cell.key
 
 
 def _fill(job: Reproduction, cell: Cell) -> None:
