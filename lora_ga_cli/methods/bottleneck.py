@@ -76,10 +76,9 @@ def places(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
 def insert(model: nn.Module, modules: Sequence[str], width: int) -> None:
     """Puts adapters of a width behind modules of a model, in place."""
     for name in modules:
-        module = model.get_submodule(name)
         (target,) = find_targets(model, [name]).values()
-        module.bottleneck = Bottleneck(target.shape[0], width, target.weight.device)
-        module.register_forward_hook(_add)
+        target.module.bottleneck = Bottleneck(target.shape[0], width, target.weight.device)
+        target.module.register_forward_hook(_add)
 
 
 def _add(module: Any, _: Any, output: Tensor) -> Tensor:

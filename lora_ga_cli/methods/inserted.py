@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from lora_ga_cli.errors import RunError
+from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.methods import bottleneck, prefix_layer
 from lora_ga_cli.model.targets import new_modules
@@ -52,19 +54,57 @@ def restore(model: nn.Module, folder: Path) -> None:
     """Reads what `save` wrote into a model that has the modules.
 
     Raises:
-        RunError: the file is of another model or adapter.
+        RunError: the file is damaged, or of another model or adapter.
     """
-    tensors = load_file(folder / WEIGHTS_FILE)
+    file = folder / WEIGHTS_FILE
+    tensors = _read_weights(file)
     parameters = {name: item for name, item in model.named_parameters() if item.requires_grad}
-    if {name: item.shape for name, item in parameters.items()} != {name: item.shape for name, item in tensors.items()}:
-        raise RunError(f"{folder}: its adapter is of another model, or of other modules of this one")
+    for name in dict.fromkeys([*parameters, *tensors]):
+        there, here = (tuple(found[name].shape) if name in found else None for found in (tensors, parameters))
+        if there != here:
+            raise RunError(
+                f"{file} is of another model or adapter: {name} is {there or 'not'} there, and {here or 'not'} in this "
+                f"{type(model).__name__}"
+            )
     for name, item in parameters.items():
         item.data.copy_(tensors[name])
 
 
 def load(model: Model, folder: Path) -> Model:
-    """Puts a saved adapter on its base, in place."""
-    stored = read_json(folder / ABOUT_FILE)
-    insert(model, stored["kind"], stored["about"])
+    """Puts a saved adapter on its base, in place; a classifier's head that was trained with it comes from the file.
+
+    Raises:
+        RunError: a file is damaged, or the adapter is of another model.
+    """
+    file = folder / ABOUT_FILE
+    kind, about = _read_about(file)
+    trained = _read_weights(folder / WEIGHTS_FILE)
+    head = [item for name, item in model.named_parameters() if name in trained]
+    try:
+        insert(model, kind, about)
+    except (TargetError, AttributeError, TypeError) as error:
+        raise RunError(f"{file}: this {kind} does not go on {type(model).__name__}: {error}") from error
+    for item in head:
+        item.requires_grad_(True)
     restore(model, folder)
     return model
+
+
+def _read_about(file: Path) -> tuple[str, dict[str, Any]]:
+    """The kind of a saved adapter, and what is needed to build it again."""
+    try:
+        stored = read_json(file)
+        kind, about = stored["kind"], stored["about"]
+        inspect.signature(KINDS[kind]).bind(None, **about)
+    except FileNotFoundError:
+        raise RunError(f"{file}: there is no such file, which says how the adapter is put in") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: not the description of an inserted adapter ({error!r})") from error
+    return kind, about
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise RunError(f"{file}: no whole safetensors file ({error})") from error

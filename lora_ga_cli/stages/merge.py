@@ -51,8 +51,8 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     form = FORMS[config.method.adapter]
     if not form.merges:
         raise RunError(
-            f"{run.path} holds {form.noun}, which cannot be merged: they are no change of the base's weights. "
-            f"{form.loads_in} loads them on the base"
+            f"{run.path} cannot be merged: it holds {form.noun}, and no change of the base's weights; "
+            f"{form.loads_in} loads it on the base"
         )
     folder = options.output or run.path / "merged"
     if folder.exists() and any(folder.iterdir()):
