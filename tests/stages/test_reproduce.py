@@ -132,6 +132,26 @@ def test_tables_share_what_they_have_in_common(loraga: Loraga, own: Path) -> Non
     assert in_csv("reproduced/mine") == in_csv("reproduced/other")
 
 
+def test_rows_are_compared_with_one_gradient_of_many(
+    loraga: Loraga, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all rows there are, the gradient is the reference itself; of fewer, it is further off."""
+    measured: list[int] = []
+    whole = filling._gradients
+    monkeypatch.setattr(
+        filling, "_gradients", lambda item: measured.append(item.config.gradient.samples) or whole(item)
+    )
+    changed = (own / "tables/mine.yaml").read_text().replace("LoRA: [method=lora]", "all: [gradient.samples=2048]")
+    changed = changed.replace("measure: coverage, value: mean", "measure: similarity, value: sign").split("paper:")[0]
+    lay_out(own, {"tables/likeness.yaml": changed})
+    options = ["--rows", "all,LoRA-GA", "--columns", "reach", "seed=1"]
+    loraga("reproduce", "likeness", "--config-dir", str(own), *options)
+    assert sorted(measured) == [16, 2048, 2048]
+    found = {row["row"]: float(row["mean"]) for row in in_csv("reproduced/likeness")}
+    assert found["all"] == 100
+    assert 50 < found["LoRA-GA"] < 100
+
+
 def test_a_folder_of_tables_can_be_moved(loraga: Loraga, own: Path) -> None:
     options = ["--config-dir", str(own), "--rows", "LoRA", "--columns", "loss", "seed=3"]
     loraga("reproduce", "mine", *options)
