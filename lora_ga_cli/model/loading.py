@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_ga_cli.errors import ModelError, nearest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
@@ -19,7 +20,7 @@ from lora_ga_cli.model.quantization import hold_still, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import ModelConfig
+    from lora_ga_cli.config.schema import ModelConfig, Task
 
 AUTO_CLASS = {
     "causal_lm": transformers.AutoModelForCausalLM,
@@ -64,6 +65,18 @@ def load_config(config: ModelConfig) -> PreTrainedConfig:
     source = find_source(config)
     with _as_model_error(source, "config"):
         return AutoConfig.from_pretrained(source.path, **source.arguments)
+
+
+def guess_task(path: str) -> Task:
+    """What a model of this path does, by its own configuration."""
+    from lora_ga_cli.config.schema import ModelConfig
+
+    settings = load_config(ModelConfig(path=path))
+    classes = " ".join(settings.architectures or [])
+    if settings.is_encoder_decoder:
+        return "seq2seq_lm"
+    encoder = settings.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and "CausalLM" not in classes
+    return "sequence_classification" if encoder or "SequenceClassification" in classes else "causal_lm"
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

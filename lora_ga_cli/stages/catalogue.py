@@ -6,13 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.methods.build import build_empty, count_trained
 from lora_ga_cli.methods.forms import FORMS
-from lora_ga_cli.model.loading import empty_model, quiet
+from lora_ga_cli.model.loading import empty_model, guess_task, quiet
 
+CHOICES = {"causal_lm": "causal_lm", "seq2seq_lm": "seq2seq_lm", "sequence_classification": "classifier"}
+"""The choice of ``conf/model`` for any model of a task."""
 PAPER = re.compile(r"\s*\(([^()]*arXiv \d{4}\.\d{4,5}[^()]*)\)")
 
 
@@ -24,7 +29,7 @@ class Entry:
         summary: what it is, in a sentence.
         papers: arXiv numbers.
         parameters: how many numbers it trains; None where the model has nothing for it to train.
-        result: the form of what it leaves.
+        result: the form of what it leaves, or why it cannot be had.
     """
 
     name: str
@@ -47,18 +52,21 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
     quiet()
     locations = Locations(own)
     known = model in locations.choices("model")
-    chosen = [f"model={model}"] if known else ["model=causal_lm", f"model.path={model!r}"]
-    rows = "dataset=sst2" if known and _classifies(locations.choices("model")[model]) else "dataset=quickstart"
+    task = _task_of(locations.choices("model")[model]) if known else guess_task(model)
+    chosen = [f"model={model}"] if known else [f"model={CHOICES[task]}", f"model.path={model!r}"]
+    rows = "dataset=sst2" if task == "sequence_classification" else "dataset=quickstart"
     entries = []
     for name, file in locations.choices("method").items():
         flags = ["--config-dir", str(own)] if own is not None else []
-        count, result = None, "not for this model"
+        count = None
         try:
             config = compose([*chosen, rows, f"method={name}", f"rank={rank}", *flags])
             base = empty_model(config.model, config.model.num_labels)
             count = count_trained(build_empty(base, config), config)
-        except (TargetError, InvalidInput):
-            pass
+        except InvalidInput as error:  # of the file, or of method and model together
+            result = str(error).splitlines()[0]
+        except TargetError as error:
+            result = f"not for this model: {str(error).splitlines()[0]}"
         else:
             form = FORMS[config.method.adapter]
             result = f"{form.noun}, loaded by {form.loads_in}" + ("" if form.merges else "; no merging")
@@ -67,8 +75,10 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
     return entries
 
 
-def _classifies(file: Path) -> bool:
-    return "task: sequence_classification" in file.read_text(encoding="utf-8")
+def _task_of(file: Path) -> str:
+    """The task that a choice of ``conf/model`` states; ModelConfig's own where it states none."""
+    document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return str(document.get("task", ModelConfig.model_fields["task"].default))
 
 
 def _comment(file: Path) -> str:

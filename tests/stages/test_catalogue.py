@@ -1,0 +1,44 @@
+"""`loraga recipes --methods`: every method, for one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_ga_cli.model.loading import guess_task
+from lora_ga_cli.stages.catalogue import Entry, methods
+from tests.conftest import FAMILIES, TASKS
+
+
+def found(model: str | Path, own: Path | None = None) -> dict[str, Entry]:
+    return {entry.name: entry for entry in methods(str(model), 4, own)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_is_counted_for_what_its_model_does(saved_bases: dict[str, Path], family: str) -> None:
+    assert guess_task(str(saved_bases[family])) == TASKS[family]
+    entries = found(saved_bases[family])
+    assert entries["lora"].parameters
+    assert entries["lora_ga"].result.startswith("a plain LoRA")
+    assert (entries["prefix_layer"].parameters is not None) == (family in ("llama", "gpt2"))
+
+
+def test_what_does_not_fit_says_why() -> None:
+    assert found("tiny")["bitfit"].result.startswith("not for this model: method.train=biases: ")
+
+
+def test_a_typo_in_a_file_of_ones_own_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\nadaptor: lora\n")
+    entry = found("tiny", tmp_path)["mine"]
+    assert entry.parameters is None
+    assert "adaptor" in entry.result
+    assert "adapter" in entry.result
+
+
+def test_the_task_of_ones_own_model_is_read_and_not_searched_for(tmp_path: Path, saved_bases: dict[str, Path]) -> None:
+    (tmp_path / "model").mkdir()
+    text = f"# Not a task: sequence_classification.\npath: {saved_bases['t5']}\ntask:   'seq2seq_lm'\ndtype: float32\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    assert found("mine", tmp_path)["lora"].parameters == found(saved_bases["t5"])["lora"].parameters
