@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from lora_ga_cli.config.combinations import dataset_problems, problems
 from lora_ga_cli.files import one_name
 
 Positive = Annotated[int, Field(ge=1)]
@@ -21,16 +22,6 @@ Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 Direction = Literal["ArB2r", "A2rBr", "ArBr", "random"]
 Scale = Literal["stable", "unit", "gd", "weight_svd"]
 Metric = Literal["loss", "exact_match", "accuracy", "matthews_correlation", "f1", "label_tokens"]
-FORMS = {"prompt and answer": ("prompt", "answer"), "messages": ("messages",), "text and label": ("text", "label")}
-"""How a row can be read, by the options that say so."""
-METRIC_TASKS = {
-    "exact_match": ("causal_lm", "seq2seq_lm"),
-    "label_tokens": ("causal_lm", "seq2seq_lm"),
-    "accuracy": ("sequence_classification",),
-    "matthews_correlation": ("sequence_classification",),
-    "f1": ("sequence_classification",),
-}
-"""The tasks that a metric can be computed for, where not all."""
 S = TypeVar("S", bound="Section")
 
 
@@ -142,28 +133,7 @@ class DatasetConfig(Section):
 
     @model_validator(mode="after")
     def _one_source_one_form(self) -> DatasetConfig:
-        problems = []
-        sources = [name for name in ("path", "train_file") if getattr(self, name) is not None]
-        if len(sources) != 1:
-            given = " and ".join(sources) or "none"
-            problems.append(f"give dataset.path or dataset.train_file, exactly one (given: {given})")
-        elif self.validation_file is not None and self.train_file is None:
-            problems.append("dataset.validation_file goes with dataset.train_file; with dataset.path: validation_split")
-        elif self.validation_split is not None and self.path is None:
-            problems.append("dataset.validation_split goes with dataset.path; with dataset.train_file: validation_file")
-        forms = [form for form, keys in FORMS.items() if all(getattr(self, key) is not None for key in keys)]
-        if len(forms) != 1:
-            problems.append(
-                "say how a row is read: dataset.prompt and dataset.answer, or dataset.messages, or dataset.text and "
-                f"dataset.label, exactly one (given: {', '.join(forms) or 'none'})"
-            )
-        if forms == ["prompt and answer"] and self.label is not None and self.label_names is None:
-            names = "dataset.label_names, the words that they insert for its numbers"
-            problems.append(f"dataset.label={self.label} with dataset.prompt and dataset.answer wants {names}")
-        held_out = self.validation_file is not None or self.validation_split is not None
-        if held_out and self.validation_fraction > 0:
-            problems.append("dataset.validation_fraction goes without validation_file and validation_split")
-        return _unless(problems, self)
+        return _unless(dataset_problems(self), self)
 
 
 class AdaLoraConfig(Section):
@@ -424,120 +394,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        return _unless([*_task_problems(self), *_trainer_problems(self), *_method_problems(self)], self)
-
-
-def _task_problems(config: Config) -> list[str]:
-    problems, task = [], config.model.task
-    if (task == "sequence_classification") != (config.dataset.text is not None):
-        prompts = "dataset.prompt and dataset.answer, or dataset.messages"
-        wanted = "dataset.text and dataset.label" if task == "sequence_classification" else prompts
-        problems.append(f"model.task={task} wants {wanted}; the dataset has another form")
-    if task == "sequence_classification" and config.model.dtype != "float32":
-        problems.append(
-            f"model.dtype={config.model.dtype} would train the new classification head in half precision: "
-            "model.dtype=float32, with trainer.precision=bf16 for speed"
-        )
-    if task == "seq2seq_lm" and config.dataset.messages is not None:
-        problems.append("model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages")
-    options = config.eval
-    if options.task == "rows" and "label_tokens" in options.metrics and not config.dataset.label_names:
-        problems.append("eval.metrics has label_tokens, which compares the words of dataset.label_names: name them")
-    if options.samples > 1 and options.temperature == 0:
-        problems.append(
-            f"eval.samples={options.samples} with eval.temperature=0 would be the same answer {options.samples} times: "
-            "eval.temperature=0.8"
-        )
-    for metric in config.eval.metrics:
-        if metric in METRIC_TASKS and task not in METRIC_TASKS[metric]:
-            problems.append(f"eval.metrics has {metric}, which model.task={task} cannot give")
-    return problems
-
-
-def _trainer_problems(config: Config) -> list[str]:
-    problems, trainer = [], config.trainer
-    if trainer.batch_size % trainer.micro_batch_size:
-        problems.append(
-            f"trainer.batch_size={trainer.batch_size} is not a multiple of "
-            f"trainer.micro_batch_size={trainer.micro_batch_size}"
-        )
-    best = trainer.load_best or trainer.early_stopping_patience is not None
-    if best and trainer.eval_steps != trainer.save_steps:
-        problems.append(
-            "keeping the best checkpoint saves when it evaluates: give trainer.save_steps and trainer.eval_steps one "
-            f"value (they are {trainer.save_steps} and {trainer.eval_steps})"
-        )
-    if best and not config.dataset.has_validation:
-        problems.append(
-            "trainer.load_best and trainer.early_stopping_patience need validation rows: "
-            "dataset.validation_file, dataset.validation_split or dataset.validation_fraction"
-        )
-    return problems
-
-
-def _method_problems(config: Config) -> list[str]:
-    problems, method, capacity = [], config.method, config.gradient.capacity
-    if method.start == "gradient" and capacity is not None and capacity < 2 * config.largest_rank:
-        rank = f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
-        problems.append(f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}")
-    if method.moved_start and not method.low_rank:
-        problems.append(f"method.start={method.start} starts an adapter with A and B: method.adapter=lora or dora")
-    if method.moved_start and method.shift == "weights" and config.adapter_dropout > 0:
-        problems.append("adapter_dropout goes with method.shift=adapter: it would hit only half of what cancels")
-    if config.rank_pattern and not method.low_rank:
-        problems.append(f"rank_pattern is of method.adapter=lora and dora, not {method.adapter}")
-    if config.adapter_dropout > 0 and method.adapter not in ("lora", "dora", "adalora"):
-        problems.append(f"adapter_dropout is of method.adapter=lora, dora and adalora, not {method.adapter}")
-    if method.learning_rate_ratio > 1 and not method.low_rank:
-        problems.append("method.learning_rate_ratio is of an adapter with A and B: method.adapter=lora or dora")
-    if method.learning_rate_ratio > 1 and config.trainer.optimizer != "adamw":
-        problems.append("method.learning_rate_ratio goes with trainer.optimizer=adamw")
-    if method.train != "all" and method.adapter != "none":
-        problems.append(f"method.train={method.train} chooses weights of the model: method.adapter=none")
-    if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
-        problems.append("method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any")
-    if method.rank_stabilised and method.adapter == "adalora":
-        problems.append("method.rank_stabilised is of method.adapter=lora and dora, not adalora")
-    if method.adapter == "adalora" and config.trainer.max_steps == 1:
-        problems.append("method.adapter=adalora moves ranks between steps: trainer.max_steps=2 or more")
-    scaled = config.trainer.precision == "fp16" or (config.trainer.precision, config.model.dtype) == ("auto", "float16")
-    if method.adapter == "adalora" and scaled:
-        problems.append("method.adapter=adalora measures gradients, which fp16's scaling makes infinite at times: bf16")
-    if method.adapter == "adalora" and method.adalora.warmup + method.adalora.final >= 1:
-        problems.append("method.adalora.warmup and final leave no steps between them: together they must be below 1")
-    if config.gradient.estimator == "exact" and config.gradient.passes > 1:
-        problems.append("gradient.passes is of gradient=sketch; gradient=exact needs one pass")
-    if config.gradient.estimator == "sketch" and config.gradient.offload:
-        problems.append("gradient.offload is of gradient=exact; the sketch is small")
-    if method.adapter == "none" and config.model.dtype == "float16":
-        problems.append("training every weight in float16 loses small updates: model.dtype=bfloat16 or float32")
-    return [*problems, *_base_problems(config)]
-
-
-def _base_problems(config: Config) -> list[str]:
-    """What a base rules out whose weights stay as they are stored: quantised, or in shards."""
-    problems, method, kind = [], config.method, config.model.quantization
-    if config.model.double_quantization and kind != "nf4":
-        problems.append("model.double_quantization goes with model.quantization=nf4")
-    if kind is not None and method.adapter == "none":
-        problems.append(f"model.quantization={kind}: quantised weights cannot be trained; method.adapter=lora can")
-    if kind is not None and method.adapter in ("bottleneck", "prefix_layer"):
-        problems.append(f"model.quantization={kind} goes with adapters of PEFT's, and {method.adapter} is not one")
-    if kind is not None and method.shift == "weights":
-        problems.append(f"model.quantization={kind}: quantised weights cannot be shifted: method.shift=adapter")
-    if kind is not None and method.start == "gradient" and config.gradient.estimator == "exact":
-        problems.append(f"model.quantization={kind}: quantised weights have no gradient of their own: gradient=sketch")
-    if config.model.shard and kind is not None:
-        problems.append("model.shard and model.quantization do not go together: a quantised base is small, give one")
-    if config.model.shard and method.adapter != "lora":
-        problems.append(f"model.shard is for method.adapter=lora, not {method.adapter}")
-    if config.model.shard and method.start == "pissa":
-        problems.append("model.shard does not go with method.start=pissa, which needs whole weights")
-    if config.model.shard and method.shift == "weights":
-        problems.append("model.shard=true: weights in shards cannot be shifted: method.shift=adapter")
-    if config.model.shard and method.start == "gradient" and config.gradient.estimator == "exact":
-        problems.append("model.shard=true: weights in shards have no whole gradient: gradient=sketch")
-    return problems
+        return _unless(problems(self), self)
 
 
 def _unless(problems: list[str], section: S) -> S:
