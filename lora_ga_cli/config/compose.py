@@ -17,20 +17,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 
-from lora_ga_cli.config.check import Sources, check
+from lora_ga_cli.config.check import check
 from lora_ga_cli.config.command_line import COMMAND_LINE
 from lora_ga_cli.config.direct import composable, composed
 from lora_ga_cli.config.documents import merge, nested
 from lora_ga_cli.config.locations import PRIMARY
-from lora_ga_cli.config.options import all_options, explain, mentioned
 from lora_ga_cli.config.registry import registered
 from lora_ga_cli.config.safety import COMMAND_LINE_ONLY
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.config.uses import notes, unused
+from lora_ga_cli.config.sources import Sources
+from lora_ga_cli.config.uses import notes
+from lora_ga_cli.config.validation import checked, first_line, validated
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
 PLACEHOLDER = "dataset=quickstart"
@@ -77,7 +77,7 @@ def launch(
     except Exception as error:
         if sources.sweeps and not jobs.titles and not isinstance(error, HYDRAS_ERRORS):
             raise SweepError([error]) from error  # from a launcher's process
-        raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
+        raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
     if jobs.failures:
         raise SweepError(jobs.failures, len(jobs.titles)) if sources.sweeps else jobs.failures[0]
 
@@ -109,7 +109,7 @@ class _Jobs:
 
     def _config(self, node: DictConfig, title: str) -> Config:
         try:
-            config = _checked(node, self.sources, one_of_many=self.one_of_many)
+            config = checked(node, self.sources, one_of_many=self.one_of_many)
         except InvalidInput as error:
             if title:
                 self.invalid(error, title)
@@ -167,61 +167,7 @@ def _hydras_errors() -> Iterator[None]:
     try:
         yield
     except HYDRAS_ERRORS as error:
-        raise InvalidInput([Fault(COMMAND_LINE, _first_line(error))]) from error
-
-
-def _checked(node: DictConfig, sources: Sources, *, one_of_many: bool) -> Config:
-    config = validated(_resolved(node, sources), sources)
-    if not one_of_many and (faults := unused(config, sources)):
-        raise InvalidInput(faults)
-    return config
-
-
-def _resolved(node: DictConfig, sources: Sources) -> dict[str, Any]:
-    """The plain values of a composed node.
-
-    Raises:
-        InvalidInput: an interpolation leads nowhere, or in a circle.
-    """
-    try:
-        values = OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        path = tuple(str(error.full_key or "").split("."))
-        raise InvalidInput([Fault(sources.where(path), f"{'.'.join(path)}: {_first_line(error)}")]) from error
-    except RecursionError as error:
-        raise InvalidInput([Fault("configuration", "interpolations lead in a circle")]) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def validated(values: dict[str, Any], sources: Sources) -> Config:
-    """The typed configuration of plain values.
-
-    Raises:
-        InvalidInput: with the place where each wrong value was written.
-    """
-    try:
-        return Config.model_validate(_given(values))
-    except ValidationError as error:
-        faults = []
-        for item in error.errors():
-            path = tuple(str(part) for part in item["loc"])
-            if item["type"] == "missing":
-                name = ".".join(path)
-                faults.append(Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…"))
-            elif item["type"] == "value_error" and path not in all_options():
-                problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
-                faults += [Fault(sources.where(*mentioned(problem)), problem) for problem in problems]
-            else:
-                faults.append(Fault(sources.where(path), explain(path, item["input"], item)))
-        raise InvalidInput(faults) from None
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what is still missing, which Hydra writes ``???``."""
-    return {
-        name: _given(value) if isinstance(value, dict) else value for name, value in values.items() if value != "???"
-    }
+        raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
 
 
 def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -246,10 +192,7 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
             changes["eval"] = sources.options_of("eval", str(value))
         else:
             merge(changes, nested(tuple(key.split(".")), value))
-    config = validated(changes, sources)
-    if faults := unused(config, sources):
-        raise InvalidInput(faults)
-    return config
+    return validated(changes, sources)
 
 
 def _fixed(override: Override) -> Iterator[Fault]:
@@ -274,7 +217,7 @@ def compose(overrides: Sequence[str], *, one_of_many: bool = False) -> Config:
     sources, faults = check(overrides)
     if not faults and composable(sources):
         with _hydras_errors():
-            return _checked(composed(sources), sources, one_of_many=one_of_many)
+            return checked(composed(sources), sources, one_of_many=one_of_many)
     found: list[Config] = []
     launch(overrides, lambda config, _: found.append(config), one_of_many=one_of_many)
     return found[0]
@@ -325,10 +268,3 @@ def _job_title(sources: Sources) -> str:
     overrides = list(settings.overrides.task)
     told = [text for text in overrides if text.lstrip("+").split("=")[0] in swept] or overrides
     return f"{settings.job.num + 1}: {' '.join(told)}"
-
-
-def _first_line(error: BaseException) -> str:
-    """What an error says first; Hydra's are sometimes empty around another."""
-    if not str(error).strip() and error.__cause__ is not None:
-        return _first_line(error.__cause__)
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

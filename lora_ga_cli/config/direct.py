@@ -13,11 +13,11 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 
-from lora_ga_cli.config.check import Sources
 from lora_ga_cli.config.command_line import parse_override
 from lora_ga_cli.config.documents import Document
 from lora_ga_cli.config.locations import PRIMARY, Locations
 from lora_ga_cli.config.registry import registered
+from lora_ga_cli.config.sources import Sources
 
 
 class _Repository(ConfigRepository):

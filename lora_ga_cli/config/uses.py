@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
-from lora_ga_cli.config.check import Sources
 from lora_ga_cli.config.options import KeyPath, all_options, as_typed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.sources import Sources
 from lora_ga_cli.errors import Fault
 
 LOW_RANK = ("lora", "dora", "adalora")
