@@ -13,7 +13,7 @@ from lora_ga_cli.files import sha256_json
 from lora_ga_cli.model.forecast import Pace, measure_pace
 from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report import console
-from lora_ga_cli.report.console import say, size, step
+from lora_ga_cli.report.console import duration, say, size, step
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.cell import REFERENCE_ROWS
 from lora_ga_cli.stages.fair import check_fair, known_rates
@@ -24,7 +24,6 @@ from lora_ga_cli.training.arguments import total_steps
 
 H100 = Pace(flops=700e12, call=8e-6)
 """bfloat16 products and launches on an H100, as `measure_pace` finds them; the pace of a plan without a GPU."""
-HOUR = 3600.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,14 @@ class Forecast:
 
 
 def plan_table(job: Reproduction) -> None:
-    """Prints a table's cells with what is done of them, peak memory, and hours of one device.
+    """Prints a table's cells with what is done of them, peak memory, and the time of one device.
 
     Raises:
         InvalidInput: of any cell.
     """
     fair = check_fair(job) if job.fair else None
-    cells = job.cells(rates=known_rates(job) if fair is not None else None) or job.cells()
+    rates = known_rates(job) if fair is not None else {}
+    cells = job.cells(rates=rates or None)
     done = set(job.known(cells))
     forecasts: dict[str, Forecast | str] = {}
     with console.quiet():
@@ -55,15 +55,15 @@ def plan_table(job: Reproduction) -> None:
         if isinstance(of_cell, str):
             rows.append([row, column, there, "–", of_cell])
             continue
-        rows.append([row, column, there, size(of_cell.memory), f"{len(group) * of_cell.seconds / HOUR:.2f}"])
-    print_table(["row", "column", "done", "memory", f"hours on {pace}"], rows, ["done", "memory"])
+        rows.append([row, column, there, size(of_cell.memory), duration(len(group) * of_cell.seconds)])
+    print_table(["row", "column", "done", "memory", f"time on {pace}"], rows, ["done", "memory", f"time on {pace}"])
     # what measures the same run takes its time once
     left = [group[0] for group in by_run(cells) if not all(cell.key in done for cell in group)]
     seconds = [item.seconds for cell in left if isinstance(item := found[cell.key], Forecast)]
-    step("plan", f"{len(left)} trainings and measurements are left, {sum(seconds) / HOUR:.1f} hours on {pace}")
+    step("plan", f"{len(left)} trainings and measurements are left, {duration(sum(seconds))} on {pace} (h:mm:ss)")
     unknown = " Cells without a forecast too." if len(seconds) < len(left) else ""
     say(f"           Generating and judging answers comes on top.{unknown}")
-    if fair is not None and not known_rates(job):
+    if fair is not None and not rates:
         say(f"           --fair: {len(fair.rates)} to {fair.most} trials for each of {len(rows)} cells come before.")
 
 

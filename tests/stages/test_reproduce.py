@@ -251,5 +251,5 @@ def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga
     table = find_table(name)
     lines = [line for line in out.splitlines() if re.search(r"\d of \d+ .* (GiB|MiB) ", line)]
     assert len(lines) == len(table.rows) * len(table.full.columns)
-    assert "hours on an H100" in out
+    assert "time on an H100" in out
     assert not Path("planned").exists()
