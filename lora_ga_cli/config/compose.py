@@ -179,7 +179,7 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     sources, faults = check(overrides, whole=False)
     if sources.flags:
         faults.append(Fault(COMMAND_LINE, f"{' '.join(sources.flags)} goes with a recipe, not with run folders"))
-    faults = faults or [fault for override in sources.overrides for fault in _fixed(override)]
+    faults = faults or [fault for override in sources.overrides for fault in _fixed(override, sources)]
     if faults:
         raise InvalidInput(faults)
     changes = copy.deepcopy(stored)
@@ -195,13 +195,13 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     return validated(changes, sources)
 
 
-def _fixed(override: Override) -> Iterator[Fault]:
+def _fixed(override: Override, sources: Sources) -> Iterator[Fault]:
     """Faults for an override that a finished run does not take."""
     key, value = override.key_or_group, override.value()
     if not (key in ("eval", "device", "model.trust_remote_code") or key.startswith("eval.")):
         hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…"
         yield Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint)
-    elif "${" in str(value):
+    elif "${" in str(sources.options_of("eval", str(value)) if key == "eval" else value):
         yield Fault(COMMAND_LINE, f"{key}={value}: interpolations go with a recipe, not with run folders")
 
 

@@ -169,6 +169,11 @@ class TestReconfigured:
         assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("mt_bench", 8, 3)
         assert config.eval.judge == JudgeConfig(retries=2, model="x")
 
+    def test_a_choice_is_not_filled_in_from_a_run(self, stored: dict[str, object]) -> None:
+        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [loss]\nfile: ${dataset.validation_file}\n"})
+        with pytest.raises(InvalidInput, match="eval=mine: interpolations go with a recipe"):
+            reconfigured(stored, ["eval=mine", "--config-dir", "own"])
+
     def test_a_mapping_changes_what_it_names(self, stored: dict[str, object]) -> None:
         config = reconfigured(stored, ["eval=mt_bench", "eval.judge.retries=2", "eval.judge={model: x}"])
         assert (config.eval.judge.retries, config.eval.judge.model) == (2, "x")
