@@ -35,10 +35,7 @@ def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
             break
         for place, losses in _tried(job, fair, wanted).items():
             known[place] |= losses
-    tried = [
-        {"row": row, "column": column, "losses": {f"{rate:g}": losses[rate] for rate in sorted(losses)}}
-        for (row, column), losses in known.items()
-    ]
+    tried = [{"row": row, "column": column, "losses": _finite(known[row, column])} for row, column in places]
     write_json(job.folder / RATES, {"best": [[*place, rate] for place, rate in _best(known).items()], "tried": tried})
     return _best(known), _notes(fair, known)
 
@@ -53,8 +50,14 @@ def _best(known: Mapping[Place, Mapping[float, float]]) -> dict[Place, float]:
     return {place: best_rate(losses) for place, losses in known.items() if not _all_failed(losses)}
 
 
+def _finite(losses: Mapping[float, float]) -> dict[str, float | None]:
+    """Losses by rate for JSON, which has no infinity."""
+    return {f"{rate:g}": None if math.isinf(losses[rate]) else losses[rate] for rate in sorted(losses)}
+
+
 def check_fair(job: Reproduction) -> Fair:
-    """
+    """How a table's rates are chosen.
+
     Raises:
         InvalidInput: the table has no rates to choose from, holds no rows out for it, or the command line chose a rate.
     """
