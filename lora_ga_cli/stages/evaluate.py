@@ -114,7 +114,7 @@ def _check(benchmark: Benchmark, config: Config) -> None:
 
     faults: list[Fault] = []
     if benchmark.chat:
-        tokenizer = prepare_inputs(config, splits=()).tokenizer
+        tokenizer = prepare_inputs(config, splits=()).tokenizer if config.eval.prompt is None else None
         gathered(faults, lambda: check_conversation(config.eval, tokenizer))
     gathered(faults, benchmark.check)
     if faults:
@@ -140,7 +140,9 @@ def _benchmark(candidate: Candidate) -> dict[str, Any]:
     _check(benchmark, config)
     answers = _answers_identity(candidate, problems)
     drafts = file.with_name(f"{options.task}-{answers[:8]}.drafts.jsonl")
-    replies = _judged_before(file.parent, answers, problems) or _written(candidate, benchmark, drafts)
+    replies = _judged_before(file.parent, answers, problems)
+    if len(replies) < len(problems) * options.samples:
+        replies = _written(candidate, benchmark, drafts)
     score = benchmark.score(replies, counting)
     lines = [reply.as_json() | verdict for reply, verdict in zip(replies, score.verdicts, strict=True)]
     _write_lines(file.with_suffix(".jsonl"), lines)
@@ -160,7 +162,7 @@ def _answers_identity(candidate: Candidate, problems: Sequence[Problem]) -> str:
 
 
 def _judged_before(folder: Path, answers: str, problems: Sequence[Problem]) -> list[Reply]:
-    """The answers that another result in the folder holds, where they are the ones wanted; else none."""
+    """The answers that another result in the folder holds, if they are the ones wanted."""
     from lora_ga_cli.evaluation.generate import read_replies
 
     for file in sorted(folder.glob("*.json")):

@@ -102,6 +102,15 @@ def test_another_judgement_needs_no_new_answers(
     assert [json.loads(line)["texts"] for line in first] == [json.loads(line)["texts"] for line in second]
 
 
+def test_answers_that_are_no_longer_whole_are_made_again(judged: Eval, made: list[int]) -> None:
+    judged()
+    answered = len(made)
+    (lines,) = Path("runs/eval-model/eval").glob("*.jsonl")
+    lines.write_text(lines.read_text().partition("\n")[0] + "\n")
+    judged(judge__model="another")
+    assert len(made) == 2 * answered
+
+
 def test_other_answers_are_made(judged: Eval, made: list[int]) -> None:
     judged()
     answered = len(made)
