@@ -43,6 +43,7 @@ COMMAND_LINE_ONLY = (
     ("eval", "judge", "key_variable"),
 )
 FOR_THE_COMMAND_LINE = "that is for the command line"
+CONFIGURES_HYDRA = "a file cannot configure Hydra"
 INSTALLED = (BUNDLED, PACKAGE)
 """Beginnings of paths to what is installed, which is read and never written."""
 
@@ -57,7 +58,7 @@ def unsafe(document: Document) -> list[Fault]:
     for path, value in leaves(document.data):
         where = document.where(path)
         if path == ("hydra",):
-            faults.append(_configures_hydra(where))
+            faults.append(Fault(where, CONFIGURES_HYDRA, FOR_THE_COMMAND_LINE))
         full = (*document.package, *path)
         faults += [Fault(where, what, hint) for what, hint in _unsafe_value(full, value, reads=bool(document.package))]
     return faults
@@ -70,11 +71,8 @@ def unsafe_options(options: Sequence[str], place: str, *, reads_anywhere: bool =
         place: where the file has them.
         reads_anywhere: data and models may lie outside the working folder. What is written may not.
     """
-    faults = []
-    for option in options:
-        for what, hint in _unsafe_option(option, reads_anywhere):
-            faults.append(Fault(place, what, hint))
-    return list(dict.fromkeys(faults))
+    found = [Fault(place, *said) for option in options for said in _unsafe_option(option, reads_anywhere)]
+    return list(dict.fromkeys(found))
 
 
 def _unsafe_option(option: str, reads_anywhere: bool) -> Iterator[tuple[str, str]]:
@@ -88,17 +86,12 @@ def _unsafe_option(option: str, reads_anywhere: bool) -> Iterator[tuple[str, str
         return
     key, path = override.key_or_group, tuple(override.key_or_group.split("."))
     if is_hydras(key) or override.package is not None:
-        fault = _configures_hydra("")
-        yield f"{option}: {fault.what}", fault.hint
+        yield f"{option}: {CONFIGURES_HYDRA}", FOR_THE_COMMAND_LINE
     elif override.is_sweep_override():
         yield f"{option}: several values", "one value; [..., ...] is a list"
     elif path != ("recipe",):  # here it chooses a file
         for inside, value in leaves(nested(path, override.value())):
             yield from _unsafe_value(inside, value, reads=reads_anywhere)
-
-
-def _configures_hydra(where: str) -> Fault:
-    return Fault(where, "a file cannot configure Hydra", FOR_THE_COMMAND_LINE)
 
 
 def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[str, str]]:

@@ -160,7 +160,7 @@ class MethodConfig(Section):
     """A fine-tuning method: which adapter, how it starts, and what trains."""
 
     name: Name = "lora_ga"
-    """What run folders and tables call the method."""
+    """What run folders and tables call the method; a file in ``method/`` that says nothing is called as it is."""
     adapter: Literal["none", "lora", "dora", "adalora", "bottleneck", "prefix_embedding", "prefix_layer"] = "lora"
     """``none`` trains weights of the model itself. ``lora``, ``dora`` (arXiv 2402.09353) and ``adalora`` (arXiv
     2303.10512) add a product of low rank to each target. ``bottleneck`` (arXiv 1902.00751): a small network of width
