@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.forms import MASKED, Example, columns_of, form_needs
+from lora_ga_cli.data.forms import MASKED, Example, columns_of
 from lora_ga_cli.data.prompt_answer import causal_learns, cut_causal, plain_tokens
 from lora_ga_cli.data.template import as_text
 from lora_ga_cli.data.texts import same_start
@@ -40,7 +40,6 @@ class Chat:
 
     def __init__(self, config: DatasetConfig, tokenizer: Any):
         assert config.messages is not None
-        self.needs = form_needs(config)
         self.features = columns_of(
             tokens=["input_ids", "labels"], numbers=["length", "prompt_length"], texts=["prompt", "reference"]
         )

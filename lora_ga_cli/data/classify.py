@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.cutting import encode_cut
-from lora_ga_cli.data.forms import Example, columns_of, form_needs
+from lora_ga_cli.data.forms import Example, columns_of
 from lora_ga_cli.data.labels import LabelReader
 from lora_ga_cli.data.template import Template
 
@@ -25,7 +25,6 @@ class Classify:
     def __init__(self, config: DatasetConfig, tokenizer: Any, label_names: Sequence[str]):
         assert config.text is not None
         assert config.label is not None
-        self.needs = form_needs(config)
         self._text = Template(config.text)
         self._pair = Template(config.text_pair) if config.text_pair is not None else None
         self._label = config.label

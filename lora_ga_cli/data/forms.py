@@ -36,8 +36,6 @@ class Example:
 class Form(Protocol):
     """Makes examples of rows in two steps, so that texts are checked row by row and tokenised many at once."""
 
-    needs: dict[str, str]
-    """Columns it reads, with the option that asks for each."""
     features: Features
     """Columns of the examples."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.data.forms import MASKED, Example, columns_of, form_needs
+from lora_ga_cli.data.forms import MASKED, Example, columns_of
 from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
 from lora_ga_cli.errors import DataError, Fault
@@ -26,7 +26,6 @@ class PromptAnswer:
     def __init__(self, config: DatasetConfig, tokenizer: Any):
         assert config.prompt is not None
         assert config.answer is not None
-        self.needs = form_needs(config)
         self.features = columns_of(
             tokens=["input_ids", "labels"], numbers=["length", "prompt_length"], texts=["prompt", "reference"]
         )

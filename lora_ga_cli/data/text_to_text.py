@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.cutting import encode_cut
-from lora_ga_cli.data.forms import Example, columns_of, form_needs
+from lora_ga_cli.data.forms import Example, columns_of
 from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
 
@@ -24,7 +24,6 @@ class TextToText:
     def __init__(self, config: DatasetConfig, tokenizer: Any):
         assert config.prompt is not None
         assert config.answer is not None
-        self.needs = form_needs(config)
         self.features = columns_of(tokens=["input_ids", "labels"], numbers=["length"], texts=["prompt", "reference"])
         self._prompt = Template(config.prompt)
         self._answer = Template(config.answer)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.forms import FORMS, Form
-from lora_ga_cli.training.run_folder import RunFolder
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
@@ -23,13 +23,13 @@ def served_rank(rank: int) -> int | None:
     return next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
 
 
-def write_card(run: RunFolder, config: Config) -> None:
-    """Writes the run's README.md from its configuration and manifest."""
-    with atomic_file(run.card_file) as temporary:
-        temporary.write_text(card(run, config, run.manifest), encoding="utf-8")
+def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) -> None:
+    """Writes the card of a run with a name, from its configuration and manifest."""
+    with atomic_file(file) as temporary:
+        temporary.write_text(card(name, config, manifest), encoding="utf-8")
 
 
-def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
+def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
     base, rank = manifest["base"], manifest["adapter_rank"]
     form = FORMS[config.method.adapter]
     adapter = config.method.adapter != "none"
@@ -40,7 +40,7 @@ def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
     what = what if adapter else "A fine-tuned model, its own weights trained,"
     lines = [
         *front,
-        f"# {run.path.name}",
+        f"# {name}",
         "",
         f"{what} for `{base}`, trained with `{config.method.name}` by loraga {manifest['provenance']['loraga']}.",
         "",
@@ -50,7 +50,7 @@ def card(run: RunFolder, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(run, config, base, rank, manifest["label_names"], form),
+        *_use(name, config, base, rank, manifest["label_names"], form),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
         "`metrics.jsonl` holds every logged point.",
@@ -73,9 +73,8 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(run: RunFolder, config: Config, base: str, rank: int | None, names: list[str] | None, form: Form) -> list[str]:
+def _use(folder: str, config: Config, base: str, rank: int | None, names: list[str] | None, form: Form) -> list[str]:
     auto = AUTO_NAME[config.model.task]
-    folder = run.path.name
     if form.loads_in == "loraga":
         return [f"`loraga eval {folder}` loads it on its base; in a program, `lora_ga_cli.methods.inserted.load` does."]
     if form.loads_in == "transformers":

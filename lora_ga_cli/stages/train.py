@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli.config.schema import Config
@@ -52,9 +52,8 @@ def train(config: Config) -> RunFolder:
             step("train", f"finished already: {run.path}")
             return run
         result = _train(inputs, run)
-        gc.collect()  # the trained model and its optimizer, before a second model is loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        # the trained model and its optimizer, before a second model is loaded
+        clear_device_cache(garbage_collection=True)
         if processes.is_main() or config.model.shard:  # a sharded base takes all of them
             difference = _difference(inputs, run, result)
         if processes.is_main():
@@ -163,7 +162,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         base=find_source(config.model).path,
         finished=now(),
     )
-    write_card(run, config)
+    write_card(run.card_file, run.path.name, config, run.manifest)
     _say_result(run, config, result, difference)
 
 

@@ -66,10 +66,6 @@ class RunFolder:
         return self.path / "eval.json"
 
     @property
-    def predictions_file(self) -> Path:
-        return self.path / "predictions.jsonl"
-
-    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

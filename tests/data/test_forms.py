@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.config.schema import DatasetConfig
-from lora_ga_cli.data.forms import Example, Form, form_faults, form_for
+from lora_ga_cli.data.forms import Example, Form, form_faults, form_for, form_needs
 
 SPLIT = {"train_file": "d.jsonl"}
 
@@ -126,7 +126,7 @@ def test_templates_insert_the_name_of_a_class(task: Any, ended: Any) -> None:
     named = {"label": "y", "label_names": ["no", "yes"]}
     config = DatasetConfig(**SPLIT, prompt="{q}? ", answer="({y})", **named)
     form = form_for(config, task, ended, None)
-    assert form.needs == {"q": "dataset.prompt", "y": "dataset.answer"}
+    assert form_needs(config) == {"q": "dataset.prompt", "y": "dataset.answer"}
     example = one(form, {"q": "ab", "y": 1})
     assert (example.row["prompt"], example.row["reference"]) == ("ab? ", "(yes)")
     labels = [label for label in example.row["labels"] if label != -100]

@@ -10,7 +10,6 @@ import yaml
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.report.card import card, write_card
-from lora_ga_cli.training.run_folder import RunFolder
 
 MANIFEST: dict[str, Any] = {
     "base": "org/base",
@@ -44,7 +43,7 @@ def front(text: str) -> dict[str, Any]:
 
 
 def test_the_front_matter_names_base_library_and_method() -> None:
-    text = card(RunFolder(Path("my-run")), configure(), MANIFEST)
+    text = card("my-run", configure(), MANIFEST)
     assert front(text) == {"base_model": "org/base", "library_name": "peft", "tags": ["lora-ga", "lora"]}
 
 
@@ -57,44 +56,42 @@ def test_the_front_matter_names_base_library_and_method() -> None:
     ],
 )
 def test_it_shows_how_to_load_the_adapter_on_the_base(task: str, auto: str) -> None:
-    text = card(RunFolder(Path("my-run")), configure(task), MANIFEST)
+    text = card("my-run", configure(task), MANIFEST)
     assert f"from transformers import {auto}" in text
     assert 'PeftModel.from_pretrained(base, "my-run")' in text
 
 
 def test_figures_are_as_measured_and_what_was_not_is_a_dash() -> None:
-    text = card(RunFolder(Path("my-run")), configure(), MANIFEST)
+    text = card("my-run", configure(), MANIFEST)
     for line in ("| training rows | 1,234 |", "| training loss | 1.5000 |", "| validation loss | – |"):
         assert line in text
 
 
 @pytest.mark.parametrize(("rank", "served"), [(16, 16), (12, 16), (200, 256)])
 def test_vllm_is_told_a_rank_that_it_takes(rank: int, served: int) -> None:
-    text = card(RunFolder(Path("my-run")), configure(), MANIFEST | {"adapter_rank": rank})
+    text = card("my-run", configure(), MANIFEST | {"adapter_rank": rank})
     assert f"--max-lora-rank {served} " in text
 
 
 def test_a_fully_fine_tuned_model_is_not_called_an_adapter() -> None:
     manifest = MANIFEST | {"adapter_rank": None}
-    text = card(RunFolder(Path("my-run")), configure(adapter="none"), manifest)
+    text = card("my-run", configure(adapter="none"), manifest)
     assert front(text)["library_name"] == "transformers"
     assert "PeftModel" not in text
     assert "lora-rank" not in text
 
 
 def test_it_is_written_into_the_run(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.update_manifest(**MANIFEST)
-    write_card(run, configure())
-    assert run.card_file.read_text(encoding="utf-8").startswith("---\n")
+    write_card(tmp_path / "README.md", "my-run", configure(), MANIFEST)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").startswith("---\n")
 
 
 def test_a_local_base_is_no_hub_metadata() -> None:
     """A path of the machine it was made on would be wrong for everyone else."""
-    text = card(RunFolder(Path("my-run")), configure(), MANIFEST | {"base_identity": {"weights_sha256": "00"}})
+    text = card("my-run", configure(), MANIFEST | {"base_identity": {"weights_sha256": "00"}})
     assert "base_model" not in front(text)
 
 
 def test_classes_are_counted_for_the_reader() -> None:
     manifest = MANIFEST | {"label_names": ["negative", "positive"]}
-    assert "num_labels=2" in card(RunFolder(Path("my-run")), configure("sequence_classification"), manifest)
+    assert "num_labels=2" in card("my-run", configure("sequence_classification"), manifest)
