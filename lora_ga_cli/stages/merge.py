@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import EqualityError, RunError
@@ -48,48 +49,15 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
         EqualityError: a merged weight is not finite, or the merged model computes something else.
     """
     require_finished(run)
-    form = FORMS[config.method.adapter]
-    if not form.merges:
-        raise RunError(
-            f"{run.path} cannot be merged: it holds {form.noun}, and no change of the base's weights; "
-            f"{form.loads_in} loads it on the base"
-        )
-    folder = options.output or run.path / "merged"
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} exists and is not empty: give another --output, or remove it")
-    if options.base is not None:
-        config = config.model_copy(
-            update={"model": config.model.model_copy(update={"path": options.base, "revision": None})}
-        )
+    _refuse_unmergeable(run, config)
+    folder = _free_folder(options.output or run.path / "merged")
     quantization = config.model.quantization
-    if quantization is not None:
-        # merged into quantised weights, most of what was trained would be rounded away
-        plain = config.model.model_copy(update={"quantization": None, "double_quantization": False})
-        config = config.model_copy(update={"model": plain})
-    inputs = prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
+    inputs = _inputs_of_base(config, options)
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
     dtype = getattr(torch, options.dtype or config.model.dtype)
-    if _coarseness(dtype) < _coarseness(getattr(torch, config.model.dtype)):
-        model = model.to(dtype)  # merged in the base's type, small updates would be rounded away before the cast
-    if isinstance(model, PeftModel):
-        try:
-            model = model.merge_and_unload(safe_merge=True)
-        except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
-            raise EqualityError(f"merging {run.path}: {error}") from error
-    model = model.to(dtype)
-    _check_finite(model.state_dict())
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary, max_shard_size=options.max_shard_size)
-        inputs.tokenizer.save_pretrained(temporary)
-        merged = _reload(temporary, inputs, dtype)
-        coarsest = max(dtype, getattr(torch, config.model.dtype), key=_coarseness)
-        difference = check_equal(
-            probe_logits(merged, inputs.probe_batch()),
-            expected,
-            coarsest,
-            "the merged model and the adapter on its base",
-        )
+    model = _merged(model, run, inputs, dtype)
+    difference = _write(model, folder, inputs, expected, options.max_shard_size)
     if quantization is not None:
         warn(
             f"trained on the base in {quantization}, merged into the base in {config.model.dtype}, which is not quite "
@@ -104,7 +72,60 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     return folder
 
 
-def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> transformers.PreTrainedModel:
+def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
+    form = FORMS[config.method.adapter]
+    if not form.merges:
+        raise RunError(
+            f"{run.path} cannot be merged: it holds {form.noun}, and no change of the base's weights; "
+            f"{form.loads_in} loads it on the base"
+        )
+
+
+def _free_folder(folder: Path) -> Path:
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} exists and is not empty: give another --output, or remove it")
+    return folder
+
+
+def _inputs_of_base(config: Config, options: MergeOptions) -> Inputs:
+    """Of the base as it is asked for, not quantised: there most of what was trained would be rounded away."""
+    changes: dict[str, Any] = {"quantization": None, "double_quantization": False}
+    if options.base is not None:
+        changes |= {"path": options.base, "revision": None}
+    config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    return prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
+
+
+def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
+    """The plain model in its type, every weight finite.
+
+    Args:
+        model: a `PeftModel`, or a plain one already.
+    """
+    if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
+        model = model.to(dtype)  # merged in the base's type, small updates would be rounded away before the cast
+    if isinstance(model, PeftModel):
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
+            raise EqualityError(f"merging {run.path}: {error}") from error
+    plain: PreTrainedModel = model.to(dtype)
+    _check_finite(plain.state_dict())
+    return plain
+
+
+def _write(model: PreTrainedModel, folder: Path, inputs: Inputs, expected: Tensor, max_shard_size: str) -> float:
+    """Writes a merged model, once what is written computes the expected logits; returns the relative difference."""
+    dtype = model.dtype
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        inputs.tokenizer.save_pretrained(temporary)
+        found = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
+        coarsest = max(dtype, getattr(torch, inputs.config.model.dtype), key=_coarseness)
+        return check_equal(found, expected, coarsest, "the merged model and the adapter on its base")
+
+
+def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
     auto = AUTO_CLASS[inputs.config.model.task]
     options = inputs.config.model
     model: Any = auto.from_pretrained(
