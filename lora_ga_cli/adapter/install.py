@@ -32,7 +32,7 @@ from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_rank, fingerprint
+from lora_ga_cli.model.targets import Target, check_ranks, fingerprint
 
 ADAPTER = "default"
 """PEFT's name for a model's first adapter."""
@@ -153,10 +153,9 @@ def gradient_start(
 ) -> Start:
     """LoRA-GA's start alone; changes nothing. Arguments and errors as `initialise`."""
     layers = lora_layers(model)
-    artifact.check_serves(set(layers), max((layer.r[ADAPTER] for layer in layers.values()), default=1))
     ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
-    for rank in set(ranks.values()):
-        check_rank({name: artifact.shapes[name] for name in layers if ranks[name] == rank}, rank, 2 * rank)
+    artifact.check_serves(set(layers), max(ranks.values(), default=1))
+    check_ranks({name: artifact.shapes[name] for name in layers}, ranks, vectors=2)
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         if artifact.factors[name].shape != target.shape:

@@ -70,7 +70,7 @@ def build(
     if not (isinstance(wrapped, PeftModel) and config.method.low_rank):
         return Trainable(wrapped)
     if stored is None:
-        stored = starting_point(wrapped, config, lambda: _known(gradient))
+        stored = starting_point(wrapped, config, gradient)
     return Trainable(wrapped, install(wrapped, stored) if stored is not None else None)
 
 
@@ -163,11 +163,6 @@ def _wrapped(model: PreTrainedModel, options: PeftConfig) -> PeftModel:
     wrapped = get_peft_model(model, options)
     assert isinstance(wrapped, PeftModel)
     return wrapped
-
-
-def _known(gradient: GradientArtifact | None) -> GradientArtifact:
-    assert gradient is not None
-    return gradient
 
 
 ATTACH: dict[str, Callable[[PreTrainedModel, Config, int], PeftModel | PreTrainedModel]] = {

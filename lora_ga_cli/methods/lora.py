@@ -55,8 +55,11 @@ def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[
     return ranks
 
 
-def starting_point(model: PeftModel, config: Config, artifact: Callable[[], GradientArtifact]) -> Start | None:
+def starting_point(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start | None:
     """Where the configured method starts the adapter; None for LoRA's own start, which PEFT has set.
+
+    Args:
+        artifact: of the same base, for a gradient start.
 
     Raises:
         TargetError, GradientError
@@ -64,11 +67,12 @@ def starting_point(model: PeftModel, config: Config, artifact: Callable[[], Grad
     return STARTS[config.method.start](model, config, artifact)
 
 
-def _of_gradient(model: PeftModel, config: Config, artifact: Callable[[], GradientArtifact]) -> Start:
+def _of_gradient(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
     method = config.method
+    assert artifact is not None
     return gradient_start(
         model,
-        artifact(),
+        artifact,
         direction=method.direction,
         scale=method.scale,
         gamma=method.gamma,
@@ -77,7 +81,7 @@ def _of_gradient(model: PeftModel, config: Config, artifact: Callable[[], Gradie
     )
 
 
-def _of_weights(model: PeftModel, config: Config, artifact: Callable[[], GradientArtifact]) -> Start:
+def _of_weights(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         check_rank({name: target.shape}, rank, rank)
         return principal_factors(dense(target), rank, scaling)
@@ -85,7 +89,7 @@ def _of_weights(model: PeftModel, config: Config, artifact: Callable[[], Gradien
     return compute_start(model, pair, shift=config.shift)
 
 
-def _random(model: PeftModel, config: Config, artifact: Callable[[], GradientArtifact]) -> Start:
+def _random(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
     method = config.method
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
@@ -98,13 +102,14 @@ def _random(model: PeftModel, config: Config, artifact: Callable[[], GradientArt
     return compute_start(model, pair, shift=config.shift)
 
 
-def _at_zero(model: PeftModel, config: Config, artifact: Callable[[], GradientArtifact]) -> None:
+def _at_zero(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> None:
     return None
 
 
-STARTS: dict[str, Callable[[PeftModel, Config, Callable[[], GradientArtifact]], Start | None]] = {
+STARTS: dict[str, Callable[[PeftModel, Config, GradientArtifact | None], Start | None]] = {
     "kaiming": _at_zero,
     "gaussian": _random,
     "pissa": _of_weights,
     "gradient": _of_gradient,
 }
+"""By `MethodConfig.start`."""

@@ -127,6 +127,21 @@ def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -
     )
 
 
+def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int) -> None:
+    """Refuses ranks for which a layer has too few singular vectors.
+
+    Args:
+        shapes: (d_out, d_in) by layer.
+        ranks: by layer.
+        vectors: singular vectors that a start needs for each rank: 2 for LoRA-GA.
+
+    Raises:
+        TargetError: as `check_rank`.
+    """
+    for rank in sorted(set(ranks.values())):
+        check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
+
+
 def shortest_names(model: nn.Module, targets: Mapping[str, Target]) -> list[str]:
     """The shortest list of endings that selects exactly these targets (``q_proj``, …), else their full names."""
     endings = {name.rsplit(".", 1)[-1] for name in targets}

@@ -24,14 +24,13 @@ from lora_ga_cli.gradient.key import gradient_key, rows_hash
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.lora import ranks_of
-from lora_ga_cli.model.loading import identify
-from lora_ga_cli.model.targets import check_rank, find_targets
+from lora_ga_cli.model.targets import check_ranks, find_targets
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
-from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.training import processes
 
 DEFAULT_CAPACITY = 32
@@ -76,12 +75,10 @@ def request(inputs: Inputs) -> Request:
     config, options = inputs.config, inputs.config.gradient
     empty = inputs.empty_model()
     targets = find_targets(empty, config.target_modules)
-    ranks = ranks_of(targets, config.rank_pattern)
-    for rank in {config.rank, *ranks.values()}:
-        shapes = {name: target.shape for name, target in targets.items() if ranks.get(name, config.rank) == rank}
-        check_rank(shapes, rank, 2 * rank)
+    ranks = dict.fromkeys(targets, config.rank) | ranks_of(targets, config.rank_pattern)
+    check_ranks({name: target.shape for name, target in targets.items()}, ranks, vectors=2)
     rows = sample(inputs)
-    identity = identify(config.model, cache_root(config.cache_dir) / "digests.json")
+    identity = base_identity(config)
     if inputs.num_labels is not None:
         # a new head is drawn from the seed, and the gradient runs through it
         identity = identity | {"num_labels": str(inputs.num_labels), "head_seed": str(config.seed)}

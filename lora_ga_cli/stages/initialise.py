@@ -7,20 +7,17 @@ from typing import Any
 from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import cache_root
-from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.methods import names
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.methods.forms import FORMS
-from lora_ga_cli.model.loading import identify
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
 from lora_ga_cli.model.quantization import count_numbers
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate
-from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.training import processes
 from lora_ga_cli.training.arguments import total_steps
 from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
@@ -63,7 +60,7 @@ def begin(inputs: Inputs, run: RunFolder) -> None:
             seed=config.seed,
             data=found,
             label_names=inputs.data.label_names,
-            base_identity=identify(config.model, cache_root(config.cache_dir) / "digests.json"),
+            base_identity=base_identity(config),
             started=now(),
             provenance=provenance(),
         )
@@ -95,7 +92,7 @@ def initialise_run(inputs: Inputs, run: RunFolder) -> Trainable:
     stored = Start.load(run.start_file) if run.start_file.exists() else None
     steps = total_steps(config, len(inputs.train.rows))
     if config.method.adapter == "none":
-        trainable = build(model, config, steps=steps, artifact=_no_gradient, stored=None)
+        trainable = build(model, config, steps=steps, artifact=lambda: estimate(inputs, model), stored=None)
     else:
         pristine = fingerprint(find_targets(model, config.target_modules))
         if run.manifest.get("base_fingerprint", pristine) != pristine:
@@ -153,7 +150,3 @@ def _size(trainable: Trainable, config: Config) -> str:
     if widths:
         return f"width {widths[0]}, {len(widths)} adapters"
     return f"{prefixes[0]} vectors, {len(prefixes)} {'layers' if len(prefixes) > 1 else 'layer'}"
-
-
-def _no_gradient() -> GradientArtifact:
-    raise AssertionError("training every weight starts from no gradient")

@@ -13,8 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.files import cache_root
 from lora_ga_cli.model.loading import (
     empty_model,
+    identify,
     load_config,
     load_model,
     load_tokenizer,
@@ -83,6 +85,11 @@ class Inputs:
 
     def empty_model(self) -> PreTrainedModel:
         return empty_model(self.config.model, self.num_labels)
+
+
+def base_identity(config: Config) -> dict[str, str]:
+    """The base model's identity by content; see `identify`."""
+    return identify(config.model, cache_root(config.cache_dir) / "digests.json")
 
 
 def join_processes(config: Config) -> None:
