@@ -104,7 +104,12 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
         console.title(heading)
         report_error(error)
 
-    launch(list(arguments or []), task, invalid)
+    def note(text: str) -> None:
+        from lora_ga_cli.report import console
+
+        console.warn(text)
+
+    launch(list(arguments or []), task, invalid, note)
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

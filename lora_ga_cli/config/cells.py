@@ -88,7 +88,7 @@ def cells_of(
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
             overrides = (*part.overrides, *of_row, *column.overrides, *further, *rate, *last)
             try:
-                config = compose([*_last_of_each(overrides), *flags])
+                config = compose([*_last_of_each(overrides), *flags], one_of_many=True)
             except InvalidInput as error:
                 faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
                 continue

@@ -33,13 +33,7 @@ def full_cells(name: str, further: Sequence[str] = ()) -> list[Cell]:
 
 
 @pytest.mark.parametrize("scale", ["full", "tiny"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in ("coverage", "directions", "epochs") else [pytest.mark.slow])
-        for name in sorted(all_tables())
-    ],
-)
+@pytest.mark.parametrize("name", sorted(all_tables()))
 def test_every_cell_of_every_table_is_a_whole_configuration(name: str, scale: str) -> None:
     table = find_table(name)
     part = with_all_columns(part_of(table, name, scale))
@@ -59,7 +53,6 @@ def test_every_cell_of_every_table_is_a_whole_configuration(name: str, scale: st
             assert trial.config.trainer.learning_rate == 3e-5
 
 
-@pytest.mark.slow
 def test_full_scale_trains_as_the_paper_does() -> None:
     for cell in full_cells("llama2", ["eval.execute_code=true"]):
         trainer, config = cell.config.trainer, cell.config
