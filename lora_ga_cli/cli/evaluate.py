@@ -37,8 +37,10 @@ def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = Fal
             from lora_ga_cli.stages.candidates import of_run
             from lora_ga_cli.stages.evaluate import check_benchmark, evaluate
             from lora_ga_cli.stages.train import train
+            from lora_ga_cli.training.run_folder import find_run
 
-            check_benchmark(config)
+            if not find_run(config).finished:
+                check_benchmark(config)
             evaluate(of_run(train(config), config))
 
         run_jobs(options, job, dry_run="eval" if dry_run else None)

@@ -19,8 +19,7 @@ from lora_ga_cli.evaluation.prompt import prompt_of, question_template
 from lora_ga_cli.evaluation.rows import benchmark_rows
 from lora_ga_cli.evaluation.sandbox.box import Limits
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
-from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial
-from lora_ga_cli.evaluation.sandbox.verdict import try_in_boxes as judge
+from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial, try_in_boxes
 from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
 
 PROMPT = "{question}"
@@ -131,7 +130,7 @@ class HumanEval:
 
     def _try(self, problem: Problem, program: str) -> str:
         row = problem.row
-        return judge(
+        return try_in_boxes(
             Trial(program, row["entry_point"], row["prompt"], row["test"]), Limits(seconds=self._options.timeout)
         )
 

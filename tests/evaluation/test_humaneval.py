@@ -223,7 +223,7 @@ class TestScore:
             assert limits.seconds == 3.5
             return "passed" if "right" in trial.program else "wrong answer"
 
-        monkeypatch.setattr(humaneval, "judge", verdict)
+        monkeypatch.setattr(humaneval, "try_in_boxes", verdict)
         benchmark = HumanEval(options(samples=4, pass_at=[1, 2, 4], timeout=3.5))
         texts = (
             ["    return right", "    return 1", "", "    return 2"],
@@ -239,7 +239,7 @@ class TestScore:
         assert {trial.entry_point for trial in seen} == {"double", "one"}
 
     def test_progress_is_reported(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(humaneval, "judge", lambda *_: "passed")
+        monkeypatch.setattr(humaneval, "try_in_boxes", lambda *_: "passed")
         told: list[Any] = []
 
         class Bar:
@@ -260,7 +260,7 @@ class TestScore:
         def refuse(*_: Any) -> str:
             raise UserError("no sandbox")
 
-        monkeypatch.setattr(humaneval, "judge", refuse)
+        monkeypatch.setattr(humaneval, "try_in_boxes", refuse)
         benchmark = HumanEval(options())
         with pytest.raises(UserError, match="no sandbox"):
             benchmark.score(replies(list(benchmark.problems()), ["    1"], ["    1"]), counting)

@@ -13,13 +13,13 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.evaluation.generate import Writer
 from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
-from tests.evaluation.test_generate import restless
+from tests.evaluation.models import going_on, restless
 from tests.stages.test_train import Loraga
 
 PROBLEMS = [("Two and 2?", "#### 4"), ("Is 7 a 7", "It is.\n#### 7"), ("How many? 9", "#### 10")]
@@ -101,21 +101,9 @@ def digits() -> Path:
     """A model that writes ``#### n`` after a digit n and then ends; after anything else it writes a question mark."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([f"#### {digit}" for digit in range(10)])
-    size = len(tokenizer) + len(tokenizer) % 2
-    shape = {"hidden_size": size, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), **shape, **ids, tie_word_embeddings=False)
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        model.model.layers[0].self_attn.o_proj.weight.zero_()
-        model.model.layers[0].mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), size))
-        head = model.lm_head.weight.zero_()
-        head[tokenizer.convert_tokens_to_ids("?")] = 1
-        for digit in range(10):
-            asked, told = tokenizer.convert_tokens_to_ids([str(digit), f"#### {digit}"])
-            head[told, asked] = 2
-            head[1, told] = 2
+    following = {str(digit): f"#### {digit}" for digit in range(10)}
+    following |= {f"#### {digit}": "</s>" for digit in range(10)}
+    model = going_on(tokenizer, following, "?")
     model.save_pretrained("digits")
     tokenizer.save_pretrained("digits")
     return Path("digits")
@@ -208,7 +196,7 @@ def retrain() -> None:
 
 
 def replace_base() -> None:
-    base = LlamaForCausalLM.from_pretrained("base")
+    base = AutoModelForCausalLM.from_pretrained("base")
     base.model.norm.weight.data *= 2
     base.save_pretrained("base")
 
@@ -283,7 +271,7 @@ def tamper(**changes: Any) -> None:
 
 
 def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ga_cli.evaluation.humaneval.judge", lambda *_: pytest.fail("a program ran"))
+    monkeypatch.setattr("lora_ga_cli.evaluation.humaneval.try_in_boxes", lambda *_: pytest.fail("a program ran"))
     row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
     Path("programs.jsonl").write_text(json.dumps(row) + "\n")
     tamper(task="humaneval", file="programs.jsonl", execute_code=True)
