@@ -36,7 +36,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients, prepared
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.gradient.factors import Factors, truncated_svd
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample
@@ -66,8 +66,8 @@ class Remembering(ExactEstimator):
     """Keeps the mean gradients themselves."""
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        self.grads = {name: grad / total for name, grad in self._sums.items()}
-        return super().factors(total)
+        self.grads = dict(self.means(total))
+        return ((name, truncated_svd(grad, 2 * RANK)) for name, grad in self.grads.items())
 
 
 def estimated(estimator: Callable[[], Estimator]) -> Callable[[Case], GradientArtifact]:

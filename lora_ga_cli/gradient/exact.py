@@ -94,8 +94,18 @@ class ExactEstimator:
             if reached:
                 self._sums[target.name] = ranks.add_up(found).to("cpu" if self.offload else device)
 
-    def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
+    def means(self, total: float) -> Iterator[tuple[str, Tensor]]:
+        """Each target's mean gradient over ``total`` items, (d_out, d_in) in float32; its sum becomes it, and is
+        forgotten here.
+
+        Raises:
+            GradientError: a layer received no gradient.
+        """
         refuse_silent([name for name in self._targets if name not in self._sums], "the loss does not depend on it")
-        refuse_empty([name for name in self._targets if not bool(self._sums[name].any())])
         for name in self._targets:
-            yield name, truncated_svd(self._sums.pop(name) / total, self._capacity)
+            yield name, self._sums.pop(name).div_(total)
+
+    def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
+        refuse_empty([name for name in self._targets if name in self._sums and not bool(self._sums[name].any())])
+        for name, grad in self.means(total):
+            yield name, truncated_svd(grad, self._capacity)

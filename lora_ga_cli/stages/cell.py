@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import GradientError
 from lora_ga_cli.files import sha256_json
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.exact import ExactEstimator
@@ -112,7 +110,7 @@ class _Whole(ExactEstimator):
         self.grads: Mapping[str, Tensor] = {}
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        self.grads = {name: grad / total for name, grad in self._sums.items()}
+        self.grads = dict(self.means(total))
         return iter(())
 
 
@@ -124,10 +122,6 @@ def _gradients(inputs: Inputs) -> Mapping[str, Tensor]:
     batches = (inputs.collator(rows[begin : begin + size]) for begin in range(0, len(rows), size))
     targets = list(find_targets(model, config.target_modules))
     estimate_gradients(model, batches, target_modules=targets, capacity=1, estimator=estimator)
-    if set(estimator.grads) != set(targets):
-        raise GradientError(f"{len(targets) - len(estimator.grads)} layers received no gradient")
     del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     return estimator.grads
