@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.files import read_json, sha256_file, sha256_json, write_json
@@ -41,13 +41,15 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
 
 
 def stored_names(folder: Path) -> set[str] | None:
-    """Names of the tensors in a local folder; None where its files have to be unpickled to tell."""
+    """Names of the tensors in a local folder; None where its files are no safetensors, or damaged."""
     names: set[str] = set()
-    files = list(folder.glob("*.safetensors"))
-    for file in files:
-        with safe_open(file, framework="pt") as opened:
-            names.update(opened.keys())
-    return names if files else None
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names.update(opened.keys())
+        except SafetensorError:
+            return None
+    return names or None
 
 
 def hub_identity(name: str, commit: str | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from transformers import T5Config
 
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import ModelError
-from lora_ga_cli.model.identity import hub_identity, local_identity
+from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.loading import empty_model, find_source, identify, load_model, max_positions, pick_device
 from tests.conftest import FAMILIES, TASKS, build_model
 
@@ -93,3 +93,10 @@ def test_a_device_that_is_not_there() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="device=cuda"):
             pick_device("cuda")
+
+
+def test_names_of_weights_are_read_where_files_are_whole(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+    assert "encoder.layer.0.output.dense.weight" in (stored_names(saved_bases["bert"]) or ())
+    assert stored_names(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    assert stored_names(tmp_path) is None
