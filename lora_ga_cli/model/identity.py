@@ -36,7 +36,10 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
             known[entry] = sha256_file(file)
             write_json(memo, known)
         digests[file.name] = known[entry]
-    config = read_json(folder / "config.json")
+    try:
+        config = read_json(folder / "config.json")
+    except ValueError as error:
+        raise ModelError(f"{folder / 'config.json'} is damaged: {error}") from error
     return {"weights_sha256": sha256_json(digests), "config_sha256": sha256_json(config)}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -242,7 +243,7 @@ class _as_model_error:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if not isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError):
+        if not isinstance(error, OSError | ValueError | ImportError | KeyError | RuntimeError | SafetensorError):
             return
         if isinstance(error, torch.OutOfMemoryError):
             return

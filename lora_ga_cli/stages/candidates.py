@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.compose import compose_around, reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import cache_root, read_json, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.methods.saving import load_adapted
-from lora_ga_cli.model.loading import identify
-from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.trained import load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
@@ -106,7 +105,7 @@ def _of_model(name: str, config: Config) -> Candidate:
 
 def _state(config: Config, adapter: Mapping[str, str]) -> str:
     """By content: another model may come to lie in the same place, or be loaded in another precision."""
-    base = identify(config.model, cache_root(config.cache_dir) / "digests.json")
+    base = base_identity(config)
     return sha256_json({"model": config.model.model_dump(mode="json"), "base": base, "adapter": dict(adapter)})
 
 

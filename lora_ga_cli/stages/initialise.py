@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from lora_ga_cli.adapter.install import Start
@@ -29,6 +31,20 @@ def initialise(config: Config) -> RunFolder:
     Raises:
         UserError: as `initialise_run`; RunError also if the folder holds another run.
     """
+    with opened(config) as (inputs, run):
+        initialise_run(inputs, run)
+        step("init", f"stored in {run.path}; go on with loraga train")
+    return run
+
+
+@contextlib.contextmanager
+def opened(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
+    """Holds a configuration's run folder against other runs, with everything loaded for it but weights.
+
+    Raises:
+        RunError: the folder holds another run, or another process works on it.
+        UserError: as `prepare_inputs`.
+    """
     run = find_run(config)
     join_processes(config)
     with run.locked():
@@ -36,13 +52,11 @@ def initialise(config: Config) -> RunFolder:
             claim(config, run)
         processes.wait()
         inputs = prepare_inputs(config)
-        begin(inputs, run)
-        initialise_run(inputs, run)
-        step("init", f"stored in {run.path}; go on with loraga train")
-    return run
+        _begin(inputs, run)
+        yield inputs, run
 
 
-def begin(inputs: Inputs, run: RunFolder) -> None:
+def _begin(inputs: Inputs, run: RunFolder) -> None:
     """Notes whose run this is, and once, what it was made from."""
     stored, found = run.manifest.get("data"), _data_identity(inputs)
     if stored is not None:

@@ -22,14 +22,14 @@ from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.initialise import begin, initialise_run
-from lora_ga_cli.stages.inputs import Inputs, join_processes, prepare_inputs
+from lora_ga_cli.stages.initialise import initialise_run, opened
+from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics, processes
 from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
 from lora_ga_cli.training.callbacks import FiniteGradient, FrozenStart, Recorder
 from lora_ga_cli.training.checkpoints import last_whole, step_of
-from lora_ga_cli.training.run_folder import RunFolder, claim, find_run
+from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
 
@@ -39,15 +39,8 @@ def train(config: Config) -> RunFolder:
     Raises:
         UserError: of any stage; what was reached so far stays in the run folder.
     """
-    run = find_run(config)
     accumulation_steps(config)
-    join_processes(config)
-    with run.locked():
-        if processes.is_main():
-            claim(config, run)
-        processes.wait()
-        inputs = prepare_inputs(config)
-        begin(inputs, run)
+    with opened(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path}")
             return run

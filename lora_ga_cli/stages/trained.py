@@ -8,11 +8,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.saving import load_adapted
-from lora_ga_cli.model.loading import identify, load_model
+from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import find_targets, fingerprint
-from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -42,7 +41,7 @@ def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     config = inputs.config
     began_on = dict(run.manifest["base_identity"])
     if began_on.pop("quantization", None) is not None and config.model.quantization is None:
-        same = identify(config.model, cache_root(config.cache_dir) / "digests.json") == began_on
+        same = base_identity(config) == began_on
     else:
         same = fingerprint(find_targets(base, config.target_modules)) == run.manifest.get("base_fingerprint")
     if not same:

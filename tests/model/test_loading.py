@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_broken_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the model") as error:
         load_model(ModelConfig(path=str(tmp_path)), CPU)
     assert "\n" not in str(error.value)
+
+
+def test_damaged_files_are_named(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(saved_bases["llama"], folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ModelError, match=f"cannot load the model of {folder}"):
+        load_model(ModelConfig(path=str(folder)), CPU)
+    (folder / "config.json").write_text('{"a": ')
+    with pytest.raises(ModelError, match=r"config\.json is damaged"):
+        local_identity(folder, tmp_path / "memo.json")
 
 
 def test_identity_is_the_content_and_not_the_place(saved_bases: dict[str, Path], tmp_path: Path) -> None:
