@@ -1,7 +1,7 @@
 """Pretrain a Llama of 33 million parameters on the Python source that this environment holds: a base to compare on.
 
-    python scripts/pretrain_small.py small_llama        # about four minutes on an H100
-    loraga reproduce methods model.path=small_llama ...
+    python scripts/pretrain_small.py small_llama        # 4.5 minutes on an H100
+    loraga reproduce methods model=causal_lm model.path=small_llama model.dtype=float32 ...
 
 It has read code and no arithmetic word problem, so GSM8K is new to it, and every method has something to learn. Which
 files an environment holds differs, and so do the weights: compare numbers only on one base.
@@ -84,7 +84,7 @@ def main() -> None:
     """Parses the command line and builds."""
     parser = argparse.ArgumentParser(description="Pretrain a small Llama on Python source.")
     parser.add_argument("out", type=Path, help="folder of the model")
-    parser.add_argument("--steps", type=int, default=5_000, help="of 64 windows of 512 tokens")
+    parser.add_argument("--steps", type=int, default=4_000, help="of 64 windows of 512 tokens")
     parser.add_argument("--megabytes", type=int, default=300, help="of source that are read, at most")
     parser.add_argument("--seed", type=int, default=20, help="of the choice of files, the windows and the weights")
     arguments = parser.parse_args()

@@ -39,7 +39,7 @@ def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = Fal
             from lora_ga_cli.stages.train import train
             from lora_ga_cli.training.run_folder import find_run
 
-            if not find_run(config).finished:
+            if config.overwrite or not find_run(config).finished:
                 check_benchmark(config)
             evaluate(of_run(train(config), config))
 

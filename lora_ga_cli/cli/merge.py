@@ -21,6 +21,10 @@ Words = Annotated[
 ]
 
 
+OF_A_RUN = ("device", "model.trust_remote_code")
+"""Options that merging a finished run takes."""
+
+
 def command(
     arguments: Words = None,
     output: Annotated[
@@ -45,8 +49,9 @@ def command(
         faults.append(Fault("command line", f"--dtype {dtype} is not one of float32, bfloat16, float16"))
     if output is not None and len(folders) > 1:
         faults.append(Fault("command line", "--output names one folder, and there are several runs"))
-    if folders and options:
-        faults.append(Fault("command line", f"{options[0]} goes with a recipe, not with run folders"))
+    for option in options if folders else []:
+        if option.split("=", 1)[0] not in OF_A_RUN:
+            faults.append(Fault("command line", f"{option} goes with a recipe, not with run folders"))
     if faults:
         raise InvalidInput(faults)
 
@@ -58,7 +63,7 @@ def command(
         from lora_ga_cli.stages.trained import folder_of
 
         for run in [folder_of(folder) for folder in folders]:
-            merge(run, reconfigured(run.read_config(), []), chosen)
+            merge(run, reconfigured(run.read_config(), options), chosen)
         return
 
     def job(config: Config) -> None:

@@ -44,7 +44,7 @@ Words = Annotated[
 def command(
     arguments: Words = None,
     scale: Annotated[
-        Scale, typer.Option("--scale", help="tiny: the same on the bundled base, offline, in minutes.")
+        Scale, typer.Option("--scale", help="tiny: the same with a tiny base, offline, in minutes.")
     ] = Scale.full,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show the cells, their memory and GPU-hours; run nothing.")
@@ -74,9 +74,9 @@ def command(
     from lora_ga_cli.config.tables import only, part_of
     from lora_ga_cli.stages.table_cells import Reproduction
 
-    flags = tuple(option for option in options if option.startswith("hydra"))
+    flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     further = tuple(option for option in options if option not in flags)
-    check_further(further)
+    check_further(further, own)
     jobs = []
     for name, table in tables.items():
         chosen, part = only(table, part_of(table, name, scale.value), _listed(rows), _listed(columns))

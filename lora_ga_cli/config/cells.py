@@ -21,13 +21,18 @@ PLACES = {"name", "output_dir", "cache_dir", "device", "overwrite", "recipe"}
 SEED = "seed="
 
 
+def key_of(override: str) -> str:
+    """The name of the option, or choice, that an override sets."""
+    return override.split("=", 1)[0].lstrip("+~").strip()
+
+
 @dataclass(frozen=True)
 class Cell:
     """One training, or estimation, and what is measured of it.
 
     Args:
         row, column, seed: where its value goes.
-        overrides: as typed on a command line, they give the same.
+        overrides: what its configuration was composed from.
     """
 
     row: str
@@ -78,6 +83,9 @@ def cells_of(
         InvalidInput: what is wrong with any of them, all faults at once.
     """
     lacking = missing_columns(part)
+    if len(lacking) == len(part.columns):
+        raise InvalidInput([Fault(table.title, f"no column can be filled: there is no {', '.join(lacking.values())}")])
+    _refuse_replaced(table, part, further)
     seeds, further = _seeds(further)
     flags = [] if own is None else ["--config-dir", str(own)]
     cells, faults = [], []
@@ -101,16 +109,20 @@ def cells_of(
     return cells
 
 
-def check_further(overrides: Sequence[str]) -> None:
+def check_further(overrides: Sequence[str], own: Path | None = None) -> None:
     """Refuses overrides of the command line that name nothing, before they are blamed on every cell.
+
+    Args:
+        own: a folder with recipes and choices of the user's own.
 
     Raises:
         InvalidInput
     """
     _, others = _seeds(overrides)
-    _, faults = check(others, whole=False)
+    flags = [] if own is None else ["--config-dir", str(own)]
+    _, faults = check([*others, *flags], whole=False)
     for option in ("name", "output_dir"):
-        if any(override.startswith(f"{option}=") for override in others):
+        if any(key_of(override) == option for override in others):
             faults.append(Fault("command line", f"{option}= is refused: every cell has a run of its own", "--output"))
     if faults:
         raise InvalidInput(faults)
@@ -122,8 +134,8 @@ def _seeds(further: Sequence[str]) -> tuple[list[int], list[str]]:
     Raises:
         InvalidInput: they are none.
     """
-    named = [option.removeprefix(SEED) for option in further if option.startswith(SEED)]
-    others = [option for option in further if not option.startswith(SEED)]
+    named = [option.split("=", 1)[-1] for option in further if key_of(option) == "seed"]
+    others = [option for option in further if key_of(option) != "seed"]
     if not named:
         return [], others
     try:
@@ -135,4 +147,20 @@ def _seeds(further: Sequence[str]) -> tuple[list[int], list[str]]:
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
     """Overrides of which later ones replace earlier ones of the same name."""
-    return list({override.split("=", 1)[0].lstrip("+"): override for override in overrides}.values())
+    return list({key_of(override): override for override in overrides}.values())
+
+
+def _refuse_replaced(table: Table, part: Part, further: Sequence[str]) -> None:
+    """Refuses options of the command line that would make the rows, or the columns, other than they are called."""
+    faults = []
+    for flag, what, given in (
+        ("--rows", "rows", table.rows.values()),
+        ("--columns", "columns", (column.overrides for column in part.columns.values())),
+    ):
+        told_apart = {key_of(option) for options in given for option in options}
+        for option in further:
+            if key_of(option) in told_apart:
+                text = f"{option}: {key_of(option)} is what tells this table's {what} apart"
+                faults.append(Fault("command line", text, f"{flag} chooses some of them"))
+    if faults:
+        raise InvalidInput(faults)

@@ -87,7 +87,8 @@ def _incomplete(sources: Sources) -> list[Fault]:
     """Whether a model and a data set are chosen, for every recipe of the command line."""
     given = {override.key_or_group: override for override in sources.overrides}
     missing = [group for group in REQUIRED if group not in given]
-    recipes = [str(value) for value in values_of(given["recipe"])] if "recipe" in given else []
+    choices = sources.locations.choices("recipe")
+    recipes = [str(value) for value in values_of(given["recipe"], choices)] if "recipe" in given else []
     recipes = [name for name in recipes if name in sources.locations.choices("recipe")]
     if missing and not recipes:
         known = ", ".join(sources.locations.choices("recipe"))

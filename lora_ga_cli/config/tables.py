@@ -1,8 +1,8 @@
 """Tables that can be made again: YAML files of rows, columns and seeds, each cell of which is a configuration.
 
 A file lies in ``recipes/tables/``, or in ``tables/`` of a folder of the user's own. Every row, column and scale gives
-overrides as one would type them; a cell's configuration is made of all of them, in the order scale, row, column, seed,
-and last what the command line says.
+overrides as one would type them; a cell's configuration is made of all of them, in the order scale, row, column,
+command line, and last what a search for learning rates sets.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Table(Section):
 def all_tables(own: Path | None = None) -> dict[str, Path]:
     """The files of tables by name; the user's own win."""
     folders = [Locations().recipes / "tables", *([own / "tables"] if own is not None else [])]
-    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml")) if file.is_file()}
 
 
 def find_table(name: str, own: Path | None = None) -> Table:
@@ -127,7 +127,7 @@ def read_table(file: Path) -> Table:
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise InvalidInput([Fault(shown(file), f"not YAML: {str(error).splitlines()[0]}")]) from error
     try:
         table = Table.model_validate(content)

@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.schema import ModelConfig
@@ -52,7 +51,7 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
     quiet()
     locations = Locations(own)
     known = model in locations.choices("model")
-    task = _task_of(locations.choices("model")[model]) if known else guess_task(model)
+    task = _task_of(model, own) if known else guess_task(model)
     chosen = [f"model={model}"] if known else [f"model={CHOICES[task]}", f"model.path={model!r}"]
     rows = "dataset=sst2" if task == "sequence_classification" else "dataset=quickstart"
     entries = []
@@ -75,10 +74,13 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
     return entries
 
 
-def _task_of(file: Path) -> str:
-    """The task that a choice of ``conf/model`` states; ModelConfig's own where it states none."""
-    document = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    return str(document.get("task", ModelConfig.model_fields["task"].default))
+def _task_of(choice: str, own: Path | None) -> str:
+    """The task that a choice of ``conf/model``, or what it builds on, states; ModelConfig's own where none does."""
+    flags = ["--config-dir", str(own)] if own is not None else []
+    sources, faults = check([f"model={choice}", *flags], whole=False)
+    if faults:
+        raise InvalidInput(faults)
+    return str(sources.options_of("model", choice).get("task", ModelConfig.model_fields["task"].default))
 
 
 def _comment(file: Path) -> str:

@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from lora_ga_cli.config.cells import Cell
+from lora_ga_cli.config.cells import Cell, key_of
 from lora_ga_cli.config.tables import Column, Fair
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report.results import Place
 from lora_ga_cli.stages.table_cells import Reproduction, run_cells
 
@@ -36,14 +36,23 @@ def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
         for place, losses in _tried(job, fair, wanted).items():
             known[place] |= losses
     tried = [{"row": row, "column": column, "losses": _finite(known[row, column])} for row, column in places]
-    write_json(job.folder / RATES, {"best": [[*place, rate] for place, rate in _best(known).items()], "tried": tried})
+    best = [[*place, rate] for place, rate in _best(known).items()]
+    write_json(job.folder / RATES, {"of": _subject(job, fair), "best": best, "tried": tried})
     return _best(known), _notes(fair, known)
 
 
-def known_rates(job: Reproduction) -> dict[Place, float]:
-    """The best rates as they were found before; none before that."""
+def known_rates(job: Reproduction, fair: Fair) -> dict[Place, float]:
+    """The best rates as they were found before, by the same trials; none before that."""
     file = job.folder / RATES
-    return {(row, column): rate for row, column, rate in read_json(file)["best"]} if file.exists() else {}
+    found = read_json(file) if file.exists() else {}
+    if found.get("of") != _subject(job, fair):
+        return {}
+    return {(row, column): rate for row, column, rate in found["best"]}
+
+
+def _subject(job: Reproduction, fair: Fair) -> str:
+    """What rates are sought for."""
+    return sha256_json(sorted(cell.key for cell in _trials(job, fair, {})))
 
 
 def _best(known: Mapping[Place, Mapping[float, float]]) -> dict[Place, float]:
@@ -64,7 +73,7 @@ def check_fair(job: Reproduction) -> Fair:
     fair = job.part.fair
     if fair is None:
         raise InvalidInput([Fault("command line", f"table {job.name} has no rates to choose from", "leave out --fair")])
-    if any(option.startswith("trainer.learning_rate=") for option in job.further):
+    if any(key_of(option) == "trainer.learning_rate" for option in job.further):
         raise InvalidInput([Fault("command line", "--fair chooses trainer.learning_rate", "leave one of them out")])
     if not all(cell.config.dataset.has_validation for cell in _trials(job, fair, {})):
         raise InvalidInput([Fault(f"table {job.name}: fair.held_out", "no rows are held out to choose on", HOLD)])

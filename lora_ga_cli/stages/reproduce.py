@@ -30,10 +30,8 @@ def check_tables(jobs: Sequence[Reproduction]) -> None:
     for job in jobs:
         try:
             cells = job.cells()
-            if not cells:
-                needs = ", ".join(missing_columns(job.part).values())
-                raise InvalidInput([Fault(f"table {job.name}", f"no column can be filled: there is no {needs}")])
-            _check_scoring(cells)
+            done = job.known(cells)
+            _check_scoring([cell for cell in cells if cell.key not in done])
             if job.fair:
                 check_fair(job)
         except InvalidInput as error:
@@ -75,8 +73,8 @@ def _check_scoring(cells: Sequence[Cell]) -> None:
     from lora_ga_cli.stages.evaluate import check_benchmark
 
     faults: dict[Fault, None] = {}
-    for column in dict.fromkeys(cell.column for cell in cells if cell.measure == "score"):
-        cell = next(cell for cell in cells if cell.column == column)
+    distinct = {(cell.column, cell.config.eval.model_dump_json()): cell for cell in cells if cell.measure == "score"}
+    for (column, _), cell in distinct.items():
         try:
             check_benchmark(cell.config)
         except InvalidInput as error:

@@ -14,7 +14,7 @@ from lora_ga_cli.config.compose import launch_each
 from lora_ga_cli.config.tables import Part, Table, TableScale
 from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
-from lora_ga_cli.report.console import step
+from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.report.results import Place
 
@@ -68,9 +68,11 @@ class Reproduction:
         return self.home / "cells" / f"{cell.key}.json"
 
     def known(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
-        """What is known of cells, by their key; those that are not filled are missing."""
-        files = {cell.key: self.file(cell) for cell in cells}
-        return {key: read_json(file) for key, file in files.items() if file.exists()}
+        """What is known of cells, by their key; those that are not filled, or were of other data, are missing."""
+        from lora_ga_cli.stages.cell_inputs import changed
+
+        stored = {cell.key: (cell.config, read_json(self.file(cell))) for cell in cells if self.file(cell).exists()}
+        return {key: content for key, (config, content) in stored.items() if not changed(config, content["inputs"])}
 
 
 def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
@@ -79,20 +81,23 @@ def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, A
     Returns:
         What is known of each, by its key; those that failed are missing.
     """
-    distinct = {cell.key: cell for cell in cells}
-    groups = by_run([cell for cell in distinct.values() if not job.file(cell).exists()])
-    if len(groups) < len(by_run(distinct.values())):
-        done = len(by_run(distinct.values())) - len(groups)
-        step("table", f"{done} of {done + len(groups)} trainings and measurements are there already")
+    distinct, done = {cell.key: cell for cell in cells}, job.known(cells)
+    groups = by_run(cell for key, cell in distinct.items() if key not in done)
+    if done:
+        whole = len(by_run(distinct.values()))
+        step("table", f"{whole - len(groups)} of {whole} trainings and measurements are there already")
     count = len(groups)
 
     def fill_group(number: int) -> None:
         group = groups[number]
         more = f" and {len(group) - 1} more" if len(group) > 1 else ""
         console.title(f"{number + 1} of {count}: {group[0].title}{more}")
-        for cell in group:
+        outdated = any(job.file(cell).exists() for cell in group)
+        if outdated:
+            warn("data or base are others than when this was measured: it is done anew")
+        for index, cell in enumerate(group):
             try:
-                _fill(job, cell)
+                _fill(job, cell, anew=outdated and index == 0)
             except Exception as error:  # the others go on
                 job.failed(error)
 
@@ -118,11 +123,17 @@ def _shared(cell: Cell) -> object:
     return sha256_json(of_many(cell.config).model_dump(mode="json")) if cell.measure == "similarity" else cell.key
 
 
-def _fill(job: Reproduction, cell: Cell) -> None:
+def _fill(job: Reproduction, cell: Cell, *, anew: bool) -> None:
+    """Trains, or estimates, and measures.
+
+    Args:
+        anew: set the cell's run aside first, if there is one.
+    """
     from lora_ga_cli.stages.cell import fill
+    from lora_ga_cli.stages.cell_inputs import digests
 
     began = time.perf_counter()
-    values = fill(cell.config, cell.measure)
+    values = fill(cell.config.model_copy(update={"overwrite": anew or cell.config.overwrite}), cell.measure)
     if "run" in values:
         values["run"] = str(Path(values["run"]).relative_to(job.home))
     write_json(
@@ -131,6 +142,7 @@ def _fill(job: Reproduction, cell: Cell) -> None:
             "cell": cell.title,
             "overrides": cell.overrides,
             "values": values,
+            "inputs": digests(cell.config),
             "seconds": round(time.perf_counter() - began, 1),
             "provenance": provenance(),
             "time": now(),

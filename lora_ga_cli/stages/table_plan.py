@@ -41,7 +41,7 @@ def plan_table(job: Reproduction) -> None:
         InvalidInput: of any cell.
     """
     fair = check_fair(job) if job.fair else None
-    rates = known_rates(job) if fair is not None else {}
+    rates = known_rates(job, fair) if fair is not None else {}
     cells = job.cells(rates=rates or None)
     done = set(job.known(cells))
     forecasts: dict[str, Forecast | str] = {}

@@ -65,7 +65,7 @@ def test_full_scale_trains_as_the_paper_does() -> None:
 
 
 def test_a_command_lines_options_win_and_count_for_every_cell(table: Table) -> None:
-    cells = cells_of(table, table.full, ["rank=3", "seed=9"], RUNS)
+    cells = cells_of(table, table.full, ["rank=3", "++seed=9"], RUNS)
     assert {(cell.config.rank, cell.config.seed) for cell in cells} == {(3, 9)}
     assert {cell.seed for cell in cells_of(table, table.full, ["seed=7,8,9"], RUNS)} == {7, 8, 9}
 
@@ -89,6 +89,11 @@ def test_a_cell_is_what_is_done_wherever_it_is_done(table: Table) -> None:
     assert [cell.key for cell in elsewhere] == keys  # of a loss, what would be scored does not count
     other = cells_of(table, table.full, ["trainer.learning_rate=2e-3"], RUNS)
     assert not {cell.key for cell in other} & set(keys)
+
+
+def test_a_row_stays_what_it_is_called(table: Table) -> None:
+    with pytest.raises(InvalidInput, match="method is what tells this table's rows apart"):
+        cells_of(table, table.full, ["method=pissa"], RUNS)
 
 
 def test_a_row_without_a_rate_is_left_out(table: Table) -> None:

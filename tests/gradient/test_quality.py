@@ -84,7 +84,7 @@ def test_the_estimated_loss_of_alignment_is_near_the_true_one(tight: GradientArt
     true, estimated = quickstart.alignments(tight), tight.alignment(RANK)
     ratios = {name: (1 - estimated[name]) / (1 - value) for name, value in true.items() if 1 - value > 1e-3}
     assert len(ratios) > 5
-    assert {name: ratio for name, ratio in ratios.items() if not 0.5 < ratio < 3} == {}
+    assert {name: ratio for name, ratio in ratios.items() if not 0.5 < ratio < 4} == {}
 
 
 def test_an_estimated_loss_is_small_where_the_true_one_is(tight: GradientArtifact, quickstart: Quickstart) -> None:

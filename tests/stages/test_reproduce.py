@@ -161,6 +161,25 @@ def test_a_folder_of_tables_can_be_moved(loraga: Loraga, own: Path) -> None:
     assert "finished in" not in out
 
 
+def test_other_data_are_measured_anew(loraga: Loraga, own: Path, sums_file: Path) -> None:
+    options = ["--config-dir", str(own), "--rows", "LoRA", "--columns", "loss,perplexity", "seed=3"]
+    loraga("reproduce", "mine", *options)
+    before = in_csv("reproduced/mine")
+    sums_file.write_text("".join(sums_file.read_text().splitlines(keepends=True)[5:]))
+    out = loraga("reproduce", "mine", *options)
+    assert "others than when this was measured" in out
+    assert out.count("finished in") == 1
+    after = in_csv("reproduced/mine")
+    assert all(new["mean"] != old["mean"] for new, old in zip(after, before, strict=True))
+    assert "finished in" not in loraga("reproduce", "mine", *options)
+
+
+def test_a_choice_of_ones_own_can_be_given(loraga: Loraga, own: Path) -> None:
+    lay_out(own, {"method/mine.yaml": "# Mine\nname: mine\nadapter: lora\n"})
+    out = loraga("reproduce", "coverage", "--config-dir", str(own), "method=mine", "--plan", "--scale", "tiny")
+    assert "rank 8" in out
+
+
 def test_all_tables_of_a_kind_are_planned_and_the_others_named(loraga: Loraga) -> None:
     out = loraga("reproduce", "--all", "--fair", "--scale", "tiny", "--rows", "LoRA", "--plan")
     for name in ("batch_size", "coverage", "directions", "epochs", "learning_rates", "loss_curves"):
@@ -217,6 +236,8 @@ def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
     assert "no such folder" in loraga("reproduce", "--config-dir", "nonsuch", code=2)
     assert "leave out --fair" in loraga("reproduce", "coverage", "--fair", "--plan", code=2)
     assert "--fair chooses" in loraga("reproduce", "methods", "--fair", "trainer.learning_rate=1", "--plan", code=2)
+    assert "tells this table's rows apart" in loraga("reproduce", "coverage", "rank=16", "--plan", code=2)
+    assert "every cell has a run" in loraga("reproduce", "coverage", "++name=x", "--plan", code=2)
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
 
 

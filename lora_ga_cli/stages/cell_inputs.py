@@ -1,0 +1,50 @@
+"""What a cell reads from this machine, by content: a table is not to show values of other data or another base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
+
+
+def digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the local files and the local base of a configuration, by option; what is not there has none."""
+    found = {name: _of_file(path, path.stat().st_mtime_ns) for name, path in _files(config) if path.is_file()}
+    base = resolve_path(config.model.path)
+    if (base / "config.json").exists():
+        found["model.path"] = _of_base(base, cache_root(config.cache_dir) / "digests.json")
+    return found
+
+
+def changed(config: Config, before: Mapping[str, str]) -> list[str]:
+    """Options whose file, or base, is there and another than it was."""
+    return [name for name, digest in digests(config).items() if before.get(name, digest) != digest]
+
+
+def _files(config: Config) -> Iterator[tuple[str, Path]]:
+    judge = config.eval.judge
+    given = {
+        "dataset.train_file": config.dataset.train_file,
+        "dataset.validation_file": config.dataset.validation_file,
+        "eval.file": config.eval.file,
+        "eval.judge.prompts": judge.prompts,
+        "eval.judge.references": judge.references,
+    }
+    for name, paths in given.items():
+        for number, path in enumerate([paths] if isinstance(paths, str) else paths or []):
+            yield f"{name}[{number}]" if number else name, resolve_path(path)
+
+
+@lru_cache(maxsize=256)
+def _of_file(path: Path, modified: int) -> str:
+    return sha256_file(path)
+
+
+@lru_cache(maxsize=64)
+def _of_base(folder: Path, memo: Path) -> str:
+    from lora_ga_cli.model.identity import local_identity
+
+    return sha256_json(local_identity(folder, memo))
