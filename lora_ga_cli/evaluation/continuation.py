@@ -54,9 +54,10 @@ def positions_left(model: Any, task: Task, row: Mapping[str, Any]) -> int:
     length = row.get("prompt_length", len(row["input_ids"]))
     if limit is None:
         return sys.maxsize
-    if task == "seq2seq_lm":
-        return limit - 1 if length <= limit else 0  # an answer has positions of its own, after a token to begin with
-    return max(0, limit - length - (model.active_peft_config.num_virtual_tokens if has_prefix(model) else 0))
+    left = limit - length - vectors_before(model)
+    if task == "seq2seq_lm" and left >= 0:
+        left = limit - 1  # an answer has positions of its own, after a token to begin with
+    return max(0, left)
 
 
 @torch.no_grad()
@@ -98,6 +99,14 @@ def ends(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     known = [*own, tokenizer.eos_token_id] if isinstance(own, list) else [own, tokenizer.eos_token_id]
     return sorted({token for token in known if token is not None})
+
+
+def vectors_before(model: Any) -> int:
+    """How many trained vectors take positions before the input."""
+    if has_prefix(model):
+        return int(model.active_peft_config.num_virtual_tokens)
+    put_in = getattr(model, "inserted", None)
+    return int(put_in["about"].get("length", 0)) if put_in is not None else 0
 
 
 def has_prefix(model: Any) -> bool:

@@ -13,11 +13,14 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from tokenizers.processors import TemplateProcessing
+from transformers import BartConfig, BartForConditionalGeneration
 
+from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import DataError, InvalidInput
 from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
-from lora_ga_cli.evaluation.task import Counter, Problem, Reply, Score
+from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
+from lora_ga_cli.methods import inserted
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer
 from tests.evaluation.models import alphabet, restless
@@ -41,7 +44,10 @@ class Bench:
         turns = [(question,) if isinstance(question, str) else question for question in self.questions]
         return [Problem(f"bench/{number}", turn) for number, turn in enumerate(turns)]
 
-    def score(self, replies: Sequence[Reply], progress: Counter) -> Score:
+    def grading(self) -> dict[str, Any]:
+        return {}
+
+    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
         raise AssertionError("nobody asked")
 
 
@@ -50,7 +56,7 @@ def answer(tmp_path: Path) -> Callable[..., list[Reply]]:
     """What a model answers to a benchmark, with options by name; drafts go to a file of the test's folder."""
 
     def run(model: Any, bench: Bench, *, seed: int = 0, tokenizer: Any = None, file: str = "x", **fields: Any) -> Any:
-        task = TASKS[model.config.model_type]
+        task = (TASKS | {"bart": "seq2seq_lm"})[model.config.model_type]
         options = EvalConfig(**({"max_new_tokens": 8, "batch_size": 3} | fields))
         writer = Writer(model, tokenizer or byte_tokenizer(), task, options, seed)
         return writer.replies(bench, tmp_path / f"{file}.jsonl", counting)
@@ -255,6 +261,13 @@ def test_a_conversation_needs_a_chat_template_or_a_prompt() -> None:
     check_conversation(EvalConfig(), tokenizer)
 
 
+def test_mt_bench_is_answered_as_fastchat_has_it() -> None:
+    """Of its ``gen_model_answer.py``: 1024 tokens at most; greedy, as most of its questions are."""
+    options = compose(["model=causal_lm", "model.path=x", "dataset=quickstart", "eval=mt_bench"]).eval
+    assert (options.task, options.max_new_tokens, options.temperature) == ("mt_bench", 1024, 0.0)
+    assert (options.samples, options.prompt) == (1, None)
+
+
 @pytest.mark.parametrize("prompt", ["{query}", "Tell me.", "{question} {answer}", "{question", "{question.x}"])
 def test_a_prompt_without_the_question_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -303,9 +316,28 @@ def test_a_second_turn_without_room_is_refused_too(answer: Answer, tmp_path: Pat
         answer(alphabet(), bench, prompt="{question}")
 
 
-def test_vectors_before_a_prompt_take_positions(answer: Answer) -> None:
-    base = restless("gpt2")
-    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
-    assert len(answer(model, Bench(["a" * 252]))[0].texts[0]) <= 1
-    with pytest.raises(DataError, match="its prompt has 253 tokens"):
-        answer(model, Bench(["a" * 253]), file="y")
+def bart() -> BartForConditionalGeneration:
+    """An encoder and decoder with learned positions."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 48, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 256}
+    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "decoder_start_token_id": 2}
+    return BartForConditionalGeneration(BartConfig(vocab_size=259, **sizes, **heads, **ids)).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("gpt2", "prefix_embedding"), ("gpt2", "prefix_layer"), ("bart", "prefix_embedding")]
+)
+def test_vectors_before_a_prompt_take_positions(answer: Answer, family: str, method: str) -> None:
+    base = bart() if family == "bart" else restless(family)
+    if method == "prefix_layer":
+        model: Any = inserted.insert(base, "prefix_layer", {"length": 3}).eval()
+    else:
+        kind = "SEQ_2_SEQ_LM" if family == "bart" else "CAUSAL_LM"
+        options = PromptTuningConfig(task_type=kind, num_virtual_tokens=3, num_transformer_submodules=1)
+        model = get_peft_model(base, options).eval()
+    most = 253 if family == "bart" else 252  # an encoder needs no position for the answer
+    (reply,) = answer(model, Bench(["a" * most]))
+    assert family == "bart" or len(reply.texts[0]) <= 1
+    with pytest.raises(DataError, match=f"its prompt has {most + 1} tokens"):
+        answer(model, Bench(["a" * (most + 1)]), file="y")
