@@ -104,14 +104,16 @@ def penalise_in_training_only(model: PeftModel) -> None:
 @torch.no_grad()
 def penalty(model: PeftModel) -> Tensor:
     """What training adds to the loss for factors P (d_out, r) and Q (r, d_in) that are not orthogonal: the weighted
-    mean of ``‖Pᵀ P - I‖`` and ``‖Q Qᵀ - I‖`` over layers (equation 4, as PEFT averages it)."""
+    mean of ``‖Pᵀ P - I‖`` and ``‖Q Qᵀ - I‖`` over layers (equation 4, as PEFT averages it).
+
+    In PEFT's own operations, so that under the same autocast it rounds as what PEFT adds."""
     norms = [
-        torch.linalg.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype))
+        torch.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype), p="fro")
         for name, item in model.named_parameters()
         if is_a(name) or is_b(name)
         for gram in [item @ item.T if is_a(name) else item.T @ item]
     ]
-    return _config(model).orth_reg_weight * torch.stack(norms).mean()
+    return _config(model).orth_reg_weight * (sum(norms[1:], norms[0]) / len(norms))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, that a finished training is taken up and not resumed, and
-LoRA+'s optimizer."""
+evaluation, that a loss which is not finite stops the run, that a finished training is taken up and not resumed,
+LoRA+'s optimizer, and that AdaLoRA's loss is reported without its penalty."""
 
 from __future__ import annotations
 
@@ -112,7 +112,9 @@ class LoragaTrainer(Trainer):
         if isinstance(model_itself, PeftModel) and adalora.is_adalora(model_itself):
             # trained with and reported without: the loss of the rows, as other methods report it
             share = 1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch)
-            loss = loss - adalora.penalty(model_itself) * share
+            with self.accelerator.autocast():  # in the precision in which PEFT added it
+                penalty = adalora.penalty(model_itself)
+            loss = loss - penalty * share
         return loss
 
     def _stop(self, why: str) -> NoReturn:

@@ -149,15 +149,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(loraga: Loraga, argumen
         assert all(tensor.isfinite().all() for tensor in load_file(checkpoint).values())
 
 
-def test_adalora_trains_with_its_penalty_and_reports_without(loraga: Loraga, arguments: Arguments) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adalora_trains_with_its_penalty_and_reports_without(
+    loraga: Loraga, arguments: Arguments, precision: str
+) -> None:
     """At its first step it computes what LoRA does, so the two report one loss, whatever the penalty's weight."""
     losses, tensors = {}, {}
+    short = ["trainer.max_steps=3", f"trainer.precision={precision}"]
     for folder, method in {
         "lora": ["method=lora"],
         "light": ["method=adalora", "method.adalora.orthogonality=0.5"],
         "heavy": ["method=adalora", "method.adalora.orthogonality=50"],
     }.items():
-        loraga("train", *arguments("llama", f"output_dir={folder}", "trainer.max_steps=3", *method))
+        loraga("train", *arguments("llama", f"output_dir={folder}", *short, *method))
         losses[folder] = next(point["loss"] for point in points(only_run(folder)) if "loss" in point)
         tensors[folder] = load_file(only_run(folder) / "adapter_model.safetensors")
     assert losses["light"] == pytest.approx(losses["lora"], rel=1e-5)
