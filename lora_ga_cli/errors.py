@@ -59,7 +59,8 @@ class ModelError(UserError):
 
 
 class TargetError(UserError):
-    """Target modules that match nothing, cannot be adapted, or are too small for the rank."""
+    """A method that cannot be put on this model: target modules that match nothing, cannot be adapted, or are too
+    small for the rank; or a run too short for its schedule."""
 
     exit_code = 2
 

@@ -41,7 +41,7 @@ def adalora_config(
         TargetError: they are too few to move ranks between the first and the last of them.
     """
     options = config.method.adalora
-    first, after = _schedule(options, steps)
+    first, after = schedule(options, steps)
     return AdaLoraConfig(
         task_type=task_type,
         init_r=initial_rank(config),
@@ -62,8 +62,12 @@ def adalora_config(
     )
 
 
-def _schedule(options: Schedule, steps: int) -> tuple[int, int]:
-    """Steps before the first allocation, and after the last one."""
+def schedule(options: Schedule, steps: int) -> tuple[int, int]:
+    """Steps before the first allocation, and after the last one.
+
+    Raises:
+        TargetError: as `adalora_config`.
+    """
     first = int(options.warmup * steps)
     after = max(1, int(options.final * steps))  # steps count from 0, and the last allocation is before the end
     if first >= steps - after:

@@ -74,13 +74,20 @@ def build(
     return Trainable(wrapped, install(wrapped, stored) if stored is not None else None)
 
 
-def build_empty(model: PreTrainedModel, config: Config) -> nn.Module:
-    """The method on a model without weights (on the meta device): the shapes it has while it trains."""
+def build_empty(model: PreTrainedModel, config: Config, steps: int = 1000) -> nn.Module:
+    """The method on a model without weights (on the meta device): the shapes it has while it trains.
+
+    Args:
+        steps: optimizer steps of the whole run; shapes do not depend on them.
+
+    Raises:
+        TargetError
+    """
     if config.method.moved_start and config.shift == "adapter":
         pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
         config = config.model_copy(update={"rank": 2 * config.rank, "rank_pattern": pattern})
     with torch.device("meta"):
-        return _attach(model, config, steps=1000)
+        return _attach(model, config, steps)
 
 
 def count_trained(empty: nn.Module, config: Config) -> int:

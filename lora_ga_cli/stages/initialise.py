@@ -10,7 +10,7 @@ from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.key import rows_hash
-from lora_ga_cli.methods import names
+from lora_ga_cli.methods import adalora, names
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
@@ -43,6 +43,7 @@ def opened(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
 
     Raises:
         RunError: the folder holds another run, or another process works on it.
+        TargetError: the run is too short for the method's schedule.
         UserError: as `prepare_inputs`.
     """
     run = find_run(config)
@@ -52,6 +53,8 @@ def opened(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
             claim(config, run)
         processes.wait()
         inputs = prepare_inputs(config)
+        if config.method.adapter == "adalora":
+            adalora.schedule(config.method.adalora, total_steps(config, len(inputs.train.rows)))
         _begin(inputs, run)
         yield inputs, run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import yaml
@@ -77,10 +78,16 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         resume = f", resuming after step {reached}" if reached else ""
         return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
     if stage == "eval":
-        if run.evaluation_file.exists():
-            return f"done: {run.evaluation_file}"
-        return f"to do: {_scored(config)}"
+        done = _results(run, config.eval.task)
+        return f"done: {', '.join(map(str, done))}" if done else f"to do: {_scored(config)}"
     raise ValueError(stage)
+
+
+def _results(run: RunFolder, task: str) -> list[Path]:
+    """What `evaluate` has written of a task, under whatever options."""
+    if task == "rows":
+        return [run.evaluation_file] if run.evaluation_file.exists() else []
+    return sorted((run.path / "eval").glob(f"{task}-*.json"))
 
 
 def _scored(config: Config) -> str:
@@ -143,7 +150,7 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     base = inputs.empty_model()
     targets = find_targets(base, config.target_modules)
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
-    model = build_empty(base, config)
+    model = build_empty(base, config, total_steps(config, len(inputs.train.rows)))
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)

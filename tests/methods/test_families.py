@@ -120,9 +120,18 @@ def test_a_dry_run_forecasts_it(loraga: Loraga, arguments: Arguments, method: st
         (["method=adalora", "trainer.precision=fp16"], "fp16's scaling"),
         (["method=adalora", "method.rank_stabilised=true"], "method.rank_stabilised is of"),
         (["method=prefix_layer", "method.prefix_length=250"], "positions"),
+        (["method=adalora", "trainer.max_steps=2", "method.adalora.warmup=0.5"], "a run of 2 has"),
     ],
 )
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
 def test_what_does_not_go_together_is_said_at_once(
-    loraga: Loraga, arguments: Arguments, options: list[str], said: str
+    loraga: Loraga,
+    arguments: Arguments,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    options: list[str],
+    said: str,
 ) -> None:
-    assert said in loraga("train", *arguments("llama", *options), code=2)
+    """Before weights are loaded, and without a run too."""
+    monkeypatch.setattr("lora_ga_cli.stages.inputs.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    assert said in loraga("train", *flags, *arguments("llama", *options), code=2)

@@ -41,6 +41,22 @@ def test_what_will_be_scored_is_said(loraga: Loraga, arguments: Arguments, overr
     assert said in loraga("eval", "--dry-run", *arguments("llama", *overrides))
 
 
+def test_what_is_scored_already_is_named(loraga: Loraga, arguments: Arguments) -> None:
+    """A result of another task is none."""
+    loraga("eval", *arguments("llama", "method=lora"))
+    (run,) = (folder for folder in Path("runs").iterdir() if folder.is_dir())
+
+    def said(*options: str) -> str:
+        return loraga("eval", "--dry-run", *arguments("llama", "method=lora", *options)).replace("\n", "")
+
+    assert f"done: {run / 'eval.json'}" in said()
+    assert "to do: gsm8k" in said("eval.task=gsm8k")
+    (run / "eval").mkdir()
+    (run / "eval" / "gsm8k-0123abcd.json").write_text("{}")
+    assert "gsm8k-0123abcd.json" in said("eval.task=gsm8k")
+    assert "to do: mt_bench" in said("eval.task=mt_bench")
+
+
 def test_rows_at_a_time_are_at_most_an_eighth_of_all() -> None:
     assert rows_at_a_time(GradientConfig(micro_batch_size=32), 64) == 8
     assert rows_at_a_time(GradientConfig(micro_batch_size=4), 64) == 4
