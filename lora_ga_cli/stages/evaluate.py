@@ -23,7 +23,7 @@ from lora_ga_cli.training.run_folder import RunFolder
 
 NOT_SETTINGS: dict[str, Any] = {
     "execute_code": True,
-    "judge": {"prompts", "references", "concurrency", "retries", "key_variable", "timeout"},
+    "judge": {"prompts", "references", "concurrency", "retries", "key_variable"},
 }
 """Options of ``eval`` that leave a result as it is; the judge's files count by content."""
 OF_ANSWERS = {"task", "prompt", "max_new_tokens", "temperature", "top_p", "samples"}

@@ -12,9 +12,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.generate import Writer
-from lora_ga_cli.stages.evaluate import check_benchmark
+from lora_ga_cli.stages.evaluate import NOT_SETTINGS, OF_ANSWERS, check_benchmark
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Endpoint, says
@@ -128,6 +129,11 @@ def test_a_judge_that_broke_off_leaves_the_answers_to_the_next(
     judged(judge__model="another")
     assert len(made) == answered
     assert [file.suffix for file in sorted(Path("runs/eval-model/eval").iterdir())] == [".json", ".jsonl"]
+
+
+def test_what_results_are_told_apart_by_are_options() -> None:
+    assert set(NOT_SETTINGS) | OF_ANSWERS <= set(EvalConfig.model_fields)
+    assert NOT_SETTINGS["judge"] <= set(JudgeConfig.model_fields)
 
 
 def refused(*options: str) -> str:
