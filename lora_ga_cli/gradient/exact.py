@@ -101,11 +101,15 @@ class ExactEstimator:
         Raises:
             GradientError: a layer received no gradient.
         """
-        refuse_silent([name for name in self._targets if name not in self._sums], "the loss does not depend on it")
+        self._refuse_silent()
         for name in self._targets:
             yield name, self._sums.pop(name).div_(total)
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        refuse_empty([name for name in self._targets if name in self._sums and not bool(self._sums[name].any())])
+        self._refuse_silent()
+        refuse_empty([name for name in self._targets if not bool(self._sums[name].any())])
         for name, grad in self.means(total):
             yield name, truncated_svd(grad, self._capacity)
+
+    def _refuse_silent(self) -> None:
+        refuse_silent([name for name in self._targets if name not in self._sums], "the loss does not depend on it")

@@ -230,6 +230,8 @@ def test_offloaded_sums_are_the_same() -> None:
 def test_a_layer_that_the_loss_does_not_reach_is_named(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     model.model.layers[1].mlp.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
+    with torch.no_grad():  # whose gradients are zero, which is said after
+        model.model.layers[0].mlp.down_proj.weight.zero_()
     with pytest.raises(GradientError, match=r"no gradient reached model\.layers\.1\.mlp\.gate_proj.*target_modules"):
         estimate_gradients(model, [batch], estimator=estimator())
 

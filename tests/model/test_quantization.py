@@ -165,11 +165,19 @@ def adapted(base: Path, kind: str, method: str) -> Trainable:
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_pissa_starts_from_quantised_weights(base: Path, kind: str) -> None:
-    batch = build_batch("llama")
+    """At the leading triplets of the weights it computes with, and nothing changes."""
+    batch, quantised = build_batch("llama"), load(base, kind)
+    trainable = adapted(base, kind, "pissa")
     with torch.no_grad():
-        expected = load(base, kind)(**batch).logits
-        found = adapted(base, kind, "pissa").model(**batch).logits
+        expected = quantised(**batch).logits
+        found = trainable.model(**batch).logits
     assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
+    targets, start = find_targets(quantised), trainable.start
+    assert set(start.factors) == set(targets)
+    for name, (a0, b0) in start.factors.items():
+        left, singular, right = torch.linalg.svd(dense(targets[name]).double(), full_matrices=False)
+        best = left[:, :RANK] * singular[:RANK] @ right[:RANK]
+        assert relative(start.scalings[name] * (b0.double() @ a0.double()), best) < 1e-3, name
 
 
 def test_dora_refuses_8_bit_weights_on_a_cpu(base: Path) -> None:
