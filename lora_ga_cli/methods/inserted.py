@@ -82,7 +82,7 @@ def load(model: Model, folder: Path) -> Model:
     head = [item for name, item in model.named_parameters() if name in trained]
     try:
         insert(model, kind, about)
-    except (TargetError, AttributeError, TypeError) as error:
+    except TargetError as error:
         raise RunError(f"{file}: this {kind} does not go on {type(model).__name__}: {error}") from error
     for item in head:
         item.requires_grad_(True)
@@ -96,11 +96,25 @@ def _read_about(file: Path) -> tuple[str, dict[str, Any]]:
         stored = read_json(file)
         kind, about = stored["kind"], stored["about"]
         inspect.signature(KINDS[kind]).bind(None, **about)
+        for name, value in about.items():
+            _check_value(name, value)
     except FileNotFoundError:
         raise RunError(f"{file}: there is no such file, which says how the adapter is put in") from None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: not the description of an inserted adapter ({error!r})") from error
     return kind, about
+
+
+def _check_value(name: str, value: Any) -> None:
+    """
+    Raises:
+        ValueError: it is none that a kind's modules can be built from.
+    """
+    if name == "modules":
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ValueError(f"modules={value!r} is no list of names")
+    elif type(value) is not int or value < 1:  # a truth value is an int, too
+        raise ValueError(f"{name}={value!r} is no positive number")
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

@@ -52,7 +52,11 @@ def test_a_classifiers_plain_base_takes_its_head_from_the_file(tmp_path: Path) -
         ("[]", "not the description"),
         ('{"kind": "other", "about": {}}', "not the description .*other"),
         ('{"kind": "bottleneck", "about": {"modules": []}}', "not the description .*width"),
-        ('{"kind": "bottleneck", "about": {"modules": 3, "width": 2}}', "this bottleneck does not go on Llama"),
+        ('{"kind": "bottleneck", "about": {"modules": 3, "width": 2}}', "not the description .*modules=3"),
+        ('{"kind": "bottleneck", "about": {"modules": ["x", 3], "width": 2}}', "not the description .*modules="),
+        ('{"kind": "bottleneck", "about": {"modules": [], "width": "2"}}', "not the description .*width='2'"),
+        ('{"kind": "prefix_layer", "about": {"length": 0}}', "not the description .*length=0"),
+        ('{"kind": "bottleneck", "about": {"modules": ["x"], "width": 2}}', "this bottleneck does not go on Llama"),
         (None, "there is no such file"),
     ],
 )
@@ -60,6 +64,15 @@ def test_a_malformed_description_is_named(bottlenecks: Path, text: str | None, s
     file = bottlenecks / inserted.ABOUT_FILE
     file.unlink() if text is None else file.write_text(text)
     with pytest.raises(RunError, match=f"{re.escape(str(file))}: {said}"):
+        inserted.load(build_model("llama"), bottlenecks)
+
+
+def test_a_fault_of_our_own_is_not_taken_for_a_wrong_file(bottlenecks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: PreTrainedModel, modules: list[str], width: int) -> None:
+        raise AttributeError("a bug")
+
+    monkeypatch.setitem(inserted.KINDS, "bottleneck", broken)
+    with pytest.raises(AttributeError, match="a bug"):
         inserted.load(build_model("llama"), bottlenecks)
 
 
