@@ -16,7 +16,7 @@ from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data.faults import RowFaults
 from lora_ga_cli.data.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.errors import Fault, InvalidInput, ModelError
 from lora_ga_cli.evaluation.continuation import continuations, ends, positions_left
 from lora_ga_cli.evaluation.prompt import OPTION, question_template
 from lora_ga_cli.evaluation.task import Benchmark, Problem, Progress, Reply, problems_of
@@ -47,8 +47,10 @@ class Writer:
         Args:
             file: JSON lines that keep every batch of replies once it is there; those in it are not made again.
 
+        A later turn for which earlier answers have left no position is answered with nothing, and the reply is cut.
+
         Raises:
-            DataError: prompts that fill all of the model's positions.
+            ModelError: first turns that fill all of the model's positions.
         """
         problems = problems_of(benchmark)
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
@@ -77,7 +79,6 @@ class Writer:
             asked = [place for place, (problem, _) in enumerate(batch) if turn < len(problem.turns)]
             for place in asked:
                 prompts[place].append(self._prompt(benchmark, batch[place][0], texts[place]))
-            self._require_room([(batch[place][0], prompts[place][-1]) for place in asked])
             torch.manual_seed(_seed_of(self.seed, turn, batch))
             made = self._generate([prompts[place][-1] for place in asked], benchmark.stops)
             for place, (text, ended) in zip(asked, made, strict=True):
@@ -96,7 +97,7 @@ class Writer:
     def _require_room(self, asked: Sequence[tuple[Problem, str]]) -> None:
         """
         Raises:
-            DataError: a prompt after which the model has no position for an answer.
+            ModelError: a prompt after which the model has no position for an answer.
         """
         bad, limit = RowFaults("eval.file"), max_positions(self.model.config)
         for (problem, _), row in zip(asked, self._rows([prompt for _, prompt in asked]), strict=True):
@@ -104,7 +105,8 @@ class Writer:
                 what = f"its prompt has {len(row['input_ids']):,} tokens, and the model {limit:,} positions"
                 bad.add("long", f"problem {problem.id}", what)
         if len(bad):
-            raise DataError(bad.faults({"long": "leave it out; a lower eval.max_new_tokens keeps later turns short"}))
+            faults = bad.faults({"long": "leave it out, or take a model with more positions"})
+            raise ModelError("\n".join(map(str, faults)))
 
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""

@@ -38,7 +38,7 @@ class Reply:
         sample: from 0.
         prompts: what the model was given, whole, one for every turn.
         texts: what it answered, one for every turn.
-        cut: whether an answer ran into ``eval.max_new_tokens``.
+        cut: whether an answer ran into ``eval.max_new_tokens`` or the model's last position.
     """
 
     problem: Problem

@@ -19,7 +19,7 @@ from lora_ga_cli.stages.evaluate import NOT_SETTINGS, OF_ANSWERS, check_benchmar
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Endpoint, says
-from tests.evaluation.models import alphabet
+from tests.evaluation.models import alphabet, going_on
 from tests.evaluation.mt_bench_rows import Bench, prompt_rows, reference_rows, write
 from tests.stages.test_train import Loraga
 
@@ -201,3 +201,14 @@ def test_a_model_that_cannot_be_loaded_is_left_out(loraga: Loraga, model: Path, 
     assert " model: accuracy" in out
     assert "weights are not in its files" in loraga("eval", *folders[:2], *benchmark, "device=cpu", code=2)
     assert "did you mean eval.limit?" in loraga("eval", *folders, *benchmark, "eval.limt=3", code=2)
+
+
+def test_a_model_without_room_for_a_prompt_is_left_out(loraga: Loraga, model: Path, tmp_path: Path) -> None:
+    going_on(byte_tokenizer(), {}, "</s>", positions=1000).save_pretrained(tmp_path / "roomy")
+    byte_tokenizer().save_pretrained(tmp_path / "roomy")
+    rows = [{"question": "a" * 300, "answer": "#### 1"}]
+    benchmark = ["eval=gsm8k", f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.max_new_tokens=2"]
+    out = loraga("eval", str(model), str(tmp_path / "roomy"), *benchmark, "device=cpu")
+    assert "left out: problem" in out
+    assert "and the model 256 positions" in " ".join(out.split())
+    assert " roomy: accuracy" in out
