@@ -177,6 +177,22 @@ class LoragaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_weights(Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The Trainer's.
+
+        Raises:
+            TrainingError: the optimizer was another, with other groups of parameters.
+        """
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise TrainingError(
+                f"{checkpoint} cannot be resumed, its optimizer was another ({error}): overwrite=true begins the run "
+                "again and sets this one aside"
+            ) from error
+
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         # by name: the state holds the path from where the run began

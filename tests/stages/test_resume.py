@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from lora_ga_cli.cli.app import main
 from tests.stages.test_train import Arguments, Loraga, only_run, points
@@ -169,6 +170,22 @@ def test_every_kind_of_run_resumes(loraga: Loraga, arguments: Arguments, kind: s
     one, other = (load_file(only_run(folder) / f"{file}.safetensors") for folder in ("whole", "runs"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_an_optimizer_of_other_groups_is_refused(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a version that grouped LoRA+'s parameters otherwise."""
+    from lora_ga_cli.training.trainer import LoragaTrainer
+
+    command = arguments("llama", "method=lora_plus")
+    killed(command, between_two_checkpoints)
+    with monkeypatch.context() as patch:
+        patch.setattr(LoragaTrainer, "create_optimizer", Trainer.create_optimizer)
+        out = " ".join(loraga("train", *command, code=1).split())
+    assert "checkpoint-2 cannot be resumed, its optimizer was another (loaded state dict has" in out
+    assert "overwrite=true" in out
+    assert "resuming after step 2" in loraga("train", *command)
 
 
 def test_a_base_that_changed_in_between_is_noticed(
