@@ -58,7 +58,7 @@ class Writer:
         size = self.options.batch_size
         # long ones first, like with like; the same batches every time
         order = sorted(wanted, key=lambda pair: (-len(pair[0].turns[0]), pair[1]))
-        self._require_room([(problem, self._prompt(benchmark, problem, ())) for problem in problems])
+        self.require_room(benchmark)
         with progress("eval", f"answer to {benchmark.name}", len(wanted)) as report:
             report(len(known))
             for begin in range(0, len(order), size):
@@ -70,6 +70,23 @@ class Writer:
                 known |= {(reply.problem.id, reply.sample): reply for reply in made}
                 report(len(known))
         return [known[problem.id, sample] for problem, sample in wanted]
+
+    def require_room(self, benchmark: Benchmark) -> None:
+        """Refuses a benchmark whose first turns leave the model no position for an answer. It needs no weights.
+
+        Raises:
+            ModelError
+        """
+        problems = problems_of(benchmark)
+        rows = self._rows([self._prompt(benchmark, problem, ()) for problem in problems])
+        bad, limit = RowFaults("eval.file"), max_positions(self.model.config)
+        for problem, row in zip(problems, rows, strict=True):
+            if not positions_left(self.model, self.task, row):
+                what = f"its prompt has {len(row['input_ids']):,} tokens, and the model {limit:,} positions"
+                bad.add("long", f"problem {problem.id}", what)
+        if len(bad):
+            faults = bad.faults({"long": "leave it out, or take a model with more positions"})
+            raise ModelError("\n".join(map(str, faults)))
 
     def _answer(self, batch: Sequence[tuple[Problem, int]], benchmark: Benchmark) -> list[Reply]:
         prompts: list[list[str]] = [[] for _ in batch]
@@ -93,20 +110,6 @@ class Writer:
         """What the model reads of a problem once it has given some answers."""
         turns = problem.turns[: len(answers) + 1]
         return conversation(turns, answers, self.options, self.tokenizer) if benchmark.chat else turns[-1]
-
-    def _require_room(self, asked: Sequence[tuple[Problem, str]]) -> None:
-        """
-        Raises:
-            ModelError: a prompt after which the model has no position for an answer.
-        """
-        bad, limit = RowFaults("eval.file"), max_positions(self.model.config)
-        for (problem, _), row in zip(asked, self._rows([prompt for _, prompt in asked]), strict=True):
-            if not positions_left(self.model, self.task, row):
-                what = f"its prompt has {len(row['input_ids']):,} tokens, and the model {limit:,} positions"
-                bad.add("long", f"problem {problem.id}", what)
-        if len(bad):
-            faults = bad.faults({"long": "leave it out, or take a model with more positions"})
-            raise ModelError("\n".join(map(str, faults)))
 
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Every prompt's continuation, and whether it came to an end by itself."""

@@ -79,7 +79,7 @@ def check_benchmark(config: Config) -> None:
     """Refuses what would fail after a training, or after hours of generation.
 
     Raises:
-        InvalidInput, UserError
+        InvalidInput, ModelError, UserError
     """
     from lora_ga_cli.evaluation import harness
 
@@ -93,7 +93,24 @@ def check_benchmark(config: Config) -> None:
     if options.task == "lm_eval":
         harness.check(options)
     else:
-        _check(_named(config), config)
+        benchmark = _named(config)
+        _check(benchmark, config)
+        if options.file is not None:
+            _check_room(benchmark, config)
+
+
+def _check_room(benchmark: Benchmark, config: Config) -> None:
+    """Refuses first turns for which the model has no positions, without its weights.
+
+    Raises:
+        ModelError
+    """
+    from lora_ga_cli.evaluation.generate import Writer
+    from lora_ga_cli.methods.build import build_empty
+
+    inputs = prepare_inputs(config, splits=())
+    empty = build_empty(inputs.empty_model(), config)
+    Writer(empty, inputs.tokenizer, config.model.task, config.eval, config.seed).require_room(benchmark)
 
 
 def _refuse_classifier(config: Config) -> None:

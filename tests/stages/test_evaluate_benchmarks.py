@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
-from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Writer
 from lora_ga_cli.stages.evaluate import NOT_SETTINGS, OF_ANSWERS, check_benchmark
 from tests.conftest import byte_tokenizer
@@ -170,6 +171,20 @@ def test_a_missing_chat_template_is_missed_before_training(
         "eval.judge.references",
         "eval.judge.key_variable",
     ]
+
+
+@pytest.mark.parametrize(("method", "refused"), [("lora", False), ("prefix_embedding", True), ("prefix_layer", True)])
+def test_a_prompt_without_room_is_missed_before_training(
+    saved_bases: dict[str, Path], sums_file: Path, tmp_path: Path, method: str, refused: bool
+) -> None:
+    """Trained vectors before it count."""
+    rows = [{"question": "a" * 170, "answer": "#### 1"}]
+    options = ["model=causal_lm", f"model.path={saved_bases['gpt2']}", "dataset=jsonl", "dataset.max_length=64"]
+    options += [f"dataset.train_file={sums_file}", "eval=gsm8k", "device=cpu", f"method={method}"]
+    options += ["method.prefix_length=100"] if refused else []
+    config = compose([*options, f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.prompt='{question}'"])
+    with pytest.raises(ModelError, match="has 170 tokens") if refused else contextlib.nullcontext():
+        check_benchmark(config)
 
 
 def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp_path: Path) -> None:
