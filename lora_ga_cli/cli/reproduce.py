@@ -98,7 +98,7 @@ def _run(jobs: Sequence[Reproduction], *, plan: bool) -> bool:
     whole = True
     for job in jobs:
         if len(jobs) > 1:
-            console.title(job.table.title)
+            console.title(job.title)
         if plan:
             plan_table(job)
         else:

@@ -71,6 +71,8 @@ class Part(Section):
     leave_out: list[str] = Field(default_factory=list)
     """Rows that this scale does not have."""
     fair: Fair | None = None
+    title: str = ""
+    """In place of the table's, which speaks of the other scale."""
     note: str = ""
     """What a reader has to know of this scale."""
 

@@ -110,7 +110,7 @@ def _results(
     if table.paper and not tiny:
         told.append(f"Paper: {table.source}. {table.provenance}")
     return Results(
-        title=table.title + (" (tiny scale)" if tiny else "") + (", own learning rates" if job.fair else ""),
+        title=job.title + (", own learning rates" if job.fair else ""),
         rows=[row for row in table.rows if row not in part.leave_out],
         columns=[name for name in part.columns if name not in missing_columns(part)],
         values=values,
@@ -151,6 +151,5 @@ def _curves(job: Reproduction, cells: Sequence[Cell], filled: Mapping[str, dict[
         curves = {row: metrics.read(RunFolder(job.home / run).metrics_file) for row, run in runs.items()}
         name = "".join(sign if sign.isalnum() else "_" for sign in column.lower())
         files.append(job.folder / f"loss_{name}.png")
-        tiny = ", tiny scale" if job.scale == "tiny" else ""
-        loss_curves(curves, files[-1], title=f"{job.table.title}: {column}{tiny}")
+        loss_curves(curves, files[-1], title=f"{job.title}: {column}")
     return files

@@ -51,6 +51,11 @@ class Reproduction:
         kind = [*(["tiny"] if self.scale == "tiny" else []), *(["fair"] if self.fair else [])]
         return self.home / "-".join([self.name, *kind])
 
+    @property
+    def title(self) -> str:
+        """What the table shows, and whether it is tiny."""
+        return (self.part.title or self.table.title) + (" (tiny scale)" if self.scale == "tiny" else "")
+
     def cells(
         self, part: Part | None = None, rates: Mapping[Place, float] | None = None, held_out: Sequence[str] = ()
     ) -> list[Cell]:
