@@ -137,7 +137,7 @@ def _fill(job: Reproduction, cell: Cell, *, anew: bool) -> None:
     from lora_ga_cli.stages.cell import fill
     from lora_ga_cli.stages.cell_inputs import digests
 
-    began = time.perf_counter()
+    began, inputs = time.perf_counter(), digests(cell.config)
     values = fill(cell.config.model_copy(update={"overwrite": anew or cell.config.overwrite}), cell.measure)
     if "run" in values:
         values["run"] = str(Path(values["run"]).relative_to(job.home))
@@ -147,7 +147,7 @@ def _fill(job: Reproduction, cell: Cell, *, anew: bool) -> None:
             "cell": cell.title,
             "overrides": cell.overrides,
             "values": values,
-            "inputs": digests(cell.config),
+            "inputs": inputs,
             "seconds": round(time.perf_counter() - began, 1),
             "provenance": provenance(),
             "time": now(),

@@ -10,11 +10,7 @@ from lora_ga_cli.config.compose import compose
 from tests.config import BASE, lay_out, refused
 
 QUICKSTART = "recipe=quickstart"
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.mark.parametrize(

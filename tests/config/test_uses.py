@@ -12,12 +12,8 @@ from lora_ga_cli.config.uses import SHARED_USES, USES
 from tests.config import BASE, jobs, lay_out, refused
 
 QUICKSTART = "recipe=quickstart"
+pytestmark = pytest.mark.usefixtures("empty_folder")
 LORA = "defaults:\n  - override /model: tiny\n  - override /dataset: quickstart\n  - override /method: lora\n"
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(
