@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lora_ga_cli.adapter.export import export_adapter as export_adapter
-    from lora_ga_cli.adapter.install import Start as Start
-    from lora_ga_cli.adapter.install import initialise as initialise
     from lora_ga_cli.gradient.artifact import GradientArtifact as GradientArtifact
     from lora_ga_cli.gradient.estimate import estimate_gradients as estimate_gradients
+    from lora_ga_cli.lora.export import export_adapter as export_adapter
+    from lora_ga_cli.lora.offset import Start as Start
+    from lora_ga_cli.lora.offset import initialize as initialize
 
 _PUBLIC = {
     "estimate_gradients": "lora_ga_cli.gradient.estimate",
     "GradientArtifact": "lora_ga_cli.gradient.artifact",
-    "initialise": "lora_ga_cli.adapter.install",
-    "Start": "lora_ga_cli.adapter.install",
-    "export_adapter": "lora_ga_cli.adapter.export",
+    "initialize": "lora_ga_cli.lora.offset",
+    "Start": "lora_ga_cli.lora.offset",
+    "export_adapter": "lora_ga_cli.lora.export",
 }
-__all__ = ["GradientArtifact", "Start", "__version__", "estimate_gradients", "export_adapter", "initialise"]
+__all__ = ["GradientArtifact", "Start", "__version__", "estimate_gradients", "export_adapter", "initialize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@
     python scripts/bench_gradient.py nf4
 
 minilm: a CPU, MiniLM-L6 with a new head on CoLA, 8 × 8 rows. tiny: a CPU, the bundled base on its rows, 8 × 8 rows.
-7b: a GPU, Llama-2-7B's shapes with random bfloat16 weights, 8 × 1 × 1024 random tokens. nf4: the same, quantised.
+7b: a GPU, Llama-2-7B's shapes with random bfloat16 weights, 8 × 1 × 1024 random tokens. nf4: the same, quantized.
 
 Time is the median of three runs after a first one; with factors, since a start needs them. Memory is the accelerator's
 peak above what the weights take. Alignment is that of the start of rank 8, by layer (mean, worst), with the exact
@@ -30,7 +30,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lora_ga_cli.adapter.initialisation import first_step_alignment, starting_factors
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients, prepared
@@ -38,6 +37,7 @@ from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
 from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.lora.initialization import first_step_alignment, starting_factors
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample
 from lora_ga_cli.stages.inputs import prepare_inputs
@@ -97,7 +97,7 @@ def of_peft(case: Case) -> dict[str, tuple[Tensor, Tensor]] | None:
     from peft import LoraConfig, LoraGAConfig, get_peft_model
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    from lora_ga_cli.adapter.install import lora_layers
+    from lora_ga_cli.lora.offset import lora_layers
 
     small = case.device.type == "cpu"
     model = copy.deepcopy(case.model) if small else case.model
@@ -113,7 +113,7 @@ def of_peft(case: Case) -> dict[str, tuple[Tensor, Tensor]] | None:
     model.eval().requires_grad_(True)
     began = time.perf_counter()
     preprocess_loraga(model, config, train_step)
-    synchronise(case.device)
+    synchronize(case.device)
     of_peft.seconds = time.perf_counter() - began  # type: ignore[attr-defined]
     if not small:
         for module in model.modules():
@@ -135,7 +135,7 @@ def alignments(case: Case, result: Any) -> str:
     return f"{statistics.mean(values):.4f} / {min(values):.4f}"
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -149,10 +149,10 @@ def measure(case: Case, method: Callable[[Case], Any]) -> tuple[float, float, An
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        synchronise(case.device)
+        synchronize(case.device)
         began = time.perf_counter()
         result = method(case)
-        synchronise(case.device)
+        synchronize(case.device)
         if number:
             seconds.append(time.perf_counter() - began)
         if cuda:
@@ -277,7 +277,7 @@ def large() -> Case:
     return Case(model, batches, *reference(model, batches), methods)
 
 
-def quantise(model: nn.Module) -> None:
+def quantize(model: nn.Module) -> None:
     """Replaces every target by its NF4 form, as transformers loads it."""
     import bitsandbytes as bnb
 
@@ -292,7 +292,7 @@ def quantise(model: nn.Module) -> None:
 
 def nf4() -> Case:
     model, batches = llama_7b()
-    quantise(model)
+    quantize(model)
     methods = {
         "floor": floor,
         "sketch": estimated(SketchEstimator),

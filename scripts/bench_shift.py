@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lora_ga_cli import estimate_gradients, initialise
+from lora_ga_cli import estimate_gradients, initialize
 from lora_ga_cli.files import resolve_path
 
 RANK, WARM, STEPS = 8, 3, 10
@@ -39,7 +39,7 @@ def measure(form: str, build, artifact, expected: torch.Tensor) -> None:  # type
     config = LoraConfig(r=RANK, lora_alpha=16, use_rslora=True, target_modules=artifact.target_modules)
     peft = get_peft_model(model, config)
     if form != "LoRA":
-        initialise(peft, artifact, shift=form)
+        initialize(peft, artifact, shift=form)
     with torch.no_grad():
         found = peft.eval()(input_ids=batches[0]["input_ids"]).logits.float()
     off = float((found - expected.to(found.device)).norm() / expected.norm())
@@ -50,12 +50,12 @@ def measure(form: str, build, artifact, expected: torch.Tensor) -> None:  # type
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     for number in range(WARM + STEPS):
-        bench.synchronise(next(model.parameters()).device)
+        bench.synchronize(next(model.parameters()).device)
         began = time.perf_counter()
         peft(**batches[number % len(batches)]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        bench.synchronise(next(model.parameters()).device)
+        bench.synchronize(next(model.parameters()).device)
         if number >= WARM:
             seconds.append(time.perf_counter() - began)
     peak = f"{torch.cuda.max_memory_allocated() / bench.GIB:.2f} GiB" if cuda else "–"

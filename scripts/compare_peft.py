@@ -23,11 +23,11 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_ga_cli import estimate_gradients, export_adapter, initialise
-from lora_ga_cli.adapter.initialisation import first_step_alignment
-from lora_ga_cli.adapter.install import lora_layers
+from lora_ga_cli import estimate_gradients, export_adapter, initialize
 from lora_ga_cli.data import Collator
 from lora_ga_cli.files import resolve_path
+from lora_ga_cli.lora.initialization import first_step_alignment
+from lora_ga_cli.lora.offset import lora_layers
 
 RANK, ALPHA, ROWS = 8, 16, 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -84,7 +84,7 @@ def of_loraga(batch: dict[str, Tensor], loss_scale: float = 1.0):  # type: ignor
     peft = get_peft_model(
         model, LoraConfig(r=RANK, lora_alpha=ALPHA, use_rslora=True, target_modules=artifact.target_modules)
     )
-    return peft, initialise(peft, artifact)
+    return peft, initialize(peft, artifact)
 
 
 def step(model: PeftModel, batch: dict[str, Tensor]) -> Tensor:

@@ -24,9 +24,9 @@ import bench_gradient as bench
 import torch
 from torch import Tensor
 
-from lora_ga_cli.adapter.initialisation import first_step_alignment
 from lora_ga_cli.gradient.estimate import prepared
 from lora_ga_cli.gradient.lowrank import eigenvectors, merge, orthonormal, singular_triplets
+from lora_ga_cli.lora.initialization import first_step_alignment
 from lora_ga_cli.model.losses import count_items
 from lora_ga_cli.model.targets import find_targets
 

@@ -38,7 +38,7 @@ def test_arrows_run_one_way(file: Path) -> None:
             assert not {name for name in used if name.startswith("lora_ga_cli.cli")}
     if room in PARTS:
         assert not {name for name in used if name.startswith("lora_ga_cli.stages")}
-    if room in ("gradient",) or file.name == "initialisation.py":
+    if room in ("gradient",) or file.name == "initialization.py":
         assert not {
             name for name in used if name.startswith(("lora_ga_cli.data", "lora_ga_cli.config", "lora_ga_cli.stages"))
         }

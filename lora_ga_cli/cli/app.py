@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_ga_cli import __version__
+from lora_ga_cli import __version__, distributed
 from lora_ga_cli.cli import cache, estimate_grad, evaluate, init, merge, recipes, reproduce, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
-from lora_ga_cli.training import processes
 
 
 class Commands(TyperGroup):
@@ -83,5 +82,5 @@ def run() -> None:
     """The ``loraga`` program."""
     code = main()
     if code == 0:
-        processes.leave()
+        distributed.leave()
     sys.exit(code)

@@ -88,7 +88,7 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
             console.title(heading)
         try:
             if dry_run is not None:
-                from lora_ga_cli.stages.plan import plan
+                from lora_ga_cli.stages.forecast import plan
 
                 plan(config, dry_run)
             else:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
-    """Initialise a run: the adapter's first factors, checked to leave the base's logits as they are.
+    """Initialize a run: the adapter's first factors, checked to leave the base's logits as they are.
 
     The start is stored in the run folder, where `train` finds it.
 
@@ -19,8 +19,8 @@ def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = F
     """
 
     def job(config: Config) -> None:
-        from lora_ga_cli.stages.initialise import initialise
+        from lora_ga_cli.stages.initialize import initialize
 
-        initialise(config)
+        initialize(config)
 
     run_jobs(options, job, dry_run="init" if dry_run else None)

@@ -12,8 +12,8 @@ import typer
 from lora_ga_cli.cli.common import ConfigDir, Debug, complete, own_folder, report_error, words
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.tables import Table
-    from lora_ga_cli.stages.table_cells import Reproduction
+    from lora_ga_cli.reproduce.fill import Reproduction
+    from lora_ga_cli.reproduce.table import Table
 
 
 class Scale(StrEnum):
@@ -25,7 +25,7 @@ class Scale(StrEnum):
 
 def complete_word(context: typer.Context, incomplete: str) -> list[str]:
     """Shell completion of tables' names, and of options."""
-    from lora_ga_cli.config.tables import all_tables
+    from lora_ga_cli.reproduce.table import all_tables
 
     return [*(name for name in all_tables() if name.startswith(incomplete)), *complete(context, incomplete)]
 
@@ -70,9 +70,9 @@ def command(
         return
     tables = _all_tables(names, own, scale, fair=fair) if every else _named(names, own)
 
-    from lora_ga_cli.config.cells import check_further
-    from lora_ga_cli.config.tables import only, part_of
-    from lora_ga_cli.stages.table_cells import Reproduction
+    from lora_ga_cli.reproduce.cells import check_further
+    from lora_ga_cli.reproduce.fill import Reproduction
+    from lora_ga_cli.reproduce.table import only, part_of
 
     flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     further = tuple(option for option in options if option not in flags)
@@ -90,8 +90,8 @@ def command(
 def _run(jobs: Sequence[Reproduction], *, plan: bool) -> bool:
     """Plans or makes tables; returns whether all of them are whole."""
     from lora_ga_cli.report import console
-    from lora_ga_cli.stages.reproduce import check_tables, reproduce
-    from lora_ga_cli.stages.table_plan import plan_table
+    from lora_ga_cli.reproduce.forecast import plan_table
+    from lora_ga_cli.reproduce.run import check_tables, reproduce
 
     if not plan:
         check_tables(jobs)
@@ -107,16 +107,16 @@ def _run(jobs: Sequence[Reproduction], *, plan: bool) -> bool:
 
 
 def _named(names: Sequence[str], own: Path | None) -> dict[str, Table]:
-    from lora_ga_cli.config.tables import find_table
+    from lora_ga_cli.reproduce.table import find_table
 
     return {name: find_table(name, own) for name in names}
 
 
 def _all_tables(names: Sequence[str], own: Path | None, scale: Scale, *, fair: bool) -> dict[str, Table]:
     """Every table that there is of this kind; says which there are not."""
-    from lora_ga_cli.config.tables import all_tables, missing_columns, part_of
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report import console
+    from lora_ga_cli.reproduce.table import all_tables, missing_columns, part_of
 
     if names:
         raise InvalidInput([Fault("command line", f"--all makes every table, {names[0]} too", "leave one out")])
@@ -147,9 +147,9 @@ def _listed(text: str) -> list[str]:
 
 
 def _list(own: Path | None) -> None:
-    from lora_ga_cli.config.tables import all_tables, describe
     from lora_ga_cli.report.console import say
     from lora_ga_cli.report.tables import print_table
+    from lora_ga_cli.reproduce.table import all_tables, describe
 
     rows = []
     for name, file in all_tables(own).items():

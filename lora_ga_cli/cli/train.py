@@ -20,7 +20,7 @@ def command(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Train an adapter; estimates the gradient and initialises first where that is missing.
+    """Train an adapter; estimates the gradient and initializes first where that is missing.
 
     The same command again resumes a run that was stopped. The result is for the base as it is published: of LoRA's
     methods, a plain LoRA.

@@ -133,8 +133,8 @@ def _of_adapter(config: Config) -> Iterator[str]:
         yield f"method.train={method.train} chooses weights of the model: method.adapter=none"
     if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
         yield "method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any"
-    if method.rank_stabilised and method.adapter == "adalora":
-        yield "method.rank_stabilised is of method.adapter=lora and dora, not adalora"
+    if method.rank_stabilized and method.adapter == "adalora":
+        yield "method.rank_stabilized is of method.adapter=lora and dora, not adalora"
 
 
 def _of_adalora(config: Config) -> Iterator[str]:
@@ -157,31 +157,31 @@ def _of_gradient(config: Config) -> Iterator[str]:
 
 
 def _of_base(config: Config) -> Iterator[str]:
-    """What a base rules out whose weights stay as they are stored: quantised, or in shards."""
+    """What a base rules out whose weights stay as they are stored: quantized, or in shards."""
     if config.model.double_quantization and config.model.quantization != "nf4":
         yield "model.double_quantization goes with model.quantization=nf4"
     if config.model.quantization is not None:
-        yield from _of_quantised(config)
+        yield from _of_quantized(config)
     if config.model.shard:
         yield from _of_shards(config)
 
 
-def _of_quantised(config: Config) -> Iterator[str]:
+def _of_quantized(config: Config) -> Iterator[str]:
     method, given = config.method, f"model.quantization={config.model.quantization}"
     if method.adapter == "none":
-        yield f"{given}: quantised weights cannot be trained; method.adapter=lora can"
+        yield f"{given}: quantized weights cannot be trained; method.adapter=lora can"
     if method.adapter in ("bottleneck", "prefix_layer"):
         yield f"{given} goes with adapters of PEFT's, and {method.adapter} is not one"
     if method.shift == "weights":
-        yield f"{given}: quantised weights cannot be shifted: method.shift=adapter"
+        yield f"{given}: quantized weights cannot be shifted: method.shift=adapter"
     if method.start == "gradient" and config.gradient.estimator == "exact":
-        yield f"{given}: quantised weights have no gradient of their own: gradient=sketch"
+        yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
 
 
 def _of_shards(config: Config) -> Iterator[str]:
     method = config.method
     if config.model.quantization is not None:
-        yield "model.shard and model.quantization do not go together: a quantised base is small, give one"
+        yield "model.shard and model.quantization do not go together: a quantized base is small, give one"
     if method.adapter != "lora":
         yield f"model.shard is for method.adapter=lora, not {method.adapter}"
     if method.start == "pissa":

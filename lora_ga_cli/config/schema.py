@@ -45,10 +45,10 @@ class ModelConfig(Section):
     dtype: Dtype = "float32"
     """Type of the base's weights in memory. Adapters always train in float32."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Load the base's linear layers quantised by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
+    """Load the base's linear layers quantized by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
     is; the adapter carries its start."""
     double_quantization: bool = False
-    """With ``nf4``: quantise its scales too, which saves about 0.4 bits a weight."""
+    """With ``nf4``: quantize its scales too, which saves about 0.4 bits a weight."""
     shard: bool = False
     """Spread the base's weights over the processes of one run (FSDP2), each of which gathers a block when it computes.
     For a base that one device cannot hold; the adapter carries its start."""
@@ -174,7 +174,7 @@ class MethodConfig(Section):
     """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's. ``pissa``: the weight's own leading
     singular vectors (arXiv 2404.02948). ``gaussian``: A and B random. All but the first are taken off again; see
     ``shift``."""
-    rank_stabilised: bool = False
+    rank_stabilized: bool = False
     """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
     direction: Direction = "ArB2r"
     """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
@@ -186,7 +186,7 @@ class MethodConfig(Section):
     """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
     weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
     ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
-    quantised or sharded base, and with ``adapter_dropout``."""
+    quantized or sharded base, and with ``adapter_dropout``."""
     learning_rate_ratio: Annotated[float, Field(ge=1)] = 1.0
     """B's learning rate over A's (LoRA+, arXiv 2402.12354)."""
     prefix_length: Positive = 32
@@ -365,7 +365,7 @@ class Config(Section):
     """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``. Of the adapters
     ``lora`` and ``dora``."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilised."""
+    """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilized."""
     adapter_dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"

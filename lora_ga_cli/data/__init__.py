@@ -1,4 +1,4 @@
-"""From files or the hub to tokenised rows and batches.
+"""From files or the hub to tokenized rows and batches.
 
 Names load when first used, so that importing the package costs nothing.
 """

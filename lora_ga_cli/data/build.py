@@ -1,4 +1,4 @@
-"""From rows to a tokenised split: drawing, tokenising, and what happens to bad and long rows."""
+"""From rows to a tokenized split: drawing, tokenizing, and what happens to bad and long rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_ga_cli.data.examples.base import Example, Form, form_needs
 from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
-from lora_ga_cli.data.forms import Example, Form, form_needs
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
 
 BATCH = 1000
-"""Rows tokenised at once: enough for the tokenizer's threads, little memory."""
+"""Rows tokenized at once: enough for the tokenizer's threads, little memory."""
 
 MALFORMED = "malformed"
 LEFT_OUT = "dataset.keep or dataset.extract does not match"
@@ -99,7 +99,7 @@ class Builder:
             else:
                 places.append(index)
                 parts.append(part)
-        for index, example in zip(places, self.form.tokenise(parts), strict=True):
+        for index, example in zip(places, self.form.tokenize(parts), strict=True):
             if (fitting := self._fitting(index, example)) is not None:
                 yield fitting
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_ga_cli.data.forms import MASKED
+from lora_ga_cli.data.examples.base import MASKED
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def encode_cut(tokenizer: Any, text: str, pair: str | None, max_length: int) -> Any:
-    """A text's or a pair's tokenisation, cut to the first ``max_length`` tokens; of a pair the longer is cut first."""
+    """A text's or a pair's tokenization, cut to the first ``max_length`` tokens; of a pair the longer is cut first."""
     side = tokenizer.truncation_side
     tokenizer.truncation_side = "right"
     try:

@@ -31,7 +31,7 @@ def load_data(
     splits: Sequence[str] = (TRAIN, VALIDATION),
     num_labels: int | None = None,
 ) -> Data:
-    """The tokenised splits that a configuration describes.
+    """The tokenized splits that a configuration describes.
 
     The training rows are shuffled by ``seed``. ``max_rows`` counts from the beginning of that order, and
     ``validation_fraction`` of all of them (at least one) is held out from its end, so that neither moves the other.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.build import Builder
-from lora_ga_cli.data.forms import form_faults, form_for, form_needs
+from lora_ga_cli.data.examples.base import form_faults, form_for, form_needs
 from lora_ga_cli.data.hub import read_hub
 from lora_ga_cli.data.labels import count_labels
 from lora_ga_cli.data.local import files_faults, listed, read_files

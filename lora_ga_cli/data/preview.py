@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.data.forms import MASKED
+from lora_ga_cli.data.examples.base import MASKED
 from lora_ga_cli.data.texts import same_start
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What loading gives: tokenised rows, and what happened to those that are not among them."""
+"""What loading gives: tokenized rows, and what happened to those that are not among them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenised rows.
+    """Tokenized rows.
 
     Args:
         name: ``train``, ``validation``, or as the caller chose.

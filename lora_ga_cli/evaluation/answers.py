@@ -6,7 +6,7 @@ import re
 
 
 def extract(text: str, pattern: str) -> str | None:
-    """The first group of the last match of ``pattern`` in ``text``, normalised; None if there is no match.
+    """The first group of the last match of ``pattern`` in ``text``, normalized; None if there is no match.
 
     The last, since a worked solution may mention results on its way.
     """
@@ -15,10 +15,10 @@ def extract(text: str, pattern: str) -> str | None:
         return None
     found = matches[-1]
     answer = found.group(1) if found.re.groups else found.group(0)
-    return None if answer is None else normalise(answer)
+    return None if answer is None else normalize(answer)
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """Strips what does not change an answer: outer space, a final full stop, a currency sign, thousands separators."""
     answer = " ".join(answer.split()).removesuffix(".").removeprefix("$").strip()
     return re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", answer)
@@ -27,4 +27,4 @@ def normalise(answer: str) -> str:
 def reference_answer(text: str, pattern: str) -> str:
     """The answer in a reference text: the pattern's match, or the whole text where it has none."""
     found = extract(text, pattern)
-    return normalise(text) if found is None else found
+    return normalize(text) if found is None else found

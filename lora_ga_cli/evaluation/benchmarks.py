@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lora_ga_cli.config.schema import EvalConfig
-from lora_ga_cli.evaluation.gsm8k import Gsm8k
-from lora_ga_cli.evaluation.humaneval import HumanEval
-from lora_ga_cli.evaluation.mt_bench import MtBench
-from lora_ga_cli.evaluation.task import Benchmark
+from lora_ga_cli.evaluation.tasks.base import Benchmark
+from lora_ga_cli.evaluation.tasks.gsm8k import Gsm8k
+from lora_ga_cli.evaluation.tasks.humaneval import HumanEval
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench
 
 BENCHMARKS: dict[str, Callable[[EvalConfig, Path], Benchmark]] = {
     "gsm8k": lambda options, cache: Gsm8k(options),

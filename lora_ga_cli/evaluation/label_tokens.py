@@ -11,12 +11,12 @@ from torch import Tensor
 from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data import Collator
 from lora_ga_cli.data.collate import causal_prompts
-from lora_ga_cli.data.forms import MASKED
-from lora_ga_cli.data.prompt_answer import plain_tokens
+from lora_ga_cli.data.examples.base import MASKED
+from lora_ga_cli.data.examples.prompt_answer import plain_tokens
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.subject import Subject
-from lora_ga_cli.evaluation.task import Score
+from lora_ga_cli.evaluation.tasks.base import Score
 
 OPTION = "dataset.label_names"
 

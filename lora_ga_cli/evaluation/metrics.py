@@ -1,4 +1,4 @@
-"""The metrics of tokenised rows: loss and perplexity, exact match of generated answers, agreement of classes."""
+"""The metrics of tokenized rows: loss and perplexity, exact match of generated answers, agreement of classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ga_cli.evaluation.answers import extract, reference_answer
 from lora_ga_cli.evaluation.continuation import continuations
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.subject import Subject
-from lora_ga_cli.evaluation.task import Score
+from lora_ga_cli.evaluation.tasks.base import Score
 from lora_ga_cli.model.losses import summed_loss
 
 __all__ = ["METRICS", "Score", "Subject"]

@@ -13,7 +13,7 @@ from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.gathering import gathered
 from lora_ga_cli.evaluation.judge import Message
 from lora_ga_cli.evaluation.rows import FILE, file_rows
-from lora_ga_cli.evaluation.task import Problem
+from lora_ga_cli.evaluation.tasks.base import Problem
 
 QUESTIONS, PROMPTS, REFERENCES = FILE, "eval.judge.prompts", "eval.judge.references"
 FASTCHAT = "github.com/lm-sys/FastChat has it: fastchat/llm_judge/data/"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lora_ga_cli.config.schema import EvalConfig, Task
 from lora_ga_cli.data import Collator, Split
 from lora_ga_cli.evaluation.classes import Classes
-from lora_ga_cli.evaluation.task import Progress
+from lora_ga_cli.evaluation.tasks.base import Progress
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
+from lora_ga_cli import distributed
 from lora_ga_cli.errors import GradientError
-from lora_ga_cli.gradient import ranks
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.gradient.capture import checkpoint_kinds
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.gradient.sketch import SketchEstimator
-from lora_ga_cli.gradient.tap import checkpoint_kinds
 from lora_ga_cli.model.losses import Batch, count_items, model_loss
 from lora_ga_cli.model.targets import ALL_LINEAR, Target, find_targets, shortest_names
 
@@ -47,7 +47,7 @@ def estimate_gradients(
     Under torch.distributed every process gives batches of its own rows and receives the same factors.
 
     Args:
-        model: returns ``.loss`` for a batch; in float32, bfloat16 or float16, or quantised (with the sketch).
+        model: returns ``.loss`` for a batch; in float32, bfloat16 or float16, or quantized (with the sketch).
         batches: micro-batches: mappings of tensors with ``labels``, on any device.
         target_modules: see `find_targets`.
         capacity: singular vectors to keep per layer; serves every rank up to half of it.
@@ -73,7 +73,7 @@ def estimate_gradients(
         except _OutOfMemory as error:
             halves = [half for batch in batches for half in _halves(batch)]
             most = max((len(batch["labels"]) for batch in halves), default=0)
-            if ranks.total(float(len(halves) - len(batches)), estimation.device) == 0:
+            if distributed.sum_number(float(len(halves) - len(batches)), estimation.device) == 0:
                 raise error.cause from None
         batches, estimation.halved = halves, True
         clear_device_cache(garbage_collection=True)
@@ -118,7 +118,7 @@ class _Estimation:
         self.halved = False
 
     def run(self, batches: Sequence[Batch], capacity: int) -> dict[str, Factors]:
-        rounds = ranks.largest(len(batches), self.device)
+        rounds = distributed.max_number(len(batches), self.device)
         if rounds == 0:
             raise GradientError("there is no batch to estimate the gradient from")
         with self.estimator.watch(self.model, self.targets, capacity):
@@ -129,9 +129,9 @@ class _Estimation:
                     self._micro_batch(batches, index)
                     self.on_batch((number - 1) * rounds + index + 1, self.loss_sum / max(self.items, 1))
                 self.estimator.end_pass()
-            self.items = round(ranks.total(self.items, self.device))
-            self.loss_sum = ranks.total(self.loss_sum, self.device)
-            self.micro_batches = round(ranks.total(len(batches), self.device))
+            self.items = round(distributed.sum_number(self.items, self.device))
+            self.loss_sum = distributed.sum_number(self.loss_sum, self.device)
+            self.micro_batches = round(distributed.sum_number(len(batches), self.device))
             return dict(self.estimator.factors(float(self.items)))
 
     def _micro_batch(self, batches: Sequence[Batch], index: int) -> None:
@@ -144,19 +144,21 @@ class _Estimation:
             try:
                 items, loss = self._backward(batches[min(index, len(batches) - 1)], index + 1, own)
                 self.estimator.end()
-                if ranks.count() == 1:
+                if distributed.connected() == 1:
                     self.estimator.share()
             except (RuntimeError, GradientError) as error:
                 failure = error
         # raised everywhere, or the others would wait for this process for ever
-        if failed := round(ranks.total(float(failure is not None), self.device)):
+        if failed := round(distributed.sum_number(float(failure is not None), self.device)):
             if failure is None:
-                failure = GradientError(f"{failed} of {ranks.count()} processes failed in micro-batch {index + 1}")
+                failure = GradientError(
+                    f"{failed} of {distributed.connected()} processes failed in micro-batch {index + 1}"
+                )
             memory = isinstance(failure, RuntimeError) and should_reduce_batch_size(failure)
-            if ranks.total(float(memory), self.device):
+            if distributed.sum_number(float(memory), self.device):
                 raise _OutOfMemory(failure.with_traceback(None))  # whose frames hold what fills the memory
             raise failure
-        if ranks.count() > 1:
+        if distributed.connected() > 1:
             self.estimator.share()
         self.items += items
         self.loss_sum += loss
@@ -166,7 +168,7 @@ class _Estimation:
         batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         items = count_items(self.model, batch)
         if items == 0 and self.halved:  # the other half has them
-            if ranks.count() == 1:
+            if distributed.connected() == 1:
                 return 0, 0.0
             batch, own = batch | {"labels": batch["labels"].clamp(min=0)}, False  # a mean of no items is no number
         elif items == 0:

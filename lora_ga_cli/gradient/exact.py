@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_ga_cli import distributed
 from lora_ga_cli.errors import GradientError
-from lora_ga_cli.gradient import ranks
 from lora_ga_cli.gradient.estimator import refuse_bad, refuse_empty, refuse_silent
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
 from lora_ga_cli.model.targets import Target
@@ -43,8 +43,8 @@ class ExactEstimator:
         hooks = []
         try:
             for target in targets.values():
-                if target.quantised or target.sharded:
-                    how = "quantised" if target.quantised else "in shards"
+                if target.quantized or target.sharded:
+                    how = "quantized" if target.quantized else "in shards"
                     raise GradientError(f"gradient=exact needs whole weights; {target.name} is {how}: gradient=sketch")
                 target.weight.requires_grad_(True)
                 hooks.append(target.weight.register_post_accumulate_grad_hook(self._take(target)))
@@ -81,18 +81,18 @@ class ExactEstimator:
         # one transfer for all layers; asking each layer in its hook would stall the device every time
         device = next(iter(self._targets.values())).weight.device
         whole = [self._finite.get(name, torch.tensor(True)).to(device) for name in self._targets]
-        bad = ranks.add_up((~torch.stack(whole)).float()).tolist()
+        bad = distributed.sum_tensor((~torch.stack(whole)).float()).tolist()
         refuse_bad([name for name, flag in zip(self._targets, bad, strict=True) if flag], self._index)
 
     def end_pass(self) -> None:
-        if ranks.count() == 1:
+        if distributed.connected() == 1:
             return
         for target in self._targets.values():
             device = target.weight.device
             found = self._sums.get(target.name, torch.zeros(target.shape)).to(device)
-            reached = ranks.total(float(target.name in self._sums), device)
+            reached = distributed.sum_number(float(target.name in self._sums), device)
             if reached:
-                self._sums[target.name] = ranks.add_up(found).to("cpu" if self.offload else device)
+                self._sums[target.name] = distributed.sum_tensor(found).to("cpu" if self.offload else device)
 
     def means(self, total: float) -> Iterator[tuple[str, Tensor]]:
         """Each target's mean gradient over ``total`` items, (d_out, d_in) in float32; its sum becomes it, and is

@@ -42,7 +42,7 @@ def gradient_key(
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hexadecimal SHA-256 over the model's inputs and labels of tokenised rows, in order."""
+    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(

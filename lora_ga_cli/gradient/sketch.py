@@ -1,7 +1,7 @@
 """The sketch: the leading part of every target's gradient in one pass, without forming the gradient.
 
 For ``y = W x`` with gradient d at the output, ``G = Σ dᵀ x`` over tokens: a product with G needs two thin products with
-what backpropagation has at hand. So each micro-batch's own gradient can be condensed by a randomised range finder with
+what backpropagation has at hand. So each micro-batch's own gradient can be condensed by a randomized range finder with
 a power iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithm 4.4) at no extra pass, and the
 micro-batches' factors are merged one after the other. On real gradients this errs ten times less than linear sketches
 of the same size, whose test matrices know nothing of the gradient (Tropp, Yurtsever, Udell, Cevher 2017 and 2019,
@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_ga_cli.gradient import ranks
+from lora_ga_cli import distributed
+from lora_ga_cli.gradient.capture import checkpoint_kinds, tapped
 from lora_ga_cli.gradient.estimator import refuse_bad, refuse_empty, refuse_silent
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.gradient.lowrank import eigenvectors
-from lora_ga_cli.gradient.stack import PROBES, Call, Stack, columns_of, condense, merge_batches, project
-from lora_ga_cli.gradient.tap import checkpoint_kinds, tapped
+from lora_ga_cli.gradient.sketch_batch import PROBES, Call, Stack, columns_of, condense, merge_batches, project
 from lora_ga_cli.model.targets import Target
 
 QUEUE_BYTES = 6 * 2**27
@@ -40,7 +40,7 @@ class SketchEstimator:
     """Condenses the gradient of every target while backpropagation passes; see the module.
 
     Memory per target: ``1.25 · capacity · (d_out + d_in)`` numbers in float32, about twice (the sum and the micro-batch
-    at hand; `sketch_bytes` counts). The base's weights are not touched and need no gradients, so they may be quantised
+    at hand; `sketch_bytes` counts). The base's weights are not touched and need no gradients, so they may be quantized
     or sharded.
 
     With several processes each sees rows of its own, all run the same number of micro-batches, and the micro-batches of
@@ -126,7 +126,7 @@ class SketchEstimator:
     @torch.no_grad()
     def end_pass(self) -> None:
         # looked at only now: it waits for the device
-        bad, self._bad = ranks.add_up(torch.stack(self._bad)).tolist(), []
+        bad, self._bad = distributed.sum_tensor(torch.stack(self._bad)).tolist(), []
         names = [name for stack in self._stacks for name in stack.names]
         for index, flags in enumerate(bad, start=1):
             refuse_bad([name for name, flag in zip(names, flags, strict=True) if flag], index)

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_ga_cli.adapter.install import ADAPTER
 from lora_ga_cli.config.schema import AdaLoraConfig as Schedule
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.offset import ADAPTER
 from lora_ga_cli.methods.names import is_a, is_b
 from lora_ga_cli.model.targets import Target, new_modules, shortest_names
 
@@ -88,7 +88,7 @@ def is_adalora(model: object) -> bool:
     return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)
 
 
-def penalise_in_training_only(model: PeftModel) -> None:
+def penalize_in_training_only(model: PeftModel) -> None:
     """Keeps the penalty for factors that are not orthogonal out of the loss in evaluation, where PEFT adds it too."""
     tuner: Any = model.base_model
     config = _config(model)

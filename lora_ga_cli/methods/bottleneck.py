@@ -2,7 +2,7 @@
 
 Two a block (three in T5's decoder): behind the projection that ends its attention, and behind the one that ends its
 feed-forward layer, before the residual connection. Each adds ``W_up · gelu(W_down · h + b_down) + b_up``. ``W_up``
-begins at zero, so that nothing changes before the first step (the paper begins near zero). Normalisations stay frozen,
+begins at zero, so that nothing changes before the first step (the paper begins near zero). Normalizations stay frozen,
 which leaves ``2 · d_model · r + r + d_model`` numbers a module (LoRA, arXiv 2106.09685, section 5.1).
 """
 

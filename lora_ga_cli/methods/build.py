@@ -11,11 +11,11 @@ from peft import PeftConfig, PeftModel, PromptTuningConfig, PromptTuningInit, Ta
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_ga_cli.adapter.install import Start, install
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.methods import adalora, bottleneck, inserted, whole
+from lora_ga_cli.lora.offset import Start, install
+from lora_ga_cli.methods import adalora, bottleneck, full, inserted
 from lora_ga_cli.methods.lora import lora_config, starting_point
 from lora_ga_cli.methods.names import is_a, is_b
 from lora_ga_cli.model.targets import Target, check_rank, find_targets, new_modules
@@ -104,7 +104,7 @@ def _attach(model: PreTrainedModel, config: Config, steps: int) -> PeftModel | P
 
 
 def _whole(model: PreTrainedModel, config: Config, steps: int) -> PreTrainedModel:
-    whole.unfreeze(model, config.method)
+    full.unfreeze(model, config.method)
     return model
 
 
@@ -130,7 +130,7 @@ def _adalora(model: PreTrainedModel, config: Config, steps: int) -> PeftModel:
     rank = adalora.initial_rank(config)
     check_rank({name: target.shape for name, target in targets.items()}, config.rank, rank)
     wrapped = _wrapped(model, adalora.adalora_config(config, model, targets, TASK_TYPE[config.model.task], steps))
-    adalora.penalise_in_training_only(wrapped)
+    adalora.penalize_in_training_only(wrapped)
     return wrapped
 
 

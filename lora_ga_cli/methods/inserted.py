@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import read_json, write_json
-from lora_ga_cli.methods import bottleneck, prefix_layer
+from lora_ga_cli.methods import bottleneck, prefix
 from lora_ga_cli.model.targets import new_modules
 
 WEIGHTS_FILE = "inserted.safetensors"
 ABOUT_FILE = "inserted.json"
-KINDS: dict[str, Callable[..., None]] = {"bottleneck": bottleneck.insert, "prefix_layer": prefix_layer.insert}
+KINDS: dict[str, Callable[..., None]] = {"bottleneck": bottleneck.insert, "prefix_layer": prefix.insert}
 """By `MethodConfig.adapter`: puts the modules into a model, in place, from their description as plain data."""
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -8,12 +8,12 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lora_ga_cli.adapter.initialisation import layer_seed, random_factors, scale_factor
-from lora_ga_cli.adapter.install import Start, compute_start, gradient_start
-from lora_ga_cli.adapter.pissa import principal_factors
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError, nearest
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.initialization import layer_seed, random_factors, scale_factor
+from lora_ga_cli.lora.offset import Start, compute_start, gradient_start
+from lora_ga_cli.methods.pissa import principal_factors
 from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_rank, new_modules, shortest_names
 
@@ -29,7 +29,7 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides by rank
         lora_dropout=config.adapter_dropout,
-        use_rslora=config.method.rank_stabilised,
+        use_rslora=config.method.rank_stabilized,
         use_dora=config.method.adapter == "dora",
         target_modules=shortest_names(model, targets),
         rank_pattern=ranks_of(targets, config.rank_pattern),

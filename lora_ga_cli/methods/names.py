@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lora_ga_cli.adapter.install import ADAPTER
+from lora_ga_cli.lora.offset import ADAPTER
 
 
 def is_a(name: str) -> bool:

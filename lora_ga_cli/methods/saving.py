@@ -11,8 +11,8 @@ from peft import PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from lora_ga_cli.adapter.export import WEIGHTS_FILE, export_adapter, restore_adapter
-from lora_ga_cli.adapter.install import ADAPTER, Start
+from lora_ga_cli.lora.export import WEIGHTS_FILE, export_adapter, restore_adapter
+from lora_ga_cli.lora.offset import ADAPTER, Start
 from lora_ga_cli.methods import adalora, inserted
 
 
@@ -63,7 +63,7 @@ def load_adapted(base: PreTrainedModel, folder: Path, device: str) -> PreTrained
         return inserted.load(base, folder).eval()
     model = PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
     if adalora.is_adalora(model):
-        adalora.penalise_in_training_only(model)
+        adalora.penalize_in_training_only(model)
     return model
 
 

@@ -66,13 +66,13 @@ class Pace:
         return forwards * max(computing, work.calls * self.call * CALL_COST)
 
 
-def weight_bytes(model: nn.Module, quantised: Iterable[nn.Parameter] = (), bits: float | None = None) -> int:
+def weight_bytes(model: nn.Module, quantized: Iterable[nn.Parameter] = (), bits: float | None = None) -> int:
     """Bytes of all parameters and buffers.
 
     Args:
-        quantised: parameters that will take ``bits`` each instead of what they take here.
+        quantized: parameters that will take ``bits`` each instead of what they take here.
     """
-    small = {id(parameter): parameter.numel() for parameter in quantised} if bits is not None else {}
+    small = {id(parameter): parameter.numel() for parameter in quantized} if bits is not None else {}
     tensors: Iterable[Tensor] = [*model.parameters(), *model.buffers()]
     whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors if id(tensor) not in small)
     return whole + round(sum(small.values()) * (bits or 0) / 8)

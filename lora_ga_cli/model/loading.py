@@ -99,7 +99,7 @@ def load_model(
     """The base model on ``device``, in ``config.dtype``, in evaluation mode.
 
     A sequence classifier may get a new head, drawn from torch's global generator; every other weight has to be in
-    the files. What is new is listed in the model's attribute ``newly_initialised``, by module.
+    the files. What is new is listed in the model's attribute ``newly_initialized``, by module.
 
     Args:
         num_labels: classes of a sequence classifier.
@@ -124,7 +124,7 @@ def load_model(
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
-    model.newly_initialised = sorted({_new_module(key) for key in info["missing_keys"]})
+    model.newly_initialized = sorted({_new_module(key) for key in info["missing_keys"]})
     missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
     if missing:
         raise ModelError(
@@ -173,7 +173,7 @@ def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTraine
         bare = f"{model.base_model_prefix}."
         missing = [key for key in model.state_dict() if not {key, key.removeprefix(bare)} & stored]
     new = {_new_module(key) for key in missing if _in_new_head(config, key)}
-    model.newly_initialised = sorted(new)  # type: ignore[assignment]
+    model.newly_initialized = sorted(new)  # type: ignore[assignment]
     return model
 
 
@@ -182,7 +182,7 @@ def _head_keys(model: PreTrainedModel) -> list[str]:
 
 
 def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
-    """The base model's identity by content, and how it is quantised; see `identity`."""
+    """The base model's identity by content, and how it is quantized; see `identity`."""
     source = find_source(config)
     if source.local:
         found = local_identity(Path(source.path), memo)

@@ -1,4 +1,4 @@
-"""Quantised bases: loading them with bitsandbytes, and reading their weights."""
+"""Quantized bases: loading them with bitsandbytes, and reading their weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}
 """Bits a weight takes with its scales: NF4 has a float32 scale for 64 weights, int8 one for each row."""
 DOUBLE_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""With double quantisation (QLoRA, arXiv 2305.14314, section 3): scales in 8 bits, and a float32 one for 256."""
+"""With double quantization (QLoRA, arXiv 2305.14314, section 3): scales in 8 bits, and a float32 one for 256."""
 
 
 def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """What ``from_pretrained`` needs to quantise while it loads; nothing for a base that is not quantised.
+    """What ``from_pretrained`` needs to quantize while it loads; nothing for a base that is not quantized.
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -56,7 +56,7 @@ def hold_still(model: nn.Module) -> None:
 def dense(target: Target) -> Tensor:
     """A target's W, (d_out, d_in), in a floating-point type, whatever it is stored in."""
     weight = target.weight.detach()
-    if not target.quantised:
+    if not target.quantized:
         return target.oriented(weight)
     if weight.dtype == torch.int8:  # PEFT's own reading loses the scales of a layer on a CPU
         return weight.float() * target.scales[0].to(weight.device)[:, None] / 127
@@ -74,7 +74,7 @@ def count_numbers(model: nn.Module) -> int:
 
 
 def bits_per_weight(config: ModelConfig) -> float | None:
-    """Bits that a quantised weight takes in memory; None where weights are not quantised."""
+    """Bits that a quantized weight takes in memory; None where weights are not quantized."""
     if config.quantization is None:
         return None
     return DOUBLE_BITS if config.double_quantization else BITS[config.quantization]

@@ -42,19 +42,19 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in), whatever way the module stores W; a quantised weight has another shape in memory."""
+        """(d_out, d_in), whatever way the module stores W; a quantized weight has another shape in memory."""
         if isinstance(self.module, nn.Linear):
             return self.module.out_features, self.module.in_features
         return self.weight.shape[1], self.weight.shape[0]
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether W is stored in a form that cannot be added to."""
         return not self.weight.is_floating_point()
 
     @property
     def scales(self) -> list[Tensor]:
-        """What a quantised weight is multiplied by to be W, as bitsandbytes keeps it; nothing for any other."""
+        """What a quantized weight is multiplied by to be W, as bitsandbytes keeps it; nothing for any other."""
         state = getattr(self.weight, "quant_state", None)  # of 4 bits
         nested = getattr(state, "state2", None)
         found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(nested, "absmax", None)]
@@ -101,7 +101,7 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
 
 def new_modules(model: nn.Module) -> list[str]:
     """The modules that a model's files have no weights for, as `load_model` found: they train in full."""
-    return list(getattr(model, "newly_initialised", []))
+    return list(getattr(model, "newly_initialized", []))
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:

@@ -19,9 +19,9 @@ Points = Sequence[Mapping[str, Any]]
 Measured = Mapping[str, tuple[float, float | None]]
 """Mean and standard deviation by row."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+"""Okabe and Ito's palette, told apart by color-blind readers too."""
 LINES = ("-", "--", ":")
-"""Styles that tell runs of one colour apart."""
+"""Styles that tell runs of one color apart."""
 WIDE = (7.5, 4.5)
 LETTERS = 10
 """Of a title, in an inch."""

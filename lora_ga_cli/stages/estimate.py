@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config, GradientConfig
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.files import cache_root
@@ -31,7 +32,6 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
-from lora_ga_cli.training import processes
 
 DEFAULT_CAPACITY = 32
 SHARED_BATCHES = 8
@@ -121,7 +121,7 @@ def rows_at_a_time(options: GradientConfig, rows: int) -> int:
 
     So any number of processes up to `SHARED_BATCHES` cuts the rows alike, and finds the same gradient.
     """
-    return max(1, min(options.micro_batch_size, rows // max(processes.count(), SHARED_BATCHES)))
+    return max(1, min(options.micro_batch_size, rows // max(distributed.count(), SHARED_BATCHES)))
 
 
 def store_of(inputs: Inputs) -> ArtifactStore:
@@ -163,9 +163,9 @@ def estimate_alone(config: Config) -> GradientArtifact:
     """
     join_processes(config)
     artifact = estimate(prepare_inputs(config, splits=("train",)))
-    if processes.is_main():
+    if distributed.is_main():
         show(artifact, config)
-    processes.wait()
+    distributed.wait()
     return artifact
 
 
@@ -174,15 +174,15 @@ def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) 
     store = store_of(inputs)
 
     def together() -> GradientArtifact:
-        processes.tell(True)
+        distributed.broadcast_flag(True)
         return _compute(inputs, wanted, model)
 
-    if processes.is_main():
+    if distributed.is_main():
         artifact, reused = store.get(wanted.key, wanted.least, together, notify=warn)
         if reused:
-            processes.tell(False)
+            distributed.broadcast_flag(False)
         return artifact, reused
-    if processes.tell(True):
+    if distributed.broadcast_flag(True):
         return _compute(inputs, wanted, model), False
     stored = store.find(wanted.key, wanted.least)
     assert stored is not None
@@ -232,12 +232,12 @@ def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
 
 def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> GradientArtifact:
     model = model if model is not None else inputs.load_model(to_train=True)
-    options, collator, together = inputs.config.gradient, inputs.collator, processes.count()
+    options, collator, together = inputs.config.gradient, inputs.collator, distributed.count()
     if len(wanted.rows) < together:
         raise GradientError(f"{len(wanted.rows)} rows cannot be shared by {together} processes: more gradient.samples")
     size = rows_at_a_time(options, len(wanted.rows))
     batches = [wanted.rows[begin : begin + size] for begin in range(0, len(wanted.rows), size)]
-    own = batches[processes.index() :: together]
+    own = batches[distributed.index() :: together]
     estimator = ESTIMATORS[options.estimator](options)
     with (
         _fast_checkpoints(model, inputs.config),

@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config, EvalConfig
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.evaluation.task import Benchmark, Problem, Reply, Score, problems_of
+from lora_ga_cli.evaluation.tasks.base import Benchmark, Problem, Reply, Score, problems_of
 from lora_ga_cli.files import atomic_file, cache_root, read_json, sha256_json, write_json
 from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.report.console import step
@@ -81,7 +81,7 @@ def check_benchmark(config: Config) -> None:
     Raises:
         InvalidInput, ModelError, UserError
     """
-    from lora_ga_cli.evaluation import harness
+    from lora_ga_cli.evaluation.tasks import lm_eval as harness
 
     options = config.eval
     if options.task == "rows":
@@ -200,7 +200,7 @@ def _written(candidate: Candidate, benchmark: Benchmark, drafts: Path) -> list[R
 
 
 def _lm_eval(candidate: Candidate) -> dict[str, Any]:
-    from lora_ga_cli.evaluation import harness
+    from lora_ga_cli.evaluation.tasks import lm_eval as harness
 
     config, options = candidate.config, candidate.config.eval
     _refuse_classifier(config)

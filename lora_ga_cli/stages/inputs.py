@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
@@ -25,7 +26,6 @@ from lora_ga_cli.model.loading import (
     quiet,
 )
 from lora_ga_cli.report.console import step
-from lora_ga_cli.training import processes
 
 PROBE_ROWS = 2
 
@@ -77,7 +77,7 @@ class Inputs:
             self.num_labels,
             label_names=self.data.label_names,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            shards=processes.count() if self.config.model.shard else 1,
+            shards=distributed.count() if self.config.model.shard else 1,
         )
         if to_train and self.config.trainer.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -98,10 +98,10 @@ def join_processes(config: Config) -> None:
     Raises:
         InvalidInput: the base is to be in shards, and this process is alone.
     """
-    if config.model.shard and processes.count() == 1:
+    if config.model.shard and distributed.count() == 1:
         start = "torchrun --nproc-per-node 2 -m lora_ga_cli …"
         raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", start)])
-    processes.join(cpu=pick_device(config.device).type == "cpu")
+    distributed.join(cpu=pick_device(config.device).type == "cpu")
 
 
 def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:

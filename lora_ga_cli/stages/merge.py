@@ -61,7 +61,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     if quantization is not None:
         warn(
             f"trained on the base in {quantization}, merged into the base in {config.model.dtype}, which is not quite "
-            "the same: score the merged model, or serve the adapter on the quantised base"
+            "the same: score the merged model, or serve the adapter on the quantized base"
         )
     total = sum(file_sizes(folder).values())
     step(
@@ -88,7 +88,7 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _inputs_of_base(config: Config, options: MergeOptions) -> Inputs:
-    """Of the base as it is asked for, not quantised: there most of what was trained would be rounded away."""
+    """Of the base as it is asked for, not quantized: there most of what was trained would be rounded away."""
     changes: dict[str, Any] = {"quantization": None, "double_quantization": False}
     if options.base is not None:
         changes |= {"path": options.base, "revision": None}

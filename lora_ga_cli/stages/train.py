@@ -10,6 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import EarlyStoppingCallback, PrinterCallback
 
+from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods import names
 from lora_ga_cli.methods.adalora import Allocation
@@ -22,10 +23,10 @@ from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.initialise import initialise_run, opened
+from lora_ga_cli.stages.initialize import initialize_run, opened
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
-from lora_ga_cli.training import metrics, processes
+from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
 from lora_ga_cli.training.callbacks import FiniteGradient, FrozenStart, Recorder
 from lora_ga_cli.training.checkpoints import last_whole, step_of
@@ -47,11 +48,11 @@ def train(config: Config) -> RunFolder:
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
         clear_device_cache(garbage_collection=True)
-        if processes.is_main() or config.model.shard:  # a sharded base takes all of them
+        if distributed.is_main() or config.model.shard:  # a sharded base takes all of them
             difference = _difference(inputs, run, result)
-        if processes.is_main():
+        if distributed.is_main():
             _finish(inputs, run, result, difference)
-        processes.wait()
+        distributed.wait()
     return run
 
 
@@ -72,11 +73,11 @@ class Result:
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
     config = inputs.config
-    trainable = initialise_run(inputs, run)
+    trainable = initialize_run(inputs, run)
     trainer = _fit(inputs, run, trainable)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if config.method.adapter == "none" and processes.is_main():
+    if config.method.adapter == "none" and distributed.is_main():
         inputs.tokenizer.save_pretrained(run.path)
     # as anyone will compute them: without the Trainer's autocast
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -95,12 +96,12 @@ def _saved_rank(trainable: Trainable, config: Config) -> int | None:
 
 def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
     config, options = inputs.config, inputs.config.trainer
-    if processes.is_main():
+    if distributed.is_main():
         last_whole(run.checkpoints, warn)  # sets broken ones aside, before the others look
-    processes.wait()
+    distributed.wait()
     checkpoint = last_whole(run.checkpoints, warn)
     done = step_of(checkpoint) if checkpoint else 0
-    if processes.is_main():
+    if distributed.is_main():
         metrics.rewind(run.metrics_file, done)
     if checkpoint:
         step("train", f"resuming after step {done}")

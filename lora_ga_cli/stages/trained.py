@@ -33,7 +33,7 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
 def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     """Refuses a base whose adapted weights are not, to the bit, those that the run began on.
 
-    Where the run quantised its base and this is the base before that, the files it was loaded from are compared.
+    Where the run quantized its base and this is the base before that, the files it was loaded from are compared.
 
     Raises:
         RunError

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.training import processes
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
@@ -34,11 +34,11 @@ def accumulation_steps(config: Config) -> int:
         InvalidInput: ``batch_size`` is not a multiple of ``micro_batch_size`` times the processes.
     """
     options = config.trainer
-    together = options.micro_batch_size * processes.count()
+    together = options.micro_batch_size * distributed.count()
     if options.batch_size % together:
         text = (
             f"trainer.batch_size={options.batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{options.micro_batch_size} times {processes.count()} processes"
+            f"{options.micro_batch_size} times {distributed.count()} processes"
         )
         raise InvalidInput([Fault("configuration", text)])
     return options.batch_size // together

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_ga_cli.adapter.install import Start, hold
 from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.lora.offset import Start, hold
 from lora_ga_cli.report.progress import Point, TrainingDisplay
 from lora_ga_cli.training import metrics
 

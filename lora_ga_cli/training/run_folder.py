@@ -12,10 +12,10 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.forms import FORMS
-from lora_ga_cli.training.processes import is_main
 
 NOT_SETTINGS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",

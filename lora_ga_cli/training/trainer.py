@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
-from lora_ga_cli.adapter.install import Start
 from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.lora.offset import Start
 from lora_ga_cli.methods import adalora
 from lora_ga_cli.methods.names import is_b
 from lora_ga_cli.methods.saving import holds_adapter, restore_trained, save_trained

@@ -36,7 +36,7 @@ def refuses(status: int, message: str = "no", headers: dict[str, str] | None = N
 
 
 class Endpoint:
-    """A server that answers what a test wants, with behaviours that no real model can be made to show.
+    """A server that answers what a test wants, with behaviors that no real model can be made to show.
 
     It answers with the ``script`` first, then with whatever ``answer`` makes of a request.
     """

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
-from lora_ga_cli.evaluation.mt_bench import MtBench
-from lora_ga_cli.evaluation.task import Reply
+from lora_ga_cli.evaluation.tasks.base import Reply
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench
 from tests.evaluation.endpoints import VARIABLE, says
 
 QUESTIONS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ga_cli.evaluation.answers import extract, normalise, reference_answer
+from lora_ga_cli.evaluation.answers import extract, normalize, reference_answer
 
 GSM8K = r"####\s*(.+)"
 
@@ -53,12 +53,12 @@ def test_a_group_that_took_no_part_is_no_answer() -> None:
     ],
 )
 def test_what_does_not_change_an_answer_is_stripped(answer: str, same: str) -> None:
-    assert normalise(answer) == same
+    assert normalize(answer) == same
 
 
 @pytest.mark.parametrize("answer", ["4.", "$1,234", " $ 70,000. ", "a  b", "$ 5."])
-def test_normalising_twice_changes_nothing_more(answer: str) -> None:
-    assert normalise(normalise(answer)) == normalise(answer)
+def test_normalizing_twice_changes_nothing_more(answer: str) -> None:
+    assert normalize(normalize(answer)) == normalize(answer)
 
 
 def test_a_reference_without_the_pattern_is_the_answer() -> None:

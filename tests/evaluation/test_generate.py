@@ -19,7 +19,7 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
-from lora_ga_cli.evaluation.task import Problem, Progress, Reply, Score
+from lora_ga_cli.evaluation.tasks.base import Problem, Progress, Reply, Score
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer

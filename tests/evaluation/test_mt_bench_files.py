@@ -9,7 +9,7 @@ import pytest
 
 from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
 from lora_ga_cli.errors import DataError, InvalidInput, UserError
-from lora_ga_cli.evaluation.mt_bench import MtBench
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench
 from tests.evaluation.endpoints import KEY, VARIABLE, Endpoint, refuses
 from tests.evaluation.mt_bench_rows import (
     QUESTIONS,

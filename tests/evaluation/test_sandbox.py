@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.evaluation.sandbox.box import Box, Limits
+from lora_ga_cli.evaluation.sandbox.sandbox import Box, Limits
 from tests.evaluation.trials import LIMITS, Hostile, innermost
 
 

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation.sandbox import box, syscalls
 from lora_ga_cli.evaluation.sandbox import check as checking
-from lora_ga_cli.evaluation.sandbox.box import Box, Ended, Limits
+from lora_ga_cli.evaluation.sandbox import sandbox, syscalls
 from lora_ga_cli.evaluation.sandbox.check import check
+from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
 from lora_ga_cli.evaluation.sandbox.verdict import Trial, try_in_boxes
 from tests.evaluation.trials import LIMITS, PROMPT, RIGHT, SETTLED, Hostile, innermost, processes_named, trial
 
@@ -30,9 +30,9 @@ class TestCheck:
 
     def test_a_kernel_without_namespaces_is_refused_with_the_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
         refuse = "def refuse(flags): raise kernel.Refused('creating namespaces', 1)\n"
-        patch = f"from {box.PACKAGE} import kernel\n{refuse}kernel.unshare = refuse\n"
-        start = f"import sys; sys.path.append(sys.argv[1])\n{patch}from {box.PACKAGE}.launch import main; main()"
-        monkeypatch.setattr(box, "START", start)
+        patch = f"from {sandbox.PACKAGE} import kernel\n{refuse}kernel.unshare = refuse\n"
+        start = f"import sys; sys.path.append(sys.argv[1])\n{patch}from {sandbox.PACKAGE}.launch import main; main()"
+        monkeypatch.setattr(sandbox, "START", start)
         monkeypatch.setattr(checking, "_help", lambda: "as root: sysctl -w user.max_user_namespaces=16384")
         with pytest.raises(UserError) as raised:
             check()
@@ -44,7 +44,7 @@ class TestCheck:
             trial(RIGHT)
 
     def test_a_launcher_that_breaks_is_refused_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(box, "START", "raise ImportError('no ctypes')")
+        monkeypatch.setattr(sandbox, "START", "raise ImportError('no ctypes')")
         with pytest.raises(UserError, match=r"building a box \(ImportError: no ctypes\) was refused"):
             check()
 
@@ -85,8 +85,8 @@ class TestCheck:
     @pytest.mark.usefixtures("sandbox")
     @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
     def test_an_ordinary_user_has_it_too(self) -> None:
-        code = f"import sys; sys.path.append({str(box.ROOT)!r}); from {box.PACKAGE}.check import check; check()"
-        for python in (box.launcher()[0], "/usr/bin/python3"):
+        code = f"import sys; sys.path.append({str(sandbox.ROOT)!r}); from {sandbox.PACKAGE}.check import check; check()"
+        for python in (sandbox.launcher()[0], "/usr/bin/python3"):
             person: dict[str, Any] = {"user": 54321, "group": 54321, "extra_groups": [], "capture_output": True}
             try:
                 version = subprocess.run([python, "-c", "import sys; print(sys.version_info >= (3, 11))"], **person)
@@ -149,9 +149,9 @@ class TestTrial:
             "import dataclasses, threading\n"
             "@dataclasses.dataclass\nclass Box:\n    value: 'int'\n"
             "def add_two(x):\n    print('thinking', flush=True)\n    box = Box(x)\n"
-            "    def work(): box.value += 2\n"
+            "    def work(): sandbox.value += 2\n"
             "    thread = threading.Thread(target=work)\n    thread.start()\n    thread.join()\n"
-            "    return box.value\n"
+            "    return sandbox.value\n"
         )
         assert trial(program) == "passed"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 
-from lora_ga_cli.evaluation.sandbox.box import Box, Limits
+from lora_ga_cli.evaluation.sandbox.sandbox import Box, Limits
 from lora_ga_cli.evaluation.sandbox.verdict import Trial, try_in_boxes
 
 Hostile = Callable[..., str]

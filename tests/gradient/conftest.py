@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from lora_ga_cli.adapter.initialisation import first_step_alignment, starting_factors
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.initialization import first_step_alignment, starting_factors
 from lora_ga_cli.stages.estimate import sample
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.gradient import Batch, autograd_in_float64

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_ga_cli.gradient import sketch
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.stack import Call
+from lora_ga_cli.gradient.sketch_batch import Call
 from tests.conftest import FAMILIES, build_batch, build_model
 from tests.gradient import ESTIMATORS, HALF, WHOLE, Batch, cut, multiplied, relative
 

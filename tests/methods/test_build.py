@@ -11,10 +11,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from lora_ga_cli import GradientArtifact, estimate_gradients
-from lora_ga_cli.adapter.install import lora_layers
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.offset import lora_layers
 from lora_ga_cli.methods.build import Trainable, build, build_empty, count_trained
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.trainer import LoragaTrainer
@@ -215,7 +215,7 @@ def test_lora_plus_gives_b_alone_its_own_rate(tmp_path: Path, family: str, adapt
     model, options = build_model(family), ["method.learning_rate_ratio=16", f"method.adapter={adapter}"]
     config = configured("lora_plus", *options)
     if family == "bert":
-        model.newly_initialised = ["classifier"]
+        model.newly_initialized = ["classifier"]
         config = classifying("lora_plus", *options)
     trainable = build(model, config, steps=100, artifact=no_gradient, stored=None)
     rates = settings_of_parameters(trainable, tmp_path, "lr")

@@ -93,6 +93,6 @@ def test_a_method_trains_resumes_reloads_and_merges(
         return
     loraga("merge", str(run))
     merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32).eval()
-    # merging into a quantised base would round, so it goes into the base before that
+    # merging into a quantized base would round, so it goes into the base before that
     allowed = 0.1 if method in NEEDS_64 else 1e-4
     assert loss_by(merged, tokenizer, sums_file, 8) == pytest.approx(scored, rel=allowed)

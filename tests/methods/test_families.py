@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.methods import bottleneck, prefix_layer
+from lora_ga_cli.methods import bottleneck, prefix
 from lora_ga_cli.model.blocks import blocks
 from tests.conftest import build_batch, build_model, byte_tokenizer
 from tests.methods.test_build import build_with
@@ -57,7 +57,7 @@ def test_a_model_whose_sublayers_are_not_all_known_is_refused() -> None:
 def test_a_trained_prefix_of_every_layer_takes_its_input_however_it_is_given() -> None:
     batch = build_batch("llama")
     model = build_model("llama").eval()
-    prefix_layer.insert(model, 3)
+    prefix.insert(model, 3)
     with torch.no_grad():
         named = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         placed = model(batch["input_ids"], batch["attention_mask"]).logits
@@ -118,7 +118,7 @@ def test_a_dry_run_forecasts_it(loraga: Loraga, arguments: Arguments, method: st
     [
         (["method=bottleneck_adapter", "model.quantization=nf4"], "goes with adapters of PEFT's"),
         (["method=adalora", "trainer.precision=fp16"], "fp16's scaling"),
-        (["method=adalora", "method.rank_stabilised=true"], "method.rank_stabilised is of"),
+        (["method=adalora", "method.rank_stabilized=true"], "method.rank_stabilized is of"),
         (["method=prefix_layer", "method.prefix_length=250"], "positions"),
         (["method=adalora", "trainer.max_steps=2", "method.adalora.warmup=0.5"], "a run of 2 has"),
     ],

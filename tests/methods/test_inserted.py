@@ -34,7 +34,7 @@ def bottlenecks(tmp_path: Path) -> Path:
 
 def test_a_classifiers_plain_base_takes_its_head_from_the_file(tmp_path: Path) -> None:
     trained = build_model("bert")
-    trained.newly_initialised = ["classifier"]
+    trained.newly_initialized = ["classifier"]
     inserted.insert(trained, "bottleneck", {"modules": ["bert.encoder.layer.0.output.dense"], "width": 3})
     inserted.save(changed(trained), tmp_path)
     other = build_model("bert")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ga_cli.gradient.sketch import QUEUE_BYTES, queue_bytes, sketch_bytes
-from lora_ga_cli.gradient.stack import Stack
+from lora_ga_cli.gradient.sketch_batch import Stack
 from lora_ga_cli.model.forecast import (
     Pace,
     Work,
@@ -104,7 +104,7 @@ def test_a_device_has_a_pace() -> None:
     assert 0 < pace.call < 1e-2
 
 
-def test_quantised_weights_take_their_bits() -> None:
+def test_quantized_weights_take_their_bits() -> None:
     model = llama("meta", torch.bfloat16)
     targets = [target.weight for target in find_targets(model).values()]
     numbers = sum(weight.numel() for weight in targets)

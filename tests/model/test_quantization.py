@@ -1,4 +1,4 @@
-"""Bases that bitsandbytes quantises: their gradient, their start, and a whole run on one."""
+"""Bases that bitsandbytes quantizes: their gradient, their start, and a whole run on one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lora_ga_cli import GradientArtifact, estimate_gradients, initialise
-from lora_ga_cli.adapter.install import lora_layers
+from lora_ga_cli import GradientArtifact, estimate_gradients, initialize
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.lora.offset import lora_layers
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.quantization import count_numbers, dense
@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_weights_it_computes_with(base: Path, kind: 
     model, batch = load(base, kind), build_batch("llama", rows=6)
     targets = find_targets(model)
     assert len(targets) == 14
-    assert all(target.quantised for target in targets.values())
+    assert all(target.quantized for target in targets.values())
     expected = autograd(float_copy(model), batch)
     before = {name: item.clone() for name, item in model.state_dict().items()}
     artifact = estimate_gradients(model, cut(batch, 2), capacity=WHOLE)
@@ -120,7 +120,7 @@ def test_the_gradient_is_that_of_the_weights_it_computes_with(base: Path, kind: 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4, double"])
 def test_that_is_not_the_gradient_of_the_weights_before(base: Path, kind: str) -> None:
-    """Quantising moves the gradient by far more than the sketch errs, so the test above says something."""
+    """Quantizing moves the gradient by far more than the sketch errs, so the test above says something."""
     rounding = autograd(float_copy(load(base, kind)), build_batch("llama"))
     exact = autograd(build_base(), build_batch("llama"))
     assert min(relative(rounding[name], grad) for name, grad in exact.items()) > 20 * ROUNDING[kind]
@@ -129,7 +129,7 @@ def test_that_is_not_the_gradient_of_the_weights_before(base: Path, kind: str) -
 @every_kind
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_are_read_back_as_they_were_rounded(base: Path, kind: str, dtype: str) -> None:
-    """By the papers' formulas; double quantisation rounds the scales again."""
+    """By the papers' formulas; double quantization rounds the scales again."""
     model, plain = load(base, kind, dtype), build_base()
     allowed = {"nf4": 1e-6 if dtype == "float32" else 1e-2, "nf4, double": 3e-2, "int8": 1e-2}[kind]
     for name, target in find_targets(model).items():
@@ -164,15 +164,15 @@ def adapted(base: Path, kind: str, method: str) -> Trainable:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_pissa_starts_from_quantised_weights(base: Path, kind: str) -> None:
+def test_pissa_starts_from_quantized_weights(base: Path, kind: str) -> None:
     """At the leading triplets of the weights it computes with, and nothing changes."""
-    batch, quantised = build_batch("llama"), load(base, kind)
+    batch, quantized = build_batch("llama"), load(base, kind)
     trainable = adapted(base, kind, "pissa")
     with torch.no_grad():
-        expected = quantised(**batch).logits
+        expected = quantized(**batch).logits
         found = trainable.model(**batch).logits
     assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
-    targets, start = find_targets(quantised), trainable.start
+    targets, start = find_targets(quantized), trainable.start
     assert set(start.factors) == set(targets)
     for name, (a0, b0) in start.factors.items():
         left, singular, right = torch.linalg.svd(dense(targets[name]).double(), full_matrices=False)
@@ -200,7 +200,7 @@ def test_the_fingerprint_sees_scales(base: Path, tmp_path: Path, kind: str) -> N
 
 @every_kind
 def test_the_exact_estimator_refuses_and_names_the_other(base: Path, kind: str) -> None:
-    with pytest.raises(GradientError, match=r"q_proj.*quantised.*gradient=sketch") as error:
+    with pytest.raises(GradientError, match=r"q_proj.*quantized.*gradient=sketch") as error:
         estimate_gradients(load(base, kind), [build_batch("llama")], estimator=ExactEstimator())
     assert "\n" not in str(error.value)
 
@@ -220,7 +220,7 @@ def test_the_adapter_carries_the_start_and_nothing_changes(base: Path, kind: str
     with torch.no_grad():
         expected = model(**batch).logits
         peft = wrapped(model, artifact)
-        start = initialise(peft, artifact)
+        start = initialize(peft, artifact)
         found = peft(**batch).logits
     assert start.shift == "adapter"
     assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
@@ -232,12 +232,12 @@ def test_the_adapter_carries_the_start_and_nothing_changes(base: Path, kind: str
 
 
 @every_kind
-def test_a_start_cannot_be_taken_off_quantised_weights(base: Path, kind: str) -> None:
+def test_a_start_cannot_be_taken_off_quantized_weights(base: Path, kind: str) -> None:
     model = load(base, kind)
     artifact = estimate_gradients(model, [build_batch("llama")])
     peft = wrapped(model, artifact)
-    with pytest.raises(TargetError, match=r"q_proj is quantised.*shift=adapter"):
-        initialise(peft, artifact, shift="weights")
+    with pytest.raises(TargetError, match=r"q_proj is quantized.*shift=adapter"):
+        initialize(peft, artifact, shift="weights")
 
 
 @pytest.mark.parametrize("scale", ["stable", "weight_svd"])
@@ -247,7 +247,7 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
     grads = autograd(float_copy(model), batch)
     artifact = estimate_gradients(model, [batch], capacity=WHOLE)
     peft = wrapped(model, artifact)
-    initialise(peft, artifact, scale=scale)
+    initialize(peft, artifact, scale=scale)
     peft(**batch).loss.backward()
     for name, layer in lora_layers(peft).items():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -259,8 +259,8 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
 
 def loaded_by_peft_alone(base: Path, adapter: Path) -> PeftModel:
     """With gradients to its inputs: without, some CPUs compute in bfloat16, which loraga keeps them from."""
-    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantised, dtype=torch.float32)
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantized, dtype=torch.float32)
     model.enable_input_require_grads()
     return PeftModel.from_pretrained(model, adapter).eval()
 
@@ -319,7 +319,7 @@ def test_a_run_trains_resumes_evaluates_and_merges(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["method=full"], "quantised weights cannot be trained"),
+        (["method=full"], "quantized weights cannot be trained"),
         (["method.shift=weights"], "method.shift=adapter"),
         (["gradient=exact"], "gradient=sketch"),
         (["model.quantization=int8", "model.double_quantization=true"], "goes with model.quantization=nf4"),

@@ -65,14 +65,14 @@ def test_shared_modules_and_shared_storage_are_refused() -> None:
         find_targets(views)
 
 
-def test_a_quantised_weight_has_the_shape_of_its_layer() -> None:
+def test_a_quantized_weight_has_the_shape_of_its_layer() -> None:
     """In memory, 4-bit weights lie two to a byte in one long column."""
     model = nn.Sequential(nn.Linear(10, 6), nn.Linear(6, 4))
     model[0].weight = nn.Parameter(torch.zeros(30, 1, dtype=torch.uint8), requires_grad=False)
     packed, plain = find_targets(model).values()
-    assert packed.quantised
+    assert packed.quantized
     assert packed.shape == (6, 10)
-    assert not plain.quantised
+    assert not plain.quantized
     assert plain.shape == (4, 6)
 
 

@@ -17,7 +17,7 @@ VALIDATION = [{"step": step, "eval_loss": 2 / step} for step in (5, 10)]
 
 
 def drawn(file: Path) -> int:
-    """How many different colours a picture has; also checks that it is a whole PNG of sensible size."""
+    """How many different colors a picture has; also checks that it is a whole PNG of sensible size."""
     with Image.open(file) as picture:
         assert picture.format == "PNG"
         picture.load()
@@ -37,7 +37,7 @@ def test_a_run_is_drawn(tmp_path: Path, points: list[dict[str, float]]) -> None:
     assert [item.name for item in (tmp_path / "deep").iterdir()] == ["loss.png"]
 
 
-def test_more_runs_than_colours_are_drawn(tmp_path: Path) -> None:
+def test_more_runs_than_colors_are_drawn(tmp_path: Path) -> None:
     loss_curves({f"run {index}": TRAIN for index in range(9)}, tmp_path / "loss.png", title="many")
     drawn(tmp_path / "loss.png")
 

@@ -193,7 +193,7 @@ def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp
     out = loraga("eval", str(model), *options, code=2)
     assert "eval.execute_code" in out
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ga_cli.evaluation.humaneval.check_sandbox", lambda: None)
+        patch.setattr("lora_ga_cli.evaluation.tasks.humaneval.check_sandbox", lambda: None)
         out = loraga("eval", str(model), *options, "eval.execute_code=true", code=2)
     assert "eval.file: problem x stands there 2 times" in out
     assert "each wants an id of its own" in out

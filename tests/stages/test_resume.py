@@ -43,7 +43,7 @@ def while_estimating(patch: pytest.MonkeyPatch) -> None:
 
 
 def after_storing_the_start(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.adapter.install import Start
+    from lora_ga_cli.lora.offset import Start
 
     patch.setattr(Start, "save", after(1, Start.save))
 

@@ -17,7 +17,7 @@ def configure(**changes: Any) -> Config:
         "recipe": "mine",
         "model": {"path": "some/model"},
         "dataset": {"train_file": "x.jsonl", "prompt": "{q}", "answer": "{a}"},
-        "method": {"name": "lora_ga", "start": "gradient", "rank_stabilised": True},
+        "method": {"name": "lora_ga", "start": "gradient", "rank_stabilized": True},
     }
     for name, value in changes.items():
         base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value

@@ -1,6 +1,6 @@
-"""The accused: runs the program on trial, in a box of its own, and calls its function as the examiner asks.
+"""The accused: runs the program on trial, in a box of its own, and calls its function as the grader asks.
 
-Nothing here is trusted. Whatever the program does to this process, all it can send is an answer, and the examiner
+Nothing here is trusted. Whatever the program does to this process, all it can send is an answer, and the grader
 compares it with the right one in another box.
 """
 
@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any
 
-from lora_ga_cli.evaluation.sandbox import wire
+from lora_ga_cli.evaluation.sandbox import protocol
 
 TEXT = 200
 """Characters of an exception's message."""
@@ -22,7 +22,7 @@ def main() -> None:
     asked, answers = os.fdopen(3, "rb"), os.fdopen(4, "wb")
     with open("/box/program.py", encoding="utf-8", errors="surrogatepass") as file:  # noqa: PTH123
         program = file.read()
-    entry_point: str = wire.read(asked)
+    entry_point: str = protocol.read(asked)
     module = types.ModuleType("program")
     sys.modules["program"] = module  # dataclasses and others look their module up
     try:
@@ -33,12 +33,12 @@ def main() -> None:
         answer = told(error)
     while True:
         try:
-            wire.write(answers, answer)
+            protocol.write(answers, answer)
         except BaseException as error:
-            wire.write(answers, told(error))
+            protocol.write(answers, told(error))
         try:
-            positional, named = wire.read(asked)
-        except wire.Gone:
+            positional, named = protocol.read(asked)
+        except protocol.Gone:
             return
         try:
             answer = ["value", function(*positional, **named)]

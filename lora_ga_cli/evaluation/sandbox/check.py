@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation.sandbox.box import Box, Ended, Limits
+from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
 
 PROC = Path("/proc")
 SETTINGS = {

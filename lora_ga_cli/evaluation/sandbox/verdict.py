@@ -1,8 +1,8 @@
-"""Puts a program on trial: the candidate runs it in one box, and the examiner tests it from another.
+"""Puts a program on trial: the candidate runs it in one box, and the grader tests it from another.
 
 A program can end its process, print what it likes, look through the frames of its callers or return an object that
 equals everything; and when the tests run in its own process, each of these can pass them. Here they never do. The
-examiner calls the function over a pipe, gets copies of plain values back, and compares them where no line of the
+grader calls the function over a pipe, gets copies of plain values back, and compares them where no line of the
 program has run. To be right, the program must answer right.
 """
 
@@ -14,11 +14,11 @@ import os
 from dataclasses import dataclass, replace
 from typing import IO
 
-from lora_ga_cli.evaluation.sandbox.box import Box, Ended, Limits
 from lora_ga_cli.evaluation.sandbox.check import refusal
+from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
 
-EXAMINER_GRACE = 10.0
-"""Seconds that the examiner has beyond the program's own, of which a program can take none from it."""
+GRADER_GRACE = 10.0
+"""Seconds that the grader has beyond the program's own, of which a program can take none from it."""
 CANDIDATE_GRACE = 5.0
 """Seconds for a candidate that closed the line to say why it ended; then it is stopped."""
 PASSED = "passed"
@@ -59,12 +59,12 @@ def try_in_boxes(trial: Trial, limits: Limits) -> str:
         answers, answer = _pipe(stack)
         told, tell = _pipe(stack)
         candidate = _start(stack, "candidate", {"program.py": trial.program}, limits, [asked, answer])
-        longer = replace(limits, seconds=limits.seconds + EXAMINER_GRACE)
-        examiner = _start(stack, "examiner", {"task.json": json.dumps(task)}, longer, [answers, ask, tell])
+        longer = replace(limits, seconds=limits.seconds + GRADER_GRACE)
+        grader = _start(stack, "grader", {"task.json": json.dumps(task)}, longer, [answers, ask, tell])
         for file in (asked, ask, answers, answer, tell):
             file.close()
         said = told.read()
-        ended = _built(examiner.wait())
+        ended = _built(grader.wait())
         found: dict[str, str] = json.loads(said) if said else {}
         if found.get("verdict") == "gone":
             return _end(_built(candidate.wait(CANDIDATE_GRACE)))
@@ -81,7 +81,7 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 def _start(
     stack: contextlib.ExitStack, role: str, files: dict[str, str], limits: Limits, channels: list[IO[bytes]]
 ) -> Box:
-    box = Box([role, "wire"], files, limits=limits, channels=[file.fileno() for file in channels])
+    box = Box([role, "protocol"], files, limits=limits, channels=[file.fileno() for file in channels])
     stack.callback(box.stop)
     return box
 

@@ -1,0 +1,121 @@
+"""Several processes that train one run together, as torchrun and accelerate launch start them.
+
+Every process computes the same values, except for the rows that it trains on and estimates from. The main process alone
+writes files and prints. Without torch.distributed there is one process, and each function here returns its argument.
+
+Importing this module costs nothing: the command line imports it before it knows whether torch is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def count() -> int:
+    """The number of processes that train together (``WORLD_SIZE``)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def index() -> int:
+    """The number of this process, from 0 (``RANK``)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: number 0, or the only one."""
+    return index() == 0
+
+
+def join(cpu: bool) -> None:
+    """Connects the processes and gives each its device. A single process is left as it is."""
+    if count() > 1:
+        from accelerate.state import PartialState
+
+        PartialState(cpu=cpu)
+
+
+def leave() -> None:
+    """Ends what `join` began, in every process that ended without an error."""
+    if count() > 1:
+        from torch import distributed
+
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def wait() -> None:
+    """Waits until every process has reached this line."""
+    if count() > 1:
+        from accelerate.state import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def broadcast_flag(value: bool) -> bool:
+    """The value that the main process holds. Every process must call this function."""
+    if count() == 1:
+        return value
+    from accelerate.utils.operations import broadcast_object_list
+
+    message = [value]
+    broadcast_object_list(message)
+    return message[0]
+
+
+def connected() -> int:
+    """The number of processes in torch's process group; 1 where there is none.
+
+    Unlike `count` this does not read the environment, so a program that calls `estimate_gradients` without a process
+    group estimates alone.
+    """
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def sum_tensor(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all connected processes, in place."""
+    if connected() > 1:
+        from torch import distributed
+
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def tensor_of(tensor: Tensor, source: int) -> Tensor:
+    """The tensor that process ``source`` holds; every process gives one of the same shape and type."""
+    if connected() == 1:
+        return tensor
+    import torch
+    from torch import distributed
+
+    received = tensor.contiguous() if source == distributed.get_rank() else torch.empty_like(tensor)
+    distributed.broadcast(received, source)
+    return received
+
+
+def sum_number(value: float, device: torch.device) -> float:
+    """The sum of a number over all connected processes."""
+    if connected() == 1:
+        return value
+    import torch
+
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return float(sum_tensor(torch.tensor(value, dtype=dtype, device=device)))
+
+
+def max_number(value: int, device: torch.device) -> int:
+    """The largest value of a number over all connected processes."""
+    if connected() == 1:
+        return value
+    import torch
+    from torch import distributed
+
+    tensor = torch.tensor(value, device=device)
+    distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return int(tensor)

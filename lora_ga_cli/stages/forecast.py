@@ -1,0 +1,184 @@
+"""``--dry-run``: what a command would do, what is there already, and what it will take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from rich.syntax import Syntax
+from rich.table import Table
+from torch import nn
+
+from lora_ga_cli import distributed
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.methods import adalora
+from lora_ga_cli.methods.build import build_empty, count_trained
+from lora_ga_cli.model.blocks import count_blocks
+from lora_ga_cli.model.forecast import (
+    Memory,
+    Pace,
+    Work,
+    activation_bytes,
+    forward_work,
+    measure_pace,
+    state_bytes,
+    weight_bytes,
+)
+from lora_ga_cli.model.quantization import bits_per_weight
+from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.report.console import duration, number, out, say, size, step
+from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
+from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.training.arguments import accumulation_steps, total_steps
+from lora_ga_cli.training.checkpoints import is_whole, step_of
+from lora_ga_cli.training.run_folder import RunFolder, find_run
+
+SKETCH_CALLS = 1.4
+"""Operators of an estimation by sketch, over those of the passes through the model."""
+STAGES = ("estimate-grad", "init", "train", "eval")
+
+
+def plan(config: Config, last: str) -> None:
+    """Prints the resolved configuration, the stages up to ``last`` and their state, and a forecast.
+
+    Loads no weights.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
+    inputs = prepare_inputs(config)
+    run = find_run(config)
+    table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        table.add_row(stage, _state(stage, inputs, run))
+    out.print(table)
+    say()
+    _forecast(inputs)
+
+
+def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
+    config = inputs.config
+    if stage == "estimate-grad":
+        if config.method.start != "gradient":
+            return f"not needed by method {config.method.name}"
+        wanted = request(inputs)
+        cached = store_of(inputs).find(wanted.key, wanted.least)
+        if cached is not None:
+            return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
+        return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"
+    if stage == "init":
+        return "stored in the run" if run.start_file.exists() else "to do"
+    if stage == "train":
+        if run.finished:
+            return f"finished: {run.path}"
+        reached = max((step_of(item) for item in run.checkpoints.glob("checkpoint-*") if is_whole(item)), default=0)
+        resume = f", resuming after step {reached}" if reached else ""
+        return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
+    if stage == "eval":
+        done = _results(run, config.eval.task)
+        return f"done: {', '.join(map(str, done))}" if done else f"to do: {_scored(config)}"
+    raise ValueError(stage)
+
+
+def _results(run: RunFolder, task: str) -> list[Path]:
+    """What `evaluate` has written of a task, under whatever options."""
+    if task == "rows":
+        return [run.evaluation_file] if run.evaluation_file.exists() else []
+    return sorted((run.path / "eval").glob(f"{task}-*.json"))
+
+
+def _scored(config: Config) -> str:
+    options = config.eval
+    if options.task == "rows":
+        return ", ".join(options.metrics)
+    return ", ".join([options.task, *options.tasks])
+
+
+def _forecast(inputs: Inputs) -> None:
+    config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
+    pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
+    total = sum(parameter.numel() for parameter in inputs.empty_model().parameters())
+    if config.method.start == "gradient":
+        _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
+    memory, step_seconds, model = training_forecast(inputs, pace)
+    _say("training", memory, step_seconds * steps, "gradients and moments")
+    trained = count_trained(model, config)
+    step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
+    if torch.cuda.is_available():
+        step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")
+
+
+def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
+    """Peak memory of the estimation, and its seconds; rows are taken to be as long as the longest for memory, and of
+    mean length for time."""
+    config, options = inputs.config, inputs.config.gradient
+    base, task, checkpointing = inputs.empty_model(), config.model.task, config.trainer.gradient_checkpointing
+    targets = find_targets(base, config.target_modules)
+    weights = _base_bytes(base, targets, config)
+    for parameter in base.parameters():
+        parameter.requires_grad_(False)
+    for target in targets.values():
+        target.weight.requires_grad_(True)  # what the estimators need is kept as if it had a gradient
+    longest, mean = _lengths(inputs)
+    samples = min(options.samples, len(inputs.train.rows))
+    rows = rows_at_a_time(options, samples)
+    kept = activation_bytes(base, rows, longest, task=task, checkpointing=checkpointing)
+    shapes = [target.shape for target in targets.values()]
+    if options.estimator == "sketch":
+        element = next(base.parameters()).element_size()
+        limit = queue_bytes(inputs.device, checkpointed=checkpointing)
+        capacity = capacity_for(config.largest_rank, options.capacity)
+        states, waiting = sketch_bytes(shapes, capacity, rows * longest, element, limit=limit)
+        if checkpointing:
+            kept += waiting
+    else:
+        states = 0 if options.offload else 4 * sum(math.prod(shape) for shape in shapes)
+    work = forward_work(base, rows, mean, task=task)
+    batches = math.ceil(samples / rows / distributed.count())
+    passes = (2 if options.estimator == "sketch" else 3) + checkpointing
+    calls = work.calls * (SKETCH_CALLS if options.estimator == "sketch" else 1)
+    seconds = options.passes * batches * pace.seconds(Work(work.flops, round(calls)), passes)
+    return Memory(weights, states, kept), seconds
+
+
+def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
+    """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
+    config, options = inputs.config, inputs.config.trainer
+    base = inputs.empty_model()
+    targets = find_targets(base, config.target_modules)
+    weights = _base_bytes(base, targets, config) - weight_bytes(base)
+    model = build_empty(base, config, total_steps(config, len(inputs.train.rows)))
+    longest, mean = _lengths(inputs)
+    task, checkpointing = config.model.task, options.gradient_checkpointing
+    kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
+    states = state_bytes(model) + (adalora.importance_bytes(model) if config.method.adapter == "adalora" else 0)
+    memory = Memory(weights + weight_bytes(model), states, kept)
+    work = forward_work(model, options.micro_batch_size, mean, task=task)
+    passes = (3 if config.method.adapter == "none" and config.method.train == "all" else 2) + checkpointing
+    return memory, accumulation_steps(config) * pace.seconds(work, passes), model
+
+
+def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:
+    """Bytes of the base's weights in one process; one that is quantized or in shards needs whole layers for a while."""
+    bits = bits_per_weight(config.model)
+    if config.model.shard:
+        return weight_bytes(base) // distributed.count() + 2 * weight_bytes(base) // count_blocks(base)
+    if bits is None:
+        return weight_bytes(base)
+    largest = max(math.prod(target.shape) for target in targets.values()) * next(base.parameters()).element_size()
+    return weight_bytes(base, [target.weight for target in targets.values()], bits) + largest
+
+
+def _lengths(inputs: Inputs) -> tuple[int, int]:
+    """The longest training row, and the mean one, in tokens."""
+    lengths = inputs.train.rows["length"]
+    return max(lengths), math.ceil(sum(lengths) / len(lengths))
+
+
+def _say(what: str, memory: Memory, seconds: float, states: str) -> None:
+    length = f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
+    parts = f"weights {size(memory.weights)}, {states} {size(memory.states)}, activations {size(memory.activations)}"
+    step("forecast", f"{what}: about {length}, and {size(memory.total)} at its peak ({parts})")

@@ -1,0 +1,148 @@
+"""The saved adapter, read by PEFT alone in a process that has nothing of ours, computes what was trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from lora_ga_cli import Start, estimate_gradients, export_adapter, initialize
+from lora_ga_cli.errors import EqualityError, RunError
+from lora_ga_cli.lora.export import restore_adapter
+from tests.conftest import FAMILIES, TASKS, build_batch, build_model
+
+PEFT_ALONE = """
+import sys, torch, transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+auto, base, adapter, batch, out = sys.argv[1:]
+sys.modules["lora_ga_cli"] = None  # importing it would fail
+batch = load_file(batch)
+options = {"num_labels": 3} if "labels" in batch and batch["labels"].dim() == 1 else {}
+base = getattr(transformers, auto).from_pretrained(base, **options)
+model = PeftModel.from_pretrained(base, adapter).eval()
+with torch.no_grad():
+    save_file({"adapter": model(**batch).logits, "merged": model.merge_and_unload()(**batch).logits}, out)
+"""
+AUTO = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
+
+
+def trained(
+    family: str, *, gradient: bool = True, shift: str = "weights", decay: float = 0.0
+) -> tuple[PeftModel, Start | None]:
+    """A model after a few steps of plain gradient descent from LoRA-GA's start, or from LoRA's."""
+    model, batch = build_model(family).eval(), build_batch(family)
+    artifact = estimate_gradients(model, [batch])
+    task = {"task_type": "SEQ_CLS"} if family == "bert" else {}
+    peft = get_peft_model(
+        model,
+        LoraConfig(
+            r=4, use_rslora=True, target_modules=artifact.target_modules, fan_in_fan_out=family == "gpt2", **task
+        ),
+    )
+    start = initialize(peft, artifact, shift=shift) if gradient else None
+    trained = [item for item in peft.parameters() if item.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=decay)
+    for _ in range(3):
+        peft(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return peft, start
+
+
+@pytest.mark.parametrize(("family", "shift"), [*((family, "weights") for family in FAMILIES), ("gpt2", "adapter")])
+def test_peft_alone_computes_what_was_trained(
+    family: str, shift: str, tmp_path: Path, saved_bases: dict[str, Path]
+) -> None:
+    model, start = trained(family, shift=shift)
+    export_adapter(model, tmp_path / "adapter", start)
+    batch = build_batch(family)
+    save_file(batch, tmp_path / "batch.safetensors")
+    command = [sys.executable, "-c", PEFT_ALONE, AUTO[TASKS[family]], str(saved_bases[family])]
+    command += [str(tmp_path / name) for name in ("adapter", "batch.safetensors", "logits.safetensors")]
+    subprocess.run(command, check=True, capture_output=True)
+    with torch.no_grad():
+        expected, untrained = model(**batch).logits, build_model(family).eval()(**batch).logits
+    for form, found in load_file(tmp_path / "logits.safetensors").items():
+        assert float((found - expected).norm() / expected.norm()) < 1e-5, form
+    if family != "bert":  # whose head is random until it is trained
+        assert float((untrained - expected).norm() / expected.norm()) > 0.05  # the steps did something
+
+
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+def test_the_adapter_is_a_plain_lora_of_twice_the_rank(tmp_path: Path, shift: str) -> None:
+    model, start = trained("llama", shift=shift)
+    export_adapter(model, tmp_path, start)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == 8
+    assert not config["use_rslora"]
+    assert config["lora_alpha"] / config["r"] == pytest.approx(8 / 4**0.5)  # PEFT's default alpha is 8
+    assert set(config["target_modules"]) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    shapes = {
+        tuple(tensor.shape)
+        for name, tensor in load_file(tmp_path / "adapter_model.safetensors").items()
+        if "q_proj" in name
+    }
+    assert shapes == {(8, 48), (48, 8)}
+
+
+def test_a_lora_without_a_gradient_start_is_saved_as_it_is(tmp_path: Path) -> None:
+    model, _ = trained("llama", gradient=False)
+    export_adapter(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, True)
+
+
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path, shift: str) -> None:
+    model, start = trained("llama", shift=shift)
+    export_adapter(model, tmp_path, start)
+    kept = {name: item.clone() for name, item in model.named_parameters() if item.requires_grad}
+    with torch.no_grad():
+        for item in model.parameters():
+            if item.requires_grad:
+                item.zero_()
+    restore_adapter(model, tmp_path, start)
+    assert all(torch.equal(item, kept[name]) for name, item in model.named_parameters() if item.requires_grad)
+
+
+def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
+    model, start = trained("llama")
+    export_adapter(model, tmp_path, start)
+    assert start is not None
+    other = Start({name: (2 * a0, b0) for name, (a0, b0) in start.factors.items()}, start.scalings)
+    with pytest.raises(RunError, match="began elsewhere"):
+        restore_adapter(model, tmp_path, other)
+
+
+def test_a_frozen_half_that_weight_decay_moved_is_not_written(tmp_path: Path) -> None:
+    model, start = trained("llama", shift="adapter", decay=0.1)
+    with pytest.raises(EqualityError, match=r"frozen half has moved.*without weight decay"):
+        export_adapter(model, tmp_path, start)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    model, start = trained("llama")
+    with torch.no_grad():
+        next(item for name, item in model.named_parameters() if "lora_B" in name)[0, 0] = float("nan")
+    with pytest.raises(EqualityError, match="nothing was written"):
+        export_adapter(model, tmp_path / "adapter", start)
+    assert not list((tmp_path / "adapter").glob("*"))

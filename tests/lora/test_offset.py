@@ -1,0 +1,220 @@
+"""LoRA-GA's start on real models: aligned with the gradient, and changing nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from lora_ga_cli import GradientArtifact, estimate_gradients, export_adapter, initialize
+from lora_ga_cli.errors import GradientError, RunError, TargetError
+from lora_ga_cli.gradient.estimator import Estimator
+from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.lora.offset import Start, base_targets, install, lora_layers
+from lora_ga_cli.model.targets import find_targets, fingerprint
+from tests.conftest import FAMILIES, build_batch, build_model
+from tests.gradient import HALF
+
+RANK = 4
+
+
+def wrapped(family: str, artifact: GradientArtifact, rank: int = RANK) -> PeftModel:
+    model = build_model(family).eval()
+    config = LoraConfig(
+        r=rank, use_rslora=True, target_modules=artifact.target_modules, fan_in_fan_out=family == "gpt2"
+    )
+    return get_peft_model(model, config)
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> dict[str, GradientArtifact]:
+    """The gradient of each family on one batch."""
+    return {family: estimate_gradients(build_model(family), [build_batch(family)]) for family in FAMILIES}
+
+
+def first_step(model: PeftModel, family: str) -> dict[str, np.ndarray]:
+    """Each weight's movement in plain gradient descent of A and B, by autograd, per unit of learning rate."""
+    layers = lora_layers(model)
+    factors = [pair["default"].weight for layer in layers.values() for pair in (layer.lora_A, layer.lora_B)]
+    grads = iter(torch.autograd.grad(model(**build_batch(family)).loss, factors))
+    moved = {}
+    for name, layer in layers.items():
+        a, b = (pair["default"].weight.detach().double() for pair in (layer.lora_A, layer.lora_B))
+        grad_a, grad_b = next(grads).double(), next(grads).double()
+        moved[name] = (b @ grad_a + grad_b @ a).numpy()
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("direction", "shift"), [("ArB2r", "weights"), ("A2rBr", "weights"), ("ArBr", "weights"), ("ArB2r", "adapter")]
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_steps_along_its_gradient(
+    artifacts: dict[str, GradientArtifact], family: str, direction: str, shift: str
+) -> None:
+    """Against the full gradient and its decomposition by numpy in float64; Conv1D (GPT-2) included."""
+    base = build_model(family).eval()
+    targets = find_targets(base)
+    grads = torch.autograd.grad(base(**build_batch(family)).loss, [target.weight for target in targets.values()])
+    model = wrapped(family, artifacts[family])
+    initialize(model, artifacts[family], direction=direction, shift=shift)
+    moved = first_step(model, family)
+    assert set(moved) == set(targets)
+    for (name, target), grad in zip(targets.items(), grads, strict=True):
+        full = target.oriented(grad).double().numpy()
+        singular = np.linalg.svd(full, compute_uv=False)
+        best = np.linalg.norm(singular[: 2 * RANK]) / np.linalg.norm(singular)
+        cosine = (moved[name] * full).sum() / np.linalg.norm(moved[name]) / np.linalg.norm(full)
+        assert cosine / best >= 0.9999, name
+
+
+@pytest.mark.parametrize("scale", ["stable", "unit", "gd", "weight_svd"])
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_changes_at_step_0(artifacts: dict[str, GradientArtifact], family: str, shift: str, scale: str) -> None:
+    batch = build_batch(family)
+    with torch.no_grad():
+        expected = build_model(family).eval()(**batch).logits
+        model = wrapped(family, artifacts[family])
+        initialize(model, artifacts[family], scale=scale, shift=shift)
+        found = model(**batch).logits
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize(("estimator", "rounding"), [(ExactEstimator, 1e-4), (SketchEstimator, HALF)])
+def test_a_start_is_the_same_to_the_bit_and_from_a_thousand_times_the_loss(
+    estimator: Callable[[], Estimator], rounding: float
+) -> None:
+    """The sketch gives its directions in float16, and a number between two of them may round to either."""
+    model, batches = build_model("llama"), [build_batch("llama")]
+    artifact = estimate_gradients(model, batches, estimator=estimator())
+    thousandfold = estimate_gradients(
+        model, batches, estimator=estimator(), loss_function=lambda model, batch: 1000 * model(**batch).loss
+    )
+    one, again = (initialize(wrapped("llama", artifact), artifact) for _ in range(2))
+    scaled = initialize(wrapped("llama", artifact), thousandfold)
+    for name, pair in one.factors.items():
+        for first, second, third in zip(pair, again.factors[name], scaled.factors[name], strict=True):
+            assert torch.equal(first, second)
+            torch.testing.assert_close(first, third, rtol=rounding, atol=1e-5)
+    assert one.installed_base == again.installed_base
+
+
+def test_one_artifact_serves_every_rank_up_to_half_its_capacity(artifacts: dict[str, GradientArtifact]) -> None:
+    assert artifacts["llama"].max_rank == 16
+    for rank in (1, 2, 8):
+        start = initialize(wrapped("llama", artifacts["llama"], rank), artifacts["llama"])
+        assert {a0.shape[0] for a0, _ in start.factors.values()} == {rank}
+    with pytest.raises(GradientError, match="serves ranks up to 16, not rank=17: estimate with a capacity of 34"):
+        initialize(wrapped("llama", artifacts["llama"], 17), artifacts["llama"])
+
+
+def test_errors_come_before_anything_is_modified(artifacts: dict[str, GradientArtifact]) -> None:
+    artifact = artifacts["llama"]
+    lacking = dict(artifact.factors)
+    del lacking["model.layers.1.self_attn.v_proj"]
+    model = wrapped("llama", artifact)
+    before = fingerprint(base_targets(model))
+    with pytest.raises(GradientError, match=r"no gradient for model\.layers\.1\.self_attn\.v_proj"):
+        initialize(model, GradientArtifact(lacking, 32))
+    with pytest.raises(TargetError, match=r"rank=13 needs 26 singular vectors.*k_proj \(d_out 24, d_in 48\).*rank=12"):
+        initialize(wrapped("llama", artifact, 13), artifact)
+    assert fingerprint(base_targets(model)) == before
+    with pytest.raises(TargetError, match="no LoRA layer"):
+        initialize(build_model("llama"), artifact)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shift", ["weights", "adapter"])
+@pytest.mark.parametrize(
+    "options",
+    [{"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}, {"use_dora": True}],
+    ids=["ranks", "alphas", "dora"],
+)
+def test_ranks_alphas_and_magnitudes_of_layers(
+    artifacts: dict[str, GradientArtifact], tmp_path: Path, options: dict[str, object], shift: str
+) -> None:
+    """Nothing changes at step 0, and what a few steps train loads in PEFT alone on the pristine base."""
+    batch, artifact = build_batch("llama"), artifacts["llama"]
+    with torch.no_grad():
+        expected = build_model("llama").eval()(**batch).logits
+    config = LoraConfig(r=RANK, use_rslora=True, target_modules=artifact.target_modules, **options)
+    model = get_peft_model(build_model("llama").eval(), config)
+    start = initialize(model, artifact, shift=shift)
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    optimizer = torch.optim.Adam([item for item in model.parameters() if item.requires_grad], 1e-2)
+    for _ in range(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    export_adapter(model, tmp_path, start)
+    loaded = PeftModel.from_pretrained(build_model("llama"), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_bias_is_refused(artifacts: dict[str, GradientArtifact]) -> None:
+    artifact = artifacts["gpt2"]
+    config = LoraConfig(r=RANK, target_modules=artifact.target_modules, lora_bias=True, fan_in_fan_out=True)
+    with pytest.raises(TargetError, match="LoRA bias"):
+        initialize(get_peft_model(build_model("gpt2"), config), artifact)
+
+
+def test_a_stored_start_is_installed_again_to_the_bit(artifacts: dict[str, GradientArtifact], tmp_path: Path) -> None:
+    first = wrapped("gpt2", artifacts["gpt2"])
+    start = initialize(first, artifacts["gpt2"])
+    start.save(tmp_path / "start.safetensors")
+    second = wrapped("gpt2", artifacts["gpt2"])
+    install(second, Start.load(tmp_path / "start.safetensors"))
+    for (name, one), (_, other) in zip(first.state_dict().items(), second.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_stored_start_refuses_another_base(artifacts: dict[str, GradientArtifact]) -> None:
+    start = initialize(wrapped("llama", artifacts["llama"]), artifacts["llama"])
+    other = wrapped("llama", artifacts["llama"])
+    with torch.no_grad():
+        next(iter(base_targets(other).values())).weight[0, 0] += 1e-3
+    with pytest.raises(RunError, match="base model changed"):
+        install(other, start)
+
+
+def test_a_half_precision_base_is_left_as_it_is(artifacts: dict[str, GradientArtifact]) -> None:
+    """Shifting bfloat16 weights moves the logits by more than rounding; carrying the start does not move them."""
+    batch, differences = build_batch("llama"), {}
+    for shift in ("weights", "adapter", "auto"):
+        base = build_model("llama").to(torch.bfloat16).eval()
+        with torch.no_grad():
+            expected = base(**batch).logits.float()
+            model = get_peft_model(
+                base, LoraConfig(r=RANK, use_rslora=True, target_modules=artifacts["llama"].target_modules)
+            )
+            initialize(model, artifacts["llama"], shift=shift)
+            found = model(**batch).logits.float()
+        differences[shift] = float((found - expected).norm() / expected.norm())
+    assert differences["adapter"] == differences["auto"] < 1e-3
+    assert differences["weights"] > 10 * max(differences["adapter"], 1e-6)
+
+
+def test_both_forms_train_the_same_adapter(artifacts: dict[str, GradientArtifact]) -> None:
+    """A few steps of SGD and Adam from either form give the same logits; the frozen half does not move."""
+    batch, trained = build_batch("llama"), {}
+    for shift in ("weights", "adapter"):
+        model = wrapped("llama", artifacts["llama"])
+        start = initialize(model, artifacts["llama"], shift=shift)
+        optimizer = torch.optim.Adam([item for item in model.parameters() if item.requires_grad], 1e-2)
+        for _ in range(4):
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained[shift] = model(**batch).logits.detach()
+    torch.testing.assert_close(trained["weights"], trained["adapter"], rtol=1e-3, atol=1e-4)
+    for name, (a0, b0) in start.factors.items():
+        layer = lora_layers(model)[name]
+        assert torch.equal(layer.lora_A["default"].weight[RANK:], a0)
+        assert torch.equal(layer.lora_B["default"].weight[:, RANK:], -b0)
+        assert not torch.equal(layer.lora_A["default"].weight[:RANK], a0)

@@ -1,0 +1,58 @@
+"""A table's results beside the paper's."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from pathlib import Path
+
+from lora_ga_cli.reproduce.results import Results, csv_text, markdown, write
+
+RESULTS = Results(
+    title="A table",
+    rows=["LoRA", "LoRA-GA", "Full"],
+    columns=["GSM8K", "loss"],
+    values={("LoRA", "GSM8K"): [0.40, 0.42, 0.47], ("LoRA-GA", "GSM8K"): [0.5], ("LoRA", "loss"): [1.25, 1.75, 1.5]},
+    wanted=3,
+    percent=["GSM8K"],
+    paper={"LoRA": {"GSM8K": [42.08, 0.04]}, "Full": {"GSM8K": [54.2, 0.42]}},
+    notes=["Paper: somewhere."],
+    rates={("LoRA", "GSM8K"): 3e-4},
+)
+
+
+def test_a_cell_is_mean_and_deviation_over_seeds_beside_the_papers() -> None:
+    spread = statistics.stdev([40, 42, 47])
+    assert RESULTS.text("LoRA", "GSM8K") == f"43.00 ± {spread:.2f} at 0.0003"
+    assert RESULTS.paper_text("LoRA", "GSM8K") == "42.08 ± 0.04 (+0.92)"
+    assert RESULTS.text("LoRA", "loss") == "1.500 ± 0.250"
+
+
+def test_a_cell_says_which_seeds_it_lacks_and_an_empty_one_makes_no_difference_up() -> None:
+    assert RESULTS.text("LoRA-GA", "GSM8K") == "50.00 (1 of 3 seeds)"
+    assert RESULTS.text("Full", "GSM8K") == "–"
+    assert RESULTS.paper_text("Full", "GSM8K") == "54.20 ± 0.42"
+    assert RESULTS.paper_text("LoRA-GA", "GSM8K") == ""
+
+
+def test_markdown_has_the_papers_column_where_there_is_one() -> None:
+    lines = markdown(RESULTS).splitlines()
+    assert lines[2] == "|  | GSM8K | GSM8K, paper | loss |"
+    assert lines[4] == f"| LoRA | {RESULTS.text('LoRA', 'GSM8K')} | 42.08 ± 0.04 (+0.92) | 1.500 ± 0.250 |"
+    assert "Paper: somewhere." in lines
+
+
+def test_csv_holds_numbers_for_programs() -> None:
+    rows = {(row["row"], row["column"]): row for row in csv.DictReader(csv_text(RESULTS).splitlines())}
+    assert len(rows) == 6
+    cell = rows["LoRA", "GSM8K"]
+    assert float(cell["mean"]) == 43.0
+    assert float(cell["difference"]) == 0.92
+    assert (cell["seeds"], cell["learning_rate"], cell["paper"]) == ("3", "0.0003", "42.08")
+    assert rows["Full", "GSM8K"]["mean"] == ""
+
+
+def test_files_are_written_with_a_picture(tmp_path: Path) -> None:
+    files = write(RESULTS, tmp_path)
+    assert [file.name for file in files] == ["table.md", "table.csv", "table.png"]
+    assert files[2].read_bytes().startswith(b"\x89PNG")
