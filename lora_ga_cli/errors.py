@@ -1,4 +1,4 @@
-"""What can go wrong in ways a person can mend.
+"""What can go wrong in ways a person can fix.
 
 Every error that a user may meet is a `UserError`: one or two lines that say what was wrong, the value, and what to
 do. The command line prints them without a traceback and exits with `exit_code`; a program catches them by class.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 class UserError(Exception):
-    """Something the user can mend. `str(error)` is meant for a person."""
+    """Something the user can fix. `str(error)` is meant for a person."""
 
     exit_code = 1
 
@@ -109,7 +109,7 @@ class RunError(UserError):
     exit_code = 2
 
 
-def nearest(word: str, known: Iterable[str], label: str = "did you mean") -> str:
+def suggest(word: str, known: Iterable[str], label: str = "did you mean") -> str:
     """The hint that names the known spelling closest to ``word``, or lists all when few; empty if none is near."""
     choices = sorted(set(known))
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)

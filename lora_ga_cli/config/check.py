@@ -24,7 +24,7 @@ from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
 from lora_ga_cli.config.options import misfit, unknown
 from lora_ga_cli.config.safety import unsafe
 from lora_ga_cli.config.sources import Sources, choice_in, groups_named
-from lora_ga_cli.errors import Fault, InvalidInput, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, suggest
 
 REQUIRED = ("model", "dataset")
 """Groups without a default: a recipe or the command line chooses them."""
@@ -148,7 +148,7 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
         return []
     name = "null" if choice is None else str(choice)
     if not isinstance(choice, str | int | float) or isinstance(choice, bool) or name not in choices:
-        hint = nearest(name, choices) if isinstance(choice, str) else f"one of {', '.join(choices)}"
+        hint = suggest(name, choices) if isinstance(choice, str) else f"one of {', '.join(choices)}"
         return [Fault(where, f"no {group} {name!r}", hint)]
     if name in above:
         return [Fault(where, f"{group} {name} builds on itself: {' → '.join([*above, name])}")]

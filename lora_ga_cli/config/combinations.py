@@ -125,16 +125,16 @@ def _of_adapter(config: Config) -> Iterator[str]:
         yield f"rank_pattern is of method.adapter=lora and dora, not {method.adapter}"
     if config.adapter_dropout > 0 and method.adapter not in ("lora", "dora", "adalora"):
         yield f"adapter_dropout is of method.adapter=lora, dora and adalora, not {method.adapter}"
-    if method.learning_rate_ratio > 1 and not method.low_rank:
-        yield "method.learning_rate_ratio is of an adapter with A and B: method.adapter=lora or dora"
-    if method.learning_rate_ratio > 1 and config.trainer.optimizer != "adamw":
-        yield "method.learning_rate_ratio goes with trainer.optimizer=adamw"
+    if method.loraplus_lr_ratio > 1 and not method.low_rank:
+        yield "method.loraplus_lr_ratio is of an adapter with A and B: method.adapter=lora or dora"
+    if method.loraplus_lr_ratio > 1 and config.trainer.optimizer != "adamw":
+        yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
     if method.train != "all" and method.adapter != "none":
         yield f"method.train={method.train} chooses weights of the model: method.adapter=none"
     if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
         yield "method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any"
-    if method.rank_stabilized and method.adapter == "adalora":
-        yield "method.rank_stabilized is of method.adapter=lora and dora, not adalora"
+    if method.use_rslora and method.adapter == "adalora":
+        yield "method.use_rslora is of method.adapter=lora and dora, not adalora"
 
 
 def _of_adalora(config: Config) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from lora_ga_cli.config.schema import Config, Section
-from lora_ga_cli.errors import nearest
+from lora_ga_cli.errors import suggest
 
 KeyPath = tuple[str, ...]
 
@@ -114,7 +114,7 @@ def explain(path: KeyPath, value: Any, error: Any) -> str:
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
     choices = _literals(options[option].annotation) if option in options else []
     if choices and isinstance(value, str | bool | int):
-        hint = nearest(str(value), choices)
+        hint = suggest(str(value), choices)
         return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
             f" ({hint})" if hint.startswith("did") else ""
         )
@@ -136,7 +136,7 @@ def _nearest_option(path: KeyPath) -> str:
     if section and siblings:
         close = difflib.get_close_matches(path[-1], siblings, n=1)
         return f"did you mean {section}.{close[0]}?" if close else f"loraga recipes options {section} lists them"
-    return nearest(
+    return suggest(
         ".".join(path), {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ga_cli.config.locations import Locations
-from lora_ga_cli.errors import Fault, InvalidInput, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, suggest
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ def find_recipe(name: str, own: Path | None = None) -> Recipe:
     """
     recipes = {recipe.name: recipe for recipe in all_recipes(own)}
     if name not in recipes:
-        raise InvalidInput([Fault("command line", f"no recipe {name!r}", nearest(name, recipes))])
+        raise InvalidInput([Fault("command line", f"no recipe {name!r}", suggest(name, recipes))])
     return recipes[name]

@@ -174,7 +174,7 @@ class MethodConfig(Section):
     """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's. ``pissa``: the weight's own leading
     singular vectors (arXiv 2404.02948). ``gaussian``: A and B random. All but the first are taken off again; see
     ``shift``."""
-    rank_stabilized: bool = False
+    use_rslora: bool = False
     """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
     direction: Direction = "ArB2r"
     """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
@@ -187,7 +187,7 @@ class MethodConfig(Section):
     weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
     ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
     quantized or sharded base, and with ``adapter_dropout``."""
-    learning_rate_ratio: Annotated[float, Field(ge=1)] = 1.0
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """B's learning rate over A's (LoRA+, arXiv 2402.12354)."""
     prefix_length: Positive = 32
     """Trained vectors before a row."""
@@ -240,7 +240,7 @@ class TrainerConfig(Section):
     """Rows per optimizer step, over all devices and accumulation steps."""
     micro_batch_size: Positive = 8
     """Rows per forward pass on one device; ``batch_size`` must be a multiple of it times the devices."""
-    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """Course of the learning rate; ``constant`` has no warm-up."""
     warmup_ratio: Fraction = 0.03
     """Share of the steps over which the learning rate rises from 0."""

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.source import Row
-from lora_ga_cli.errors import nearest
+from lora_ga_cli.errors import suggest
 
 BOM = b"\xef\xbb\xbf"
 Records = Iterator[tuple[int, Row | BadRow]]
@@ -41,7 +41,7 @@ def format_of(path: str) -> str:
     zipped = name.endswith(".gz")
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in READERS or (zipped and suffix == ".parquet"):
-        near = nearest(suffix, READERS) if suffix and suffix not in READERS else ""
+        near = suggest(suffix, READERS) if suffix and suffix not in READERS else ""
         known = f"known: {', '.join(READERS)}, the text forms also .gz"
         shown = suffix + ".gz" * zipped
         what = f"no reader for the extension {shown!r}" if shown else "no extension, which tells the format"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.source import Row
-from lora_ga_cli.errors import DataError, Fault, nearest
+from lora_ga_cli.errors import DataError, Fault, suggest
 from lora_ga_cli.files import resolve_path
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def _explained(error: Exception, path: str, subset: str | None, revision: str | 
     lists = re.findall(r"\[('[^\[\]]*')\]", message)
     known = re.findall(r"'([^']+)'", lists[-1]) if lists else []
     if re.match(r"(Unknown|Bad) split", message):
-        return Fault(option, f"{path} has no split {split!r}", nearest(split, known))
+        return Fault(option, f"{path} has no split {split!r}", suggest(split, known))
     if message.startswith("BuilderConfig"):
-        return Fault("dataset.subset", f"{path} has no subset {subset!r}", nearest(subset or "", known))
+        return Fault("dataset.subset", f"{path} has no subset {subset!r}", suggest(subset or "", known))
     if message.startswith("Config name is missing"):
         return Fault("dataset.subset", f"{path} wants a subset", f"known: {', '.join(known)}" if known else "")
     if isinstance(error, ConnectionError) or "Offline" in type(error).__name__:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.source import Row, Source
-from lora_ga_cli.errors import Fault, nearest
+from lora_ga_cli.errors import Fault, suggest
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
@@ -44,7 +44,7 @@ class LabelReader:
             return self._numbers[text]
         if self._by_number and number is not None and 0 <= number < len(self.names):
             return number
-        hint = nearest(text, self.names)
+        hint = suggest(text, self.names)
         shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
         raise BadRow(f"column {column!r} holds {shown}, which is no class{f' ({hint})' if hint else ''}")
 

@@ -10,7 +10,7 @@ from typing import Literal
 from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
 from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Unreadable, format_of, read_records
 from lora_ga_cli.data.source import FileRows, Row
-from lora_ga_cli.errors import DataError, Fault, nearest
+from lora_ga_cli.errors import DataError, Fault, suggest
 from lora_ga_cli.files import resolve_path
 
 
@@ -46,7 +46,7 @@ def _near_file(path: Path) -> str:
     folder = path if path.is_dir() else path.parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    return nearest(
+    return suggest(
         path.name, (file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     )
 

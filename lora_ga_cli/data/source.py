@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from lora_ga_cli.errors import Fault, nearest
+from lora_ga_cli.errors import Fault, suggest
 
 Row = dict[str, Any]
 
@@ -93,6 +93,6 @@ def renamed(source: Source, renames: Mapping[str, str]) -> dict[str, str]:
 
 def near_column(name: str, columns: Sequence[str]) -> str:
     """The hint for an unknown column: the nearest, and all there are."""
-    near = nearest(name, columns)
+    near = suggest(name, columns)
     listed = ", ".join(columns[:30]) + (", ..." if len(columns) > 30 else "")
     return f"{near} columns: {listed}" if near and not near.startswith("known") else f"columns: {listed}"

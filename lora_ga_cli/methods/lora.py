@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import TargetError, nearest
+from lora_ga_cli.errors import TargetError, suggest
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import layer_seed, random_factors, scale_factor
 from lora_ga_cli.lora.offset import Start, compute_start, gradient_start
@@ -29,7 +29,7 @@ def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Ta
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides by rank
         lora_dropout=config.adapter_dropout,
-        use_rslora=config.method.rank_stabilized,
+        use_rslora=config.method.use_rslora,
         use_dora=config.method.adapter == "dora",
         target_modules=shortest_names(model, targets),
         rank_pattern=ranks_of(targets, config.rank_pattern),
@@ -49,7 +49,7 @@ def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[
     for entry, rank in sorted(pattern.items(), key=lambda item: len(item[0])):
         hits = [name for name in targets if name == entry or name.endswith(f".{entry}")]
         if not hits:
-            hint = nearest(entry, {name.rsplit(".", 1)[-1] for name in targets})
+            hint = suggest(entry, {name.rsplit(".", 1)[-1] for name in targets})
             raise TargetError(f"rank_pattern: {entry!r} matches no target" + (f" ({hint})" if hint else ""))
         ranks |= dict.fromkeys(hits, rank)
     return ranks

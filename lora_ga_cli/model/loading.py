@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from lora_ga_cli.errors import ModelError, nearest
+from lora_ga_cli.errors import ModelError, suggest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import hold_still, loading_arguments
@@ -56,7 +56,7 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
         return Source(str(folder.resolve()), True, None, config.trust_remote_code)
     if given.startswith((BUNDLED, PACKAGE, "/", "./", "../", "~")) or given.count("/") > 1:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = nearest(folder.name, siblings)
+        hint = suggest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
     return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
 

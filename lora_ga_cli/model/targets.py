@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from lora_ga_cli.errors import TargetError, nearest
+from lora_ga_cli.errors import TargetError, suggest
 
 ALL_LINEAR = "all-linear"
 CLASSIFIER_HEADS = ("classifier", "score")
@@ -181,7 +181,7 @@ def _matching_pattern(linear: Mapping[str, Target], pattern: str) -> dict[str, T
     except re.error as error:
         raise TargetError(f"target_modules={pattern}: not a regular expression ({error})") from None
     if not chosen:
-        hint = nearest(pattern, {name.rsplit(".", 1)[-1] for name in linear})
+        hint = suggest(pattern, {name.rsplit(".", 1)[-1] for name in linear})
         raise TargetError(
             f"target_modules={pattern}: as a regular expression it matches no whole name of a linear layer such as "
             f"{next(iter(linear), 'none')}" + (f"; {hint} then write target_modules=[NAME]" if hint else "")
@@ -198,7 +198,7 @@ def _matching_names(
     for entry in wanted:
         hits = [name for name in modules if name == entry or name.endswith(f".{entry}")]
         if not hits:
-            hint = nearest(entry, {name.rsplit(".", 1)[-1] for name in linear})
+            hint = suggest(entry, {name.rsplit(".", 1)[-1] for name in linear})
             raise TargetError(f"target_modules: {entry!r} matches no module" + (f" ({hint})" if hint else ""))
         for name in hits:
             if name not in linear:

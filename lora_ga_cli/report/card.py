@@ -63,7 +63,7 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     rows = {
         "training rows": f"{manifest['data']['train']['rows']:,}",
         "steps": f"{manifest['steps']:,} of {config.trainer.batch_size} rows",
-        "learning rate": f"{config.trainer.learning_rate:g} ({config.trainer.schedule})",
+        "learning rate": f"{config.trainer.learning_rate:g} ({config.trainer.lr_scheduler})",
         "seed": str(config.seed),
         "training loss": _loss(manifest["training_loss"]),
         "validation loss": _loss(manifest["validation_loss"]),

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from lora_ga_cli.config.locations import Locations, shown
 from lora_ga_cli.config.safety import unsafe_options
 from lora_ga_cli.config.schema import Section
-from lora_ga_cli.errors import Fault, InvalidInput, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.files import resolve_path
 
 Overrides = list[str]
@@ -117,7 +117,7 @@ def find_table(name: str, own: Path | None = None) -> Table:
     """
     tables = all_tables(own)
     if name not in tables:
-        raise InvalidInput([Fault("command line", f"no table {name!r}", nearest(name, tables))])
+        raise InvalidInput([Fault("command line", f"no table {name!r}", suggest(name, tables))])
     return read_table(tables[name])
 
 
@@ -182,10 +182,10 @@ def only(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) 
     Raises:
         InvalidInput: a row or column that it does not have.
     """
-    faults = [Fault("--rows", f"no row {name!r}", nearest(name, table.rows)) for name in rows if name not in table.rows]
+    faults = [Fault("--rows", f"no row {name!r}", suggest(name, table.rows)) for name in rows if name not in table.rows]
     for name in columns:
         if name not in part.columns:
-            faults.append(Fault("--columns", f"no column {name!r}", nearest(name, part.columns)))
+            faults.append(Fault("--columns", f"no column {name!r}", suggest(name, part.columns)))
     if faults:
         raise InvalidInput(faults)
     kept = {name: options for name, options in table.rows.items() if name in rows or not rows}

@@ -122,7 +122,7 @@ def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
         data_collator=inputs.collator,
         callbacks=callbacks,
         start=trainable.start,
-        learning_rate_ratio=config.method.learning_rate_ratio,
+        loraplus_lr_ratio=config.method.loraplus_lr_ratio,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)

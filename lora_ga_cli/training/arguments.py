@@ -73,7 +73,7 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
         per_device_train_batch_size=options.micro_batch_size,
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=accumulation_steps(config),
-        lr_scheduler_type=options.schedule,
+        lr_scheduler_type=options.lr_scheduler,
         warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,

@@ -30,7 +30,7 @@ class LoragaTrainer(Trainer):
 
     Args:
         start: what a start did to the model; None if nothing.
-        learning_rate_ratio: B's learning rate over A's (LoRA+).
+        loraplus_lr_ratio: B's learning rate over A's (LoRA+).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LoragaTrainer(Trainer):
         *,
         args: TrainingArguments,
         start: Start | None = None,
-        learning_rate_ratio: float = 1.0,
+        loraplus_lr_ratio: float = 1.0,
         **options: Any,
     ):
         # the Trainer refuses to save the optimizer beside a base in shards, but what trains here is whole everywhere
@@ -46,7 +46,7 @@ class LoragaTrainer(Trainer):
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
         self.start = start
-        self.learning_rate_ratio = learning_rate_ratio
+        self.loraplus_lr_ratio = loraplus_lr_ratio
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -66,13 +66,13 @@ class LoragaTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.learning_rate_ratio != 1:
+        if self.loraplus_lr_ratio != 1:
             of_b = {id(item) for name, item in self._model.named_parameters() if is_b(name)}
             for group in list(optimizer.param_groups):
                 apart = [item for item in group["params"] if id(item) in of_b]
                 group["params"] = [item for item in group["params"] if id(item) not in of_b]
                 if apart:
-                    rate = group["lr"] * self.learning_rate_ratio
+                    rate = group["lr"] * self.loraplus_lr_ratio
                     optimizer.add_param_group({**group, "params": apart, "lr": rate})
         return optimizer
 

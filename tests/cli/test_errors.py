@@ -11,7 +11,7 @@ import pytest
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import State, report_error, split_folders
-from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, nearest
+from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, suggest
 from lora_ga_cli.stages import train as train_stage
 
 QUICKSTART = "recipe=quickstart"
@@ -230,4 +230,4 @@ def test_errors_cross_processes_whole(error: Exception) -> None:
     ],
 )
 def test_the_nearest_spelling_or_all_of_a_few(word: str, known: list[str], hint: str) -> None:
-    assert nearest(word, known) == hint
+    assert suggest(word, known) == hint

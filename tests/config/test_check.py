@@ -61,7 +61,7 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
         ("dataset.shuffle=maybe", "boolean"),
         ("trainer.save_total_limit=1", "greater than or equal to 2"),
         ("model.dtype=float31", "did you mean float32?"),
-        ("trainer.schedule=cosin", "did you mean cosine?"),
+        ("trainer.lr_scheduler=cosin", "did you mean cosine?"),
         ("method.direction=ArB2R", "did you mean ArB2r?"),
         ("device=tpu", "auto, cpu, cuda, mps"),
         ("eval.metrics=[loss,exact_mach]", "exact_match"),
@@ -225,14 +225,14 @@ def test_columns_can_be_renamed_as_the_comments_of_the_groups_say() -> None:
 
 
 def test_faults_of_the_command_line_and_of_files_are_reported_together_in_file_and_line() -> None:
-    text = BASE + "rnk: 4\nrank: 0\ntrainer:\n  learning_rat: 3\n  schedule: cosin\nmodl: {path: x}\n"
+    text = BASE + "rnk: 4\nrank: 0\ntrainer:\n  learning_rat: 3\n  lr_scheduler: cosin\nmodl: {path: x}\n"
     lay_out(Path("own"), {"recipes/mine.yaml": text})
     faults = refused("recipe=mine", "alpha=big", "method=loraga", "--config-dir", "own")
     expected = [
         ("own/recipes/mine.yaml:4", "rnk", "did you mean rank?"),
         ("own/recipes/mine.yaml:5", "rank=0", "greater than or equal to 1"),
         ("own/recipes/mine.yaml:7", "trainer.learning_rat", "did you mean trainer.learning_rate?"),
-        ("own/recipes/mine.yaml:8", "trainer.schedule=cosin", "did you mean cosine?"),
+        ("own/recipes/mine.yaml:8", "trainer.lr_scheduler=cosin", "did you mean cosine?"),
         ("own/recipes/mine.yaml:9", "modl", "did you mean model?"),
         ("command line", "alpha=big", "number"),
         ("command line", "loraga", "did you mean lora_ga?"),

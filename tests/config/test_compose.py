@@ -80,7 +80,7 @@ def test_a_users_new_choice_works_with_a_shipped_recipe() -> None:
     ("text", "name"),
     [
         ("gamma: 64\n", "mine"),
-        ("defaults: [lora]\nlearning_rate_ratio: 4\n", "mine"),
+        ("defaults: [lora]\nloraplus_lr_ratio: 4\n", "mine"),
         ("defaults: [lora]\nname: theirs\n", "theirs"),
         ("# @package _global_\ntrainer: {epochs: 2}\n", "mine"),
         ("# @package _global_\nmethod: {gamma: 64}\n", "mine"),

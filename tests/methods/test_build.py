@@ -202,7 +202,7 @@ def test_random_starts_have_the_papers_variance_and_scale() -> None:
 def settings_of_parameters(trainable: Trainable, folder: Path, setting: str) -> dict[str, float]:
     """What an optimizer of LoRA+ with weight decay has for each parameter, by name."""
     arguments = TrainingArguments(str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none")
-    trainer = LoragaTrainer(model=trainable.model, args=arguments, learning_rate_ratio=16.0)
+    trainer = LoragaTrainer(model=trainable.model, args=arguments, loraplus_lr_ratio=16.0)
     names = {id(item): name for name, item in trainable.model.named_parameters()}
     groups = trainer.create_optimizer().param_groups
     return {names[id(item)]: group[setting] for group in groups for item in group["params"]}
@@ -212,7 +212,7 @@ def settings_of_parameters(trainable: Trainable, folder: Path, setting: str) -> 
 @pytest.mark.parametrize("family", ["llama", "bert"])
 def test_lora_plus_gives_b_alone_its_own_rate(tmp_path: Path, family: str, adapter: str) -> None:
     """Not DoRA's magnitudes, nor the weight and bias of a new head."""
-    model, options = build_model(family), ["method.learning_rate_ratio=16", f"method.adapter={adapter}"]
+    model, options = build_model(family), ["method.loraplus_lr_ratio=16", f"method.adapter={adapter}"]
     config = configured("lora_plus", *options)
     if family == "bert":
         model.newly_initialized = ["classifier"]

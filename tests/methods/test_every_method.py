@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.methods.forms import FORMS
+from tests.helpers import Arguments, Loraga, between_two_checkpoints, killed, only_run
 from tests.methods.test_build import configured
-from tests.stages.test_resume import between_two_checkpoints, killed
-from tests.stages.test_train import Arguments, Loraga, only_run
 
 METHODS = sorted(Locations().choices("method"))
 FAMILY = {"bitfit": "gpt2"}

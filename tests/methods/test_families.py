@@ -22,8 +22,8 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods import bottleneck, prefix
 from lora_ga_cli.model.blocks import blocks
 from tests.conftest import build_batch, build_model, byte_tokenizer
+from tests.helpers import Arguments, Loraga, only_run
 from tests.methods.test_build import build_with
-from tests.stages.test_train import Arguments, Loraga, only_run
 
 
 def test_the_last_blocks_of_an_encoder_and_a_decoder_are_the_decoders() -> None:
@@ -118,7 +118,7 @@ def test_a_dry_run_forecasts_it(loraga: Loraga, arguments: Arguments, method: st
     [
         (["method=bottleneck_adapter", "model.quantization=nf4"], "goes with adapters of PEFT's"),
         (["method=adalora", "trainer.precision=fp16"], "fp16's scaling"),
-        (["method=adalora", "method.rank_stabilized=true"], "method.rank_stabilized is of"),
+        (["method=adalora", "method.use_rslora=true"], "method.use_rslora is of"),
         (["method=prefix_layer", "method.prefix_length=250"], "positions"),
         (["method=adalora", "trainer.max_steps=2", "method.adalora.warmup=0.5"], "a run of 2 has"),
     ],

@@ -29,7 +29,7 @@ from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_batch, byte_tokenizer
 from tests.gradient import WHOLE, autograd, cosine, cut, multiplied, relative
-from tests.stages.test_train import Arguments, Loraga, only_run, points
+from tests.helpers import Arguments, Loraga, only_run, points
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"quantization": "nf4"},

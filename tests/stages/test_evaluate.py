@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.stages.test_train import Arguments, Loraga, only_run
+from tests.helpers import Arguments, Loraga, only_run
 
 
 def test_exact_match_agrees_with_row_by_row_generation(

@@ -22,7 +22,7 @@ from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Endpoint, says
 from tests.evaluation.models import alphabet, going_on
 from tests.evaluation.mt_bench_rows import Bench, prompt_rows, reference_rows, write
-from tests.stages.test_train import Loraga
+from tests.helpers import Loraga
 
 __all__ = ["bench", "endpoint"]  # fixtures, which tests take by their names
 

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import build_batch, build_model
-from tests.stages.test_train import Arguments, Loraga, only_run
+from tests.helpers import Arguments, Loraga, only_run
 
 
 def test_the_merged_model_is_plain_transformers(

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from tests.stages.test_train import Arguments, Loraga, only_run
+from tests.helpers import Arguments, Loraga, only_run
 
 
 def together(*command: str, port: int, code: int = 0) -> str:

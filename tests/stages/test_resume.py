@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,27 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from lora_ga_cli.cli.app import main
-from tests.stages.test_train import Arguments, Loraga, only_run, points
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def after(calls: int, function: Callable) -> Callable:  # type: ignore[type-arg]
-    """``function``, after whose n-th call the process is killed."""
-    count = 0
-
-    def killing(*arguments: object, **options: object) -> object:
-        nonlocal count
-        result = function(*arguments, **options)
-        count += 1
-        if count == calls:
-            die()
-        return result
-
-    return killing
+from tests.helpers import Arguments, Loraga, after, between_two_checkpoints, die, killed, only_run, points
 
 
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
@@ -46,12 +25,6 @@ def after_storing_the_start(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.lora.offset import Start
 
     patch.setattr(Start, "save", after(1, Start.save))
-
-
-def between_two_checkpoints(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.training.trainer import LoragaTrainer
-
-    patch.setattr(LoragaTrainer, "training_step", after(7, LoragaTrainer.training_step))  # two micro-batches a step
 
 
 def while_writing_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
@@ -106,20 +79,6 @@ POINTS = [
     while_saving_the_result,
     before_it_is_declared_finished,
 ]
-
-
-def killed(arguments: list[str], point: Callable[[pytest.MonkeyPatch], None]) -> None:
-    """Runs the command in a child process that is killed at a point, and insists that it was."""
-    child = os.fork()
-    if child == 0:
-        try:
-            point(pytest.MonkeyPatch())
-            main(["train", *arguments])
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the command ended before it came to this point"
-    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import FAMILIES, build_batch, build_model, byte_tokenizer
-
-Loraga = Callable[..., str]
-Arguments = Callable[..., list[str]]
-
-
-def only_run(folder: str = "runs") -> Path:
-    (run,) = [item for item in Path(folder).iterdir() if item.is_dir() and not item.name.startswith(".")]
-    return run
-
-
-def points(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+from tests.helpers import Arguments, Loraga, only_run, points
 
 
 @pytest.mark.parametrize("method", ["lora_ga", "full"])

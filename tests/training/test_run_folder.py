@@ -17,7 +17,7 @@ def configure(**changes: Any) -> Config:
         "recipe": "mine",
         "model": {"path": "some/model"},
         "dataset": {"train_file": "x.jsonl", "prompt": "{q}", "answer": "{a}"},
-        "method": {"name": "lora_ga", "start": "gradient", "rank_stabilized": True},
+        "method": {"name": "lora_ga", "start": "gradient", "use_rslora": True},
     }
     for name, value in changes.items():
         base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
@@ -60,7 +60,7 @@ def test_what_does_not_matter_to_the_result_is_the_same_run(changes: dict[str, A
         {"trainer": {"learning_rate": 1e-4}},
         {"trainer": {"batch_size": 64}},
         {"trainer": {"max_steps": 10}},
-        {"trainer": {"schedule": "linear"}},
+        {"trainer": {"lr_scheduler": "linear"}},
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ from lora_ga_cli.data.examples.prompt_answer import causal_learns, cut_causal, p
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.template import as_text
 from lora_ga_cli.data.texts import same_start
-from lora_ga_cli.errors import DataError, Fault, nearest
+from lora_ga_cli.errors import DataError, Fault, suggest
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
@@ -144,7 +144,7 @@ def _checked(message: object, number: int) -> Message:
         if not isinstance(message[key], str):
             raise BadRow(f"message {number} has {_held(message[key])} as its {key}, not a text")
     if message["role"] not in ROLES:
-        raise BadRow(f"message {number} has the unknown role {message['role']!r} ({nearest(message['role'], ROLES)})")
+        raise BadRow(f"message {number} has the unknown role {message['role']!r} ({suggest(message['role'], ROLES)})")
     as_text(message, "content")
     # what else a message has (a name, calls of tools) is the template's to use; null is how a table says absent
     return {str(key): value for key, value in message.items() if value is not None}

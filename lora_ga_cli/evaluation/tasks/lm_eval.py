@@ -16,7 +16,7 @@ import torch
 
 from lora_ga_cli.config.schema import Config, EvalConfig
 from lora_ga_cli.data.local import listed
-from lora_ga_cli.errors import Fault, InvalidInput, UserError, nearest
+from lora_ga_cli.errors import Fault, InvalidInput, UserError, suggest
 from lora_ga_cli.evaluation.continuation import has_prefix
 from lora_ga_cli.evaluation.tasks.base import Score
 from lora_ga_cli.files import resolve_path
@@ -46,7 +46,7 @@ def check(options: EvalConfig) -> None:
     known = _manager(options).all_tasks
     for name in options.tasks:
         if name not in known:
-            faults.append(Fault("eval.tasks", f"lm-evaluation-harness has no task {name}", nearest(name, known)))
+            faults.append(Fault("eval.tasks", f"lm-evaluation-harness has no task {name}", suggest(name, known)))
     if faults:
         raise InvalidInput(faults)
 

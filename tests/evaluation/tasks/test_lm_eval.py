@@ -20,7 +20,7 @@ from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.tasks.lm_eval import check
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import restless
-from tests.stages.test_train import Loraga
+from tests.helpers import Loraga
 
 pytest.importorskip("lm_eval")
 
