@@ -40,7 +40,7 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
 
 def _row(candidate: Candidate) -> dict[str, Any]:
     """What a table says of a candidate beside its scores."""
-    from lora_ga_cli.methods.forms import FORMS
+    from lora_ga_cli.methods.base import method_of
 
     config, run = candidate.config, candidate.run
     if run is None:
@@ -48,7 +48,7 @@ def _row(candidate: Candidate) -> dict[str, Any]:
     return {
         "run": candidate.name,
         "method": config.method.name,
-        "rank": str(config.rank) if FORMS[config.method.adapter].ranked else "–",
+        "rank": str(config.rank) if method_of(config).output.size else "–",
         "learning rate": f"{config.trainer.learning_rate:g}",
         "steps": str(run.manifest["steps"]),
         "seed": str(config.seed),

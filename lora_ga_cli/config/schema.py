@@ -204,6 +204,13 @@ class MethodConfig(Section):
         return self.start != "kaiming"
 
 
+class MethodOptions(Section):
+    """A fine-tuning method."""
+
+    type: str
+    name: Name = "lora_ga"
+
+
 class GradientConfig(Section):
     """How the gradient at the start is estimated."""
 

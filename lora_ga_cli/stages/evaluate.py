@@ -106,10 +106,10 @@ def _check_room(benchmark: Benchmark, config: Config) -> None:
         ModelError
     """
     from lora_ga_cli.evaluation.generate import Writer
-    from lora_ga_cli.methods.build import build_empty
+    from lora_ga_cli.methods.base import method_of
 
     inputs = prepare_inputs(config, splits=())
-    empty = build_empty(inputs.empty_model(), config)
+    empty = method_of(config).attach_empty(inputs.empty_model())
     Writer(empty, inputs.tokenizer, config.model.task, config.eval, config.seed).require_room(benchmark)
 
 
