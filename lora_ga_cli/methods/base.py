@@ -1,7 +1,7 @@
 """What a fine-tuning method is: a class that holds everything about it, in one file, with one file in ``conf/method``.
 
 The methods of `Method` stand in the order in which a run calls them. What is written here suits a method that trains
-weights of the model itself; `lora.py` overrides it for PEFT's adapters, `custom.py` for adapters that PEFT does not have.
+weights of the model itself; `lora.py` overrides it for PEFT's adapters, `custom.py` for others.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, and that a training which reached its last step is restored and
-not resumed. What differs between methods it asks the method."""
+evaluation, that a loss which is not finite stops the run, and that a training which reached its last step is restored
+and not resumed. What differs between methods it asks the method."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def test_a_half_precision_base_is_left_as_it_is(artifacts: dict[str, GradientArt
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_both_forms_train_the_same_adapter(artifacts: dict[str, GradientArtifact], decay: float) -> None:
-    """A few steps of AdamW in either form give the same ΔA and ΔB; weight decay pulls both towards the initialization."""
+    """A few steps of AdamW in either form give the same ΔA and ΔB; weight decay pulls towards the initialization."""
     batch, trained, logits = build_batch("llama"), {}, {}
     for offset in ("base", "adapter"):
         model = wrapped("llama", artifacts["llama"])
@@ -259,7 +259,7 @@ def test_a_training_model_merges_as_it_computes(artifacts: dict[str, GradientArt
         initialize(model, artifacts["llama"], offset=offset)
         with torch.no_grad():
             for pair in lora_pairs(model):
-                pair.delta_b += 0.01
+                pair.delta_b.add_(0.01)
             expected = model(**batch).logits
             merged = model.merge_and_unload()(**batch).logits
         torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
