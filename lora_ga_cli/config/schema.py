@@ -6,12 +6,27 @@ documentation, and what `loraga recipes options` prints.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from lora_ga_cli.config.combinations import dataset_problems, problems
+from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
+from lora_ga_cli.registry import METHODS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -19,8 +34,6 @@ Name = Annotated[str, AfterValidator(one_name)]
 """A text that becomes part of a folder's name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
-Direction = Literal["ArB2r", "A2rBr", "ArBr", "random"]
-Scale = Literal["stable", "unit", "gd", "weight_svd"]
 Metric = Literal["loss", "exact_match", "accuracy", "matthews_correlation", "f1", "label_tokens"]
 S = TypeVar("S", bound="Section")
 
@@ -31,6 +44,54 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+@dataclass(frozen=True)
+class TypedSection:
+    """A section whose options depend on one of them, which names a registered class; the class has the options.
+
+    Args:
+        key: the option that names the class.
+        registry: the classes. Each has ``Options``, a subclass of `Section`, and ``check(config)``, which yields what
+            does not go together.
+        default: the name that holds where none is given.
+    """
+
+    name: str
+    key: str
+    registry: Registry[Any]
+    default: str
+
+    @property
+    def decider(self) -> tuple[str, str]:
+        """The path of the option that names the class."""
+        return self.name, self.key
+
+    def options_of(self, type_name: object) -> type[Section] | None:
+        """The class of the options of a type; None if there is no such type."""
+        found = self.registry.find(type_name) if isinstance(type_name, str) else None
+        return found.Options if found is not None else None
+
+    def validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Validates a mapping by the class that its type names."""
+        if not isinstance(value, Mapping):
+            return handler(value)
+        type_name = value.get(self.key, self.default)
+        options = self.options_of(type_name)
+        if options is None:
+            known = self.registry.names()
+            hint = suggest(str(type_name), known)
+            error = PydanticCustomError(
+                "unknown_type", "names no {what}; {hint}", {"what": self.registry.what, "hint": hint}
+            )
+            details = InitErrorDetails(type=error, loc=(self.key,), input=type_name)
+            raise ValidationError.from_exception_data(self.name, [details])
+        return options.model_validate({**value, self.key: type_name})
+
+
+METHOD = TypedSection("method", "type", METHODS, "lora_ga")
+EVAL = TypedSection("eval", "task", TASKS, "rows")
+TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 
 
 class ModelConfig(Section):
@@ -46,12 +107,12 @@ class ModelConfig(Section):
     """Type of the base's weights in memory. Adapters always train in float32."""
     quantization: Literal["nf4", "int8"] | None = None
     """Load the base's linear layers quantized by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
-    is; the adapter carries its start."""
+    is."""
     double_quantization: bool = False
     """With ``nf4``: quantize its scales too, which saves about 0.4 bits a weight."""
     shard: bool = False
     """Spread the base's weights over the processes of one run (FSDP2), each of which gathers a block when it computes.
-    For a base that one device cannot hold; the adapter carries its start."""
+    For a base that one device cannot hold."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     tokenizer: str | None = None
@@ -136,79 +197,13 @@ class DatasetConfig(Section):
         return _unless(dataset_problems(self), self)
 
 
-class AdaLoraConfig(Section):
-    """How AdaLoRA (arXiv 2303.10512) moves its budget of ranks between layers. Its output is scaled by alpha over the
-    initial rank, as PEFT does."""
-
-    initial_rank: Annotated[float, Field(gt=1)] = 1.5
-    """Rank that every layer begins with, relative to ``rank``, which is the mean one at the end."""
-    warmup: Fraction = 0.1
-    """Share of the steps before the first rank is taken away."""
-    final: Fraction = 0.3
-    """Share of the steps after the last rank is taken away."""
-    interval: Positive = 10
-    """Steps between two allocations."""
-    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Decay of the mean of the importance."""
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Decay of the uncertainty of the importance."""
-    orthogonality: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the penalty that keeps the factors orthogonal."""
-
-
-class MethodConfig(Section):
-    """A fine-tuning method: which adapter, how it starts, and what trains."""
-
-    name: Name = "lora_ga"
-    """What run folders and tables call the method; a file in ``method/`` that says nothing is called as it is."""
-    adapter: Literal["none", "lora", "dora", "adalora", "bottleneck", "prefix_embedding", "prefix_layer"] = "lora"
-    """``none`` trains weights of the model itself. ``lora``, ``dora`` (arXiv 2402.09353) and ``adalora`` (arXiv
-    2303.10512) add a product of low rank to each target. ``bottleneck`` (arXiv 1902.00751): a small network of width
-    ``rank`` behind each block's attention and feed-forward layer. ``prefix_embedding`` and ``prefix_layer``: trained
-    vectors before every row, at the input or at every layer (LoRA, arXiv 2106.09685, section 5.1)."""
-    train: Literal["all", "top_layers", "biases"] = "all"
-    """Which weights of the model train with ``adapter=none``: ``top_layers`` are the last ``top_layers`` blocks."""
-    top_layers: Positive = 2
-    """Blocks that ``train=top_layers`` trains."""
-    start: Literal["kaiming", "gaussian", "pissa", "gradient"] = "kaiming"
-    """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's. ``pissa``: the weight's own leading
-    singular vectors (arXiv 2404.02948). ``gaussian``: A and B random. All but the first are taken off again; see
-    ``shift``."""
-    use_rslora: bool = False
-    """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
-    direction: Direction = "ArB2r"
-    """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
-    scale: Scale = "stable"
-    """Size of the factors of ``start=gradient`` and ``gaussian``. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
-    gamma: Annotated[float, Field(gt=0)] = 16.0
-    """The constant of ``scale=stable``, without unit."""
-    shift: Literal["auto", "weights", "adapter"] = "auto"
-    """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
-    weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
-    ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
-    quantized or sharded base, and with ``adapter_dropout``."""
-    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
-    """B's learning rate over A's (LoRA+, arXiv 2402.12354)."""
-    prefix_length: Positive = 32
-    """Trained vectors before a row."""
-    adalora: AdaLoraConfig = AdaLoraConfig()
-
-    @property
-    def low_rank(self) -> bool:
-        """Whether the adapter is a pair of factors A and B on each target, which can start anywhere."""
-        return self.adapter in ("lora", "dora")
-
-    @property
-    def moved_start(self) -> bool:
-        """Whether the adapter starts elsewhere than at zero, and its start is taken off again."""
-        return self.start != "kaiming"
-
-
 class MethodOptions(Section):
-    """A fine-tuning method."""
+    """A fine-tuning method. Its class, which ``type`` names, has the other options."""
 
-    type: str
-    name: Name = "lora_ga"
+    type: str = METHOD.default
+    """The kind of method. It decides which other ``method`` options there are."""
+    name: Name = Field(default_factory=lambda values: values["type"])
+    """What run folders and tables call the method. Default: the name of its file in ``method/``."""
 
 
 class GradientConfig(Section):
@@ -306,7 +301,21 @@ class JudgeConfig(Section):
     """Requests under way at a time."""
 
 
-class EvalConfig(Section):
+class EvalOptions(Section):
+    """How a run is scored by `loraga eval`. The class of the task, which ``task`` names, has the other options."""
+
+    task: str = EVAL.default
+    """What is scored. It decides which other ``eval`` options there are."""
+    file: str | list[str] | None = None
+    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
+    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
+    limit: Positive | None = None
+    """Score at most this many rows or problems, the first."""
+    batch_size: Positive = 16
+    """Rows per forward or generation batch."""
+
+
+class EvalConfig(EvalOptions):
     """How a run is scored by `loraga eval`."""
 
     task: Literal["rows", "gsm8k", "humaneval", "mt_bench", "lm_eval"] = "rows"
@@ -315,13 +324,6 @@ class EvalConfig(Section):
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["loss"]
     """For rows. ``loss`` (with perplexity); of generated answers ``exact_match``; of a classifier ``accuracy``,
     ``matthews_correlation``, ``f1``; of label words ``label_tokens``, with the last two."""
-    file: str | list[str] | None = None
-    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
-    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
-    limit: Positive | None = None
-    """Score at most this many rows or problems, the first."""
-    batch_size: Positive = 16
-    """Rows per forward or generation batch."""
     max_new_tokens: Positive = 256
     """Longest generated answer, in tokens."""
     answer_pattern: str = r"####\s*(.+)"
@@ -363,14 +365,13 @@ class Config(Section):
     overwrite: bool = False
     """Start again in a run folder that holds a run with other settings (the old one is set aside)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of shuffling, sampling, and every random start."""
+    """Seed of shuffling, sampling, and everything drawn at random."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model lives. ``auto`` takes an accelerator if there is one."""
     rank: Positive = 8
     """Rank of the adapter while it trains."""
     rank_pattern: dict[str, Positive] = {}
-    """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``. Of the adapters
-    ``lora`` and ``dora``."""
+    """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilized."""
     adapter_dropout: Fraction = 0.0
@@ -379,29 +380,30 @@ class Config(Section):
     """``all-linear`` (all but the output head), a list of module names or endings, or a regular expression."""
     model: ModelConfig
     dataset: DatasetConfig
-    method: MethodConfig = MethodConfig()
+    method: Annotated[SerializeAsAny[MethodOptions], WrapValidator(METHOD.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]
     gradient: GradientConfig = GradientConfig()
     trainer: TrainerConfig = TrainerConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: Annotated[SerializeAsAny[EvalOptions], WrapValidator(EVAL.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]
+
+    @property
+    def shared_uses(self) -> frozenset[str]:
+        """The options for all adapters (``rank``, ``alpha``, ``target_modules``, …) that the method uses."""
+        uses: frozenset[str] = METHODS[self.method.type].uses
+        return uses
 
     @property
     def largest_rank(self) -> int:
         """The largest rank that a layer may have."""
         return max([self.rank, *self.rank_pattern.values()])
 
-    @property
-    def shift(self) -> Literal["weights", "adapter"]:
-        """``method.shift``, with ``auto`` decided."""
-        if self.method.shift == "auto":
-            # dropout would hit what the adapter adds and not what was subtracted from the base
-            movable = self.model.quantization is None and not self.model.shard
-            exact = movable and self.model.dtype == "float32" and self.adapter_dropout == 0
-            return "weights" if exact else "adapter"
-        return self.method.shift
-
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        return _unless(problems(self), self)
+        by_type = [
+            problem
+            for section in TYPED_SECTIONS.values()
+            for problem in section.registry[getattr(getattr(self, section.name), section.key)].check(self)
+        ]
+        return _unless([*problems(self), *unused_shared(self, self.shared_uses), *by_type], self)
 
 
 def _unless(problems: list[str], section: S) -> S:

@@ -35,6 +35,9 @@ class Full(Method):
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
+        options: Any = config.method
+        if options.train != "top_layers" and options.top_layers != 2:
+            yield f"method.top_layers={options.top_layers} does nothing with method.train={options.train}"
         if config.model.dtype == "float16":
             yield "training every weight in float16 loses small updates: model.dtype=bfloat16 or float32"
         if config.model.quantization is not None:

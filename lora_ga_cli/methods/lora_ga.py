@@ -55,6 +55,10 @@ class LoraGA(NonzeroInit):
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
         options: Any = config.method
+        if options.init != "gradient" and options.direction != "ArB2r":
+            yield f"method.direction={options.direction} does nothing with method.init={options.init}"
+        if options.scale != "stable" and options.gamma != 16:
+            yield f"method.gamma={options.gamma:g} does nothing with method.scale={options.scale}"
         if options.init != "gradient":
             return
         capacity = config.gradient.capacity
