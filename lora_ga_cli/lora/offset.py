@@ -19,6 +19,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import atomic_file
-from lora_ga_cli.lora.difference import OFFSETS
+from lora_ga_cli.lora.difference import OFFSETS, refresh_before_forward
 from lora_ga_cli.lora.initialization import product
 from lora_ga_cli.lora.layers import ADAPTER, INITIAL, base_targets, lora_layers, weight_of
 from lora_ga_cli.model.targets import Target, fingerprint
@@ -142,6 +143,7 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
             shifted = weight.float() - target.oriented(product(b0, a0, init.scalings[name]).to(weight.device))
             weight.copy_(shifted.to(weight.dtype))
         train_differences(layers[name], init.offset, a0.to(weight.device), b0.to(weight.device))
+    refresh_before_forward(model.get_base_model(), list(layers.values()), ADAPTER)
     actual = fingerprint(base_targets(model))
     if init.installed_base and init.installed_base != actual:
         raise RunError(
@@ -162,8 +164,10 @@ def train_differences(layer: nn.Module, offset: str, a0: Tensor | None = None, b
         initial = torch.empty_like(linear.weight) if initial is None else initial
         linear.weight = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
         linear.register_buffer(INITIAL, initial, persistent=False)
-    variants = layer.lora_variant
-    variants[ADAPTER] = OFFSETS[offset](variants.get(ADAPTER))  # type: ignore[index, operator, union-attr]
+    variants: Any = layer.lora_variant
+    variants[ADAPTER] = OFFSETS[offset](inner := variants.get(ADAPTER))
+    if inner is None:
+        layer.cast_input_dtype_enabled = False  # type: ignore[assignment]  # the product casts, and keeps no copy
 
 
 def differences(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -94,14 +94,16 @@ def test_a_hundred_merges_do_not_drift() -> None:
         model[names].weight.data = original.clone()
         add_to_base(model, changes[:count])
         rounded_once = exact.float()
-        assert float((model[names].weight.detach() - rounded_once).abs().max()) <= 2**-23 * float(rounded_once.abs().max())
+        assert float((model[names].weight.detach() - rounded_once).abs().max()) <= 2**-23 * float(
+            rounded_once.abs().max()
+        )
     error = float((one_by_one.double() - exact).norm() / (exact - original.double()).norm())
     assert error > 0.05  # what a merge of each link into the weights' own type would have lost
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_merging_rounds_once(tmp_path: Path, dtype: torch.dtype) -> None:
-    """A merged weight in half precision is the nearest number to the float64 sum; PEFT's own rounds the change first."""
+    """A merged weight in half precision is the nearest number to the float64 sum; PEFT rounds the change first."""
     folder = adapter(tmp_path / "one", 1)
     model = PeftModel.from_pretrained(build_model("llama").to(dtype).eval(), folder)
     base = build_model("llama").to(dtype)

@@ -15,7 +15,7 @@ from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.sketch import SketchEstimator
-from lora_ga_cli.lora.difference import _DifferenceProduct
+from lora_ga_cli.lora.difference import _AddProduct, difference_form
 from lora_ga_cli.lora.layers import base_targets, lora_pairs
 from lora_ga_cli.lora.offset import LoraInit, install
 from lora_ga_cli.model.targets import find_targets, fingerprint
@@ -239,7 +239,8 @@ def test_the_difference_form_has_the_gradients_of_autograd(artifacts: dict[str, 
     x, delta_a, delta_b = (random(*shape).requires_grad_() for shape in ((2, 5, 7), (3, 7), (6, 3)))
     a0, b0, scaling = random(3, 7), random(6, 3), 1.7
     expected = scaling * (x @ (a0 + delta_a).T @ (b0 + delta_b).T - x @ a0.T @ b0.T)
-    actual = _DifferenceProduct.apply(x, delta_a, delta_b, a0, b0, scaling)
+    right, left = difference_form(delta_a.detach(), delta_b.detach(), a0, b0)
+    actual = _AddProduct.apply(torch.zeros(2, 5, 6).double(), x, delta_a, delta_b, right, scaling * left, scaling)
     torch.testing.assert_close(actual, expected)
     weights = random(*expected.shape)
     inputs = (x, delta_a, delta_b)
@@ -263,3 +264,40 @@ def test_a_training_model_merges_as_it_computes(artifacts: dict[str, GradientArt
             expected = model(**batch).logits
             merged = model.merge_and_unload()(**batch).logits
         torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_forward_passes_before_a_backward_pass_count_twice(artifacts: dict[str, GradientArtifact]) -> None:
+    model, batch = wrapped("llama", artifacts["llama"]), build_batch("llama")
+    initialize(model, artifacts["llama"], offset="adapter")
+    (model(**batch).loss + model(**batch).loss).backward()
+    twice = [pair.delta_b.grad.clone() for pair in lora_pairs(model)]
+    model.zero_grad()
+    model(**batch).loss.backward()
+    for pair, found in zip(lora_pairs(model), twice, strict=True):
+        torch.testing.assert_close(found, 2 * pair.delta_b.grad)
+
+
+def test_a_factor_that_changes_before_the_backward_pass_is_refused(artifacts: dict[str, GradientArtifact]) -> None:
+    model, batch = wrapped("llama", artifacts["llama"]), build_batch("llama")
+    initialize(model, artifacts["llama"], offset="adapter")
+    loss = model(**batch).loss
+    with torch.no_grad():
+        lora_pairs(model)[0].delta_b.add_(1.0)
+    with pytest.raises(RuntimeError, match="changed between the forward and the backward pass"):
+        loss.backward()
+
+
+def test_a_backbone_alone_computes_with_what_was_trained_last(artifacts: dict[str, GradientArtifact]) -> None:
+    """Even after an optimizer that writes into memory without telling torch."""
+    batch = build_batch("llama")
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for offset in ("base", "adapter"):
+        model = wrapped("llama", artifacts["llama"])
+        initialize(model, artifacts["llama"], offset=offset)
+        with torch.no_grad():
+            model(**batch)
+            for pair in lora_pairs(model):
+                pair.delta_b.data.add_(0.01)
+            hidden = model.get_base_model().model(**inputs).last_hidden_state
+            logits = model.get_base_model().lm_head(hidden)
+            torch.testing.assert_close(logits, model(**batch).logits)
