@@ -76,7 +76,7 @@ class TrainingDisplay:
             self._bar.update(self._task, completed=step)
 
     def show(self, point: Point) -> None:
-        """Shows a logged point. On a terminal the bar changes and evaluations stay as lines; in a pipe each is a line."""
+        """Shows a logged point: in the bar on a terminal, as a line in a pipe. Evaluations are always lines."""
         if point.eval_loss is not None:
             say(f"           step {point.step}: validation loss {point.eval_loss:.4f}")
         elif point.loss is not None:

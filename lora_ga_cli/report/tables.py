@@ -84,11 +84,7 @@ def gradient_table(artifact: GradientArtifact, rank: int) -> None:
     rows.append(["mean", "", "", *(f"{statistics.mean(measure.values()):.1%}" for measure in measures)])
     rows.append(["minimum", "", "", *(f"{min(measure.values()):.1%}" for measure in measures)])
     print_table(columns, rows, numeric=columns[1:])
-    how = (
-        "estimated with random vectors that the sketch does not contain"
-        if artifact.info["estimator"] == "sketch"
-        else "exact"
-    )
+    how = "estimated with random test vectors" if artifact.info["estimator"] == "sketch" else "exact"
     say("r=N: share of ‖G‖² that the first step of an adapter of rank N can follow")
     say(f"aligned: alignment of the first step at rank {rank}, relative to the best possible one ({how})")
 

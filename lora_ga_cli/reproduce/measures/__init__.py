@@ -1,1 +1,1 @@
-"""What a column of a table can show of each row: one module a measure, found by its name in a table's file."""
+"""Measures, one in each module: what a column of a table shows. A table's file names them."""
