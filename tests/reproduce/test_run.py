@@ -271,10 +271,18 @@ def test_tiny_glue_has_a_forecast_for_every_task(loraga: Loraga, monkeypatch: py
 
 
 @pytest.fixture
-def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shapes of the hub's models (two blocks of each), and rows in place of its data sets."""
+def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configurations of models on the hub with two blocks each, and generated rows, so that nothing is downloaded."""
     shapes: dict[str, PreTrainedConfig] = {
         "meta-llama/Llama-2-7b-hf": LlamaConfig(num_hidden_layers=2),
+        "HuggingFaceTB/SmolLM2-135M": LlamaConfig(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            num_hidden_layers=2,
+            vocab_size=49152,
+        ),
         "google-t5/t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=2, decoder_start_token_id=0),
     }
 
@@ -291,7 +299,7 @@ def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "load_data", load_data)
 
 
-@pytest.mark.usefixtures("without_a_hub")
+@pytest.mark.usefixtures("without_hub")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name == "coverage" else [pytest.mark.slow]) for name in sorted(all_tables())],
