@@ -74,6 +74,7 @@ class Measure(ABC):
 
 def training_cost(inputs: Inputs, pace: Pace) -> Cost:
     """The cost of a training, and of the gradient estimation before it if the method needs one."""
+    from lora_ga_cli.methods.base import method_of
     from lora_ga_cli.stages.forecast import training_forecast
     from lora_ga_cli.training.arguments import total_steps
 
