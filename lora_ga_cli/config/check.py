@@ -124,11 +124,11 @@ def _incomplete(sources: Sources) -> list[Fault]:
     """Whether a model and a data set are chosen, for every recipe of the command line."""
     given = {override.key_or_group: override for override in sources.overrides}
     missing = [group for group in REQUIRED if group not in given]
-    choices = sources.locations.choices("recipe")
+    choices = sources.choices("recipe")
     recipes = [str(value) for value in values_of(given["recipe"], choices)] if "recipe" in given else []
-    recipes = [name for name in recipes if name in sources.locations.choices("recipe")]
+    recipes = [name for name in recipes if name in sources.choices("recipe")]
     if missing and not recipes:
-        known = ", ".join(sources.locations.choices("recipe"))
+        known = ", ".join(sources.choices("recipe"))
         return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
     faults = []
     for document in (sources.document("recipe", name) for name in recipes):
@@ -163,7 +163,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         hint = "-m for a sweep" + ("" if sources.is_choice(key) else f"; {key}=[…] for a list")
         return [Fault(COMMAND_LINE, f"{override.input_line}: several values", hint)]
     if sources.is_choice(key):
-        choices = values_of(override, sources.locations.choices(key))
+        choices = values_of(override, sources.choices(key))
         if not choices:
             return [Fault(COMMAND_LINE, f"{override.input_line}: no {key} is called so")]
         return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
@@ -179,7 +179,7 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
     Args:
         above: the choices of this group that build on it.
     """
-    choices = sources.locations.choices(group)
+    choices = sources.choices(group)
     if choice is None and group == "recipe":
         return []
     name = "null" if choice is None else str(choice)

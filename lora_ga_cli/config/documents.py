@@ -172,12 +172,12 @@ def nested(path: Sequence[str], value: Any) -> Any:
 
 
 def merge(target: dict[str, Any], added: dict[str, Any]) -> None:
-    """Sets in ``target`` what ``added`` has; mappings in both are merged."""
+    """Sets in ``target`` what ``added`` has; mappings in both are merged, and ``???`` (missing) replaces nothing."""
     for name, value in added.items():
         if isinstance(value, dict) and isinstance(target.get(name), dict):
             merge(target[name], value)
-        else:
-            target[name] = copy.deepcopy(value)
+        elif value != "???" or name not in target:
+            target[name] = copy.deepcopy(value) if isinstance(value, dict | list) else value
 
 
 def _examine(

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,24 +23,33 @@ from lora_ga_cli.errors import suggest
 KeyPath = tuple[str, ...]
 
 
+class Options(dict[KeyPath, FieldInfo]):
+    """Options by path. A group, such as ``trainer``, is not one of them."""
+
+    @cached_property
+    def groups(self) -> frozenset[KeyPath]:
+        """The names that stand for several options; the empty one stands for all."""
+        return frozenset(path[:length] for path in self for length in range(len(path)))
+
+
 @cache
-def common_options() -> dict[KeyPath, FieldInfo]:
-    """The options that every configuration has, by path; groups are not in it."""
-    return dict(_walk(Config, ()))
+def common_options() -> Options:
+    """The options that every configuration has."""
+    return Options(_walk(Config, ()))
 
 
-def options_of_type(section: TypedSection, type_name: object) -> dict[KeyPath, FieldInfo] | None:
+def options_of_type(section: TypedSection, type_name: object) -> Options | None:
     """The options of a section for one of its types, by path; None if there is no such type."""
     options = section.options_of(type_name)
     return _of_class(options, section.name) if options is not None else None
 
 
 @cache
-def _of_class(options: type[Section], name: str) -> dict[KeyPath, FieldInfo]:
-    return dict(_walk(options, (name,)))
+def _of_class(options: type[Section], name: str) -> Options:
+    return Options(_walk(options, (name,)))
 
 
-def all_options() -> dict[KeyPath, FieldInfo]:
+def all_options() -> Options:
     """Every option of every type by its path; the first type's field where several types have an option."""
     classes = []
     for section in TYPED_SECTIONS.values():
@@ -49,19 +58,19 @@ def all_options() -> dict[KeyPath, FieldInfo]:
 
 
 @lru_cache(maxsize=8)
-def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> dict[KeyPath, FieldInfo]:
-    found = dict(common_options())
+def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> Options:
+    found = Options(common_options())
     for name, options in classes:
         for path, field in _of_class(options, name).items():
             found.setdefault(path, field)
     return found
 
 
-def options_with(types: Mapping[str, object]) -> dict[KeyPath, FieldInfo]:
+def options_with(types: Mapping[str, object]) -> Options:
     """The options of a configuration whose typed sections have these types."""
-    found = dict(common_options())
+    found = Options(common_options())
     for name, type_name in types.items():
-        found |= options_of_type(TYPED_SECTIONS[name], type_name) or {}
+        found.update(options_of_type(TYPED_SECTIONS[name], type_name) or {})
     return found
 
 
@@ -81,7 +90,7 @@ def needs_types(path: KeyPath) -> bool:
 
 
 def _is_common(path: KeyPath) -> bool:
-    return path in common_options() or is_group(path, common_options())
+    return path in common_options() or path in common_options().groups
 
 
 def default_values() -> dict[str, Any]:
@@ -124,19 +133,19 @@ def unknown(path: KeyPath) -> str | None:
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
 
 
-def is_group(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> bool:
+def is_group(path: KeyPath, options: Options | None = None) -> bool:
     """Whether a name stands for several options."""
-    return any(option[: len(path)] == path != option for option in (_for(path) if options is None else options))
+    return path in (_for(path) if options is None else options).groups
 
 
-def mapping_around(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> KeyPath | None:
+def mapping_around(path: KeyPath, options: Options | None = None) -> KeyPath | None:
     """The option that takes a mapping, and is named by ``path`` or has it inside."""
     options = _for(path) if options is None else options
     cuts = (path[:cut] for cut in range(1, len(path) + 1))
     return next((cut for cut in cuts if cut in options and get_origin(options[cut].annotation) is dict), None)
 
 
-def _for(path: KeyPath) -> Mapping[KeyPath, FieldInfo]:
+def _for(path: KeyPath) -> Options:
     """The options among which a name is looked up: those of every type only where it needs them."""
     return all_options() if needs_types(path) else common_options()
 
@@ -155,13 +164,13 @@ def misfit(path: KeyPath, value: Any) -> str | None:
     section = TYPED_SECTIONS[path[0]]
     problem = None
     for type_name in types_with(path):
-        problem = _misfit(path, value, options_of_type(section, type_name) or {})
+        problem = _misfit(path, value, options_of_type(section, type_name) or Options())
         if problem is None:
             return None
     return problem
 
 
-def _misfit(path: KeyPath, value: Any, options: Mapping[KeyPath, FieldInfo]) -> str | None:
+def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     field = options.get(path)
     if field is None:
         return None
@@ -184,7 +193,7 @@ def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
     return _ADAPTERS[key]
 
 
-def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, FieldInfo]) -> str:
+def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     """One line for a pydantic error."""
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
     name, shown_value = ".".join(option), as_typed(value)
@@ -202,7 +211,7 @@ def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, Fie
     return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
 
 
-def mentioned(text: str, options: Mapping[KeyPath, FieldInfo]) -> list[KeyPath]:
+def mentioned(text: str, options: Options) -> list[KeyPath]:
     """The options that a message names."""
     words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
     return [path for path in words if path in options]

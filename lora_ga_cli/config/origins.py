@@ -12,17 +12,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lora_ga_cli.config.documents import Document, KeyPath, merge, nested, read_document
 from lora_ga_cli.config.locations import PRIMARY, Locations
 from lora_ga_cli.config.options import default_values, defaults_of_type, mapping_around
 from lora_ga_cli.config.overrides import COMMAND_LINE, is_hydras, values_of
 from lora_ga_cli.config.safety import FOR_THE_COMMAND_LINE
-from lora_ga_cli.config.schema import TYPED_SECTIONS
+from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
 
 
 class Place(NamedTuple):
@@ -53,6 +54,7 @@ class Sources:
     overrides: list[Override] = field(default_factory=list)
     documents: list[Document] = field(default_factory=list)
     swept: frozenset[str] = frozenset()
+    _files: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     @property
     def arguments(self) -> list[str]:
@@ -81,6 +83,12 @@ class Sources:
         """Whether an override's key chooses a file."""
         return key == "recipe" or key in self.locations.groups()
 
+    def choices(self, group: str) -> dict[str, Path]:
+        """The files of a group by choice."""
+        if group not in self._files:
+            self._files[group] = self.locations.choices(group)
+        return self._files[group]
+
     @cached_property
     def primary(self) -> Document:
         """The primary configuration, which chooses a file for most groups."""
@@ -103,7 +111,7 @@ class Sources:
         given: dict[str, list[str]] = {}
         for override in self.overrides:
             if self.is_choice(override.key_or_group):
-                choices = self.locations.choices(override.key_or_group)
+                choices = self.choices(override.key_or_group)
                 values = [value for value in values_of(override, choices) if value is not None]
                 given[override.key_or_group] = [str(value) for value in values]
         by_recipes: dict[str, list[str]] = {}
@@ -177,36 +185,35 @@ class Sources:
             merge(content, content_of(document))
         return content
 
-    def node(self, *, with_types: bool = True) -> DictConfig:
+    def values(self, *, with_types: bool = True) -> dict[str, Any]:
         """The composed configuration, its interpolations not filled in. For sources without several values.
 
         Args:
             with_types: with the defaults of the types of methods and tasks, whose classes are imported for it.
 
         Raises:
-            OmegaConfBaseException: an override does not fit what it changes.
+            OmegaConfBaseException: a type is interpolated from nothing.
         """
-        node = copy.deepcopy(_merged(self.primary, tuple(self.layers)))
+        values = copy.deepcopy(_merged(self.primary, tuple(self.layers)))
         recipe = self._choices["recipe"]
-        node["recipe"] = recipe[-1] if recipe else None
+        values["recipe"] = recipe[-1] if recipe else None
         for override in self.overrides:
             key = override.key_or_group
             if not self.is_choice(key) and not is_hydras(key):
-                OmegaConf.update(node, key, override.value(), merge=True, force_add=True)
+                merge(values, nested(tuple(key.split(".")), override.value()))
         for section in TYPED_SECTIONS.values() if with_types else ():
-            options = node.get(section.name)
-            if isinstance(options, DictConfig):
-                type_name = options.get(section.key, section.default)
-                defaults = {section.key: type_name, **defaults_of_type(section, type_name)}
-                node[section.name] = OmegaConf.merge(defaults, options)
-        return node
+            options = values.get(section.name)
+            if isinstance(options, dict):
+                type_name = _filled_in(values, section)
+                values[section.name] = {section.key: type_name, **defaults_of_type(section, type_name)}
+                merge(values[section.name], options)
+        return values
 
     @property
     def types(self) -> dict[str, object]:
         """The types of the sections whose options depend on one."""
-        node = self.node(with_types=False)
-        sections = TYPED_SECTIONS.values()
-        return {section.name: OmegaConf.select(node, ".".join(section.decider)) for section in sections}
+        values = self.values(with_types=False)
+        return {section.name: _filled_in(values, section) for section in TYPED_SECTIONS.values()}
 
     def _places(self, path: KeyPath) -> Iterator[Place]:
         for override in self.overrides:
@@ -241,13 +248,22 @@ class Sources:
 
 
 @lru_cache(maxsize=64)
-def _merged(primary: Document, layers: tuple[Document, ...]) -> DictConfig:
+def _merged(primary: Document, layers: tuple[Document, ...]) -> dict[str, Any]:
     """The schema's defaults, the primary configuration and the files, merged in this order."""
-    data = {name: value for name, value in primary.data.items() if name not in ("hydra", "recipe")}
-    node = OmegaConf.create(default_values() | data)
+    values = default_values()
+    merge(values, {name: value for name, value in primary.data.items() if name not in ("hydra", "recipe")})
     for document in layers:
-        node.merge_with(content_of(document))
-    return node
+        merge(values, content_of(document))
+    return values
+
+
+def _filled_in(values: dict[str, Any], section: TypedSection) -> object:
+    """The type of a section, filled in where it is an interpolation."""
+    options = values.get(section.name)
+    type_name = options.get(section.key, section.default) if isinstance(options, dict) else section.default
+    if isinstance(type_name, str) and "${" in type_name:
+        return OmegaConf.select(OmegaConf.create(values), ".".join(section.decider))
+    return type_name
 
 
 def content_of(document: Document) -> dict[str, Any]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from lora_ga_cli.config.documents import Document, leaves, merge, nested, read_document
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.options import (
     KeyPath,
+    Options,
     as_typed,
     common_options,
     default_of,
@@ -44,14 +44,15 @@ def configuration(sources: Sources, *, one_of_many: bool = False) -> Config:
         InvalidInput: an interpolation leads nowhere, or in a circle; or see `validated`.
     """
     try:
-        values = OmegaConf.to_container(sources.node(), resolve=True)
+        values = sources.values()
+        if "${" in str(values):
+            values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(values), resolve=True))
     except OmegaConfBaseException as error:
         path = tuple(str(error.full_key or "").split("."))
         raise InvalidInput([Fault(sources.where(path), f"{'.'.join(path)}: {first_line(error)}")]) from error
     except RecursionError as error:
         raise InvalidInput([Fault("configuration", "interpolations lead in a circle")]) from error
-    assert isinstance(values, dict)
-    return validated({str(key): value for key, value in values.items()}, sources, one_of_many=one_of_many)
+    return validated(values, sources, one_of_many=one_of_many)
 
 
 def common_faults(sources: Sources) -> list[Fault]:
@@ -59,9 +60,8 @@ def common_faults(sources: Sources) -> list[Fault]:
 
     Values that interpolations fill in are not looked at.
     """
-    values = OmegaConf.to_container(sources.node(with_types=False))
-    assert isinstance(values, dict)
-    common = {str(name): value for name, value in values.items() if name not in TYPED_SECTIONS}
+    values = sources.values(with_types=False)
+    common = {name: value for name, value in values.items() if name not in TYPED_SECTIONS}
     if "${" in str(common):
         return []
     bases = {"method": MethodOptions.model_construct(), "eval": EvalOptions.model_construct()}
@@ -178,7 +178,7 @@ def _type_in(section: TypedSection, document: Document, locations: Locations, de
     return section.default if written is None else written
 
 
-def _faults(item: Any, sources: Sources, options: Mapping[KeyPath, FieldInfo]) -> list[Fault]:
+def _faults(item: Any, sources: Sources, options: Options) -> list[Fault]:
     """The faults that one error of pydantic's tells of."""
     path = tuple(str(part) for part in item["loc"])
     if item["type"] == "missing":

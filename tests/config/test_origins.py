@@ -56,8 +56,8 @@ def test_the_composed_configuration_is_the_one_that_hydra_composes(arguments: li
     assert not sources.needs_hydra
     with stored(sources), hydra.initialize(version_base="1.3", config_path=None):
         by_hydra = hydra.compose(PRIMARY, sources.arguments)
-    by_hydra.recipe = sources.node().recipe  # Hydra's application fills it in
-    assert OmegaConf.to_container(sources.node()) == OmegaConf.to_container(by_hydra)
+    by_hydra.recipe = sources.values()["recipe"]  # Hydra's application fills it in
+    assert sources.values() == OmegaConf.to_container(by_hydra)
 
 
 @pytest.mark.parametrize("option", ["hydra.job.name=x", "name='${now:%d}'", "-m", "--cfg=job"])
