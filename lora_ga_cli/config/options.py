@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from lora_ga_cli.config.aliases import hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
@@ -129,7 +130,7 @@ def unknown(path: KeyPath) -> str | None:
     """What is wrong with a name, with the nearest right one; None if it is an option, a group, or inside a mapping."""
     if path in _for(path) or is_group(path) or mapping_around(path):
         return None
-    hint = _nearest_option(path)
+    hint = hint_for(".".join(path)) or _nearest_option(path)
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
 
 
