@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, DryRun, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, DryRun, run_jobs, split_folders, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -21,7 +21,7 @@ Words = Annotated[
 ]
 
 
-def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
     """Score runs, adapters and models, and compare them in one table and one picture.
 
     What is scored of a run is the saved adapter on the base as it is published. With a recipe, missing steps run first.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import ConfigDir, Debug, complete, own_folder, report_error, words
+from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, user_dir, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import Reproduction
@@ -55,6 +55,7 @@ def command(
     columns: Annotated[str, typer.Option("--columns", help="Only these columns, with commas between them.")] = "",
     output: Annotated[Path, typer.Option("--output", help="Folder of results and runs.")] = Path("reproduced"),
     config_dir: ConfigDir = None,
+    code: Code = None,
     debug: Debug = False,
 ) -> None:
     """Make a table of the paper, beside what the paper says; or the table of methods for your own data.
@@ -63,7 +64,7 @@ def command(
 
     loraga reproduce ablation --scale tiny
     """
-    own = own_folder(config_dir)
+    own = user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
         _list(own)
