@@ -131,8 +131,9 @@ def _incomplete(sources: Sources) -> list[Fault]:
         known = ", ".join(sources.choices("recipe"))
         return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
     faults = []
-    for document in (sources.document("recipe", name) for name in recipes):
-        for group in missing if document is not None else ():
+    documents = [document for name in recipes if (document := sources.document("recipe", name)) is not None]
+    for document in documents:
+        for group in missing:
             if group not in _groups_chosen(sources, document):
                 hint = f"under defaults: `- override /{group}: NAME`; or {group}=NAME on the command line"
                 faults.append(Fault(document.where(()), f"chooses no {group}", hint))

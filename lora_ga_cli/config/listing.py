@@ -64,7 +64,7 @@ def cached_options() -> list[Option] | None:
         if content["stamp"] != _stamp():
             return None
         return [
-            Option(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+            Option(**entry | {"types": tuple(entry["types"]), "values": tuple(entry["values"])})
             for entry in content["options"]
         ]
     except (OSError, ValueError, KeyError, TypeError):
