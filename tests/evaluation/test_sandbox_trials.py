@@ -149,9 +149,9 @@ class TestTrial:
             "import dataclasses, threading\n"
             "@dataclasses.dataclass\nclass Box:\n    value: 'int'\n"
             "def add_two(x):\n    print('thinking', flush=True)\n    box = Box(x)\n"
-            "    def work(): sandbox.value += 2\n"
+            "    def work(): box.value += 2\n"
             "    thread = threading.Thread(target=work)\n    thread.start()\n    thread.join()\n"
-            "    return sandbox.value\n"
+            "    return box.value\n"
         )
         assert trial(program) == "passed"
 
@@ -207,7 +207,7 @@ class TestEnd:
 
     def test_stopping_leaves_nobody(self) -> None:
         reads, writes = os.pipe()
-        idle = Box(["candidate", "wire"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
+        idle = Box(["candidate", "protocol"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
         inner = innermost(idle)
         assert idle.stop() == idle.wait() == Ended("stopped")
         assert not psutil.pid_exists(inner)
@@ -216,7 +216,7 @@ class TestEnd:
 
     def test_a_killed_launcher_takes_the_box_with_it(self) -> None:
         reads, writes = os.pipe()
-        idle = Box(["candidate", "wire"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
+        idle = Box(["candidate", "protocol"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
         inner = innermost(idle)
         idle._process.kill()
         assert idle.wait(SETTLED).how in ("killed", "stopped")
