@@ -19,7 +19,7 @@ from lora_ga_cli.evaluation.prompt import prompt_of, question_template
 from lora_ga_cli.evaluation.rows import benchmark_rows
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
 from lora_ga_cli.evaluation.sandbox.sandbox import Limits
-from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial, try_in_boxes
+from lora_ga_cli.evaluation.sandbox.verdict import PASSED, CandidateProgram, grade
 from lora_ga_cli.evaluation.tasks.base import Problem, Progress, Reply, Score
 
 PROMPT = "{question}"
@@ -38,7 +38,7 @@ MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)
 
 
 class HumanEval:
-    """The problems of HumanEval. Programs run in boxes (see `sandbox`), and a reply counts if its program passes.
+    """The problems of HumanEval. Programs run in sandboxes (see `sandbox`), and a reply counts if its program passes.
 
     ``pass@k`` for the k of ``eval.pass_at`` is the chance that of k replies at least one passes, estimated without bias
     from all (equation 1 of the paper) and averaged over the problems. ``no_code`` is the share of replies in which
@@ -105,7 +105,7 @@ class HumanEval:
         """Runs the program of every reply, as many at once as there are processors.
 
         Raises:
-            UserError: a box could not be built.
+            UserError: no sandbox could be built.
         """
         programs = [_program_of(reply) for reply in replies]
         reasons = [NO_CODE] * len(replies)
@@ -130,9 +130,8 @@ class HumanEval:
 
     def _try(self, problem: Problem, program: str) -> str:
         row = problem.row
-        return try_in_boxes(
-            Trial(program, row["entry_point"], row["prompt"], row["test"]), Limits(seconds=self._options.timeout)
-        )
+        candidate = CandidateProgram(program, row["entry_point"], row["prompt"], row["test"])
+        return grade(candidate, Limits(seconds=self._options.timeout))
 
     def _values(self, replies: Sequence[Reply], reasons: Sequence[str]) -> dict[str, float]:
         outcomes: dict[str, list[bool]] = {}
