@@ -45,11 +45,9 @@ def innermost(running: Sandbox) -> int:
     deadline = time.monotonic() + 30
     outer = psutil.Process(running._process.pid)
     while time.monotonic() < deadline:
-        programs = [
-            child for child in outer.children(recursive=True) if any("candidate" in part for part in argv(child))
-        ]
-        if programs:
-            return programs[0].pid
+        for child in outer.children(recursive=True):
+            if any("candidate" in part for part in argv(child)):
+                return child.pid
         time.sleep(0.02)
     raise AssertionError("the program did not start")
 

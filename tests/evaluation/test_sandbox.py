@@ -134,9 +134,7 @@ class TestSecrets:
 
     def test_it_has_no_rights_and_namespaces_of_its_own(self) -> None:
         reads, writes = os.pipe()
-        idle = Sandbox(
-            ["candidate", "protocol"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes]
-        )
+        idle = idle_candidate(reads, writes)
         try:
             inner = innermost(idle)
             status = Path(f"/proc/{inner}/status").read_text()

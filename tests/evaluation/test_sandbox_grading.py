@@ -216,9 +216,7 @@ class TestEnd:
 
     def test_stopping_leaves_no_process(self) -> None:
         reads, writes = os.pipe()
-        idle = Sandbox(
-            ["candidate", "protocol"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes]
-        )
+        idle = idle_candidate(reads, writes)
         inner = innermost(idle)
         assert idle.stop() == idle.wait() == Ended("stopped")
         assert not psutil.pid_exists(inner)
@@ -227,9 +225,7 @@ class TestEnd:
 
     def test_a_killed_launcher_ends_its_sandbox(self) -> None:
         reads, writes = os.pipe()
-        idle = Sandbox(
-            ["candidate", "protocol"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes]
-        )
+        idle = idle_candidate(reads, writes)
         inner = innermost(idle)
         idle._process.kill()
         assert idle.wait(SETTLED).how in ("killed", "stopped")
