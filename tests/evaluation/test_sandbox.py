@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli.evaluation.sandbox.sandbox import Limits
-from tests.evaluation.programs import LIMITS, Hostile, innermost
+from tests.evaluation.programs import LIMITS, Hostile, idle_candidate, innermost
 
 
 @pytest.mark.usefixtures("sandbox")

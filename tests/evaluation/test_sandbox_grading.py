@@ -27,6 +27,7 @@ from tests.evaluation.programs import (
     SETTLED,
     Hostile,
     grade_add_two,
+    idle_candidate,
     innermost,
     processes_named,
 )
