@@ -21,8 +21,9 @@ from lora_ga_cli.config.command_line import (
 )
 from lora_ga_cli.config.documents import Document, leaves, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import misfit, unknown
+from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
 from lora_ga_cli.config.safety import unsafe
+from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
 from lora_ga_cli.config.sources import Sources, choice_in, groups_named
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 
@@ -65,7 +66,40 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
                 if isinstance(entry, dict) and entry.get(group, "???") != "???":
                     faults += _check_choice(sources, group, entry[group], "configuration")
         faults = faults or _incomplete(sources)
+    faults = faults or _check_typed(sources)  # last: it imports the classes of methods and tasks
     return sources, list(dict.fromkeys(faults))
+
+
+def _check_typed(sources: Sources) -> list[Fault]:
+    """Faults of options that a type of method or task decides: one that no type has, and values that fit none."""
+    faults = []
+    for override in sources.overrides:
+        path = tuple(override.key_or_group.split("."))
+        if path[0] in TYPED_SECTIONS and len(path) > 1:
+            given = [item for value in values_of(override) for item in [(path, value), *leaves(value, path)]]
+            faults += [Fault(COMMAND_LINE, problem) for item in given if (problem := _typed_problem(*item))]
+    for document in sources.documents:
+        for path, value in document.values.items():
+            full = (*document.package, *path)
+            problem = _typed_problem(full, value) if full[0] in TYPED_SECTIONS else None
+            if problem:
+                faults.append(Fault(document.where(path), problem))
+    return faults
+
+
+def _typed_problem(path: KeyPath, value: Any) -> str | None:
+    section = TYPED_SECTIONS[path[0]]
+    if path == section.decider and isinstance(value, str) and "${" not in value and section.options_of(value) is None:
+        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r}" + hint_in_brackets(value, section)
+    if not needs_types(path) or (needs_types(path[:-1]) and unknown(path[:-1])):
+        return None
+    return unknown(path) or misfit(path, value)
+
+
+def hint_in_brackets(value: str, section: TypedSection) -> str:
+    """The nearest type, or all of them."""
+    hint = suggest(value, section.registry.names())
+    return f" ({hint})" if hint else ""
 
 
 def _reserved(own: Path) -> list[Fault]:
@@ -116,7 +150,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         return [Fault(COMMAND_LINE, f"{key} is refused", "--config-dir DIR adds recipes and choices")]
     if is_hydras(key):
         return []
-    problem = unknown(path)
+    problem = None if needs_types(path) else unknown(path)
     if override.package is not None:
         problem = f"no option {key}@{override.package}"
     if problem:
@@ -133,7 +167,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
     if isinstance(override.value(), Glob):
         return [Fault(COMMAND_LINE, f"{override.input_line}: a pattern matches files, and {key} has none")]
-    problems = [misfit(path, value) for value in values_of(override)]
+    problems = [] if needs_types(path) else [misfit(path, value) for value in values_of(override)]
     return [Fault(COMMAND_LINE, problem) for problem in problems if problem]
 
 
@@ -181,10 +215,12 @@ def _refused(document: Document, here: Path) -> list[Fault]:
 def _unfit(document: Document) -> list[Fault]:
     """Unknown options of a file, and values that do not fit."""
     faults = []
-    for path, value in leaves(document.data):
+    for path, value in document.values.items():
         full = (*document.package, *path)
         if path[0] == "hydra" or any(re.fullmatch(r"_\w+_", part) for part in path):
             continue  # said by `unsafe`
+        if needs_types(full) or needs_types(full[:-1]):
+            continue
         problem = None if unknown(full[:-1]) else unknown(full) or misfit(full, value)
         if problem:
             faults.append(Fault(document.where(path), problem))

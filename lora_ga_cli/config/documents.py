@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Document:
     data: dict[str, Any] = field(default_factory=dict)
     defaults: list[Any] = field(default_factory=list)
     lines: dict[KeyPath, int] = field(default_factory=dict)
+
+    @cached_property
+    def values(self) -> dict[KeyPath, Any]:
+        """Every key with its value, by its path within the file."""
+        return dict(leaves(self.data))
 
     @property
     def choice(self) -> str:

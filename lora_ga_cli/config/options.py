@@ -1,4 +1,8 @@
-"""Looking options up in the schema: do they exist, and does a value fit."""
+"""Looking options up in the schema: do they exist, and does a value fit.
+
+The options of `TYPED_SECTIONS` depend on a type. Looking them up imports the classes of the types, which takes seconds;
+`common_options` and `needs_types` do without.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
@@ -14,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from lora_ga_cli.config.schema import Config, Section
+from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
 KeyPath = tuple[str, ...]
@@ -22,41 +26,115 @@ KeyPath = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Option:
-    """One option as `loraga recipes options` shows it."""
+    """One option as `loraga recipes options` shows it.
+
+    Args:
+        types: the types that have it, as ``method.type=lora``; empty where every configuration has it.
+    """
 
     path: str
     kind: str
     default: str
     doc: str
+    types: tuple[str, ...] = ()
 
 
 @cache
-def all_options() -> dict[KeyPath, FieldInfo]:
-    """Every option by its path; groups are not in it."""
+def common_options() -> dict[KeyPath, FieldInfo]:
+    """The options that every configuration has, by path; groups are not in it."""
     return dict(_walk(Config, ()))
+
+
+def options_of_type(section: TypedSection, type_name: object) -> dict[KeyPath, FieldInfo] | None:
+    """The options of a section for one of its types, by path; None if there is no such type."""
+    options = section.options_of(type_name)
+    return _of_class(options, section.name) if options is not None else None
+
+
+@cache
+def _of_class(options: type[Section], name: str) -> dict[KeyPath, FieldInfo]:
+    return dict(_walk(options, (name,)))
+
+
+def all_options() -> dict[KeyPath, FieldInfo]:
+    """Every option of every type by its path; of an option that several types have, the first one's field."""
+    found = dict(common_options())
+    for section in TYPED_SECTIONS.values():
+        for type_name in section.registry.names():
+            for path, field in (options_of_type(section, type_name) or {}).items():
+                found.setdefault(path, field)
+    return found
+
+
+def options_with(types: Mapping[str, object]) -> dict[KeyPath, FieldInfo]:
+    """The options of a configuration whose typed sections have these types."""
+    found = dict(common_options())
+    for name, type_name in types.items():
+        found |= options_of_type(TYPED_SECTIONS[name], type_name) or {}
+    return found
+
+
+def types_with(path: KeyPath) -> list[str]:
+    """The types of a section that have an option, or a group of options, at ``path``."""
+    section = TYPED_SECTIONS[path[0]]
+    return [
+        type_name
+        for type_name in section.registry.names()
+        if any(option[: len(path)] == path for option in options_of_type(section, type_name) or {})
+    ]
+
+
+def needs_types(path: KeyPath) -> bool:
+    """Whether only the types of a section can say if there is such an option."""
+    return len(path) > 1 and path[0] in TYPED_SECTIONS and not _is_common(path)
+
+
+def _is_common(path: KeyPath) -> bool:
+    return path in common_options() or is_group(path, common_options())
 
 
 def describe() -> Iterator[Option]:
     """All options with type, default and documentation."""
+    common = common_options()
     for path, field in all_options().items():
-        default = "required" if field.is_required() else as_typed(field.get_default(call_default_factory=True))
-        yield Option(".".join(path), _kind(field.annotation), default, " ".join((field.description or "").split()))
+        default = "required" if field.is_required() else as_typed(default_of(field))
+        types: tuple[str, ...] = ()
+        if path not in common:
+            types = tuple(f"{'.'.join(TYPED_SECTIONS[path[0]].decider)}={name}" for name in types_with(path))
+        doc = " ".join((field.description or "").split())
+        yield Option(".".join(path), _kind(field.annotation), default, doc, types)
 
 
 def default_values() -> dict[str, Any]:
-    """Every option with its default as nested plain data; ``???`` (missing, to Hydra) where one is required."""
+    """Every option that needs no type with its default as nested plain data; ``???`` (missing, to Hydra) where one is
+    required."""
+    return _nested_defaults({path: field for path, field in common_options().items() if path[0] not in TYPED_SECTIONS})
+
+
+def defaults_of_type(section: TypedSection, type_name: object) -> dict[str, Any]:
+    """The options of a type with their defaults, as what stands inside the section; empty if there is no such type."""
+    options = options_of_type(section, type_name)
+    return _nested_defaults(options)[section.name] if options else {}
+
+
+def _nested_defaults(options: Mapping[KeyPath, FieldInfo]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for path, field in all_options().items():
-        section = values
+    for path, field in options.items():
+        around = values
         for name in path[:-1]:
-            section = section.setdefault(name, {})
-        section[path[-1]] = "???" if field.is_required() else field.get_default(call_default_factory=True)
+            around = around.setdefault(name, {})
+        around[path[-1]] = "???" if field.is_required() else default_of(field)
     return values
+
+
+def default_of(field: FieldInfo) -> Any:
+    """The default of an option; None where it depends on other options."""
+    return None if field.default_factory_takes_validated_data else field.get_default(call_default_factory=True)
 
 
 def values_of(path: KeyPath) -> list[str]:
     """The values an option can take, where they can be listed."""
-    field = all_options().get(path)
+    field = _for(path).get(path)
     if field is None:
         return []
     return ["true", "false"] if field.annotation is bool else _literals(field.annotation)
@@ -64,52 +142,78 @@ def values_of(path: KeyPath) -> list[str]:
 
 def unknown(path: KeyPath) -> str | None:
     """What is wrong with a name, with the nearest right one; None if it is an option, a group, or inside a mapping."""
-    if path in all_options() or is_group(path) or mapping_around(path):
+    if path in _for(path) or is_group(path) or mapping_around(path):
         return None
     hint = _nearest_option(path)
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
 
 
-def is_group(path: KeyPath) -> bool:
+def is_group(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> bool:
     """Whether a name stands for several options."""
-    return any(option[: len(path)] == path != option for option in all_options())
+    return any(option[: len(path)] == path != option for option in (_for(path) if options is None else options))
 
 
-def mapping_around(path: KeyPath) -> KeyPath | None:
+def mapping_around(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> KeyPath | None:
     """The option that takes a mapping, and is named by ``path`` or has it inside."""
-    options = all_options()
+    options = _for(path) if options is None else options
     cuts = (path[:cut] for cut in range(1, len(path) + 1))
     return next((cut for cut in cuts if cut in options and get_origin(options[cut].annotation) is dict), None)
 
 
+def _for(path: KeyPath) -> Mapping[KeyPath, FieldInfo]:
+    """The options among which a name is looked up: those of every type only where it needs them."""
+    return all_options() if needs_types(path) else common_options()
+
+
 def misfit(path: KeyPath, value: Any) -> str | None:
-    """Why a value does not fit an option; None if it does, or cannot be known before composition."""
+    """Why a value does not fit an option; None if it does, or cannot be known before composition.
+
+    A value of an option that several types have fits if it fits one of them.
+    """
     if is_group(path):
         return None if isinstance(value, dict) else f"{'.'.join(path)}={as_typed(value)}: it is a group of options"
-    field = all_options().get(path)
-    if field is None or (isinstance(value, str) and "${" in value):
+    if isinstance(value, str) and "${" in value:
+        return None
+    if not needs_types(path):
+        return _misfit(path, value, common_options())
+    section = TYPED_SECTIONS[path[0]]
+    problem = None
+    for type_name in types_with(path):
+        problem = _misfit(path, value, options_of_type(section, type_name) or {})
+        if problem is None:
+            return None
+    return problem
+
+
+def _misfit(path: KeyPath, value: Any, options: Mapping[KeyPath, FieldInfo]) -> str | None:
+    field = options.get(path)
+    if field is None:
         return None
     if isinstance(value, bool) and field.annotation is not bool:
         return f"{'.'.join(path)}={as_typed(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
     try:
-        _adapter(path).validate_python(value)
+        _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
-        return explain(path, value, error.errors()[0])
+        return explain(path, value, error.errors()[0], options)
     return None
 
 
-@cache
-def _adapter(path: KeyPath) -> TypeAdapter[Any]:
-    field = all_options()[path]
-    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-    return TypeAdapter(annotation)
+_ADAPTERS: dict[int, TypeAdapter[Any]] = {}
 
 
-def explain(path: KeyPath, value: Any, error: Any) -> str:
+def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
+    if key not in _ADAPTERS:
+        annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        _ADAPTERS[key] = TypeAdapter(annotation)
+    return _ADAPTERS[key]
+
+
+def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, FieldInfo]) -> str:
     """One line for a pydantic error."""
-    options = all_options()
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
     name, shown_value = ".".join(option), as_typed(value)
+    if error["type"] == "extra_forbidden":
+        return unknown(path) or f"no option {name}"
     if error["type"] == "list_type":
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
     choices = _literals(options[option].annotation) if option in options else []
@@ -132,13 +236,12 @@ def _nearest_option(path: KeyPath) -> str:
     """The hint for a name that is no option. Within a section only the last part is compared: sharing the section's
     name makes no two options alike."""
     section = ".".join(path[:-1])
-    siblings = [option[-1] for option in all_options() if option[:-1] == path[:-1]]
+    options = _for(path)
+    siblings = [option[-1] for option in options if option[:-1] == path[:-1]]
     if section and siblings:
         close = difflib.get_close_matches(path[-1], siblings, n=1)
         return f"did you mean {section}.{close[0]}?" if close else f"loraga recipes options {section} lists them"
-    return suggest(
-        ".".join(path), {".".join(option) for option in all_options()} | {option[0] for option in all_options()}
-    )
+    return suggest(".".join(path), {".".join(option) for option in options} | {option[0] for option in options})
 
 
 def _walk(section: type[Section], prefix: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:

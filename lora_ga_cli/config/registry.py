@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 from unittest import mock
@@ -11,13 +11,15 @@ from unittest import mock
 from hydra.core.config_store import ConfigNode, ConfigStore
 from omegaconf import OmegaConf
 
-from lora_ga_cli.config.documents import Document, merge, nested, read_document
+from lora_ga_cli.config.documents import Document, merge, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations
-from lora_ga_cli.config.options import default_values
+from lora_ga_cli.config.options import default_values, defaults_of_type
+from lora_ga_cli.config.schema import TYPED_SECTIONS
+from lora_ga_cli.config.sources import content_of
 
 
 @contextlib.contextmanager
-def registered(locations: Locations, documents: Iterable[Document], *, hydras: bool = True) -> Iterator[None]:
+def registered(locations: Locations, documents: Sequence[Document], *, hydras: bool = True) -> Iterator[None]:
     """Makes ``documents`` all that Hydra's store holds of the configuration.
 
     Args:
@@ -31,7 +33,7 @@ def registered(locations: Locations, documents: Iterable[Document], *, hydras: b
         for node in (_schema(), _primary(primary, hydras)):
             repo[node.name] = node
         for document in documents:
-            node = _node(document)
+            node = _typed_node(document, documents) if document.group in TYPED_SECTIONS else _node(document)
             repo.setdefault(document.group, {})[node.name] = node
         yield
 
@@ -52,19 +54,23 @@ def _primary(primary: Document, hydras: bool) -> ConfigNode:
 
 @lru_cache(maxsize=512)
 def _node(document: Document) -> ConfigNode:
-    # a method may be what one of the whole configuration builds on, and still sets its own group
-    of_group = "_global_.method" if document.group == "method" else None
-    package = of_group if document.package else "_global_"
-    return _stored(document.choice, {"defaults": document.order, **_named(document)}, document.group, package)
+    package = None if document.package else "_global_"
+    return _stored(document.choice, {"defaults": document.order, **document.data}, document.group, package)
 
 
-def _named(document: Document) -> dict[str, Any]:
-    """A file's content; a method without a name is called as its file is."""
-    if document.group != "method":
-        return document.data
-    content: dict[str, Any] = nested(("method", "name")[len(document.package) :], document.choice)
-    merge(content, document.data)
-    return content
+def _typed_node(document: Document, documents: Sequence[Document]) -> ConfigNode:
+    """A choice of a section whose options depend on a type: the defaults of its type, then what the file and those it
+    builds on say. Hydra shows and merges these as it does the defaults of all other options."""
+    section = TYPED_SECTIONS[document.group]
+    written = content_of(documents, document.group, document.choice)
+    if section.name == "method":  # a method without a name is called as its file is
+        name_path = ("method", "name")[len(document.package) :]
+        merge(written, {"method": {"name": document.values.get(name_path, document.choice)}})
+    options = written.setdefault(section.name, {})
+    type_name = options.get(section.key, section.default) if isinstance(options, dict) else None
+    content = {section.name: {section.key: type_name, **defaults_of_type(section, type_name)}}
+    merge(content, written)
+    return _stored(document.choice, content, document.group, "_global_")
 
 
 def _stored(name: str, content: dict[str, Any], group: str | None = None, package: str | None = None) -> ConfigNode:

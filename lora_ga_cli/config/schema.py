@@ -6,12 +6,27 @@ documentation, and what `loraga recipes options` prints.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from lora_ga_cli.config.combinations import dataset_problems, problems
+from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
+from lora_ga_cli.registry import METHODS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -31,6 +46,54 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+@dataclass(frozen=True)
+class TypedSection:
+    """A section whose options depend on one of them, which names a registered class; the class has the options.
+
+    Args:
+        key: the option that names the class.
+        registry: the classes. Each has ``Options``, a subclass of `Section`, and ``check(config)``, which yields what
+            does not go together.
+        default: the name that holds where none is given.
+    """
+
+    name: str
+    key: str
+    registry: Registry[Any]
+    default: str
+
+    @property
+    def decider(self) -> tuple[str, str]:
+        """The path of the option that names the class."""
+        return self.name, self.key
+
+    def options_of(self, type_name: object) -> type[Section] | None:
+        """The class of the options of a type; None if there is no such type."""
+        found = self.registry.find(type_name) if isinstance(type_name, str) else None
+        return found.Options if found is not None else None
+
+    def validate(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Validates a mapping by the class that its type names."""
+        if not isinstance(value, Mapping):
+            return handler(value)
+        type_name = value.get(self.key, self.default)
+        options = self.options_of(type_name)
+        if options is None:
+            known = self.registry.names()
+            hint = suggest(str(type_name), known)
+            error = PydanticCustomError(
+                "unknown_type", "names no {what}; {hint}", {"what": self.registry.what, "hint": hint}
+            )
+            details = InitErrorDetails(type=error, loc=(self.key,), input=type_name)
+            raise ValidationError.from_exception_data(self.name, [details])
+        return options.model_validate({**value, self.key: type_name})
+
+
+METHOD = TypedSection("method", "type", METHODS, "flat")
+EVAL = TypedSection("eval", "task", TASKS, "rows")
+TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 
 
 class ModelConfig(Section):
@@ -156,11 +219,18 @@ class AdaLoraConfig(Section):
     """Weight of the penalty that keeps the factors orthogonal."""
 
 
-class MethodConfig(Section):
+class MethodOptions(Section):
+    """A fine-tuning method. Its class, which ``type`` names, has the other options."""
+
+    type: str = METHOD.default
+    """The kind of method. It decides which other ``method`` options there are."""
+    name: Name = Field(default_factory=lambda values: values["type"])
+    """What run folders and tables call the method. Default: the name of its file in ``method/``."""
+
+
+class MethodConfig(MethodOptions):
     """A fine-tuning method: which adapter, how it starts, and what trains."""
 
-    name: Name = "lora_ga"
-    """What run folders and tables call the method; a file in ``method/`` that says nothing is called as it is."""
     adapter: Literal["none", "lora", "dora", "adalora", "bottleneck", "prefix_embedding", "prefix_layer"] = "lora"
     """``none`` trains weights of the model itself. ``lora``, ``dora`` (arXiv 2402.09353) and ``adalora`` (arXiv
     2303.10512) add a product of low rank to each target. ``bottleneck`` (arXiv 1902.00751): a small network of width
@@ -192,6 +262,13 @@ class MethodConfig(Section):
     prefix_length: Positive = 32
     """Trained vectors before a row."""
     adalora: AdaLoraConfig = AdaLoraConfig()
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """The options for all adapters that this one uses."""
+        low_rank = {"rank", "alpha", "target_modules", "adapter_dropout"}
+        uses = {"adalora": low_rank, "bottleneck": {"rank", "target_modules"}}
+        return frozenset(low_rank | {"rank_pattern"} if self.low_rank else uses.get(self.adapter, ()))
 
     @property
     def low_rank(self) -> bool:
@@ -299,7 +376,21 @@ class JudgeConfig(Section):
     """Requests under way at a time."""
 
 
-class EvalConfig(Section):
+class EvalOptions(Section):
+    """How a run is scored by `loraga eval`. The class of the task, which ``task`` names, has the other options."""
+
+    task: str = EVAL.default
+    """What is scored. It decides which other ``eval`` options there are."""
+    file: str | list[str] | None = None
+    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
+    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
+    limit: Positive | None = None
+    """Score at most this many rows or problems, the first."""
+    batch_size: Positive = 16
+    """Rows per forward or generation batch."""
+
+
+class EvalConfig(EvalOptions):
     """How a run is scored by `loraga eval`."""
 
     task: Literal["rows", "gsm8k", "humaneval", "mt_bench", "lm_eval"] = "rows"
@@ -308,13 +399,6 @@ class EvalConfig(Section):
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["loss"]
     """For rows. ``loss`` (with perplexity); of generated answers ``exact_match``; of a classifier ``accuracy``,
     ``matthews_correlation``, ``f1``; of label words ``label_tokens``, with the last two."""
-    file: str | list[str] | None = None
-    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
-    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
-    limit: Positive | None = None
-    """Score at most this many rows or problems, the first."""
-    batch_size: Positive = 16
-    """Rows per forward or generation batch."""
     max_new_tokens: Positive = 256
     """Longest generated answer, in tokens."""
     answer_pattern: str = r"####\s*(.+)"
@@ -372,10 +456,16 @@ class Config(Section):
     """``all-linear`` (all but the output head), a list of module names or endings, or a regular expression."""
     model: ModelConfig
     dataset: DatasetConfig
-    method: MethodConfig = MethodConfig()
+    method: Annotated[SerializeAsAny[MethodOptions], WrapValidator(METHOD.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]
     gradient: GradientConfig = GradientConfig()
     trainer: TrainerConfig = TrainerConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: Annotated[SerializeAsAny[EvalOptions], WrapValidator(EVAL.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]
+
+    @property
+    def shared_uses(self) -> frozenset[str]:
+        """The options for all adapters (``rank``, ``alpha``, ``target_modules``, …) that the method uses."""
+        uses: frozenset[str] = getattr(self.method, "uses", METHODS[self.method.type].uses)
+        return uses
 
     @property
     def largest_rank(self) -> int:
@@ -394,7 +484,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
-        return _unless(problems(self), self)
+        by_type = [
+            problem
+            for section in TYPED_SECTIONS.values()
+            for problem in section.registry[getattr(getattr(self, section.name), section.key)].check(self)
+        ]
+        return _unless([*problems(self), *unused_shared(self, self.shared_uses), *by_type], self)
 
 
 def _unless(problems: list[str], section: S) -> S:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.types import Override
 
 from lora_ga_cli.config.command_line import COMMAND_LINE, is_hydras, values_of
-from lora_ga_cli.config.documents import Document, KeyPath, leaves, merge
+from lora_ga_cli.config.documents import Document, KeyPath, merge, nested
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.options import mapping_around
 from lora_ga_cli.config.safety import FOR_THE_COMMAND_LINE
+from lora_ga_cli.config.schema import TYPED_SECTIONS
 
 
 class Place(NamedTuple):
@@ -89,20 +90,23 @@ class Sources:
 
     def options_of(self, group: str, choice: str) -> dict[str, Any]:
         """What a choice of a group sets there, with the files it builds on."""
-        document, options = self.document(group, choice), dict[str, Any]()
-        for entry in document.order:
-            merge(options, document.data if entry == "_self_" else self.options_of(group, entry))
-        return options
+        return dict(self.content_of(group, choice).get(group, {}))
+
+    def content_of(self, group: str, choice: str) -> dict[str, Any]:
+        """What a choice of a group sets, with the files it builds on, by the sections of a configuration."""
+        return content_of(self.documents, group, choice)
 
     def _places(self, path: KeyPath) -> Iterator[Place]:
         for override in self.overrides:
             given = tuple(override.key_or_group.split("."))
-            if path == given or (path[: len(given)] == given and not self.is_choice(override.key_or_group)):
+            shared = min(len(path), len(given))
+            if path == given or (path[:shared] == given[:shared] and not self.is_choice(override.key_or_group)):
                 yield Place(0, COMMAND_LINE)
         for number, document in enumerate(self._by_precedence(), 1):
             inside = path[len(document.package) :]
-            asked = dict(leaves(document.data)).get(inside) == "???"
-            if path[: len(document.package)] == document.package and inside in document.lines and not asked:
+            if path[: len(document.package)] != document.package or document.values.get(inside) == "???":
+                continue
+            if inside in document.lines or inside in document.values:
                 yield Place(number, document.where(inside), document.group != "recipe")
 
     def _by_precedence(self) -> list[Document]:
@@ -116,11 +120,25 @@ class Sources:
         values = values_of(override)
         if self.is_choice(key) and any(isinstance(value, int | float) for value in values):
             return f"{key}={','.join(repr(str(value)) for value in values)}"  # of a file called 12.yaml
-        return ("++" if mapping_around(tuple(key.split("."))) else "") + text.lstrip("+")
+        path = tuple(key.split("."))
+        may_be_new = path[0] in TYPED_SECTIONS or mapping_around(path) is not None
+        return ("++" if may_be_new and not self.is_choice(key) else "") + text.lstrip("+")
 
     def is_choice(self, key: str) -> bool:
         """Whether an override's key chooses a file."""
         return key == "recipe" or key in self.locations.groups()
+
+
+def content_of(documents: Sequence[Document], group: str, choice: str) -> dict[str, Any]:
+    """What a choice of a group sets, with the files it builds on, by the sections of a configuration."""
+    document = next(found for found in documents if (found.group, found.choice) == (group, choice))
+    content: dict[str, Any] = {}
+    for entry in document.order:
+        if entry == "_self_":
+            merge(content, nested(document.package, document.data))
+        else:
+            merge(content, content_of(documents, group, str(entry)))
+    return content
 
 
 def groups_named(document: Document, locations: Locations) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
-from lora_ga_cli.config.options import KeyPath, all_options, as_typed
+from lora_ga_cli.config.options import KeyPath, as_typed, common_options, default_of, options_with
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.config.sources import Sources
 from lora_ga_cli.errors import Fault
@@ -50,12 +50,6 @@ USES = {
     "eval.shots": Use({"eval.task": ("lm_eval",)}, "eval=lm_eval"),
 }
 """Options of a method or a task: given to another they are a mistake."""
-SHARED_USES = {
-    "rank": Use({"method.adapter": (*LOW_RANK, "bottleneck")}, "method=lora_ga"),
-    "alpha": Use({"method.adapter": LOW_RANK}, "method=lora_ga"),
-    "target_modules": Use({"method.adapter": (*LOW_RANK, "bottleneck")}, "method=lora_ga"),
-}
-"""Options that a recipe sets for whatever method it is run with: a method that has no use for them is told of."""
 
 
 def unused(config: Config, sources: Sources) -> list[Fault]:
@@ -74,16 +68,27 @@ def unused(config: Config, sources: Sources) -> list[Fault]:
     return faults
 
 
+SHARED = ("rank", "alpha", "target_modules")
+"""Options that a recipe sets for whatever method it is run with: one that a method does not use is noted."""
+
+
 def notes(config: Config) -> list[str]:
     """What to tell of options that the method has no use for, and that are none of its own."""
-    return [_said(config, path, decider) for path, decider, _ in _idle(config, SHARED_USES)]
+    fields = common_options()
+    return [
+        f"{name}={as_typed(getattr(config, name))} does nothing with method {config.method.name}"
+        for name in SHARED
+        if name not in config.shared_uses and getattr(config, name) != default_of(fields[(name,)])
+    ]
 
 
 def _idle(config: Config, uses: Mapping[str, Use]) -> Iterator[tuple[KeyPath, KeyPath, Use]]:
     """Options with another value than their default that do nothing, with the first option that decides so."""
-    for path, field in all_options().items():
+    if config.method.type != "flat":
+        return
+    for path, field in options_with({"method": config.method.type, "eval": config.eval.task}).items():
         use = next((uses[name] for name in (".".join(path), ".".join(path[:-1])) if name in uses), None)
-        if use is None or _value(config, path) == field.get_default(call_default_factory=True):
+        if use is None or _value(config, path) == default_of(field):
             continue
         for name, values in use.conditions.items():
             decider = tuple(name.split("."))

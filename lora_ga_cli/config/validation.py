@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from lora_ga_cli.config.command_line import COMMAND_LINE
-from lora_ga_cli.config.options import all_options, explain, mentioned
-from lora_ga_cli.config.schema import Config
-from lora_ga_cli.config.sources import Sources
+from lora_ga_cli.config.documents import Document, leaves, merge, nested, read_document
+from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.config.options import (
+    KeyPath,
+    explain,
+    is_group,
+    mapping_around,
+    mentioned,
+    options_of_type,
+    options_with,
+    types_with,
+)
+from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, TypedSection
+from lora_ga_cli.config.sources import Place, Sources
 from lora_ga_cli.config.uses import unused
 from lora_ga_cli.errors import Fault, InvalidInput
 
@@ -33,37 +46,124 @@ def checked(node: DictConfig, sources: Sources, *, one_of_many: bool = False) ->
     except RecursionError as error:
         raise InvalidInput([Fault("configuration", "interpolations lead in a circle")]) from error
     assert isinstance(values, dict)
-    return validated({str(key): value for key, value in values.items()}, sources, one_of_many=one_of_many)
+    plain = {str(key): value for key, value in values.items()}
+    return validated(plain, sources, one_of_many=one_of_many, composed=True)
 
 
-def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = False) -> Config:
+def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = False, composed: bool = False) -> Config:
     """The typed configuration of plain values.
 
     Args:
         one_of_many: the options given are for several configurations, and need not all do something in this one.
+        composed: every value stands in the sources, or is a default.
 
     Raises:
         InvalidInput: with the place where each wrong value was written.
     """
+    values = _given(values)
+    faults = []
+    types = {}
+    for section in TYPED_SECTIONS.values():
+        options = values.get(section.name)
+        if isinstance(options, dict):
+            types[section.name] = options.get(section.key, section.default)
+            values[section.name], foreign = _of_type(section, options, sources, composed=composed)
+            faults += [] if one_of_many else foreign
     try:
-        config = Config.model_validate(_given(values))
+        config = Config.model_validate(values)
     except ValidationError as error:
-        raise InvalidInput([fault for item in error.errors() for fault in _faults(item, sources)]) from None
+        known = options_with(types)
+        faults += [fault for item in error.errors() for fault in _faults(item, sources, known)]
+    if faults:
+        raise InvalidInput(faults)
     if not one_of_many and (faults := unused(config, sources)):
         raise InvalidInput(faults)
     return config
 
 
-def _faults(item: Any, sources: Sources) -> list[Fault]:
+def _of_type(
+    section: TypedSection, options: dict[str, Any], sources: Sources, *, composed: bool
+) -> tuple[dict[str, Any], list[Fault]]:
+    """The options of a typed section that its type has, and faults for others that were given for this type.
+
+    An option of another type is no fault where it was given for that: by a recipe whose choice the command line
+    replaces, for one job of a sweep, or in the file of a choice whose type is replaced.
+
+    Args:
+        composed: every value stands in the sources, or is the default of a type that another one may have replaced.
+    """
+    type_name = options.get(section.key, section.default)
+    own = options_of_type(section, type_name)
+    if own is None:
+        return options, []
+    kept: dict[str, Any] = {}
+    faults: dict[KeyPath, Fault] = {}
+    for path, value in leaves({section.name: options}):
+        is_section = isinstance(value, dict) and is_group(path)
+        if len(path) == 1 or is_section or any(path[: len(other)] == other for other in faults):
+            continue
+        place = sources.place(path)
+        if path in own:
+            if place is not None or not composed or path in (section.decider, ("method", "name")):
+                merge(kept, nested(path[1:], value))
+        elif mapping_around(path, own):
+            continue
+        elif not types_with(path):
+            merge(kept, nested(path[1:], value))  # no type has it: the validation says so
+        elif place is not None and _given_for(section, place, sources):
+            faults[path] = Fault(place.where, no_option_for(section, path, options, sources.locations))
+    return kept, list(faults.values())
+
+
+def _given_for(section: TypedSection, place: Place, sources: Sources) -> bool:
+    """Whether an option was written for the type that the section has, and not for another one."""
+    replaced = place.of_group or place.order > sources.decided_at(section.decider)
+    return not replaced and not sources.varies(section.decider)
+
+
+def no_option_for(section: TypedSection, path: KeyPath, options: dict[str, Any], locations: Locations) -> str:
+    """The message for an option of another type, with a choice that selects one that has it."""
+    decider = f"{'.'.join(section.decider)}={options.get(section.key, section.default)}"
+    label = f"{section.name} {options['name']} ({decider})" if "name" in options else decider
+    types = types_with(path)
+    choice = choice_with_type(section, types, locations)
+    having = f"{section.name}={choice}" if choice else f"{'.'.join(section.decider)}={types[0]}"
+    return f"no option {'.'.join(path)} for {label}; {having} has it"
+
+
+def choice_with_type(section: TypedSection, types: Sequence[str], locations: Locations) -> str | None:
+    """A choice of the section that has one of the types; the one that is called so, if there is one."""
+    found = {}
+    for choice, file in locations.choices(section.name).items():
+        document, _ = read_document(file, section.name)
+        type_name = _type_in(section, document, locations)
+        if type_name in types:
+            found[choice] = type_name
+    return next((choice for choice, type_name in found.items() if choice == type_name), next(iter(found), None))
+
+
+def _type_in(section: TypedSection, document: Document, locations: Locations, depth: int = 8) -> object:
+    """The type that a choice's file, or one that it builds on, names."""
+    written = document.values.get(section.decider[len(document.package) :])
+    choices = locations.choices(section.name)
+    bases = [name for name in document.defaults if isinstance(name, str) and name in choices and depth > 0]
+    for name in reversed(bases if written is None else []):
+        base, _ = read_document(choices[name], section.name)
+        written = _type_in(section, base, locations, depth - 1)
+        break
+    return section.default if written is None else written
+
+
+def _faults(item: Any, sources: Sources, options: Mapping[KeyPath, FieldInfo]) -> list[Fault]:
     """The faults that one error of pydantic's tells of."""
     path = tuple(str(part) for part in item["loc"])
     if item["type"] == "missing":
         name = ".".join(path)
         return [Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…")]
-    if item["type"] == "value_error" and path not in all_options():
+    if item["type"] == "value_error" and path not in options:
         problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
         return [Fault(sources.where(*mentioned(problem)), problem) for problem in problems]
-    return [Fault(sources.where(path), explain(path, item["input"], item))]
+    return [Fault(sources.where(path), explain(path, item["input"], item, options))]
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

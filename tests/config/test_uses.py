@@ -8,7 +8,7 @@ import pytest
 
 from lora_ga_cli.config.compose import compose, launch, reconfigured
 from lora_ga_cli.config.options import all_options
-from lora_ga_cli.config.uses import SHARED_USES, USES
+from lora_ga_cli.config.uses import USES
 from tests.config import BASE, jobs, lay_out, refused
 
 QUICKSTART = "recipe=quickstart"
@@ -126,11 +126,11 @@ def test_a_finished_run_takes_what_its_new_task_uses() -> None:
     [
         (["method=full"], []),
         (["method=lora", "rank=16", "alpha=32"], []),
-        (["method=full", "rank=16"], ["rank=16 does nothing with method.adapter=none"]),
-        (["method=bottleneck_adapter", "rank=4", "alpha=3"], ["alpha=3 does nothing with method.adapter=bottleneck"]),
+        (["method=full", "rank=16"], ["rank=16 does nothing with method full"]),
+        (["method=bottleneck_adapter", "rank=4", "alpha=3"], ["alpha=3 does nothing with method bottleneck_adapter"]),
         (
             ["method=prefix_layer", "target_modules=[q_proj]"],
-            ["target_modules=[q_proj] does nothing with method.adapter=prefix_layer"],
+            ["target_modules=[q_proj] does nothing with method prefix_layer"],
         ),
     ],
 )
@@ -143,13 +143,13 @@ def test_what_a_recipe_sets_for_whatever_method_is_noted_and_taken(options: list
 def test_a_sweep_tells_of_it_once() -> None:
     told: list[str] = []
     launch([QUICKSTART, "-m", "method=full", "seed=1,2", "rank=16"], lambda config, title: None, note=told.append)
-    assert told == ["rank=16 does nothing with method.adapter=none"]
+    assert told == ["rank=16 does nothing with method full"]
 
 
 def test_every_use_is_of_options_that_exist() -> None:
     options = {".".join(path) for path in all_options()}
     sections = {".".join(path[:-1]) for path in all_options()}
-    for name, use in (USES | SHARED_USES).items():
+    for name, use in USES.items():
         assert name in options | sections
         assert set(use.conditions) <= options
         group = use.example.split("=")[0]

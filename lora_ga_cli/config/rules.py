@@ -1,0 +1,113 @@
+"""What two sections rule out together, each in a line that names the options.
+
+What a method or a benchmark rules out is said by its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config, DatasetConfig
+
+ROW_FORMS = {"prompt and answer": ("prompt", "answer"), "messages": ("messages",), "text and label": ("text", "label")}
+"""How a row can be read, by the options that say so."""
+
+
+def problems(config: Config) -> list[str]:
+    """Everything of a whole configuration that does not go together."""
+    subjects = (_of_task, _of_trainer, _of_gradient, _of_base)
+    return [problem for subject in subjects for problem in subject(config)]
+
+
+def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
+    """Options for adapters that the method does not use, and without which another result was wanted.
+
+    Args:
+        uses: the shared options that the method uses.
+    """
+    for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
+        if value and name not in uses:
+            yield f"{name} does nothing with method {config.method.name} (method.type={config.method.type})"
+
+
+def dataset_problems(dataset: DatasetConfig) -> list[str]:
+    """Everything of a data set's options that does not go together."""
+    return [*_of_source(dataset), *_of_form(dataset)]
+
+
+def _of_source(dataset: DatasetConfig) -> Iterator[str]:
+    sources = [name for name in ("path", "train_file") if getattr(dataset, name) is not None]
+    if len(sources) != 1:
+        given = " and ".join(sources) or "none"
+        yield f"give dataset.path or dataset.train_file, exactly one (given: {given})"
+    elif dataset.validation_file is not None and dataset.train_file is None:
+        yield "dataset.validation_file goes with dataset.train_file; with dataset.path: validation_split"
+    elif dataset.validation_split is not None and dataset.path is None:
+        yield "dataset.validation_split goes with dataset.path; with dataset.train_file: validation_file"
+    held_out = dataset.validation_file is not None or dataset.validation_split is not None
+    if held_out and dataset.validation_fraction > 0:
+        yield "dataset.validation_fraction goes without validation_file and validation_split"
+
+
+def _of_form(dataset: DatasetConfig) -> Iterator[str]:
+    forms = [form for form, keys in ROW_FORMS.items() if all(getattr(dataset, key) is not None for key in keys)]
+    if len(forms) != 1:
+        yield (
+            "say how a row is read: dataset.prompt and dataset.answer, or dataset.messages, or dataset.text and "
+            f"dataset.label, exactly one (given: {', '.join(forms) or 'none'})"
+        )
+    if forms == ["prompt and answer"] and dataset.label is not None and dataset.label_names is None:
+        names = "dataset.label_names, the words that they insert for its numbers"
+        yield f"dataset.label={dataset.label} with dataset.prompt and dataset.answer wants {names}"
+
+
+def _of_task(config: Config) -> Iterator[str]:
+    task = config.model.task
+    if (task == "sequence_classification") != (config.dataset.text is not None):
+        prompts = "dataset.prompt and dataset.answer, or dataset.messages"
+        wanted = "dataset.text and dataset.label" if task == "sequence_classification" else prompts
+        yield f"model.task={task} wants {wanted}; the dataset has another form"
+    if task == "sequence_classification" and config.model.dtype != "float32":
+        yield (
+            f"model.dtype={config.model.dtype} would train the new classification head in half precision: "
+            "model.dtype=float32, with trainer.precision=bf16 for speed"
+        )
+    if task == "seq2seq_lm" and config.dataset.messages is not None:
+        yield "model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages"
+
+
+def _of_trainer(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.batch_size % trainer.micro_batch_size:
+        yield (
+            f"trainer.batch_size={trainer.batch_size} is not a multiple of "
+            f"trainer.micro_batch_size={trainer.micro_batch_size}"
+        )
+    best = trainer.load_best or trainer.early_stopping_patience is not None
+    if best and trainer.eval_steps != trainer.save_steps:
+        yield (
+            "keeping the best checkpoint saves when it evaluates: give trainer.save_steps and trainer.eval_steps one "
+            f"value (they are {trainer.save_steps} and {trainer.eval_steps})"
+        )
+    if best and not config.dataset.has_validation:
+        yield (
+            "trainer.load_best and trainer.early_stopping_patience need validation rows: "
+            "dataset.validation_file, dataset.validation_split or dataset.validation_fraction"
+        )
+
+
+def _of_gradient(config: Config) -> Iterator[str]:
+    if config.gradient.estimator == "exact" and config.gradient.passes > 1:
+        yield "gradient.passes is of gradient=sketch; gradient=exact needs one pass"
+    if config.gradient.estimator == "sketch" and config.gradient.offload:
+        yield "gradient.offload is of gradient=exact; the sketch is small"
+
+
+def _of_base(config: Config) -> Iterator[str]:
+    """What a base rules out whose weights stay as they are stored: quantized, or in shards."""
+    if config.model.double_quantization and config.model.quantization != "nf4":
+        yield "model.double_quantization goes with model.quantization=nf4"
+    if config.model.shard and config.model.quantization is not None:
+        yield "model.shard and model.quantization do not go together: a quantized base is small, give one"
