@@ -13,7 +13,6 @@ from lora_ga_cli.errors import Fault
 
 LOW_RANK = ("lora", "dora", "adalora")
 MOVED = ("gradient", "gaussian", "pissa")
-WRITTEN = ("gsm8k", "humaneval", "mt_bench")
 
 
 @dataclass(frozen=True)
@@ -37,19 +36,8 @@ USES = {
     "method.scale": Use({"method.start": ("gradient", "gaussian")}, "method=lora_ga"),
     "method.gamma": Use({"method.start": ("gradient", "gaussian"), "method.scale": ("stable",)}, "method=lora_ga"),
     "method.shift": Use({"method.start": MOVED}, "method=lora_ga"),
-    "eval.metrics": Use({"eval.task": ("rows",)}, "eval=loss"),
-    "eval.answer_pattern": Use({"eval.task": ("rows",)}, "eval=exact_match"),
-    "eval.prompt": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
-    "eval.temperature": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
-    "eval.top_p": Use({"eval.task": WRITTEN}, "eval=gsm8k"),
-    "eval.samples": Use({"eval.task": WRITTEN}, "eval=humaneval"),
-    "eval.pass_at": Use({"eval.task": ("humaneval",)}, "eval=humaneval"),
-    "eval.timeout": Use({"eval.task": ("humaneval",)}, "eval=humaneval"),
-    "eval.judge": Use({"eval.task": ("mt_bench",)}, "eval=mt_bench"),
-    "eval.tasks": Use({"eval.task": ("lm_eval",)}, "eval=lm_eval"),
-    "eval.shots": Use({"eval.task": ("lm_eval",)}, "eval=lm_eval"),
 }
-"""Options of a method or a task: given to another they are a mistake."""
+"""Options of a method: given to another they are a mistake."""
 
 
 def unused(config: Config, sources: Sources) -> list[Fault]:

@@ -57,7 +57,9 @@ def _first_logits(context: ScoringContext, collator: Collator, rows: Sequence[Ma
     batch = context.to_device(collator([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
-    logits = context.model(**batch).logits[:, -batch["input_ids"].shape[1] :]  # a trained prefix has logits too, which are dropped
+    logits = context.model(**batch).logits[
+        :, -batch["input_ids"].shape[1] :
+    ]  # a trained prefix has logits too, which are dropped
     return logits[torch.arange(len(rows), device=last.device), last]
 
 
@@ -100,7 +102,9 @@ def answer_tokens(tokenizer: Any, task: Task, texts: Sequence[str]) -> list[list
     return plain_tokens(tokenizer, texts)
 
 
-def _check_first_tokens(context: ScoringContext, words: Sequence[str], tokens: Sequence[int], expected: Sequence[int]) -> None:
+def _check_first_tokens(
+    context: ScoringContext, words: Sequence[str], tokens: Sequence[int], expected: Sequence[int]
+) -> None:
     """Refuses rows whose answers begin with another token than their words do, which a chat template can cause."""
     for row, number in zip(context.split.rows, expected, strict=True):
         begins = row["input_ids"][row["prompt_length"]] if "prompt_length" in row else row["labels"][0]

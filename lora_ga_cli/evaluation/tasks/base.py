@@ -310,7 +310,7 @@ class Benchmark(Task):
         """
         return {}
 
-    def check_requirements(self) -> None:  # noqa: B027
+    def check_requirements(self) -> None:
         """Refuses files and options with which `score` would fail, and services that it needs and cannot reach.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,8 @@ class RowsOptions(EvalOptions):
     """Options of metrics on rows."""
 
     task: Literal["rows"] = "rows"
-    metrics: Annotated[list[Metric], Field(min_length=1)] = ["loss"]
+    """What is scored."""
+    metrics: list[Metric] = Field(["loss"], min_length=1)
     """``loss`` also gives perplexity. ``exact_match`` compares generated answers. A classifier has ``accuracy``,
     ``matthews_correlation`` and ``f1``. ``label_tokens`` compares the words of ``dataset.label_names``."""
     max_new_tokens: Positive = 256
