@@ -175,7 +175,7 @@ class Judge:
             report: called with the number of finished items, in the calling thread.
 
         Raises:
-            UserError: the first one that ``work`` raised, with the number of stored judgements. No item is begun after it.
+            UserError: the first one that ``work`` raised, with the number of stored judgements. No new item begins.
         """
         pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="judge")
         try:

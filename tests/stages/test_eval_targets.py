@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.evaluation.generate import Writer
+from lora_ga_cli.evaluation.generate import Generator
 from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
@@ -151,7 +151,7 @@ def test_a_model_in_a_folder_is_scored_as_it_is(loraga: Loraga, digits: Path) ->
     out = loraga("eval", str(digits), *BENCHMARK)
     assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, cut 0.3333 (3 problems)" in out
     assert texts("runs/eval-digits") == ["??????", "#### 7", "#### 9"]
-    third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "cut": 1 / 3}
+    third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "truncated": 1 / 3}
     assert results("runs/eval-digits")[0]["values"] == third
     assert listing(digits) == before
 
@@ -227,7 +227,7 @@ def test_a_model_in_another_precision_is_another(loraga: Loraga, digits: Path) -
 
 
 def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate, asked = Writer._generate, []
+    generate, asked = Generator._generate, []
 
     def once(*arguments: Any) -> Any:
         asked.append(None)
@@ -235,14 +235,14 @@ def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(Writer, "_generate", once)
+    monkeypatch.setattr(Generator, "_generate", once)
     loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2", code=130)
-    (drafts,) = Path("runs/plain/eval").iterdir()
-    assert drafts.name.endswith(".drafts.jsonl")
-    assert len(drafts.read_text().splitlines()) == 2
+    (partial,) = Path("runs/plain/eval").iterdir()
+    assert partial.name.endswith(".partial.jsonl")
+    assert len(partial.read_text().splitlines()) == 2
     loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2")
     assert len(asked) == 3
-    assert not drafts.exists()
+    assert not partial.exists()
     loraga("eval", "exported", *BENCHMARK, FLOAT)
     assert texts("runs/plain") == texts("runs/eval-exported")
 
@@ -335,13 +335,13 @@ def test_a_classifier_does_not_write(loraga: Loraga, saved_bases: dict[str, Path
     data = ["dataset=classification", "dataset.train_file=unread", "model=classifier"]
     for benchmark in (BENCHMARK, ["eval=mt_bench"], ["eval=lm_eval", "eval.tasks=[mmlu]"]):
         out = loraga("eval", str(saved_bases["bert"]), *data, *benchmark, code=2)
-        assert "wants a model that writes, and this one classifies" in out
+        assert "does not score models of model.task=sequence_classification" in out
 
 
 def test_rows_need_a_data_set(loraga: Loraga) -> None:
     for options in ([], ["eval=exact_match"], ["eval.file=problems.jsonl"]):
         out = loraga("eval", "exported", *options, code=2)
-        assert "no data set to score on (dataset=… or recipe=…, or a benchmark such as eval=gsm8k)" in out
+        assert "no data set to score on (dataset=… or recipe=…, or a benchmark by eval=…)" in out
 
 
 def test_a_recipe_says_what_kind_of_model_it_is(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
