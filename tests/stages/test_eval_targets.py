@@ -271,7 +271,7 @@ def tamper(**changes: Any) -> None:
 
 
 def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ga_cli.evaluation.tasks.humaneval.try_in_boxes", lambda *_: pytest.fail("a program ran"))
+    monkeypatch.setattr("lora_ga_cli.evaluation.tasks.humaneval.grade", lambda *_: pytest.fail("a program ran"))
     row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
     Path("programs.jsonl").write_text(json.dumps(row) + "\n")
     tamper(task="humaneval", file="programs.jsonl", execute_code=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.errors import DataError, InvalidInput, UserError
-from lora_ga_cli.evaluation.sandbox.verdict import Trial
+from lora_ga_cli.evaluation.sandbox.verdict import CandidateProgram
 from lora_ga_cli.evaluation.tasks import humaneval
 from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, Problem, Score
 from lora_ga_cli.evaluation.tasks.humaneval import HumanEval, HumanEvalOptions, extract_program, pass_at_k
@@ -215,14 +215,14 @@ class TestProblems:
 
 class TestScore:
     def test_values_are_means_over_problems(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Trial] = []
+        seen: list[CandidateProgram] = []
 
-        def verdict(trial: Trial, limits: Any) -> str:
+        def verdict(trial: CandidateProgram, limits: Any) -> str:
             seen.append(trial)
             assert limits.seconds == 3.5
             return "passed" if "right" in trial.program else "wrong answer"
 
-        monkeypatch.setattr(humaneval, "try_in_boxes", verdict)
+        monkeypatch.setattr(humaneval, "grade", verdict)
         benchmark = HumanEval(options(samples=4, pass_at=[1, 2, 4], timeout=3.5))
         texts = (
             ["    return right", "    return 1", "", "    return 2"],
@@ -238,7 +238,7 @@ class TestScore:
         assert {trial.entry_point for trial in seen} == {"double", "one"}
 
     def test_progress_is_reported(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(humaneval, "try_in_boxes", lambda *_: "passed")
+        monkeypatch.setattr(humaneval, "grade", lambda *_: "passed")
         told: list[Any] = []
 
         class Bar:
@@ -259,7 +259,7 @@ class TestScore:
         def refuse(*_: Any) -> str:
             raise UserError("no sandbox")
 
-        monkeypatch.setattr(humaneval, "try_in_boxes", refuse)
+        monkeypatch.setattr(humaneval, "grade", refuse)
         benchmark = HumanEval(options())
         with pytest.raises(UserError, match="no sandbox"):
             benchmark.score(completions(list(benchmark.problems()), ["    1"], ["    1"]), counting)
