@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.evaluation.generate import Generator
+from lora_ga_cli.evaluation.judge import JudgeOptions
 from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
@@ -149,7 +150,7 @@ def test_a_model_in_a_folder_is_scored_as_it_is(loraga: Loraga, digits: Path) ->
     """Of three problems it gets one right, one wrong, and does not answer the third."""
     before = listing(digits)
     out = loraga("eval", str(digits), *BENCHMARK)
-    assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, cut 0.3333 (3 problems)" in out
+    assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, truncated 0.3333 (3 problems)" in out
     assert texts("runs/eval-digits") == ["??????", "#### 7", "#### 9"]
     third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "truncated": 1 / 3}
     assert results("runs/eval-digits")[0]["values"] == third
@@ -280,11 +281,13 @@ def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.M
 
 
 def test_a_strangers_run_does_not_choose_who_receives_the_key(loraga: Loraga) -> None:
-    judge = yaml.safe_load(Path("runs/plain/config.yaml").read_text())["eval"]["judge"]
-    tamper(judge=judge | {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"})
-    loraga("eval", "runs/plain")
-    stored = json.loads(Path("runs/plain/eval.json").read_text())["options"]["judge"]
-    assert stored == judge | {"model": "kept"}
+    judge = {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"}
+    tamper(task="mt_bench", judge=judge, metrics=None, answer_pattern=None)
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ga_cli.stages.evaluate.evaluate", lambda target: seen.append(target.config) or {})
+        main(["eval", "runs/plain"])
+    assert seen[0].eval.judge == JudgeOptions(model="kept")
 
 
 def test_a_strangers_adapter_does_not_read_the_environment(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
