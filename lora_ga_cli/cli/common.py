@@ -79,11 +79,13 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
     Args:
         dry_run: the last stage of a plan to print instead.
     """
-    from lora_ga_cli.config.compose import launch
+    from lora_ga_cli.config.launch import launch
 
     def task(config: Config, heading: str) -> None:
+        from lora_ga_cli.config.listing import remember_options
         from lora_ga_cli.report import console
 
+        remember_options()  # the classes that have the options are imported by now
         if heading:
             console.title(heading)
         try:

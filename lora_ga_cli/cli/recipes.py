@@ -113,12 +113,12 @@ def copy_recipe(
 @app.command("options")
 def list_options(prefix: Annotated[str, typer.Argument(help="Only options that begin with this.")] = "") -> None:
     """Every option: its type, default and meaning."""
-    from lora_ga_cli.config.options import describe
+    from lora_ga_cli.config.listing import list_options as all_options
     from lora_ga_cli.report.tables import print_table
 
     rows = [
-        [option.path, option.kind, option.default, option.doc]
-        for option in describe()
+        [option.path, option.kind, option.default, ", ".join(option.types), option.doc]
+        for option in all_options()
         if option.path.startswith(prefix)
     ]
-    print_table(["option", "type", "default", "meaning"], rows)
+    print_table(["option", "takes", "default", "only for", "meaning"], rows)

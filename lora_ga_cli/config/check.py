@@ -10,7 +10,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
-from lora_ga_cli.config.command_line import (
+from lora_ga_cli.config.documents import Document, leaves, read_document
+from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
+from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
+from lora_ga_cli.config.origins import Sources, choice_in, groups_named
+from lora_ga_cli.config.overrides import (
     COMMAND_LINE,
     flags_of,
     is_hydras,
@@ -19,24 +23,22 @@ from lora_ga_cli.config.command_line import (
     refused_flags,
     values_of,
 )
-from lora_ga_cli.config.documents import Document, leaves, read_document
-from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
 from lora_ga_cli.config.safety import unsafe
 from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
-from lora_ga_cli.config.sources import Sources, choice_in, groups_named
+from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
+from lora_ga_cli.registry import METHODS
 
 REQUIRED = ("model", "dataset")
 """Groups without a default: a recipe or the command line chooses them."""
 
 
-def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, list[Fault]]:
+def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, list[Fault]]:
     """Parses the arguments that go to Hydra and reads every file they choose.
 
     Args:
         arguments: overrides and Hydra's flags, in any order.
-        whole: they describe a whole configuration, and not changes to one.
+        complete: they describe a complete configuration, and not changes to one.
 
     Returns:
         The sources, and all faults: unparsable overrides, unknown options, choices and recipes, values that do not
@@ -47,25 +49,26 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
     except InvalidInput as error:
         return Sources(Locations()), error.faults
     faults = list(refused_flags(parsed, others))
-    own = None
+    user_dir = None
     if parsed.config_dir is not None:
-        own = Path(parsed.config_dir).expanduser().resolve()
-        if not own.is_dir():
+        user_dir = Path(parsed.config_dir).expanduser().resolve()
+        if not user_dir.is_dir():
             faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
             return Sources(Locations()), faults
-        faults += _reserved(own)
-    sources = Sources(Locations(own), list(flags_of(parsed)))
+        faults += _reserved(user_dir)
+    sources = Sources(Locations(user_dir), list(flags_of(parsed)))
     sources.overrides, problems = parse_overrides(parsed.overrides)
     faults += problems
     for override in sources.overrides:
         faults += _check_override(sources, override)
-    if whole:
-        primary, _ = read_document(sources.locations.primary, PRIMARY)
+    if complete:
         for group in sources.locations.groups():
-            for entry in primary.defaults:
+            for entry in sources.primary.defaults:
                 if isinstance(entry, dict) and entry.get(group, "???") != "???":
                     faults += _check_choice(sources, group, entry[group], "configuration")
         faults = faults or _incomplete(sources)
+    if complete and not faults and not sources.sweeps and not sources.flags and not METHODS.loaded:
+        faults = common_faults(sources)
     faults = faults or _check_typed(sources)  # last: it imports the classes of methods and tasks
     return sources, list(dict.fromkeys(faults))
 
@@ -102,7 +105,7 @@ def hint_in_brackets(value: str, section: TypedSection) -> str:
     return f" ({hint})" if hint else ""
 
 
-def _reserved(own: Path) -> list[Fault]:
+def _reserved(user_dir: Path) -> list[Fault]:
     """A user's folder adds choices and recipes; it does not replace the application's own configuration."""
     hints = {
         "hydra": "hydra.* options are for the command line",
@@ -111,9 +114,9 @@ def _reserved(own: Path) -> list[Fault]:
         "recipe": "recipes lie in recipes/",
     }
     return [
-        Fault(shown(own / name), "a configuration folder cannot have this", hint)
+        Fault(shown(user_dir / name), "a configuration folder cannot have this", hint)
         for name, hint in hints.items()
-        if (own / name).exists()
+        if (user_dir / name).exists()
     ]
 
 
@@ -128,9 +131,8 @@ def _incomplete(sources: Sources) -> list[Fault]:
         known = ", ".join(sources.locations.choices("recipe"))
         return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
     faults = []
-    for name in recipes:
-        document = sources.document("recipe", name)
-        for group in missing:
+    for document in (sources.document("recipe", name) for name in recipes):
+        for group in missing if document is not None else ():
             if group not in _groups_chosen(sources, document):
                 hint = f"under defaults: `- override /{group}: NAME`; or {group}=NAME on the command line"
                 faults.append(Fault(document.where(()), f"chooses no {group}", hint))
@@ -140,7 +142,7 @@ def _incomplete(sources: Sources) -> list[Fault]:
 def _groups_chosen(sources: Sources, document: Document) -> set[str]:
     """Groups of which a recipe, or one it builds on, chooses a file."""
     named = groups_named(document, sources.locations)
-    bases = [sources.document("recipe", name) for name in named.pop("recipe", [])]
+    bases = [base for name in named.pop("recipe", []) if (base := sources.document("recipe", name)) is not None]
     return set(named).union(*(_groups_chosen(sources, base) for base in bases))
 
 

@@ -11,8 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -22,21 +21,6 @@ from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSect
 from lora_ga_cli.errors import suggest
 
 KeyPath = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option as `loraga recipes options` shows it.
-
-    Args:
-        types: the types that have it, as ``method.type=lora``; empty where every configuration has it.
-    """
-
-    path: str
-    kind: str
-    default: str
-    doc: str
-    types: tuple[str, ...] = ()
 
 
 @cache
@@ -57,12 +41,19 @@ def _of_class(options: type[Section], name: str) -> dict[KeyPath, FieldInfo]:
 
 
 def all_options() -> dict[KeyPath, FieldInfo]:
-    """Every option of every type by its path; of an option that several types have, the first one's field."""
-    found = dict(common_options())
+    """Every option of every type by its path; the first type's field where several types have an option."""
+    classes = []
     for section in TYPED_SECTIONS.values():
-        for type_name in section.registry.names():
-            for path, field in (options_of_type(section, type_name) or {}).items():
-                found.setdefault(path, field)
+        classes += [(section.name, section.registry[name].Options) for name in section.registry.names()]
+    return _merged(tuple(classes))
+
+
+@lru_cache(maxsize=8)
+def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> dict[KeyPath, FieldInfo]:
+    found = dict(common_options())
+    for name, options in classes:
+        for path, field in _of_class(options, name).items():
+            found.setdefault(path, field)
     return found
 
 
@@ -93,18 +84,6 @@ def _is_common(path: KeyPath) -> bool:
     return path in common_options() or is_group(path, common_options())
 
 
-def describe() -> Iterator[Option]:
-    """All options with type, default and documentation."""
-    common = common_options()
-    for path, field in all_options().items():
-        default = "required" if field.is_required() else as_typed(default_of(field))
-        types: tuple[str, ...] = ()
-        if path not in common:
-            types = tuple(f"{'.'.join(TYPED_SECTIONS[path[0]].decider)}={name}" for name in types_with(path))
-        doc = " ".join((field.description or "").split())
-        yield Option(".".join(path), _kind(field.annotation), default, doc, types)
-
-
 def default_values() -> dict[str, Any]:
     """Every option that needs no type with its default as nested plain data; ``???`` (missing, to Hydra) where one is
     required."""
@@ -132,11 +111,8 @@ def default_of(field: FieldInfo) -> Any:
     return None if field.default_factory_takes_validated_data else field.get_default(call_default_factory=True)
 
 
-def values_of(path: KeyPath) -> list[str]:
+def literals_of(field: FieldInfo) -> list[str]:
     """The values an option can take, where they can be listed."""
-    field = _for(path).get(path)
-    if field is None:
-        return []
     return ["true", "false"] if field.annotation is bool else _literals(field.annotation)
 
 
@@ -190,7 +166,7 @@ def _misfit(path: KeyPath, value: Any, options: Mapping[KeyPath, FieldInfo]) -> 
     if field is None:
         return None
     if isinstance(value, bool) and field.annotation is not bool:
-        return f"{'.'.join(path)}={as_typed(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
+        return f"{'.'.join(path)}={as_typed(value)} should be {kind_of(field.annotation)}"  # to Python, true is 1
     try:
         _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
@@ -226,10 +202,10 @@ def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, Fie
     return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
 
 
-def mentioned(text: str) -> list[KeyPath]:
+def mentioned(text: str, options: Mapping[KeyPath, FieldInfo]) -> list[KeyPath]:
     """The options that a message names."""
     words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
-    return [path for path in words if path in all_options()]
+    return [path for path in words if path in options]
 
 
 def _nearest_option(path: KeyPath) -> str:
@@ -258,18 +234,19 @@ def _literals(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _literals(part)] if get_args(annotation) else []
 
 
-def _kind(annotation: Any) -> str:
+def kind_of(annotation: Any) -> str:
+    """What an option takes, as a person reads it."""
     literals = _literals(annotation)
     if literals:
         inside = " | ".join(literals)
         return f"list of {inside}" if get_origin(annotation) is list else inside
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kind(get_args(annotation)[0])
+        return kind_of(get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return " | ".join("null" if part is type(None) else _kind(part) for part in get_args(annotation))
+        return " | ".join("null" if part is type(None) else kind_of(part) for part in get_args(annotation))
     if origin is list:
-        return f"list of {_kind(get_args(annotation)[0])}"
+        return f"list of {kind_of(get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(

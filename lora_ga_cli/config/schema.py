@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -92,6 +93,8 @@ class TypedSection:
 
 METHOD = TypedSection("method", "type", METHODS, "flat")
 EVAL = TypedSection("eval", "task", TASKS, "rows")
+WITHOUT_TYPES = {"types": False}
+"""The context of a validation that imports no class of a method or task."""
 TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 
 
@@ -422,7 +425,9 @@ class Config(Section):
         return self.method.shift
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Config:
+    def _parts_fit(self, info: ValidationInfo) -> Config:
+        if info.context == WITHOUT_TYPES:
+            return _unless(problems(self), self)
         by_type = [
             problem
             for section in TYPED_SECTIONS.values()

@@ -120,7 +120,7 @@ def check_further(overrides: Sequence[str], own: Path | None = None) -> None:
     """
     _, others = _seeds(overrides)
     flags = [] if own is None else ["--config-dir", str(own)]
-    _, faults = check([*others, *flags], whole=False)
+    _, faults = check([*others, *flags], complete=False)
     for option in ("name", "output_dir"):
         if any(key_of(override) == option for override in others):
             faults.append(Fault("command line", f"{option}= is refused: every cell has a run of its own", "--output"))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.compose import compose, compose_around, launch, reconfigured
+from lora_ga_cli.config.compose import compose, compose_around, reconfigured
+from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.judge import JudgeOptions

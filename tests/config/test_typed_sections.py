@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.compose import compose, launch, reconfigured
+from lora_ga_cli.config.compose import compose, reconfigured
+from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.schema import Config
 from tests.config import BASE, jobs, lay_out, refused
 from tests.config.conftest import OtherToyOptions, ToyOptions
