@@ -362,5 +362,5 @@ def test_hydras_flags_are_refused(loraga: Loraga, flags: list[str]) -> None:
 
 
 def test_faults_of_a_command_line_come_together(loraga: Loraga) -> None:
-    out = loraga("eval", "moved", "eval=gsm8k", "eval.limt=2", "modle.dtype=float32", code=2)
-    assert [word for word in ("eval.limit?", "model.dtype?", "which base") if word not in out] == []
+    out = loraga("eval", "moved", "eval=gsm8k", "sed=2", "modle.dtype=float32", code=2)
+    assert [word for word in ("seed?", "model.dtype?", "which base") if word not in out] == []
