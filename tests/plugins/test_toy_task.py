@@ -22,6 +22,7 @@ TOY = Path(__file__).with_name("toy_task.py")
 @pytest.fixture(autouse=True)
 def with_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Names the file as ``--code`` does; after a test the benchmark is forgotten."""
+    TASKS.names()
     monkeypatch.setattr(TASKS, "_classes", dict(TASKS._classes))
     monkeypatch.setenv(CODE_VARIABLE, os.fspath(TOY))
     yield
