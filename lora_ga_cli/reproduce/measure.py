@@ -17,8 +17,8 @@ from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.gradient.similarity import magnitude_similarity, sign_similarity
 from lora_ga_cli.model.targets import find_targets
-from lora_ga_cli.stages.candidates import of_run
 from lora_ga_cli.stages.estimate import estimate, sample
+from lora_ga_cli.stages.eval_targets import target_of_run
 from lora_ga_cli.stages.evaluate import evaluate
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.train import train
@@ -43,7 +43,7 @@ def fill(config: Config, measure: str) -> dict[str, Any]:
 
 def _score(config: Config) -> dict[str, Any]:
     run = train(config)
-    return evaluate(of_run(run, config))["values"] | {"run": str(run.path)}
+    return evaluate(target_of_run(run, config))["values"] | {"run": str(run.path)}
 
 
 def _loss(config: Config) -> dict[str, Any]:

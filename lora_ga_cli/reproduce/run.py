@@ -70,13 +70,13 @@ def _check_scoring(cells: Sequence[Cell]) -> None:
     Raises:
         InvalidInput: all that is missing.
     """
-    from lora_ga_cli.stages.evaluate import check_benchmark
+    from lora_ga_cli.stages.evaluate import check_evaluation
 
     faults: dict[Fault, None] = {}
     distinct = {(cell.column, cell.config.eval.model_dump_json()): cell for cell in cells if cell.measure == "score"}
     for (column, _), cell in distinct.items():
         try:
-            check_benchmark(cell.config)
+            check_evaluation(cell.config)
         except InvalidInput as error:
             for fault in error.faults:
                 ways = [fault.hint, "or leave the column out by --columns"]
