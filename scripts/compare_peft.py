@@ -27,7 +27,7 @@ from lora_ga_cli import estimate_gradients, export_adapter, initialize
 from lora_ga_cli.data import Collator
 from lora_ga_cli.files import resolve_path
 from lora_ga_cli.lora.initialization import first_step_alignment
-from lora_ga_cli.lora.offset import lora_layers
+from lora_ga_cli.lora.layers import lora_layers
 
 RANK, ALPHA, ROWS = 8, 16, 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -49,3 +49,13 @@ def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
             sha256_json({name: row[name] for name in ("input_ids", "labels", "token_type_ids") if name in row}).encode()
         )
     return digest.hexdigest()
+
+
+def identity_after_merges(base: Mapping[str, str], merged: Sequence[str]) -> dict[str, str]:
+    """The identity of a base with what was merged since it was loaded.
+
+    Args:
+        base: the identity of the base's files.
+        merged: digests of what was merged, in order.
+    """
+    return dict(base) | ({"merged": ",".join(merged)} if merged else {})

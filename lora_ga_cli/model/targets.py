@@ -142,6 +142,22 @@ def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int],
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
 
 
+def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
+    """The rank of every target that a name or ending in ``pattern`` matches, by full name; the longest match counts.
+
+    Raises:
+        TargetError: an entry matches no target.
+    """
+    ranks: dict[str, int] = {}
+    for entry, rank in sorted(pattern.items(), key=lambda item: len(item[0])):
+        hits = [name for name in targets if name == entry or name.endswith(f".{entry}")]
+        if not hits:
+            hint = suggest(entry, {name.rsplit(".", 1)[-1] for name in targets})
+            raise TargetError(f"rank_pattern: {entry!r} matches no target" + (f" ({hint})" if hint else ""))
+        ranks |= dict.fromkeys(hits, rank)
+    return ranks
+
+
 def shortest_names(model: nn.Module, targets: Mapping[str, Target]) -> list[str]:
     """The shortest list of endings that selects exactly these targets (``q_proj``, …), else their full names."""
     endings = {name.rsplit(".", 1)[-1] for name in targets}

@@ -9,6 +9,7 @@ import torch
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import InvalidInput, UserError
 from lora_ga_cli.files import sha256_json
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.forecast import Pace, measure_pace
 from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report import console
@@ -96,7 +97,7 @@ def _cost(inputs: Inputs, cell: Cell) -> Forecast:
     if cell.measure == "similarity":
         exact = config.gradient.model_copy(update={"estimator": "exact", "offload": True})
         inputs = replace(inputs, config=config.model_copy(update={"gradient": exact}))
-    if config.method.start == "gradient" or not cell.trains:
+    if method_of(config).needs_gradient or not cell.trains:
         of_gradient, seconds = estimation_forecast(inputs, pace)
         memory = of_gradient.total
     if cell.measure == "similarity":  # against the gradient of many

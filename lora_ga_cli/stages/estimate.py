@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,10 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.key import gradient_key, rows_hash
+from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
-from lora_ga_cli.methods.lora import ranks_of
-from lora_ga_cli.model.targets import check_ranks, find_targets
+from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
@@ -65,8 +64,11 @@ class Request:
     targets: list[str]
 
 
-def request(inputs: Inputs) -> Request:
+def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     """Which gradient this configuration needs; loads no weights.
+
+    Args:
+        merged: digests of what was added to the base since it was loaded, such as the earlier links of a chain.
 
     Raises:
         TargetError: a target matches nothing, or is too small for the rank.
@@ -78,7 +80,7 @@ def request(inputs: Inputs) -> Request:
     ranks = dict.fromkeys(targets, config.rank) | ranks_of(targets, config.rank_pattern)
     check_ranks({name: target.shape for name, target in targets.items()}, ranks, vectors=2)
     rows = sample(inputs)
-    identity = base_identity(config)
+    identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:
         # a new head is drawn from the seed, and the gradient runs through it
         identity = identity | {"num_labels": str(inputs.num_labels), "head_seed": str(config.seed)}
@@ -128,16 +130,17 @@ def store_of(inputs: Inputs) -> ArtifactStore:
     return ArtifactStore(cache_root(inputs.config.cache_dir))
 
 
-def estimate(inputs: Inputs, model: PreTrainedModel | None = None) -> GradientArtifact:
+def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Sequence[str] = ()) -> GradientArtifact:
     """The gradient artifact that ``inputs.config`` needs, in every process alike.
 
     Args:
-        model: the pristine base, if it is loaded already.
+        model: the base, if it is loaded already.
+        merged: digests of what was added to it since; the gradient is kept apart from that of the original base.
 
     Raises:
         TargetError, GradientError, ModelError
     """
-    wanted, config = request(inputs), inputs.config
+    wanted, config = request(inputs, merged), inputs.config
     began = time.perf_counter()
     if len(wanted.rows) < config.gradient.samples:
         warn(f"gradient.samples={config.gradient.samples}, and there are only {len(wanted.rows)} training rows")
