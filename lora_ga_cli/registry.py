@@ -65,6 +65,11 @@ class Registry(Generic[T]):
         self._import_all()
         return sorted(self._classes)
 
+    @property
+    def loaded(self) -> bool:
+        """Whether the modules that register a class have been imported."""
+        return self._complete
+
     def find(self, name: str) -> T | None:
         """The class of a name; None if there is no such name."""
         self._import_all()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_ga_cli.errors import InvalidInput
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Click settings of a command whose further arguments go to Hydra."""
+"""Click settings of a command whose other arguments are overrides and flags of Hydra."""
 VALUED_FLAGS = {"--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i"}
 """Hydra's flags after which a word is their value."""
 
@@ -27,6 +27,16 @@ class State:
 def _set_debug(value: bool) -> bool:
     State.debug = State.debug or value
     return value
+
+
+def _import_code(context: typer.Context, files: list[Path] | None) -> list[Path] | None:
+    """Runs the Python files that register methods and tasks of the user's."""
+    if files and not context.resilient_parsing:
+        from lora_ga_cli.registry import import_code
+
+        for file in files:
+            import_code(file)
+    return files
 
 
 def complete(context: typer.Context, incomplete: str) -> list[str]:
@@ -54,17 +64,21 @@ Overrides = Annotated[
 ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="A folder with recipes/, tables/ and choices of your own.")
 ]
+Code = Annotated[
+    list[Path] | None,
+    typer.Option("--code", callback=_import_code, help="A Python file with methods or tasks of your own; repeatable."),
+]
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show configuration, stages, what is cached and a forecast; load no weights.")
 ]
 
 
-def own_folder(config_dir: Path | None) -> Path | None:
-    """The folder given by ``--config-dir``.
+def user_dir(config_dir: Path | None) -> Path | None:
+    """The folder given by ``--config-dir``, as an absolute path.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: there is no such folder.
     """
     from lora_ga_cli.errors import Fault, InvalidInput
 
@@ -79,11 +93,13 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
     Args:
         dry_run: the last stage of a plan to print instead.
     """
-    from lora_ga_cli.config.compose import launch
+    from lora_ga_cli.config.launch import launch
 
     def task(config: Config, heading: str) -> None:
+        from lora_ga_cli.config.listing import remember_options
         from lora_ga_cli.report import console
 
+        remember_options()  # the classes that have the options are imported by now
         if heading:
             console.title(heading)
         try:

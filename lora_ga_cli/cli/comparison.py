@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from lora_ga_cli.stages.candidates import Candidate
+    from lora_ga_cli.stages.eval_targets import EvalTarget
 
+VALUE_KINDS = ("lower_is_better", "unranked", "shares")
+"""Names of values in a result, by what a table must know of them."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -16,21 +18,22 @@ Done = TypeVar("Done")
 def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
-    Among several, what cannot be scored is left out and said.
+    Of several, those that cannot be scored are left out with a warning.
 
     Raises:
         UserError: none can be scored, or options are wrong.
     """
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
-    from lora_ga_cli.stages.candidates import find_candidate
+    from lora_ga_cli.stages.eval_targets import find_target
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
-    candidates = _each(folders, lambda folder: find_candidate(folder, options))
-    scored = _each(candidates, lambda candidate: (candidate, evaluate(candidate)["values"]))
+    targets = _each(folders, lambda folder: find_target(folder, options))
+    scored = _each(targets, lambda target: (target, evaluate(target)))
     say()
-    print_comparison([_row(candidate) | values for candidate, values in scored])
-    runs = [candidate.run for candidate, _ in scored if candidate.run is not None]
+    kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
+    print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)
+    runs = [target.run for target, _ in scored if target.run is not None]
     if len(runs) > 1:
         picture = Path(runs[0].path.parent) / "comparison.png"
         compare_curves(runs, picture)
@@ -38,15 +41,15 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
         step("figure", str(picture))
 
 
-def _row(candidate: Candidate) -> dict[str, Any]:
-    """What a table says of a candidate beside its scores."""
+def _row(target: EvalTarget) -> dict[str, Any]:
+    """The columns of a target before its scores."""
     from lora_ga_cli.methods.base import method_of
 
-    config, run = candidate.config, candidate.run
+    config, run = target.config, target.run
     if run is None:
-        return {"run": candidate.name, "method": "–", "rank": "–", "learning rate": "–", "steps": "–", "seed": "–"}
+        return {"run": target.name, "method": "–", "rank": "–", "learning rate": "–", "steps": "–", "seed": "–"}
     return {
-        "run": candidate.name,
+        "run": target.name,
         "method": config.method.name,
         "rank": str(config.rank) if method_of(config).output.size else "–",
         "learning rate": f"{config.trainer.learning_rate:g}",

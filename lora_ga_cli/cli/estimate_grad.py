@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
 
-def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
     """Estimate the gradient of the base at the start, and keep it in the cache.
 
     One artifact serves every rank, direction, scale and learning rate; training finds it there.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, DryRun, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, DryRun, run_jobs, split_folders, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -16,15 +16,15 @@ Words = Annotated[
     words(
         "[RUN_OR_MODEL]... [OPTION=VALUE]...",
         "Finished runs (runs/*), adapters or models (folders, or ORG/MODEL on the hub), with options such as "
-        "eval=gsm8k eval.limit=200; or a recipe, as for train.",
+        "eval=BENCHMARK eval.limit=200; or a recipe, as for train.",
     ),
 ]
 
 
-def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
     """Score runs, adapters and models, and compare them in one table and one picture.
 
-    What is scored of a run is the saved adapter on the base as it is published. With a recipe, missing steps run first.
+    A run is scored by its saved adapter on the original base model. With a recipe, missing steps run first.
 
     loraga eval runs/* eval=gsm8k
     """
@@ -34,14 +34,14 @@ def command(arguments: Words = None, dry_run: DryRun = False, debug: Debug = Fal
     if not folders:
 
         def job(config: Config) -> None:
-            from lora_ga_cli.stages.candidates import of_run
-            from lora_ga_cli.stages.evaluate import check_benchmark, evaluate
+            from lora_ga_cli.stages.eval_targets import target_of_run
+            from lora_ga_cli.stages.evaluate import check_evaluation, evaluate
             from lora_ga_cli.stages.train import train
             from lora_ga_cli.training.run_folder import find_run
 
             if config.overwrite or not find_run(config).finished:
-                check_benchmark(config)
-            evaluate(of_run(train(config), config))
+                check_evaluation(config)
+            evaluate(target_of_run(train(config), config))
 
         run_jobs(options, job, dry_run="eval" if dry_run else None)
         return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
 
-def command(options: Overrides = None, dry_run: DryRun = False, debug: Debug = False) -> None:
+def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
     """Initialize a run: the adapter's first factors, checked to leave the base's logits as they are.
 
     The start is stored in the run folder, where `train` finds it.

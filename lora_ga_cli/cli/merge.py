@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -35,6 +35,7 @@ def command(
     ] = None,
     max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
     base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
+    code: Code = None,
     debug: Debug = False,
 ) -> None:
     """Merge an adapter into its base: a plain model folder, whose logits are checked against the adapter's.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import ConfigDir, own_folder
+from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
 
 app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, and every method.")
 
@@ -33,6 +33,7 @@ def overview(
     ] = "tiny",
     rank: Annotated[int, typer.Option("--rank", min=1, help="Count for this rank.")] = 8,
     config_dir: ConfigDir = None,
+    code: Code = None,
 ) -> None:
     """What comes before a command, or instead of one."""
     if context.invoked_subcommand is not None:
@@ -51,7 +52,7 @@ def overview(
             f"{entry.parameters:,}" if entry.parameters is not None else "none here",
             entry.result,
         ]
-        for entry in all_methods(model, rank, own_folder(config_dir))
+        for entry in all_methods(model, rank, user_dir(config_dir))
     ]
     print_table(
         ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "result"],
@@ -66,7 +67,7 @@ def list_recipes(config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import all_recipes
     from lora_ga_cli.report.tables import print_table
 
-    recipes = all_recipes(own_folder(config_dir))
+    recipes = all_recipes(user_dir(config_dir))
     print_table(["recipe", "what it does"], [[recipe.name, recipe.summary] for recipe in recipes])
 
 
@@ -78,7 +79,7 @@ def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.report.console import out
 
-    text = find_recipe(name, own_folder(config_dir)).text
+    text = find_recipe(name, user_dir(config_dir)).text
     if out.is_terminal:
         out.print(Syntax(text, "yaml", background_color="default"))
     else:
@@ -111,14 +112,16 @@ def copy_recipe(
 
 
 @app.command("options")
-def list_options(prefix: Annotated[str, typer.Argument(help="Only options that begin with this.")] = "") -> None:
+def list_options(
+    prefix: Annotated[str, typer.Argument(help="Only options that begin with this.")] = "", code: Code = None
+) -> None:
     """Every option: its type, default and meaning."""
-    from lora_ga_cli.config.options import describe
+    from lora_ga_cli.config.listing import list_options as all_options
     from lora_ga_cli.report.tables import print_table
 
     rows = [
-        [option.path, option.kind, option.default, option.doc]
-        for option in describe()
+        [option.path, option.kind, option.default, ", ".join(option.types), option.doc]
+        for option in all_options()
         if option.path.startswith(prefix)
     ]
-    print_table(["option", "type", "default", "meaning"], rows)
+    print_table(["option", "takes", "default", "only for", "meaning"], rows)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import ConfigDir, Debug, complete, own_folder, report_error, words
+from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, words
+from lora_ga_cli.cli.common import user_dir as find_user_dir
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import TableJob
@@ -61,6 +62,7 @@ def command(
     columns: Annotated[str, typer.Option("--columns", help="Only these columns, separated by commas.")] = "",
     output: Annotated[Path, typer.Option("--output", help="Folder of results and runs.")] = Path("reproduced"),
     config_dir: ConfigDir = None,
+    code: Code = None,
     debug: Debug = False,
 ) -> None:
     """Make a table of the paper beside the paper's values, or compare the methods on your own data.
@@ -70,7 +72,7 @@ def command(
     loraga reproduce ablation --scale tiny
     """
     _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
-    user_dir = own_folder(config_dir)
+    user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
         _list(user_dir)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -18,6 +18,7 @@ def command(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show a few rows as the model sees them, and stop.")
     ] = False,
+    code: Code = None,
     debug: Debug = False,
 ) -> None:
     """Train an adapter; estimates the gradient and initializes first where that is missing.

@@ -10,7 +10,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
-from lora_ga_cli.config.command_line import (
+from lora_ga_cli.config.documents import Document, leaves, read_document
+from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
+from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
+from lora_ga_cli.config.origins import Sources, choice_in, groups_named
+from lora_ga_cli.config.overrides import (
     COMMAND_LINE,
     flags_of,
     is_hydras,
@@ -19,24 +23,22 @@ from lora_ga_cli.config.command_line import (
     refused_flags,
     values_of,
 )
-from lora_ga_cli.config.documents import Document, leaves, read_document
-from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
 from lora_ga_cli.config.safety import unsafe
 from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
-from lora_ga_cli.config.sources import Sources, choice_in, groups_named
+from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
+from lora_ga_cli.registry import METHODS
 
 REQUIRED = ("model", "dataset")
 """Groups without a default: a recipe or the command line chooses them."""
 
 
-def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, list[Fault]]:
+def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, list[Fault]]:
     """Parses the arguments that go to Hydra and reads every file they choose.
 
     Args:
         arguments: overrides and Hydra's flags, in any order.
-        whole: they describe a whole configuration, and not changes to one.
+        complete: they describe a complete configuration, and not changes to one.
 
     Returns:
         The sources, and all faults: unparsable overrides, unknown options, choices and recipes, values that do not
@@ -47,25 +49,26 @@ def check(arguments: Sequence[str], *, whole: bool = True) -> tuple[Sources, lis
     except InvalidInput as error:
         return Sources(Locations()), error.faults
     faults = list(refused_flags(parsed, others))
-    own = None
+    user_dir = None
     if parsed.config_dir is not None:
-        own = Path(parsed.config_dir).expanduser().resolve()
-        if not own.is_dir():
+        user_dir = Path(parsed.config_dir).expanduser().resolve()
+        if not user_dir.is_dir():
             faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
             return Sources(Locations()), faults
-        faults += _reserved(own)
-    sources = Sources(Locations(own), list(flags_of(parsed)))
+        faults += _reserved(user_dir)
+    sources = Sources(Locations(user_dir), list(flags_of(parsed)))
     sources.overrides, problems = parse_overrides(parsed.overrides)
     faults += problems
     for override in sources.overrides:
         faults += _check_override(sources, override)
-    if whole:
-        primary, _ = read_document(sources.locations.primary, PRIMARY)
+    if complete:
         for group in sources.locations.groups():
-            for entry in primary.defaults:
+            for entry in sources.primary.defaults:
                 if isinstance(entry, dict) and entry.get(group, "???") != "???":
                     faults += _check_choice(sources, group, entry[group], "configuration")
         faults = faults or _incomplete(sources)
+    if complete and not faults and not sources.sweeps and not sources.flags and not METHODS.loaded:
+        faults = common_faults(sources)
     faults = faults or _check_typed(sources)  # last: it imports the classes of methods and tasks
     return sources, list(dict.fromkeys(faults))
 
@@ -102,7 +105,7 @@ def hint_in_brackets(value: str, section: TypedSection) -> str:
     return f" ({hint})" if hint else ""
 
 
-def _reserved(own: Path) -> list[Fault]:
+def _reserved(user_dir: Path) -> list[Fault]:
     """A user's folder adds choices and recipes; it does not replace the application's own configuration."""
     hints = {
         "hydra": "hydra.* options are for the command line",
@@ -111,9 +114,9 @@ def _reserved(own: Path) -> list[Fault]:
         "recipe": "recipes lie in recipes/",
     }
     return [
-        Fault(shown(own / name), "a configuration folder cannot have this", hint)
+        Fault(shown(user_dir / name), "a configuration folder cannot have this", hint)
         for name, hint in hints.items()
-        if (own / name).exists()
+        if (user_dir / name).exists()
     ]
 
 
@@ -121,15 +124,15 @@ def _incomplete(sources: Sources) -> list[Fault]:
     """Whether a model and a data set are chosen, for every recipe of the command line."""
     given = {override.key_or_group: override for override in sources.overrides}
     missing = [group for group in REQUIRED if group not in given]
-    choices = sources.locations.choices("recipe")
+    choices = sources.choices("recipe")
     recipes = [str(value) for value in values_of(given["recipe"], choices)] if "recipe" in given else []
-    recipes = [name for name in recipes if name in sources.locations.choices("recipe")]
+    recipes = [name for name in recipes if name in sources.choices("recipe")]
     if missing and not recipes:
-        known = ", ".join(sources.locations.choices("recipe"))
+        known = ", ".join(sources.choices("recipe"))
         return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
     faults = []
-    for name in recipes:
-        document = sources.document("recipe", name)
+    documents = [document for name in recipes if (document := sources.document("recipe", name)) is not None]
+    for document in documents:
         for group in missing:
             if group not in _groups_chosen(sources, document):
                 hint = f"under defaults: `- override /{group}: NAME`; or {group}=NAME on the command line"
@@ -140,7 +143,7 @@ def _incomplete(sources: Sources) -> list[Fault]:
 def _groups_chosen(sources: Sources, document: Document) -> set[str]:
     """Groups of which a recipe, or one it builds on, chooses a file."""
     named = groups_named(document, sources.locations)
-    bases = [sources.document("recipe", name) for name in named.pop("recipe", [])]
+    bases = [base for name in named.pop("recipe", []) if (base := sources.document("recipe", name)) is not None]
     return set(named).union(*(_groups_chosen(sources, base) for base in bases))
 
 
@@ -161,7 +164,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         hint = "-m for a sweep" + ("" if sources.is_choice(key) else f"; {key}=[…] for a list")
         return [Fault(COMMAND_LINE, f"{override.input_line}: several values", hint)]
     if sources.is_choice(key):
-        choices = values_of(override, sources.locations.choices(key))
+        choices = values_of(override, sources.choices(key))
         if not choices:
             return [Fault(COMMAND_LINE, f"{override.input_line}: no {key} is called so")]
         return [fault for choice in choices for fault in _check_choice(sources, key, choice, COMMAND_LINE)]
@@ -177,7 +180,7 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
     Args:
         above: the choices of this group that build on it.
     """
-    choices = sources.locations.choices(group)
+    choices = sources.choices(group)
     if choice is None and group == "recipe":
         return []
     name = "null" if choice is None else str(choice)

@@ -6,18 +6,18 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_ga_cli.config.listing import options_at_hand
 from lora_ga_cli.config.locations import Locations
-from lora_ga_cli.config.options import all_options, values_of
 
 
 def candidates(arguments: Sequence[str], incomplete: str) -> list[str]:
     """Completions of ``incomplete``, given the words before it.
 
     Bash ends words at ``=``, so that ``recipe=qu`` arrives as the words ``recipe``, ``=`` and ``qu``; zsh and fish
-    keep it whole. Either way the values are completed.
+    keep it as one word. Either way the values are completed.
     """
     words = [word for word in arguments if word]
-    locations = Locations(_own(words))
+    locations = Locations(_user_dir(words))
     if incomplete == "=" and words:
         return _values(words[-1], locations)
     if words and words[-1] == "=" and len(words) > 1:
@@ -25,17 +25,17 @@ def candidates(arguments: Sequence[str], incomplete: str) -> list[str]:
     if "=" in incomplete:
         name, _, begun = incomplete.partition("=")
         return [f"{name}={value}" for value in _values(name, locations) if value.startswith(begun)]
-    names = ["recipe", *locations.groups(), *(".".join(path) for path in all_options())]
+    names = ["recipe", *locations.groups(), *(option.path for option in options_at_hand())]
     return [f"{name}=" for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
 def _values(name: str, locations: Locations) -> list[str]:
     if name == "recipe" or name in locations.groups():
         return sorted(locations.choices(name))
-    return values_of(tuple(name.split(".")))
+    return list(dict.fromkeys(value for option in options_at_hand() if option.path == name for value in option.values))
 
 
-def _own(words: Sequence[str]) -> Path | None:
+def _user_dir(words: Sequence[str]) -> Path | None:
     for flag, value in itertools.pairwise(words):
         if flag in ("--config-dir", "-cd") and Path(value).is_dir():
             return Path(value).resolve()

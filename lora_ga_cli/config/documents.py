@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf._utils import get_yaml_loader
 
 from lora_ga_cli.config.locations import shown
 from lora_ga_cli.errors import Fault
@@ -21,8 +20,34 @@ PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
 )
 _PACKAGE_HEADER = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
-MOST_LINES = 10_000
-"""Keys and list items of a file, counted once for each time that an anchor repeats them."""
+MAX_LINES = 10_000
+"""The largest number of keys and list items in a file; what an anchor repeats counts each time."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as OmegaConf reads it: ``1e-4`` is a number, dates are texts, and no key may stand twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+        r"|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 @dataclass(eq=False)
@@ -56,7 +81,8 @@ class Document:
 
     @property
     def package(self) -> KeyPath:
-        """Where the file's keys go in the whole configuration; a method may need options beside its own."""
+        """Where the file's keys go in the configuration: its group's section, or everywhere for a recipe and for a
+        method that needs other sections too."""
         return () if self.group == "recipe" or self.header == "_global_" else (self.group,)
 
     @property
@@ -100,7 +126,7 @@ def _parsed(file: Path, group: str, text: str, here: Path) -> tuple[Document, li
     """
     document = Document(file, group, text)
     try:
-        loader = get_yaml_loader()(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return document, []
@@ -118,8 +144,8 @@ def _parsed(file: Path, group: str, text: str, here: Path) -> tuple[Document, li
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        said = str(getattr(error, "problem", error)).splitlines()[0]
-        return document, [Fault(f"{shown(file)}:{line}", f"not YAML: {said}")]
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        return document, [Fault(f"{shown(file)}:{line}", f"not YAML: {problem}")]
     document.data = {str(key): value for key, value in content.items()}
     defaults = document.data.pop("defaults", [])
     if not isinstance(defaults, list):
@@ -145,13 +171,13 @@ def nested(path: Sequence[str], value: Any) -> Any:
     return {path[0]: nested(path[1:], value)} if path else value
 
 
-def merge(target: dict[str, Any], further: dict[str, Any]) -> None:
-    """Sets in ``target`` what ``further`` has; mappings in both are merged."""
-    for name, value in further.items():
+def merge(target: dict[str, Any], added: dict[str, Any]) -> None:
+    """Sets in ``target`` what ``added`` has; mappings in both are merged, and ``???`` (missing) replaces nothing."""
+    for name, value in added.items():
         if isinstance(value, dict) and isinstance(target.get(name), dict):
             merge(target[name], value)
-        else:
-            target[name] = copy.deepcopy(value)
+        elif value != "???" or name not in target:
+            target[name] = copy.deepcopy(value) if isinstance(value, dict | list) else value
 
 
 def _examine(
@@ -167,7 +193,7 @@ def _examine(
         yield path, line, f"{node.tag.replace('tag:yaml.org,2002:', '!!')} is refused; write a plain value"
     elif id(node) in around:
         yield path, line, "contains itself"
-    elif len(lines) > MOST_LINES:
+    elif len(lines) > MAX_LINES:
         raise yaml.YAMLError("too long")
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:

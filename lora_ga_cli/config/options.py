@@ -11,66 +11,67 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from lora_ga_cli.config.aliases import hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
 KeyPath = tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option as `loraga recipes options` shows it.
+class Options(dict[KeyPath, FieldInfo]):
+    """Options by path. A group, such as ``trainer``, is not one of them."""
 
-    Args:
-        types: the types that have it, as ``method.type=lora``; empty where every configuration has it.
-    """
-
-    path: str
-    kind: str
-    default: str
-    doc: str
-    types: tuple[str, ...] = ()
+    @cached_property
+    def groups(self) -> frozenset[KeyPath]:
+        """The names that stand for several options; the empty one stands for all."""
+        return frozenset(path[:length] for path in self for length in range(len(path)))
 
 
 @cache
-def common_options() -> dict[KeyPath, FieldInfo]:
-    """The options that every configuration has, by path; groups are not in it."""
-    return dict(_walk(Config, ()))
+def common_options() -> Options:
+    """The options that every configuration has."""
+    return Options(_walk(Config, ()))
 
 
-def options_of_type(section: TypedSection, type_name: object) -> dict[KeyPath, FieldInfo] | None:
+def options_of_type(section: TypedSection, type_name: object) -> Options | None:
     """The options of a section for one of its types, by path; None if there is no such type."""
     options = section.options_of(type_name)
     return _of_class(options, section.name) if options is not None else None
 
 
 @cache
-def _of_class(options: type[Section], name: str) -> dict[KeyPath, FieldInfo]:
-    return dict(_walk(options, (name,)))
+def _of_class(options: type[Section], name: str) -> Options:
+    return Options(_walk(options, (name,)))
 
 
-def all_options() -> dict[KeyPath, FieldInfo]:
-    """Every option of every type by its path; of an option that several types have, the first one's field."""
-    found = dict(common_options())
+def all_options() -> Options:
+    """Every option of every type by its path; the first type's field where several types have an option."""
+    classes = []
     for section in TYPED_SECTIONS.values():
-        for type_name in section.registry.names():
-            for path, field in (options_of_type(section, type_name) or {}).items():
-                found.setdefault(path, field)
+        classes += [(section.name, section.registry[name].Options) for name in section.registry.names()]
+    return _merged(tuple(classes))
+
+
+@lru_cache(maxsize=8)
+def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> Options:
+    found = Options(common_options())
+    for name, options in classes:
+        for path, field in _of_class(options, name).items():
+            found.setdefault(path, field)
     return found
 
 
-def options_with(types: Mapping[str, object]) -> dict[KeyPath, FieldInfo]:
+def options_with(types: Mapping[str, object]) -> Options:
     """The options of a configuration whose typed sections have these types."""
-    found = dict(common_options())
+    found = Options(common_options())
     for name, type_name in types.items():
-        found |= options_of_type(TYPED_SECTIONS[name], type_name) or {}
+        found.update(options_of_type(TYPED_SECTIONS[name], type_name) or {})
     return found
 
 
@@ -90,19 +91,7 @@ def needs_types(path: KeyPath) -> bool:
 
 
 def _is_common(path: KeyPath) -> bool:
-    return path in common_options() or is_group(path, common_options())
-
-
-def describe() -> Iterator[Option]:
-    """All options with type, default and documentation."""
-    common = common_options()
-    for path, field in all_options().items():
-        default = "required" if field.is_required() else as_typed(default_of(field))
-        types: tuple[str, ...] = ()
-        if path not in common:
-            types = tuple(f"{'.'.join(TYPED_SECTIONS[path[0]].decider)}={name}" for name in types_with(path))
-        doc = " ".join((field.description or "").split())
-        yield Option(".".join(path), _kind(field.annotation), default, doc, types)
+    return path in common_options() or path in common_options().groups
 
 
 def default_values() -> dict[str, Any]:
@@ -132,11 +121,8 @@ def default_of(field: FieldInfo) -> Any:
     return None if field.default_factory_takes_validated_data else field.get_default(call_default_factory=True)
 
 
-def values_of(path: KeyPath) -> list[str]:
+def literals_of(field: FieldInfo) -> list[str]:
     """The values an option can take, where they can be listed."""
-    field = _for(path).get(path)
-    if field is None:
-        return []
     return ["true", "false"] if field.annotation is bool else _literals(field.annotation)
 
 
@@ -144,23 +130,23 @@ def unknown(path: KeyPath) -> str | None:
     """What is wrong with a name, with the nearest right one; None if it is an option, a group, or inside a mapping."""
     if path in _for(path) or is_group(path) or mapping_around(path):
         return None
-    hint = _nearest_option(path)
+    hint = hint_for(".".join(path)) or _nearest_option(path)
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
 
 
-def is_group(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> bool:
+def is_group(path: KeyPath, options: Options | None = None) -> bool:
     """Whether a name stands for several options."""
-    return any(option[: len(path)] == path != option for option in (_for(path) if options is None else options))
+    return path in (_for(path) if options is None else options).groups
 
 
-def mapping_around(path: KeyPath, options: Mapping[KeyPath, FieldInfo] | None = None) -> KeyPath | None:
+def mapping_around(path: KeyPath, options: Options | None = None) -> KeyPath | None:
     """The option that takes a mapping, and is named by ``path`` or has it inside."""
     options = _for(path) if options is None else options
     cuts = (path[:cut] for cut in range(1, len(path) + 1))
     return next((cut for cut in cuts if cut in options and get_origin(options[cut].annotation) is dict), None)
 
 
-def _for(path: KeyPath) -> Mapping[KeyPath, FieldInfo]:
+def _for(path: KeyPath) -> Options:
     """The options among which a name is looked up: those of every type only where it needs them."""
     return all_options() if needs_types(path) else common_options()
 
@@ -179,18 +165,18 @@ def misfit(path: KeyPath, value: Any) -> str | None:
     section = TYPED_SECTIONS[path[0]]
     problem = None
     for type_name in types_with(path):
-        problem = _misfit(path, value, options_of_type(section, type_name) or {})
+        problem = _misfit(path, value, options_of_type(section, type_name) or Options())
         if problem is None:
             return None
     return problem
 
 
-def _misfit(path: KeyPath, value: Any, options: Mapping[KeyPath, FieldInfo]) -> str | None:
+def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     field = options.get(path)
     if field is None:
         return None
     if isinstance(value, bool) and field.annotation is not bool:
-        return f"{'.'.join(path)}={as_typed(value)} should be {_kind(field.annotation)}"  # to Python, true is 1
+        return f"{'.'.join(path)}={as_typed(value)} should be {kind_of(field.annotation)}"  # to Python, true is 1
     try:
         _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
@@ -208,7 +194,7 @@ def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
     return _ADAPTERS[key]
 
 
-def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, FieldInfo]) -> str:
+def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     """One line for a pydantic error."""
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
     name, shown_value = ".".join(option), as_typed(value)
@@ -226,10 +212,10 @@ def explain(path: KeyPath, value: Any, error: Any, options: Mapping[KeyPath, Fie
     return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
 
 
-def mentioned(text: str) -> list[KeyPath]:
+def mentioned(text: str, options: Options) -> list[KeyPath]:
     """The options that a message names."""
     words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
-    return [path for path in words if path in all_options()]
+    return [path for path in words if path in options]
 
 
 def _nearest_option(path: KeyPath) -> str:
@@ -258,18 +244,19 @@ def _literals(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _literals(part)] if get_args(annotation) else []
 
 
-def _kind(annotation: Any) -> str:
+def kind_of(annotation: Any) -> str:
+    """What an option takes, as a person reads it."""
     literals = _literals(annotation)
     if literals:
         inside = " | ".join(literals)
         return f"list of {inside}" if get_origin(annotation) is list else inside
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _kind(get_args(annotation)[0])
+        return kind_of(get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return " | ".join("null" if part is type(None) else _kind(part) for part in get_args(annotation))
+        return " | ".join("null" if part is type(None) else kind_of(part) for part in get_args(annotation))
     if origin is list:
-        return f"list of {_kind(get_args(annotation)[0])}"
+        return f"list of {kind_of(get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(

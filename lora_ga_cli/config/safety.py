@@ -16,8 +16,8 @@ from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
 from omegaconf.grammar_parser import parse
 
-from lora_ga_cli.config.command_line import how_to_write, is_hydras, parse_override
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, nested
+from lora_ga_cli.config.overrides import how_to_write, is_hydras, parse_override
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.files import BUNDLED, PACKAGE
 

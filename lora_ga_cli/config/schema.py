@@ -17,6 +17,7 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -34,7 +35,6 @@ Name = Annotated[str, AfterValidator(one_name)]
 """A text that becomes part of a folder's name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
-Metric = Literal["loss", "exact_match", "accuracy", "matthews_correlation", "f1", "label_tokens"]
 S = TypeVar("S", bound="Section")
 
 
@@ -91,6 +91,8 @@ class TypedSection:
 
 METHOD = TypedSection("method", "type", METHODS, "lora_ga")
 EVAL = TypedSection("eval", "task", TASKS, "rows")
+WITHOUT_TYPES = {"types": False}
+"""The context of a validation that imports no class of a method or task."""
 TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 
 
@@ -277,78 +279,18 @@ class TrainerConfig(Section):
     """Processes that prepare batches; 0 uses the main one."""
 
 
-class JudgeConfig(Section):
-    """The model that grades answers, behind any endpoint that speaks OpenAI's chat protocol."""
-
-    base_url: str = "https://api.openai.com/v1"
-    """Address of the endpoint. From the command line only: it receives the key."""
-    model: str = "gpt-4"
-    """Name of the judging model at that endpoint."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key. From the command line only."""
-    prompts: str | None = None
-    """File of the judge's prompts, FastChat's ``judge_prompts.jsonl``."""
-    references: str | None = None
-    """File of the reference answers, FastChat's ``reference_answer/gpt-4.jsonl``."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Of the judge's sampling."""
-    max_tokens: Positive = 2048
-    """Longest judgement, in tokens."""
-    retries: Annotated[int, Field(ge=0)] = 6
-    """Times that a failed request is sent again: after half a second, then twice as long each time up to 8 s, or when
-    the endpoint says."""
-    concurrency: Positive = 4
-    """Requests under way at a time."""
-
-
 class EvalOptions(Section):
     """How a run is scored by `loraga eval`. The class of the task, which ``task`` names, has the other options."""
 
     task: str = EVAL.default
     """What is scored. It decides which other ``eval`` options there are."""
     file: str | list[str] | None = None
-    """Local file or files to score on instead of the data set's validation rows, or of the benchmark's from the hub;
-    with ``lm_eval``, a folder with tasks of your own, which may name code: ``execute_code`` allows it."""
+    """Local file or files to score on, instead of the data set's validation rows or the benchmark's files on the
+    hub."""
     limit: Positive | None = None
-    """Score at most this many rows or problems, the first."""
+    """Score only the first rows or problems, at most this many."""
     batch_size: Positive = 16
-    """Rows per forward or generation batch."""
-
-
-class EvalConfig(EvalOptions):
-    """How a run is scored by `loraga eval`."""
-
-    task: Literal["rows", "gsm8k", "humaneval", "mt_bench", "lm_eval"] = "rows"
-    """``rows``: ``metrics`` on the data set's validation rows. ``gsm8k``, ``humaneval``, ``mt_bench``: that benchmark.
-    ``lm_eval``: ``tasks`` of lm-evaluation-harness."""
-    metrics: Annotated[list[Metric], Field(min_length=1)] = ["loss"]
-    """For rows. ``loss`` (with perplexity); of generated answers ``exact_match``; of a classifier ``accuracy``,
-    ``matthews_correlation``, ``f1``; of label words ``label_tokens``, with the last two."""
-    max_new_tokens: Positive = 256
-    """Longest generated answer, in tokens."""
-    answer_pattern: str = r"####\s*(.+)"
-    """Regular expression whose first group is the answer, in the generation and in the reference."""
-    prompt: str | None = None
-    """Template around a benchmark's question, with ``{question}``. Null: the benchmark's own; for ``mt_bench`` the
-    tokenizer's chat template."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Of sampling benchmark answers; 0 is greedy."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample from the most likely tokens that hold this probability."""
-    samples: Positive = 1
-    """Answers per benchmark problem."""
-    pass_at: Annotated[list[Positive], Field(min_length=1)] = [1]
-    """The k of pass@k (``humaneval``); at most ``samples``."""
-    execute_code: bool = False
-    """Run the programs that the model writes (``humaneval``), in a sandbox; or, without one, what the tasks in ``file``
-    name (``lm_eval``). From the command line only."""
-    timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds that a program may take (``humaneval``)."""
-    tasks: list[str] = []
-    """Tasks of lm-evaluation-harness (``lm_eval``)."""
-    shots: Annotated[int, Field(ge=0)] | None = None
-    """Examples before each question (``lm_eval``); null is the task's own number."""
-    judge: JudgeConfig = JudgeConfig()
+    """Rows per forward pass or generation batch."""
 
 
 class Config(Section):
@@ -397,7 +339,9 @@ class Config(Section):
         return max([self.rank, *self.rank_pattern.values()])
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Config:
+    def _parts_fit(self, info: ValidationInfo) -> Config:
+        if info.context == WITHOUT_TYPES:
+            return _unless(problems(self), self)
         by_type = [
             problem
             for section in TYPED_SECTIONS.values()

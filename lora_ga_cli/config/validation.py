@@ -1,20 +1,22 @@
-"""From what was composed to a typed configuration."""
+"""From composed values to a typed configuration, with the place of everything that is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
-from lora_ga_cli.config.command_line import COMMAND_LINE
 from lora_ga_cli.config.documents import Document, leaves, merge, nested, read_document
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.options import (
     KeyPath,
+    Options,
+    as_typed,
+    common_options,
+    default_of,
     explain,
     is_group,
     mapping_around,
@@ -23,14 +25,17 @@ from lora_ga_cli.config.options import (
     options_with,
     types_with,
 )
-from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, TypedSection
-from lora_ga_cli.config.sources import Place, Sources
-from lora_ga_cli.config.uses import unused
+from lora_ga_cli.config.origins import Place, Sources
+from lora_ga_cli.config.overrides import COMMAND_LINE
+from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions, TypedSection
 from lora_ga_cli.errors import Fault, InvalidInput
 
+ADAPTER_OPTIONS = ("rank", "alpha", "target_modules")
+"""Options that a recipe sets for any method it is run with: one that the method does not use is noted."""
 
-def checked(node: DictConfig, sources: Sources, *, one_of_many: bool = False) -> Config:
-    """The typed configuration of a composed node.
+
+def configuration(sources: Sources, *, one_of_many: bool = False) -> Config:
+    """The typed configuration that sources without several values give.
 
     Args:
         one_of_many: see `validated`.
@@ -39,35 +44,61 @@ def checked(node: DictConfig, sources: Sources, *, one_of_many: bool = False) ->
         InvalidInput: an interpolation leads nowhere, or in a circle; or see `validated`.
     """
     try:
-        values = OmegaConf.to_container(node, resolve=True)
+        values = sources.values()
+        if "${" in str(values):
+            values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(values), resolve=True))
     except OmegaConfBaseException as error:
         path = tuple(str(error.full_key or "").split("."))
         raise InvalidInput([Fault(sources.where(path), f"{'.'.join(path)}: {first_line(error)}")]) from error
     except RecursionError as error:
         raise InvalidInput([Fault("configuration", "interpolations lead in a circle")]) from error
-    assert isinstance(values, dict)
-    plain = {str(key): value for key, value in values.items()}
-    return validated(plain, sources, one_of_many=one_of_many, composed=True)
+    return validated(values, sources, one_of_many=one_of_many)
+
+
+def common_faults(sources: Sources) -> list[Fault]:
+    """Faults that show without the classes of methods and tasks, whose import takes seconds.
+
+    Values that interpolations fill in are not looked at.
+    """
+    values = sources.values(with_types=False)
+    common = {name: value for name, value in values.items() if name not in TYPED_SECTIONS}
+    if "${" in str(common):
+        return []
+    bases = {"method": MethodOptions.model_construct(), "eval": EvalOptions.model_construct()}
+    try:
+        Config.model_validate(_without_missing(common) | bases, context=WITHOUT_TYPES)
+    except ValidationError as error:
+        return [fault for item in error.errors() for fault in _faults(item, sources, common_options())]
+    return []
+
+
+def notes(config: Config) -> list[str]:
+    """Messages for options that a recipe sets for any method, and that this one does not use."""
+    fields = common_options()
+    return [
+        f"{name}={as_typed(getattr(config, name))} does nothing with method {config.method.name}"
+        for name in ADAPTER_OPTIONS
+        if name not in config.shared_uses and getattr(config, name) != default_of(fields[(name,)])
+    ]
 
 
 def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = False, composed: bool = False) -> Config:
     """The typed configuration of plain values.
 
     Args:
-        one_of_many: the options given are for several configurations, and need not all do something in this one.
-        composed: every value stands in the sources, or is a default.
+        one_of_many: the options given are for several configurations, and some may be for another type than this one's.
 
     Raises:
         InvalidInput: with the place where each wrong value was written.
     """
-    values = _given(values)
+    values = _without_missing(values)
     faults = []
     types = {}
     for section in TYPED_SECTIONS.values():
         options = values.get(section.name)
         if isinstance(options, dict):
             types[section.name] = options.get(section.key, section.default)
-            values[section.name], foreign = _of_type(section, options, sources, composed=composed)
+            values[section.name], foreign = _of_type(section, options, sources)
             faults += [] if one_of_many else foreign
     try:
         config = Config.model_validate(values)
@@ -76,21 +107,14 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
         faults += [fault for item in error.errors() for fault in _faults(item, sources, known)]
     if faults:
         raise InvalidInput(faults)
-    if not one_of_many and (faults := unused(config, sources)):
-        raise InvalidInput(faults)
     return config
 
 
-def _of_type(
-    section: TypedSection, options: dict[str, Any], sources: Sources, *, composed: bool
-) -> tuple[dict[str, Any], list[Fault]]:
+def _of_type(section: TypedSection, options: dict[str, Any], sources: Sources) -> tuple[dict[str, Any], list[Fault]]:
     """The options of a typed section that its type has, and faults for others that were given for this type.
 
     An option of another type is no fault where it was given for that: by a recipe whose choice the command line
     replaces, for one job of a sweep, or in the file of a choice whose type is replaced.
-
-    Args:
-        composed: every value stands in the sources, or is the default of a type that another one may have replaced.
     """
     type_name = options.get(section.key, section.default)
     own = options_of_type(section, type_name)
@@ -102,13 +126,13 @@ def _of_type(
         is_section = isinstance(value, dict) and is_group(path)
         if len(path) == 1 or is_section or any(path[: len(other)] == other for other in faults):
             continue
-        place = sources.place(path)
         if path in own:
-            if place is not None or not composed or path in (section.decider, ("method", "name")):
-                merge(kept, nested(path[1:], value))
-        elif mapping_around(path, own):
+            merge(kept, nested(path[1:], value))
             continue
-        elif not types_with(path):
+        if mapping_around(path, own):
+            continue
+        place = sources.place(path)
+        if not types_with(path):
             merge(kept, nested(path[1:], value))  # no type has it: the validation says so
         elif place is not None and _given_for(section, place, sources):
             faults[path] = Fault(place.where, no_option_for(section, path, options, sources.locations))
@@ -117,7 +141,7 @@ def _of_type(
 
 def _given_for(section: TypedSection, place: Place, sources: Sources) -> bool:
     """Whether an option was written for the type that the section has, and not for another one."""
-    replaced = place.of_group or place.order > sources.decided_at(section.decider)
+    replaced = place.in_group or place.order > sources.decided_at(section.decider)
     return not replaced and not sources.varies(section.decider)
 
 
@@ -132,14 +156,14 @@ def no_option_for(section: TypedSection, path: KeyPath, options: dict[str, Any],
 
 
 def choice_with_type(section: TypedSection, types: Sequence[str], locations: Locations) -> str | None:
-    """A choice of the section that has one of the types; the one that is called so, if there is one."""
+    """A choice of the section that has one of the types: the plainest one, which has its type's name and a short one."""
     found = {}
     for choice, file in locations.choices(section.name).items():
         document, _ = read_document(file, section.name)
         type_name = _type_in(section, document, locations)
         if type_name in types:
             found[choice] = type_name
-    return next((choice for choice, type_name in found.items() if choice == type_name), next(iter(found), None))
+    return min(found, key=lambda choice: (choice != found[choice], len(choice)), default=None)
 
 
 def _type_in(section: TypedSection, document: Document, locations: Locations, depth: int = 8) -> object:
@@ -154,7 +178,7 @@ def _type_in(section: TypedSection, document: Document, locations: Locations, de
     return section.default if written is None else written
 
 
-def _faults(item: Any, sources: Sources, options: Mapping[KeyPath, FieldInfo]) -> list[Fault]:
+def _faults(item: Any, sources: Sources, options: Options) -> list[Fault]:
     """The faults that one error of pydantic's tells of."""
     path = tuple(str(part) for part in item["loc"])
     if item["type"] == "missing":
@@ -162,15 +186,14 @@ def _faults(item: Any, sources: Sources, options: Mapping[KeyPath, FieldInfo]) -
         return [Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…")]
     if item["type"] == "value_error" and path not in options:
         problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
-        return [Fault(sources.where(*mentioned(problem)), problem) for problem in problems]
+        return [Fault(sources.where(*mentioned(problem, options)), problem) for problem in problems]
     return [Fault(sources.where(path), explain(path, item["input"], item, options))]
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
     """Without what is still missing, which Hydra writes ``???``."""
-    return {
-        name: _given(value) if isinstance(value, dict) else value for name, value in values.items() if value != "???"
-    }
+    given = {name: value for name, value in values.items() if value != "???"}
+    return {name: _without_missing(value) if isinstance(value, dict) else value for name, value in given.items()}
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A model's answers to a benchmark's problems: batched, kept as they come, and taken up where they stopped."""
+"""Generates a model's answers to a benchmark's problems, in batches that are stored as soon as they are complete."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from typing import Any
 
 import torch
 
-from lora_ga_cli.config.schema import EvalConfig, Task
+from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data.examples.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.faults import RowFaults
-from lora_ga_cli.data.template import Template
-from lora_ga_cli.errors import Fault, InvalidInput, ModelError
-from lora_ga_cli.evaluation.continuation import continuations, ends, positions_left
-from lora_ga_cli.evaluation.prompt import OPTION, question_template
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Problem, Progress, Reply, problems_of
+from lora_ga_cli.errors import ModelError
+from lora_ga_cli.evaluation.continuation import continuations, end_tokens, positions_left
+from lora_ga_cli.evaluation.prompt import conversation
+from lora_ga_cli.evaluation.tasks.base import (
+    Benchmark,
+    Completion,
+    GenerationOptions,
+    Problem,
+    Progress,
+    problems_of,
+)
+from lora_ga_cli.files import read_json
 from lora_ga_cli.model.loading import max_positions
 
 Key = tuple[str, int]
@@ -27,52 +34,53 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Writer:
-    """What answers: a model with its tokenizer, and how.
+class Generator:
+    """A model with its tokenizer, and the options of generation.
 
     Args:
         model: in evaluation mode.
-        seed: of sampling; the same for the same batch, so that an answer does not depend on interruptions.
+        seed: seed of sampling. Each batch is seeded by its contents, so interruptions do not change an answer.
     """
 
     model: Any
     tokenizer: Any
     task: Task
-    options: EvalConfig
+    options: GenerationOptions
     seed: int
 
-    def replies(self, benchmark: Benchmark, file: Path, progress: Progress) -> list[Reply]:
-        """Replies to all problems, in the order of problems and samples.
+    def completions(self, benchmark: Benchmark, file: Path, progress: Progress) -> list[Completion]:
+        """Completions of all problems, in the order of problems and samples.
+
+        If earlier answers leave no position for the answer to a later turn, that answer is empty and the completion
+        counts as truncated.
 
         Args:
-            file: JSON lines that keep every batch of replies once it is there; those in it are not made again.
-
-        A later turn for which earlier answers have left no position is answered with nothing, and the reply is cut.
+            file: JSON lines to which each batch is added once it is complete; those that are there are not made again.
 
         Raises:
-            ModelError: first turns that fill all of the model's positions.
+            ModelError: a first turn fills all of the model's positions.
         """
         problems = problems_of(benchmark)
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
-        known = read_replies(file, problems)
+        cached = read_completions(file, problems)
         size = self.options.batch_size
-        # long ones first, like with like; the same batches every time
+        # sorted by length, which needs little padding; the order is the same in every session, and so are the batches
         order = sorted(wanted, key=lambda pair: (-len(pair[0].turns[0]), pair[1]))
-        self.require_room(benchmark)
+        self.check_room(benchmark)
         with progress("eval", f"answer to {benchmark.name}", len(wanted)) as report:
-            report(len(known))
+            report(len(cached))
             for begin in range(0, len(order), size):
                 batch = order[begin : begin + size]
-                if all((problem.id, sample) in known for problem, sample in batch):
+                if all((problem.id, sample) in cached for problem, sample in batch):
                     continue
-                made = self._answer(batch, benchmark)
-                append_replies(file, made)
-                known |= {(reply.problem.id, reply.sample): reply for reply in made}
-                report(len(known))
-        return [known[problem.id, sample] for problem, sample in wanted]
+                made = self._complete(batch, benchmark)
+                append_completions(file, made)
+                cached |= {(one.problem.id, one.sample): one for one in made}
+                report(len(cached))
+        return [cached[problem.id, sample] for problem, sample in wanted]
 
-    def require_room(self, benchmark: Benchmark) -> None:
-        """Refuses a benchmark whose first turns leave the model no position for an answer. It needs no weights.
+    def check_room(self, benchmark: Benchmark) -> None:
+        """Checks that every first turn leaves the model a position for an answer. The model needs no weights.
 
         Raises:
             ModelError
@@ -88,10 +96,10 @@ class Writer:
             faults = bad.faults({"long": "leave it out, or take a model with more positions"})
             raise ModelError("\n".join(map(str, faults)))
 
-    def _answer(self, batch: Sequence[tuple[Problem, int]], benchmark: Benchmark) -> list[Reply]:
+    def _complete(self, batch: Sequence[tuple[Problem, int]], benchmark: Benchmark) -> list[Completion]:
         prompts: list[list[str]] = [[] for _ in batch]
         texts: list[list[str]] = [[] for _ in batch]
-        cut = [False] * len(batch)
+        truncated = [False] * len(batch)
         for turn in range(max(len(problem.turns) for problem, _ in batch)):
             asked = [place for place, (problem, _) in enumerate(batch) if turn < len(problem.turns)]
             for place in asked:
@@ -100,21 +108,21 @@ class Writer:
             made = self._generate([prompts[place][-1] for place in asked], benchmark.stops)
             for place, (text, ended) in zip(asked, made, strict=True):
                 texts[place].append(text)
-                cut[place] |= not ended
+                truncated[place] |= not ended
         return [
-            Reply(problem, sample, tuple(prompts[place]), tuple(texts[place]), cut[place])
+            Completion(problem, sample, tuple(prompts[place]), tuple(texts[place]), truncated[place])
             for place, (problem, sample) in enumerate(batch)
         ]
 
     def _prompt(self, benchmark: Benchmark, problem: Problem, answers: Sequence[str]) -> str:
-        """What the model reads of a problem once it has given some answers."""
+        """The model's input for a problem's next turn, after its answers to the earlier ones."""
         turns = problem.turns[: len(answers) + 1]
-        return conversation(turns, answers, self.options, self.tokenizer) if benchmark.chat else turns[-1]
+        return conversation(turns, answers, self.options.prompt, self.tokenizer) if benchmark.chat else turns[-1]
 
     def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
-        """Every prompt's continuation, and whether it came to an end by itself."""
+        """Each prompt's continuation, and whether the model ended it."""
         options, tokenizer = self.options, self.tokenizer
-        written = continuations(
+        generated = continuations(
             self.model,
             tokenizer,
             self.task,
@@ -124,81 +132,64 @@ class Writer:
             top_p=options.top_p,
             stops=stops,
         )
-        last = set(ends(self.model, tokenizer))
-        for prompt, row in zip(prompts, written, strict=True):
+        ends = set(end_tokens(self.model, tokenizer))
+        for prompt, row in zip(prompts, generated, strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
-            before = prompt if self.task == "causal_lm" else ""  # a stop may begin in a prompt, and ends in the answer
+            # a stop may begin in the prompt and end in the answer
+            before = prompt if self.task == "causal_lm" else ""
             stopped = any(stop in before[max(0, len(before) + 1 - len(stop)) :] + text for stop in stops)
-            yield text, stopped or not last.isdisjoint(row)
+            yield text, stopped or not ends.isdisjoint(row)
 
     def _rows(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """Tokens of prompts, as a row of training data would begin with them."""
+        """Tokens of prompts, with the tokens that begin a row of training data."""
         if self.task == "seq2seq_lm":
             return [{"input_ids": ids} for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
-        start = leading_tokens(self.tokenizer)
-        begun = [ids if ids[: len(start)] == start else start + ids for ids in plain_tokens(self.tokenizer, prompts)]
-        return [{"input_ids": ids, "prompt_length": len(ids)} for ids in begun]
+        lead = leading_tokens(self.tokenizer)
+        rows = [ids if ids[: len(lead)] == lead else lead + ids for ids in plain_tokens(self.tokenizer, prompts)]
+        return [{"input_ids": ids, "prompt_length": len(ids)} for ids in rows]
 
 
-def check_conversation(options: EvalConfig, tokenizer: Any) -> None:
-    """Refuses a tokenizer that cannot write conversations, where the configuration does not say how; or says it wrong.
-
-    Raises:
-        InvalidInput
-    """
-    hint = "in bash, $'eval.prompt=\"### Instruction:\\n{question}\\n\\n### Response:\\n\"'"
-    if options.prompt is not None:
-        question_template(options.prompt, hint)
-    elif getattr(tokenizer, "chat_template", None) is None:
-        what = "the model's tokenizer has no chat template, so how does a conversation read?"
-        raise InvalidInput([Fault(OPTION, what, hint)])
-
-
-def conversation(turns: Sequence[str], answers: Sequence[str], options: EvalConfig, tokenizer: Any) -> str:
-    """A conversation up to its last question, as the model reads it.
-
-    In ``eval.prompt``, turn after turn, or else in the tokenizer's chat template.
-
-    Args:
-        answers: to all turns but the last.
-    """
-    if options.prompt is not None:
-        template = Template(options.prompt)
-        asked = [template.fill({"question": turn}) for turn in turns]
-        told = [f"{question}{answer.strip()}\n\n" for question, answer in zip(asked, answers, strict=False)]
-        return "".join([*told, asked[-1]])
-    messages: list[dict[str, str]] = []
-    for turn, answer in zip(turns, answers, strict=False):
-        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": answer}]
-    messages.append({"role": "user", "content": turns[-1]})
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
-
-
-def append_replies(file: Path, replies: Sequence[Reply]) -> None:
-    """Adds replies to a file of JSON lines, a batch at a time."""
-    lines = [json.dumps(reply.as_json(), ensure_ascii=False) for reply in replies]
+def append_completions(file: Path, completions: Sequence[Completion]) -> None:
+    """Adds a batch of completions to a file of JSON lines."""
+    lines = [json.dumps(completion.as_json(), ensure_ascii=False) for completion in completions]
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as opened:
         opened.write("".join(line + "\n" for line in lines))
 
 
-def read_replies(file: Path, problems: Sequence[Problem]) -> dict[Key, Reply]:
-    """The replies in a file, without a last line that was not finished when a program ended."""
+def read_completions(file: Path, problems: Sequence[Problem]) -> dict[Key, Completion]:
+    """The completions in a file. A last line that is incomplete, as a killed program leaves it, is removed."""
     if not file.exists():
         return {}
     by_id = {problem.id: problem for problem in problems}
-    *lines, rest = file.read_bytes().split(b"\n")  # bytes: it may end within a character, and texts have line breaks
+    # as bytes: the file may end inside a character, and texts may hold Unicode line breaks
+    *lines, rest = file.read_bytes().split(b"\n")
     if rest:
         os.truncate(file, file.stat().st_size - len(rest))
-    found: dict[Key, Reply] = {}
+    completions: dict[Key, Completion] = {}
     for line in lines:
         stored = json.loads(line)
         problem, sample = by_id.get(stored["id"]), stored["sample"]
         if problem is not None:
             prompts, texts = tuple(stored["prompts"]), tuple(stored["texts"])
-            found[problem.id, sample] = Reply(problem, sample, prompts, texts, stored["cut"])
-    return found
+            completions[problem.id, sample] = Completion(problem, sample, prompts, texts, stored["truncated"])
+    return completions
+
+
+def stored_completions(folder: Path, answers: str, problems: Sequence[Problem]) -> tuple[Path, list[Completion]]:
+    """The completions of an earlier result in a folder, and their file.
+
+    Args:
+        answers: the identity of the answers, as the result's file holds it.
+
+    Returns:
+        No completions if no result has these answers.
+    """
+    for file in sorted(folder.glob("*.json")):
+        lines = file.with_suffix(".jsonl")
+        if lines.is_file() and read_json(file).get("answers") == answers:
+            return lines, list(read_completions(lines, problems).values())
+    return folder, []
 
 
 def _seed_of(seed: int, turn: int, batch: Sequence[tuple[Problem, int]]) -> int:

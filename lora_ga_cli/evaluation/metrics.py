@@ -3,61 +3,61 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from lora_ga_cli.data import Collator
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.evaluation.answers import extract, reference_answer
 from lora_ga_cli.evaluation.continuation import continuations
 from lora_ga_cli.evaluation.label_tokens import label_tokens
-from lora_ga_cli.evaluation.subject import Subject
+from lora_ga_cli.evaluation.scoring import ScoringContext
 from lora_ga_cli.evaluation.tasks.base import Score
 from lora_ga_cli.model.losses import summed_loss
 
-__all__ = ["METRICS", "Score", "Subject"]
+__all__ = ["METRICS", "Score", "ScoringContext"]
 
 
-def loss(subject: Subject) -> Score:
-    """Mean loss per labelled token (or row, for classifiers) in nats; for language models its exponential too."""
-    collator = Collator(subject.tokenizer, subject.task)
-    batches = (subject.to_device(collator(rows)) for rows in subject.counted("loss of row", subject.batches()))
-    total, items = summed_loss(subject.model, batches)
+def loss(context: ScoringContext) -> Score:
+    """Mean loss per labelled token (or row, for classifiers) in nats; for language models also its exponential."""
+    collator = Collator(context.tokenizer, context.task)
+    batches = (context.to_device(collator(rows)) for rows in context.counted("loss of row", context.batches()))
+    total, items = summed_loss(context.model, batches)
     mean = total / items
     values = {"loss": mean}
-    if subject.task != "sequence_classification":
+    if context.task != "sequence_classification":
         values["perplexity"] = math.exp(mean) if mean < 700 else math.inf
-    return Score(values)
+    return Score(values, lower_is_better=frozenset(values))
 
 
-def exact_match(subject: Subject) -> Score:
+def exact_match(context: ScoringContext) -> Score:
     """Share of rows whose greedily generated answer equals the reference's.
 
-    Both are extracted by ``answer_pattern``. A generation without an answer counts as wrong, and is reported apart
-    as ``no_answer``.
+    Both answers are extracted by ``answer_pattern``. A generation without an answer counts as wrong; ``no_answer`` is
+    the share of such rows.
+
+    Raises:
+        DataError: the pattern matches no reference.
     """
-    rows, options, tokenizer = subject.split.rows, subject.options, subject.tokenizer
-    if all(extract(reference, options.answer_pattern) is None for reference in rows["reference"]):
-        text = f"eval.answer_pattern={options.answer_pattern} is in no reference, such as {rows['reference'][0]!r}"
+    rows, pattern, tokenizer = context.split.rows, context.answer_pattern, context.tokenizer
+    if all(extract(reference, pattern) is None for reference in rows["reference"]):
+        text = f"eval.answer_pattern={pattern} is in no reference, such as {rows['reference'][0]!r}"
         raise DataError([Fault("configuration", text, "eval.answer_pattern='(.+)' takes the last line")])
     lengths = rows["prompt_length"] if "prompt_length" in rows.column_names else rows["length"]
-    order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # like with like: less padding
+    order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # similar lengths need less padding
     verdicts: list[dict[str, Any]] = []
-    for batch in subject.counted("answer", subject.batches(order)):
-        tokens = continuations(subject.model, tokenizer, subject.task, batch, max_new_tokens=options.max_new_tokens)
+    for batch in context.counted("answer", context.batches(order)):
+        tokens = continuations(context.model, tokenizer, context.task, batch, max_new_tokens=context.max_new_tokens)
         for row, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-            expected, found = (
-                reference_answer(row["reference"], options.answer_pattern),
-                extract(text, options.answer_pattern),
-            )
+            expected, answer = reference_answer(row["reference"], pattern), extract(text, pattern)
             verdicts.append(
                 {
                     "prompt": row["prompt"],
                     "reference": row["reference"],
                     "generated": text,
-                    "answer": found,
+                    "answer": answer,
                     "expected": expected,
-                    "correct": found == expected,
+                    "correct": answer == expected,
                 }
             )
     verdicts = [verdict for _, verdict in sorted(zip(order, verdicts, strict=True), key=lambda pair: pair[0])]
@@ -66,33 +66,35 @@ def exact_match(subject: Subject) -> Score:
         "exact_match": sum(item["correct"] for item in verdicts) / count,
         "no_answer": sum(item["answer"] is None for item in verdicts) / count,
     }
-    return Score(values, verdicts)
+    return Score(values, verdicts, lower_is_better=frozenset({"no_answer"}), shares=frozenset(values))
 
 
-def accuracy(subject: Subject) -> Score:
+def accuracy(context: ScoringContext) -> Score:
     """Share of rows whose class of largest logit is the right one."""
-    return Score({"accuracy": subject.classes.accuracy()}, subject.classes.verdicts())
+    values = {"accuracy": context.classes.accuracy()}
+    return Score(values, context.classes.verdicts(), shares=frozenset(values))
 
 
-def matthews_correlation(subject: Subject) -> Score:
+def matthews_correlation(context: ScoringContext) -> Score:
     """Matthews' correlation of the classes of largest logit with the right ones."""
-    return Score({"matthews_correlation": subject.classes.matthews_correlation()}, subject.classes.verdicts())
+    return Score({"matthews_correlation": context.classes.matthews_correlation()}, context.classes.verdicts())
 
 
-def f1(subject: Subject) -> Score:
-    """F1 of class 1 of two.
+def f1(context: ScoringContext) -> Score:
+    """F1 of class 1 of two classes.
 
     Raises:
-        DataError: the classifier knows more or fewer classes.
+        DataError: the classifier has more or fewer classes.
     """
-    count = subject.model.config.num_labels
+    count = context.model.config.num_labels
     if count != 2:
-        what = f"f1 is of two classes, and this classifier has {count}"
-        raise DataError([Fault("eval.metrics", what, "accuracy and matthews_correlation are of any number")])
-    return Score({"f1": subject.classes.f1()}, subject.classes.verdicts())
+        what = f"f1 is defined for two classes, and this classifier has {count}"
+        raise DataError([Fault("eval.metrics", what, "accuracy and matthews_correlation take any number")])
+    values = {"f1": context.classes.f1()}
+    return Score(values, context.classes.verdicts(), shares=frozenset(values))
 
 
-METRICS: dict[str, Callable[[Subject], Score]] = {
+METRICS: dict[str, Callable[[ScoringContext], Score]] = {
     "loss": loss,
     "exact_match": exact_match,
     "label_tokens": label_tokens,
@@ -100,4 +102,29 @@ METRICS: dict[str, Callable[[Subject], Score]] = {
     "matthews_correlation": matthews_correlation,
     "f1": f1,
 }
-"""What `EvalConfig.metrics` names. Those of a classifier run it once, if they are given the same subject."""
+"""The metrics that ``eval.metrics`` names. Those of a classifier run it once if they share a context."""
+
+
+def extract(text: str, pattern: str) -> str | None:
+    """The first group of the last match of ``pattern`` in ``text``, normalized; None if there is no match.
+
+    The last match counts because a worked solution may mention intermediate results.
+    """
+    matches = list(re.finditer(pattern, text))
+    if not matches:
+        return None
+    match = matches[-1]
+    answer = match.group(1) if match.re.groups else match.group(0)
+    return None if answer is None else normalize(answer)
+
+
+def normalize(answer: str) -> str:
+    """Removes outer white space, a final full stop, a currency sign and thousands separators."""
+    answer = " ".join(answer.split()).removesuffix(".").removeprefix("$").strip()
+    return re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", answer)
+
+
+def reference_answer(text: str, pattern: str) -> str:
+    """The answer in a reference text: the pattern's match, or the complete text if there is no match."""
+    answer = extract(text, pattern)
+    return normalize(text) if answer is None else answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 
 MAX_LAYER_LINES = 60
 """A model with more layers than this has one line for each kind of layer, in place of one for each layer."""
-LOWER_IS_BETTER = ("loss", "perplexity", "bits_per_byte", "no_answer", "no_code", "cut", "unrated")
-"""Endings of the names of values that are better when lower."""
-SPREAD = "_stderr"
-"""Ending of the names of standard errors, of which none is the best."""
-SHARES = {"exact_match", "accuracy", "no_answer", "strict", "majority", "f1", "no_code", "cut", "unrated"}
-"""Values from 0 to 1 that are shown as percentages, as are those of pass@k."""
 
 
-def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
+def print_comparison(
+    rows: Sequence[dict[str, Any]],
+    *,
+    lower_is_better: Collection[str] = (),
+    unranked: Collection[str] = (),
+    shares: Collection[str] = (),
+) -> None:
     """Prints one line for each run. The best value of each metric is bold. Columns with one value for all runs are
-    replaced by a line below the table."""
+    replaced by a line below the table.
+
+    Args:
+        rows: columns by name for each run; those with numbers are metrics.
+        lower_is_better: metrics of which the lowest value is the best one, and not the highest.
+        unranked: metrics without a best value.
+        shares: metrics from 0 to 1, which are shown as percentages.
+    """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
     settings = [name for name in columns if name not in metrics]
@@ -36,13 +43,14 @@ def print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     methods = {row["method"] for row in rows}
     if len(rows) > 1 and len(methods) == len(rows) and "–" not in methods:
         shown.remove("run")
+    best = {name: None if name in unranked else _best(name, rows, name in lower_is_better) for name in metrics}
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in shown:
         table.add_column(escape(name), no_wrap=True)
     for name in metrics:
         table.add_column(escape(name.replace("_", " ")), justify="right", no_wrap=True)
     for row in rows:
-        cells = [_cell(name, row.get(name), _best(name, rows)) for name in metrics]
+        cells = [_cell(row.get(name), best[name], name in shares) for name in metrics]
         table.add_row(*(escape(str(row[name])) for name in shown), *cells)
     out.print(table, soft_wrap=False)
     same = [f"{name} {rows[0][name]}" for name in settings if name not in shown and name != "run"]
@@ -89,17 +97,16 @@ def gradient_table(artifact: GradientArtifact, rank: int) -> None:
     say(f"aligned: alignment of the first step at rank {rank}, relative to the best possible one ({how})")
 
 
-def _best(name: str, rows: Sequence[dict[str, Any]]) -> float | None:
-    """The best value of a metric; None if no value is better than another, or if there is only one run."""
-    parts = name.split("/")[1:] or [name]  # lm-evaluation-harness: task/metric, or task/metric/filter
-    if len(rows) < 2 or any(part.endswith(SPREAD) for part in parts):
-        return None
+def _best(name: str, rows: Sequence[dict[str, Any]], lowest: bool) -> float | None:
+    """The best value of a metric; None if there is only one row."""
     values = [row[name] for row in rows if name in row]
-    return min(values) if any(part.endswith(LOWER_IS_BETTER) for part in parts) else max(values)
+    if len(rows) < 2:
+        return None
+    return min(values) if lowest else max(values)
 
 
-def _cell(name: str, value: float | None, best: float | None) -> str:
+def _cell(value: float | None, best: float | None, is_share: bool) -> str:
     if value is None:
         return "–"
-    text = f"{value:.1%}" if name in SHARES or name.startswith("pass@") else f"{value:.4f}"
+    text = f"{value:.1%}" if is_share else f"{value:.4f}"
     return f"[bold green]{text}[/]" if value == best else text

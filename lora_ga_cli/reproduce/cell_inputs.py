@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
 
 
@@ -25,13 +26,10 @@ def changed(config: Config, before: Mapping[str, str]) -> list[str]:
 
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
-    judge = config.eval.judge
     given = {
         "dataset.train_file": config.dataset.train_file,
         "dataset.validation_file": config.dataset.validation_file,
-        "eval.file": config.eval.file,
-        "eval.judge.prompts": judge.prompts,
-        "eval.judge.references": judge.references,
+        **task_of(config).files(),
     }
     for name, paths in given.items():
         for number, path in enumerate([paths] if isinstance(paths, str) else paths or []):

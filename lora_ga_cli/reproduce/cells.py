@@ -129,7 +129,7 @@ def check_extra_overrides(overrides: Sequence[str], user_dir: Path | None = None
     """
     _, others = _split_seeds(overrides)
     flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
-    _, faults = check([*others, *flags], whole=False)
+    _, faults = check([*others, *flags], complete=False)
     for option in ("name", "output_dir"):
         if any(key_of(override) == option for override in others):
             faults.append(Fault("command line", f"{option}= is refused: every cell has its own run", "--output"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.config.compose import launch_each
+from lora_ga_cli.config.launch import launch_each
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn

@@ -77,7 +77,7 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
 def _task_of(choice: str, own: Path | None) -> str:
     """The task that a choice of ``conf/model``, or what it builds on, states; ModelConfig's own where none does."""
     flags = ["--config-dir", str(own)] if own is not None else []
-    sources, faults = check([f"model={choice}", *flags], whole=False)
+    sources, faults = check([f"model={choice}", *flags], complete=False)
     if faults:
         raise InvalidInput(faults)
     return str(sources.options_of("model", choice).get("task", ModelConfig.model_fields["task"].default))

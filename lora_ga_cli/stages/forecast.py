@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import yaml
@@ -14,6 +13,7 @@ from torch import nn
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import Link, links_of, method_of
@@ -78,8 +78,9 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         resume = f", resuming after step {reached}" if reached else ""
         return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
     if stage == "eval":
-        done = _results(run, config.eval.task)
-        return f"done: {', '.join(map(str, done))}" if done else f"to do: {_scored(config)}"
+        task = task_of(config)
+        done = task.stored_results(run.path)
+        return f"done: {', '.join(map(str, done))}" if done else f"to do: {task.summary}"
     raise ValueError(stage)
 
 
@@ -100,20 +101,6 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
         done = link.steps if folder.finished else max(steps, default=0)
         reached = max(reached, link.first_step + done if done else 0)
     return reached
-
-
-def _results(run: RunFolder, task: str) -> list[Path]:
-    """What `evaluate` has written of a task, under whatever options."""
-    if task == "rows":
-        return [run.evaluation_file] if run.evaluation_file.exists() else []
-    return sorted((run.path / "eval").glob(f"{task}-*.json"))
-
-
-def _scored(config: Config) -> str:
-    options = config.eval
-    if options.task == "rows":
-        return ", ".join(options.metrics)
-    return ", ".join([options.task, *options.tasks])
 
 
 def _forecast(inputs: Inputs) -> None:

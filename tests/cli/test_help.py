@@ -12,6 +12,7 @@ import pytest
 
 from lora_ga_cli import __version__
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.config.listing import list_options
 from tests.config import lay_out
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
@@ -22,6 +23,7 @@ from lora_ga_cli.cli.app import main
 code = main(json.loads(sys.argv[1]))
 print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}), file=sys.stderr)
 """
+COMPLETION = "from lora_ga_cli.config.completion import candidates; code = candidates([], sys.argv[1])"
 
 
 def run_apart(*arguments: str) -> tuple[str, int, set[str]]:
@@ -42,6 +44,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["recipes", "list"], ["recipes", "options"]], ids=" ".join)
 def test_recipes_and_options_are_listed_without_loading_a_library_of_models(arguments: list[str]) -> None:
+    list_options()  # writes the cache
     _, code, modules = run_apart(*arguments)
     assert code == 0
     assert modules.isdisjoint(HEAVY)
@@ -113,3 +116,13 @@ def test_bash_which_ends_words_at_an_equals_sign_is_offered_values() -> None:
     words = {"COMP_WORDS": "loraga train recipe = qu", "COMP_CWORD": "4", "_LORAGA_COMPLETE": "complete_bash"}
     done = subprocess.run([program], capture_output=True, text=True, env=os.environ | words, check=False, timeout=120)
     assert done.stdout.split() == ["quickstart"]
+
+
+def test_options_of_a_method_are_completed_without_loading_a_library_of_models() -> None:
+    list_options()
+    script = SCRIPT.replace("code = main(json.loads(sys.argv[1]))", COMPLETION)
+    command = [sys.executable, "-c", script, "method.na"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    report = json.loads(done.stderr.strip().splitlines()[-1])
+    assert report["code"] == ["method.name="]
+    assert set(report["modules"]).isdisjoint(HEAVY)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.compose import launch
+from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import InvalidInput
 

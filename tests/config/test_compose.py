@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.compose import compose, compose_around, launch, reconfigured
+from lora_ga_cli.config.compose import compose, compose_around, reconfigured
+from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.locations import Locations
-from lora_ga_cli.config.schema import JudgeConfig
 from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.evaluation.judge import JudgeOptions
 from tests.config import BASE, jobs, lay_out
 
 QUICKSTART = "recipe=quickstart"
@@ -167,7 +168,7 @@ class TestReconfigured:
         lay_out(Path("own"), {"eval/mine.yaml": "defaults: [mt_bench]\nlimit: 3\njudge: {retries: 2}\n"})
         config = reconfigured(stored, ["eval=mine", "--config-dir", "own", "eval.judge={model: x}"])
         assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("mt_bench", 8, 3)
-        assert config.eval.judge == JudgeConfig(retries=2, model="x")
+        assert config.eval.judge == JudgeOptions(retries=2, model="x")
 
     def test_a_choice_is_not_filled_in_from_a_run(self, stored: dict[str, object]) -> None:
         lay_out(Path("own"), {"eval/mine.yaml": "defaults: [loss]\nfile: ${dataset.validation_file}\n"})

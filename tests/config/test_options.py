@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from lora_ga_cli.config.listing import cached_options, collect_options, list_options, options_at_hand
 from lora_ga_cli.config.options import (
     all_options,
     common_options,
     default_of,
     default_values,
-    describe,
     misfit,
     unknown,
-    values_of,
 )
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config
 
@@ -21,7 +23,7 @@ MINIMAL = {"model": {"path": "x"}, "dataset": {"train_file": "x.jsonl", "prompt"
 
 
 def test_every_option_says_what_it_means_what_it_takes_and_what_it_is_otherwise() -> None:
-    for option in describe():
+    for option in collect_options():
         assert option.doc.endswith("."), option
         assert option.kind, option
         assert option.default, option
@@ -53,14 +55,55 @@ def test_default_values_cover_every_option_that_needs_no_type() -> None:
 @pytest.mark.parametrize(
     ("path", "values"),
     [
-        (("overwrite",), ["true", "false"]),
-        (("model", "dtype"), ["float32", "bfloat16", "float16"]),
-        (("rank",), []),
-        (("nope",), []),
+        ("overwrite", ("true", "false")),
+        ("model.dtype", ("float32", "bfloat16", "float16")),
+        ("rank", ()),
     ],
 )
-def test_values_are_listed_where_they_can_be(path: tuple[str, ...], values: list[str]) -> None:
-    assert values_of(path) == values
+def test_values_are_listed_where_they_can_be(path: str, values: tuple[str, ...]) -> None:
+    (option,) = [option for option in collect_options() if option.path == path]
+    assert option.values == values
+
+
+class TestCache:
+    """The list of all options is kept in the cache folder, so that completion imports no method."""
+
+    @pytest.fixture(autouse=True)
+    def _empty_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LORAGA_CACHE", str(tmp_path))
+
+    def test_the_options_come_back_from_the_cache_as_they_were_written(self, tmp_path: Path) -> None:
+        written = list_options()
+        assert (tmp_path / "options.json").exists()
+        assert options_at_hand() == written == list(collect_options())
+
+    def test_without_a_cache_the_options_that_need_no_type_are_at_hand(self) -> None:
+        paths = {option.path for option in options_at_hand()}
+        assert "trainer.epochs" in paths
+        assert paths < {option.path for option in collect_options()}
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"stamp": "other", "options": []}'])
+    def test_a_damaged_or_outdated_cache_is_not_used(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "options.json").write_text(text, encoding="utf-8")
+        assert list_options() == list(collect_options())
+
+    def test_a_changed_method_file_makes_the_cache_outdated(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = tmp_path / "code.py"
+        code.write_text("", encoding="utf-8")
+        monkeypatch.setenv("LORAGA_CODE", str(code))
+        list_options()
+        assert cached_options() is not None
+        os.utime(code, (1, 1))
+        assert cached_options() is None
+
+    def test_a_cache_folder_that_cannot_be_written_is_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "file"))
+        assert list_options() == list(collect_options())
 
 
 @pytest.mark.parametrize("path", [("rank",), ("trainer",), ("trainer", "epochs"), ("dataset", "columns", "anything")])
@@ -97,7 +140,7 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
         ({"trainer": {"batch_size": 12, "micro_batch_size": 8}}, "multiple"),
         ({"trainer": {"early_stopping_patience": 2}}, "validation"),
         ({"method": {"adapter": "none", "start": "gradient"}}, "adapter"),
-        ({"method": {"start": "gradient"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),
+        ({"method": {"type": "lora_ga"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),
         ({"eval": {"metrics": ["accuracy"]}}, "accuracy"),
     ],
 )

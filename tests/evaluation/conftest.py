@@ -1,4 +1,4 @@
-"""What several tests of benchmarks want: an endpoint, a clock that does not wait, a sandbox."""
+"""Fixtures of benchmark tests: an endpoint, a clock that does not wait, a sandbox."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from lora_ga_cli.errors import UserError
 from lora_ga_cli.evaluation.sandbox.check import check
 from tests.evaluation.endpoints import KEY, PATIENCE, VARIABLE, Endpoint
 from tests.evaluation.mt_bench_rows import Bench
-from tests.evaluation.trials import Hostile, processes_named, trial
+from tests.evaluation.programs import Hostile, grade_add_two, processes_named
 
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     monkeypatch.setenv(VARIABLE, KEY)
-    found = Endpoint()
-    thread = threading.Thread(target=found.server.serve_forever, kwargs={"poll_interval": 0.01})
+    endpoint = Endpoint()
+    thread = threading.Thread(target=endpoint.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield found
-    found.server.shutdown()
+    yield endpoint
+    endpoint.server.shutdown()
     thread.join(PATIENCE)
-    found.server.server_close()
+    endpoint.server.server_close()
 
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that a client would have slept; it does not."""
+    """Replaces sleeping: the seconds that a client would have slept."""
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
@@ -41,7 +41,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.fixture(scope="session")
 def no_sandbox() -> str:
-    """Why the kernel allows no sandbox here; empty if it does, and then the tests insist on a good one."""
+    """Why the kernel allows no sandbox here; empty if it allows one, and then every test of it must pass."""
     try:
         check()
     except UserError as error:
@@ -72,7 +72,7 @@ def hostile(tmp_path: Path) -> Iterator[Hostile]:
     def run(program: str, **more: Any) -> str:
         name = uuid.uuid4().hex[:15]
         mark = f"import ctypes; ctypes.CDLL(None).prctl(15, b{name!r}, 0, 0, 0)\nCANARY = {str(canary)!r}\n"
-        reason = trial(mark + program, **more)
+        reason = grade_add_two(mark + program, **more)
         assert reason != "passed"
         assert not processes_named(name)
         return reason

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
-from lora_ga_cli.evaluation.tasks.base import Reply
-from lora_ga_cli.evaluation.tasks.mt_bench import MtBench
+from lora_ga_cli.evaluation.judge import JudgeOptions
+from lora_ga_cli.evaluation.tasks.base import Completion
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, MtBenchOptions
 from tests.evaluation.endpoints import VARIABLE, says
 
 QUESTIONS = [
@@ -53,24 +53,24 @@ class Bench:
 
     folder: Path
 
-    def options(self, url: str, **fields: Any) -> EvalConfig:
+    def options(self, url: str, **fields: Any) -> MtBenchOptions:
         """Those of a benchmark at an endpoint; ``judge`` holds further fields of the judge."""
         files = {"prompts": prompt_rows(), "references": reference_rows()}
         written = {name: write(self.folder / f"{name}.jsonl", rows) for name, rows in files.items()}
         base = {"base_url": url, "key_variable": VARIABLE, "model": "judge", "concurrency": 2} | written
-        judge = JudgeConfig(**(base | fields.pop("judge", {})))
+        judge = JudgeOptions(**(base | fields.pop("judge", {})))
         questions = write(self.folder / "questions.jsonl", QUESTIONS)
-        return EvalConfig(**({"task": "mt_bench", "file": questions, "judge": judge} | fields))
+        return MtBenchOptions(**({"file": questions, "judge": judge} | fields))
 
     def __call__(self, url: str, **fields: Any) -> MtBench:
-        return MtBench(self.options(url, **fields), self.folder / "judgements")
+        return MtBench(self.options(url, **fields), self.folder)
 
 
-def replies(bench: MtBench, texts: Sequence[Sequence[str]], samples: int = 1) -> list[Reply]:
-    """The problems' replies, each problem's samples one after the other."""
+def completions(bench: MtBench, texts: Sequence[Sequence[str]], samples: int = 1) -> list[Completion]:
+    """The problems' completions, each problem's samples one after the other."""
     kinds = [(problem, sample) for problem in bench.problems() for sample in range(samples)]
     return [
-        Reply(problem, sample, problem.turns, tuple(found))
+        Completion(problem, sample, problem.turns, tuple(found))
         for (problem, sample), found in zip(kinds, texts, strict=True)
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ga_cli.evaluation.answers import extract, normalize, reference_answer
+from lora_ga_cli.evaluation.metrics import extract, normalize, reference_answer
 
 GSM8K = r"####\s*(.+)"
 

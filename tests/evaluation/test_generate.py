@@ -1,11 +1,10 @@
-"""Answers to benchmarks: batched as one by one, the same again after an interruption, cut where they should be."""
+"""Generated answers: batches change nothing, an interruption changes nothing, and answers end where they should."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BartConfig, BartForConditionalGeneration
 
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import InvalidInput, ModelError
-from lora_ga_cli.evaluation.generate import Writer, append_replies, check_conversation, read_replies
-from lora_ga_cli.evaluation.tasks.base import Problem, Progress, Reply, Score
+from lora_ga_cli.evaluation.generate import Generator, append_completions, read_completions
+from lora_ga_cli.evaluation.prompt import check_conversation
+from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, GenerationOptions, Problem, Progress, Score
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer
@@ -29,42 +28,36 @@ PROMPTS = ["What is it?", "7+5=", "a", "Say something longer about nothing at al
 TEMPLATE = "{% for item in messages %}<{{ item['role'] }}>{{ item['content'] }}\n{% endfor %}<assistant>w"
 
 
-@dataclass
-class Bench:
-    """A benchmark of some questions, with nothing to score."""
+class Bench(Benchmark):
+    """A benchmark of some questions, which are not scored."""
 
-    questions: Sequence[str | tuple[str, ...]]
-    stops: tuple[str, ...] = ()
-    chat: bool = False
-    name: str = field(default="bench", init=False)
-
-    def check(self) -> None: ...
+    def __init__(self, questions: Sequence[str | tuple[str, ...]], stops: tuple[str, ...] = (), chat: bool = False):
+        super().__init__(GenerationOptions(task="bench"))
+        self.questions, self.stops = questions, stops
+        self.chat = chat  # type: ignore[misc]
 
     def problems(self) -> list[Problem]:
         turns = [(question,) if isinstance(question, str) else question for question in self.questions]
         return [Problem(f"bench/{number}", turn) for number, turn in enumerate(turns)]
 
-    def grading(self) -> dict[str, Any]:
-        return {}
-
-    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
+    def score(self, completions: Sequence[Completion], progress: Progress) -> Score:
         raise AssertionError("nobody asked")
 
 
 @pytest.fixture
-def answer(tmp_path: Path) -> Callable[..., list[Reply]]:
-    """What a model answers to a benchmark, with options by name; drafts go to a file of the test's folder."""
+def answer(tmp_path: Path) -> Callable[..., list[Completion]]:
+    """What a model answers to a benchmark, with options by name. A file of the test's folder stores the completions."""
 
     def run(model: Any, bench: Bench, *, seed: int = 0, tokenizer: Any = None, file: str = "x", **fields: Any) -> Any:
         task = (TASKS | {"bart": "seq2seq_lm"})[model.config.model_type]
-        options = EvalConfig(**({"max_new_tokens": 8, "batch_size": 3} | fields))
-        writer = Writer(model, tokenizer or byte_tokenizer(), task, options, seed)
-        return writer.replies(bench, tmp_path / f"{file}.jsonl", counting)
+        options = GenerationOptions(task="bench", **({"max_new_tokens": 8, "batch_size": 3} | fields))
+        generator = Generator(model, tokenizer or byte_tokenizer(), task, options, seed)
+        return generator.completions(bench, tmp_path / f"{file}.jsonl", counting)
 
     return run
 
 
-Answer = Callable[..., list[Reply]]
+Answer = Callable[..., list[Completion]]
 
 
 class Killed(Exception):
@@ -88,7 +81,7 @@ def killed_after(model: Any, batches: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_batch_answers_as_transformers_alone_does_one_by_one(answer: Answer, family: str) -> None:
     """Padding, batches and their order change no token."""
     model, tokenizer = restless(family), byte_tokenizer()
-    replies = answer(model, Bench(PROMPTS), max_new_tokens=12)
+    completions = answer(model, Bench(PROMPTS), max_new_tokens=12)
     expected = []
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
@@ -96,8 +89,8 @@ def test_a_batch_answers_as_transformers_alone_does_one_by_one(answer: Answer, f
             found = model.generate(input_ids=ids, do_sample=False, max_new_tokens=12)
         new = found[0, 1 if family == "t5" else ids.shape[1] :]
         expected.append((tokenizer.decode(new, skip_special_tokens=True), 1 not in new))
-    assert [(reply.texts[0], reply.cut) for reply in replies] == expected
-    assert [reply.prompts for reply in replies] == [(prompt,) for prompt in PROMPTS]
+    assert [(completion.texts[0], completion.truncated) for completion in completions] == expected
+    assert [completion.prompts for completion in completions] == [(prompt,) for prompt in PROMPTS]
     assert len({text for text, _ in expected}) > len(PROMPTS) / 2
 
 
@@ -108,15 +101,15 @@ def test_a_trained_prefix_stays_beside_its_prompt(answer: Answer) -> None:
     model.prompt_encoder["default"].embedding.weight.data.normal_(std=0.6)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        replies = answer(model, Bench(PROMPTS), max_new_tokens=4)
-    for prompt, reply in zip(PROMPTS, replies, strict=True):
+        completions = answer(model, Bench(PROMPTS), max_new_tokens=4)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
         ids, new = tokenizer(prompt)["input_ids"], []
         for _ in range(4):
             with torch.no_grad():
                 embeddings = base.get_input_embeddings()(torch.tensor([ids + new]))
                 read = torch.cat([model.get_prompt(1), embeddings], dim=1)
                 new.append(int(base(inputs_embeds=read, use_cache=False).logits[0, -1].argmax()))
-        assert reply.texts[0] == tokenizer.decode(new, skip_special_tokens=True)
+        assert completion.texts[0] == tokenizer.decode(new, skip_special_tokens=True)
 
 
 def test_samples_are_those_of_their_seed(answer: Answer) -> None:
@@ -125,7 +118,11 @@ def test_samples_are_those_of_their_seed(answer: Answer) -> None:
     torch.manual_seed(5)
     assert answer(model, Bench(PROMPTS), file="b", **options) == first
     assert answer(model, Bench(PROMPTS), file="c", seed=1, **options) != first
-    assert [(reply.problem.id, reply.sample) for reply in first[:3]] == [("bench/0", 0), ("bench/0", 1), ("bench/1", 0)]
+    assert [(completion.problem.id, completion.sample) for completion in first[:3]] == [
+        ("bench/0", 0),
+        ("bench/0", 1),
+        ("bench/1", 0),
+    ]
     assert all(one.texts != other.texts for one, other in zip(first[::2], first[1::2], strict=True))
 
 
@@ -155,32 +152,34 @@ def test_an_interruption_changes_no_answer(
 def test_an_answer_that_was_half_written_is_made_again(answer: Answer, tmp_path: Path) -> None:
     model, options = restless("llama"), {"temperature": 1.0}
     whole = answer(model, Bench(PROMPTS), file="x", **options)
-    drafts = tmp_path / "x.jsonl"
-    drafts.write_bytes(drafts.read_bytes()[:-20])
+    partial = tmp_path / "x.jsonl"
+    partial.write_bytes(partial.read_bytes()[:-20])
     assert answer(model, Bench(PROMPTS), file="x", **options) == whole
 
 
-def test_a_file_of_drafts_gives_its_whole_lines_wherever_it_ends(tmp_path: Path) -> None:
+def test_a_file_of_completions_gives_its_complete_lines_wherever_it_ends(tmp_path: Path) -> None:
     """Every length of a file whose texts hold all that some readers take for the end of a line."""
     problems = {name: Problem(name, ("?",)) for name in ("a", "b")}
     texts = ["é\u2028\u2029\x85", "\n\r\x0b\x0c\x1c\x1e", "plain"]
-    replies = [Reply(problems[name], 0, ("?",), (text,), True) for name, text in zip("abb", texts, strict=True)]
-    replies[2] = Reply(problems["b"], 1, ("?",), ("plain",), False)
-    file = tmp_path / "drafts.jsonl"
-    append_replies(file, replies)
+    completions = [
+        Completion(problems[name], 0, ("?",), (text,), True) for name, text in zip("abb", texts, strict=True)
+    ]
+    completions[2] = Completion(problems["b"], 1, ("?",), ("plain",), False)
+    file = tmp_path / "partial.jsonl"
+    append_completions(file, completions)
     written = file.read_bytes()
     for length in range(len(written) + 1):
         file.write_bytes(written[:length])
         count = written[:length].count(b"\n")
-        assert list(read_replies(file, list(problems.values())).values()) == replies[:count]
+        assert list(read_completions(file, list(problems.values())).values()) == completions[:count]
         assert file.read_bytes() == b"".join(written.splitlines(keepends=True)[:count])
-    assert list(read_replies(file, [problems["b"]])) == [("b", 0), ("b", 1)]
-    assert read_replies(tmp_path / "none.jsonl", []) == {}
+    assert list(read_completions(file, [problems["b"]])) == [("b", 0), ("b", 1)]
+    assert read_completions(tmp_path / "none.jsonl", []) == {}
 
 
 def test_a_stop_ends_an_answer_and_not_its_neighbours(answer: Answer) -> None:
-    replies = answer(alphabet(), Bench(["a", "t", "ae"], stops=("ef", "zz")), max_new_tokens=20)
-    assert [(reply.texts, reply.cut) for reply in replies] == [
+    completions = answer(alphabet(), Bench(["a", "t", "ae"], stops=("ef", "zz")), max_new_tokens=20)
+    assert [(completion.texts, completion.truncated) for completion in completions] == [
         (("bcdef",), False),
         (("uvwxyz",), False),
         (("f",), False),  # the stop began in the prompt
@@ -188,20 +187,23 @@ def test_a_stop_ends_an_answer_and_not_its_neighbours(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "cut"),
+    ("prompt", "text", "truncated"),
     [("v", "wxyz", False), ("t", "uvwxyz", False), ("s", "tuvwxyz", False), ("r", "stuvwxyz", True), ("1", "", False)],
 )
-def test_an_answer_is_cut_where_the_limit_ended_it(answer: Answer, prompt: str, text: str, cut: bool) -> None:
+def test_an_answer_that_the_limit_ended_is_truncated(answer: Answer, prompt: str, text: str, truncated: bool) -> None:
     """Eight tokens hold seven letters and the end, or eight letters."""
-    replies = answer(alphabet(), Bench([prompt, "a"]))
-    assert [(reply.texts, reply.cut) for reply in replies] == [((text,), cut), (("bcdefghi",), True)]
+    completions = answer(alphabet(), Bench([prompt, "a"]))
+    assert [(completion.texts, completion.truncated) for completion in completions] == [
+        ((text,), truncated),
+        (("bcdefghi",), True),
+    ]
 
 
 def test_an_answer_ends_with_any_token_that_the_model_or_the_tokenizer_ends_with(answer: Answer) -> None:
     model = alphabet()
     model.generation_config.eos_token_id = byte_tokenizer().convert_tokens_to_ids(["m", "f"])
-    replies = answer(model, Bench(["a", "j", "v", "n"]))
-    assert [(reply.texts[0], reply.cut) for reply in replies] == [
+    completions = answer(model, Bench(["a", "j", "v", "n"]))
+    assert [(completion.texts[0], completion.truncated) for completion in completions] == [
         ("bcdef", False),
         ("klm", False),
         ("wxyz", False),
@@ -220,17 +222,21 @@ def test_a_second_question_comes_after_the_first_answer(answer: Answer, way: str
         options = {"prompt": "Q: {question}\nA: w"}
         first, second = "Q: One?\nA: w", "Q: One?\nA: wxyz\n\nQ: Two {x}?\nA: w"
     bench = Bench([("One?", "Two {x}?"), ("One?",)], chat=True)
-    replies = answer(alphabet(), bench, tokenizer=tokenizer, **options)
-    assert [(reply.prompts, reply.texts) for reply in replies] == [
+    completions = answer(alphabet(), bench, tokenizer=tokenizer, **options)
+    assert [(completion.prompts, completion.texts) for completion in completions] == [
         ((first, second), ("xyz", "xyz")),
         ((first,), ("xyz",)),
     ]
 
 
-def test_any_turn_that_is_cut_makes_a_reply_cut(answer: Answer) -> None:
-    replies = answer(alphabet(), Bench([("a", "w"), ("w", "a"), ("w", "v")], chat=True), prompt="{question}")
-    assert [reply.texts for reply in replies] == [("bcdefghi", "xyz"), ("xyz", "bcdefghi"), ("xyz", "wxyz")]
-    assert [reply.cut for reply in replies] == [True, True, False]
+def test_a_completion_with_a_truncated_turn_is_truncated(answer: Answer) -> None:
+    completions = answer(alphabet(), Bench([("a", "w"), ("w", "a"), ("w", "v")], chat=True), prompt="{question}")
+    assert [completion.texts for completion in completions] == [
+        ("bcdefghi", "xyz"),
+        ("xyz", "bcdefghi"),
+        ("xyz", "wxyz"),
+    ]
+    assert [completion.truncated for completion in completions] == [True, True, False]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -246,19 +252,19 @@ def test_a_text_begins_once(answer: Answer, monkeypatch: pytest.MonkeyPatch, cha
         return generate(**inputs)
 
     monkeypatch.setattr(model, "generate", watched)
-    (reply,) = answer(model, Bench(["w"], chat=chat), tokenizer=tokenizer)
+    (completion,) = answer(model, Bench(["w"], chat=chat), tokenizer=tokenizer)
     assert [tokenizer.decode(row) for row in seen] == ["<s><user>w\n<assistant>w" if chat else "<s>w"]
-    assert reply.texts == ("xyz",)
+    assert completion.texts == ("xyz",)
 
 
 def test_a_conversation_needs_a_chat_template_or_a_prompt() -> None:
     tokenizer = byte_tokenizer()
     with pytest.raises(InvalidInput, match=r"no chat template.*eval\.prompt=") as caught:
-        check_conversation(EvalConfig(), tokenizer)
+        check_conversation(None, tokenizer)
     assert "\n" not in str(caught.value)
-    check_conversation(EvalConfig(prompt="{question} {{x}}"), tokenizer)
+    check_conversation("{question} {{x}}", tokenizer)
     tokenizer.chat_template = TEMPLATE
-    check_conversation(EvalConfig(), tokenizer)
+    check_conversation(None, tokenizer)
 
 
 def test_mt_bench_is_answered_as_fastchat_has_it() -> None:
@@ -271,31 +277,35 @@ def test_mt_bench_is_answered_as_fastchat_has_it() -> None:
 @pytest.mark.parametrize("prompt", ["{query}", "Tell me.", "{question} {answer}", "{question", "{question.x}"])
 def test_a_prompt_without_the_question_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check_conversation(EvalConfig(prompt=prompt), byte_tokenizer())
+        check_conversation(prompt, byte_tokenizer())
     assert [fault.where for fault in caught.value.faults] == ["eval.prompt"]
 
 
-def test_drafts_are_plain_lines(answer: Answer, tmp_path: Path) -> None:
+def test_partial_completions_are_stored_as_json_lines(answer: Answer, tmp_path: Path) -> None:
     answer(alphabet(), Bench(["w"]))
     (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "cut": False}
+    assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "truncated": False}
 
 
 def test_an_answer_ends_with_the_models_positions_and_its_neighbours_do_not(answer: Answer) -> None:
     """Of 256 positions: prompts that leave room for 3 tokens, for 1 and for as many as are wanted."""
-    replies = answer(alphabet(), Bench(["t" * 253, "a" * 255, "t"]))
-    assert [(reply.texts[0], reply.cut) for reply in replies] == [("uvw", True), ("b", True), ("uvwxyz", False)]
+    completions = answer(alphabet(), Bench(["t" * 253, "a" * 255, "t"]))
+    assert [(completion.texts[0], completion.truncated) for completion in completions] == [
+        ("uvw", True),
+        ("b", True),
+        ("uvwxyz", False),
+    ]
 
 
 def test_learned_positions_are_used_to_the_last(answer: Answer) -> None:
     """Against transformers alone, where a further token would be an IndexError."""
     model, tokenizer = restless("gpt2"), byte_tokenizer()
     questions = ["a" * 253, "c", "b" * 255]
-    replies = answer(model, Bench(questions), max_new_tokens=12)
-    for question, most, reply in zip(questions, (3, 12, 1), replies, strict=True):
+    completions = answer(model, Bench(questions), max_new_tokens=12)
+    for question, most, completion in zip(questions, (3, 12, 1), completions, strict=True):
         ids = torch.tensor([tokenizer(question)["input_ids"]])
         found = model.generate(input_ids=ids, do_sample=False, max_new_tokens=most)
-        assert reply.texts[0] == tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+        assert completion.texts[0] == tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -312,8 +322,11 @@ def test_a_prompt_that_fills_all_positions_is_refused_with_its_name(answer: Answ
 
 def test_a_second_turn_without_room_is_answered_with_nothing(answer: Answer) -> None:
     bench = Bench([("w", "w"), ("w", "w" * 254)], chat=True)
-    replies = answer(alphabet(), bench, prompt="{question}")
-    assert [(reply.texts, reply.cut) for reply in replies] == [(("xyz", "xyz"), False), (("xyz", ""), True)]
+    completions = answer(alphabet(), bench, prompt="{question}")
+    assert [(completion.texts, completion.truncated) for completion in completions] == [
+        (("xyz", "xyz"), False),
+        (("xyz", ""), True),
+    ]
 
 
 def bart() -> BartForConditionalGeneration:
@@ -337,7 +350,7 @@ def test_vectors_before_a_prompt_take_positions(answer: Answer, family: str, met
         options = PromptTuningConfig(task_type=kind, num_virtual_tokens=3, num_transformer_submodules=1)
         model = get_peft_model(base, options).eval()
     most = 253 if family == "bart" else 252  # an encoder needs no position for the answer
-    (reply,) = answer(model, Bench(["a" * most]))
-    assert family == "bart" or len(reply.texts[0]) <= 1
+    (completion,) = answer(model, Bench(["a" * most]))
+    assert family == "bart" or len(completion.texts[0]) <= 1
     with pytest.raises(ModelError, match=f"its prompt has {most + 1} tokens"):
         answer(model, Bench(["a" * (most + 1)]), file="y")

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.config.schema import JudgeConfig
 from lora_ga_cli.errors import UserError
 from lora_ga_cli.evaluation import judge as judging
-from lora_ga_cli.evaluation.judge import Judge, Message
+from lora_ga_cli.evaluation.judge import Judge, JudgeOptions, Message
 from tests.evaluation.endpoints import KEY, PATIENCE, VARIABLE, Answer, Endpoint, refuses, says
 
 
-def options(endpoint: Endpoint, **fields: Any) -> JudgeConfig:
-    return JudgeConfig(base_url=endpoint.url, key_variable=VARIABLE, **{"model": "judge", "concurrency": 1} | fields)
+def options(endpoint: Endpoint, **fields: Any) -> JudgeOptions:
+    return JudgeOptions(base_url=endpoint.url, key_variable=VARIABLE, **{"model": "judge", "concurrency": 1} | fields)
 
 
 @pytest.fixture
@@ -45,8 +44,8 @@ def nothing(done: int) -> None:
 
 
 def test_a_question_is_sent_as_it_is_and_answered(judge: Judge, endpoint: Endpoint) -> None:
-    reply = judge.ask(question())
-    assert (reply.text, reply.model, reply.finish) == ("Rating: [[7]]", "judge-0613", "stop")
+    judgement = judge.ask(question())
+    assert (judgement.text, judgement.model, judgement.finish) == ("Rating: [[7]]", "judge-0613", "stop")
     assert endpoint.requests == [
         {"model": "judge", "messages": question(), "temperature": 0.0, "max_tokens": 2048},
     ]
@@ -77,8 +76,8 @@ def test_everything_that_a_reply_depends_on_makes_another_question(judge: Judge,
 
 def test_one_question_from_several_threads_is_asked_once(endpoint: Endpoint, tmp_path: Path) -> None:
     judge = Judge(options(endpoint, concurrency=4), tmp_path)
-    replies = judge.each(judge.ask, [question()] * 12, nothing)
-    assert {reply.text for reply in replies} == {"Rating: [[7]]"}
+    judgements = judge.each(judge.ask, [question()] * 12, nothing)
+    assert {judgement.text for judgement in judgements} == {"Rating: [[7]]"}
     assert len(endpoint) == 1
 
 
@@ -126,7 +125,7 @@ def test_an_endpoint_that_stays_broken_is_given_up(endpoint: Endpoint, waits: li
     assert not judge.folder.exists()
 
 
-def test_a_limit_says_what_is_kept_and_that_the_same_goes_on(
+def test_a_limit_says_how_many_judgements_are_stored_and_that_the_same_command_continues(
     endpoint: Endpoint, waits: list[float], tmp_path: Path
 ) -> None:
     judge = Judge(options(endpoint, retries=2), tmp_path / "judgements")
@@ -134,14 +133,14 @@ def test_a_limit_says_what_is_kept_and_that_the_same_goes_on(
     items = [question(str(number)) for number in range(8)]
     done: list[int] = []
     endpoint.answer = lambda request: refuses(401)  # a question after the one that failed would change the message
-    with pytest.raises(UserError, match=r"slow down.*eval\.judge\.concurrency.*3 judgements kept in .*same command"):
+    with pytest.raises(UserError, match=r"slow down.*eval\.judge\.concurrency.*3 judgements stored in .*same command"):
         judge.each(judge.ask, items, done.append)
     assert done == [1, 2, 3]
     assert len(list(judge.folder.iterdir())) == 3
     asked = len(endpoint)
     endpoint.answer = lambda request: says("again")
-    replies = Judge(options(endpoint), judge.folder).each(judge.ask, items, nothing)
-    assert [reply.text for reply in replies] == ["1", "2", "3", *["again"] * 5]
+    judgements = Judge(options(endpoint), judge.folder).each(judge.ask, items, nothing)
+    assert [judgement.text for judgement in judgements] == ["1", "2", "3", *["again"] * 5]
     assert endpoint.questions()[asked:] == ["3", "4", "5", "6", "7"]
 
 
@@ -170,9 +169,9 @@ def test_the_key_is_in_no_message_and_no_file(
         (refuses(413, "x" * 5000), ["status 413", "xxx..."]),
         (Answer("<html>a web page</html>"), ["does not speak OpenAI's chat protocol", "eval.judge.base_url"]),
         (Answer("not JSON", headers={"Content-Type": "application/json"}), ["is not JSON"]),
-        (Answer({"choices": []}), ["holds no choice"]),
+        (Answer({"choices": []}), ["has no choice"]),
         (Answer({"error": {"message": "upstream is down"}}), ["(upstream is down)"]),
-        (Answer({"choices": [{"message": {"content": ["a", "part"]}}]}), ["holds no text"]),
+        (Answer({"choices": [{"message": {"content": ["a", "part"]}}]}), ["has no text"]),
     ],
 )
 def test_every_trouble_names_what_happened_and_the_next_step(
@@ -219,7 +218,7 @@ def test_a_model_that_wants_the_limit_under_its_newer_name_gets_it(judge: Judge,
 @pytest.mark.parametrize("address", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://host:port/v1", "v1"])
 def test_a_malformed_address_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
-    (fault,) = Judge(JudgeConfig(base_url=address, key_variable=VARIABLE), tmp_path).faults()
+    (fault,) = Judge(JudgeOptions(base_url=address, key_variable=VARIABLE), tmp_path).faults()
     assert fault.where == "eval.judge.base_url"
     assert repr(address) in fault.what
 
@@ -232,10 +231,10 @@ def test_a_key_must_be_there_unless_the_endpoint_is_local(
         monkeypatch.delenv(VARIABLE, raising=False)
     else:
         monkeypatch.setenv(VARIABLE, value)
-    (fault,) = Judge(JudgeConfig(key_variable=VARIABLE), tmp_path).faults()
+    (fault,) = Judge(JudgeOptions(key_variable=VARIABLE), tmp_path).faults()
     assert (fault.where, VARIABLE in fault.what, VARIABLE in fault.hint) == ("eval.judge.key_variable", True, True)
     for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
-        assert Judge(JudgeConfig(key_variable=VARIABLE, base_url=f"http://{host}/v1"), tmp_path).faults() == []
+        assert Judge(JudgeOptions(key_variable=VARIABLE, base_url=f"http://{host}/v1"), tmp_path).faults() == []
 
 
 @pytest.mark.parametrize("value", [f"{KEY}\nsecond line", f"“{KEY}”"])
@@ -243,7 +242,7 @@ def test_a_key_that_cannot_be_sent_is_a_fault_that_does_not_show_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv(VARIABLE, value)
-    (fault,) = Judge(JudgeConfig(key_variable=VARIABLE), tmp_path).faults()
+    (fault,) = Judge(JudgeOptions(key_variable=VARIABLE), tmp_path).faults()
     assert VARIABLE in str(fault)
     assert KEY not in str(fault)
 
@@ -251,7 +250,7 @@ def test_a_key_that_cannot_be_sent_is_a_fault_that_does_not_show_it(
 def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (fault,) = Judge(JudgeConfig(key_variable=VARIABLE), tmp_path).faults()
+    (fault,) = Judge(JudgeOptions(key_variable=VARIABLE), tmp_path).faults()
     assert "pip install 'loraga[judge]'" in str(fault)
 
 
@@ -264,7 +263,7 @@ def test_a_local_endpoint_is_sent_a_stand_in_and_no_proxy_is_asked(
     endpoint.script = [says("fine"), refuses(401, "none of your business")]
     assert judge.ask(question()).text == "fine"
     assert endpoint.keys == ["Bearer none"]
-    with pytest.raises(UserError, match=f"wants a key: export {VARIABLE}="):
+    with pytest.raises(UserError, match=f"needs a key: export {VARIABLE}="):
         judge.ask(question("another"))
 
 
@@ -290,8 +289,8 @@ def test_as_many_are_under_way_as_the_options_say(endpoint: Endpoint, tmp_path: 
     endpoint.answer = meet
     judge = Judge(options(endpoint, concurrency=3), tmp_path)
     done: list[int] = []
-    replies = judge.each(judge.ask, [question(str(number)) for number in range(9)], done.append)
-    assert [reply.text for reply in replies] == [str(number) for number in range(9)]
+    judgements = judge.each(judge.ask, [question(str(number)) for number in range(9)], done.append)
+    assert [judgement.text for judgement in judgements] == [str(number) for number in range(9)]
     assert done == list(range(1, 10))
     assert endpoint.most_underway == 3
 
@@ -310,7 +309,7 @@ def test_an_interrupted_run_loses_nothing(judge: Judge, endpoint: Endpoint) -> N
     assert sorted(endpoint.questions()) == sorted(str(number) for number in range(200))
 
 
-def grade(base: JudgeConfig, folder: Path, questions: list[str]) -> None:
+def grade(base: JudgeOptions, folder: Path, questions: list[str]) -> None:
     """In a process of its own, which will be killed."""
     judge = Judge(base, folder)
     judge.each(judge.ask, [question(text) for text in questions], nothing)

@@ -11,11 +11,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from lora_ga_cli.config.schema import DatasetConfig, EvalConfig, Metric, Task
+from lora_ga_cli.config.schema import DatasetConfig, Task
 from lora_ga_cli.data import Collator, Split, load_file_split
 from lora_ga_cli.errors import DataError
 from lora_ga_cli.evaluation.classes import Classes
-from lora_ga_cli.evaluation.metrics import METRICS, Score, Subject
+from lora_ga_cli.evaluation.metrics import METRICS, Score, ScoringContext
+from lora_ga_cli.evaluation.tasks.rows import Metric
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, build_model, byte_tokenizer
 
@@ -92,10 +93,10 @@ class Rows:
         tokenizer.chat_template = CHAT
         return load_file_split(config, str(self._file), task=task, tokenizer=tokenizer, label_names=names)
 
-    def subject(self, family: str, names: list[str] | None, split: Split, **options: Any) -> Subject:
+    def context(self, family: str, names: list[str] | None, split: Split, **options: Any) -> ScoringContext:
         model = build_model(family).eval()
-        settings = EvalConfig(batch_size=4, **options)
-        return Subject(model, byte_tokenizer(), TASKS[family], split, settings, counting, names)
+        tokenizer, task = byte_tokenizer(), TASKS[family]
+        return ScoringContext(model, tokenizer, task, split, counting, batch_size=4, label_names=names, **options)
 
 
 @pytest.fixture
@@ -110,55 +111,55 @@ def sentences(classes: int, count: int = 11) -> list[dict[str, Any]]:
 
 class TestClassifier:
     @pytest.fixture
-    def subject(self, rows: Rows) -> Subject:
+    def context(self, rows: Rows) -> ScoringContext:
         names = ["zero", "one", "two"]
         split = rows.split("sequence_classification", names, sentences(3), text="{text}")
-        return rows.subject("bert", names, split)
+        return rows.context("bert", names, split)
 
-    def test_one_pass_serves_all_metrics(self, subject: Subject) -> None:
+    def test_one_pass_serves_all_metrics(self, context: ScoringContext) -> None:
         calls: list[int] = []
-        subject.model.register_forward_hook(lambda *_: calls.append(1))
-        scores = [METRICS[name](subject) for name in ("accuracy", "matthews_correlation")]
+        context.model.register_forward_hook(lambda *_: calls.append(1))
+        scores = [METRICS[name](context) for name in ("accuracy", "matthews_correlation")]
         assert len(calls) == 3
         assert [list(score.values) for score in scores] == [["accuracy"], ["matthews_correlation"]]
         assert scores[0].verdicts == scores[1].verdicts
 
-    def test_the_classes_are_those_of_each_row_alone(self, subject: Subject) -> None:
-        found = METRICS["accuracy"](subject)
-        for row, verdict in zip(subject.split.rows, found.verdicts, strict=True):
+    def test_the_classes_are_those_of_each_row_alone(self, context: ScoringContext) -> None:
+        found = METRICS["accuracy"](context)
+        for row, verdict in zip(context.split.rows, found.verdicts, strict=True):
             with torch.no_grad():
-                logits = subject.model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+                logits = context.model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
             assert (verdict["predicted"], verdict["expected"]) == (int(logits.argmax()), row["labels"])
         right = sum(verdict["correct"] for verdict in found.verdicts)
         assert found.values == {"accuracy": right / 11}
 
-    def test_f1_of_three_classes_is_refused_before_the_model_runs(self, subject: Subject) -> None:
-        subject.model.register_forward_hook(lambda *_: pytest.fail("it ran"))
-        with pytest.raises(DataError, match=r"eval.metrics: f1 is of two classes, and this classifier has 3"):
-            METRICS["f1"](subject)
+    def test_f1_of_three_classes_is_refused_before_the_model_runs(self, context: ScoringContext) -> None:
+        context.model.register_forward_hook(lambda *_: pytest.fail("it ran"))
+        with pytest.raises(DataError, match=r"eval.metrics: f1 is defined for two classes, and this classifier has 3"):
+            METRICS["f1"](context)
 
     def test_f1_of_two(self, rows: Rows) -> None:
         split = rows.split("sequence_classification", SENTIMENT, sentences(2), text="{text}")
-        subject = rows.subject("bert", SENTIMENT, split)
+        context = rows.context("bert", SENTIMENT, split)
         torch.manual_seed(0)
-        subject.model.classifier = torch.nn.Linear(48, 2)
-        subject.model.config.num_labels = 2
-        verdicts = METRICS["accuracy"](subject).verdicts
+        context.model.classifier = torch.nn.Linear(48, 2)
+        context.model.config.num_labels = 2
+        verdicts = METRICS["accuracy"](context).verdicts
         counts = [sum((v["predicted"], v["expected"]) == pair for v in verdicts) for pair in ((1, 1), (1, 0), (0, 1))]
-        value = METRICS["f1"](subject).values["f1"]
+        value = METRICS["f1"](context).values["f1"]
         assert value == pytest.approx(2 * counts[0] / (2 * counts[0] + counts[1] + counts[2]))
 
 
-def preferred(subject: Subject, row: dict[str, Any], letters: str) -> int:
+def preferred(context: ScoringContext, row: dict[str, Any], letters: str) -> int:
     """The class whose first letter has the largest logit after the prompt, of one row alone, without any answer."""
     tokens = byte_tokenizer().convert_tokens_to_ids(list(letters))
-    if subject.task == "seq2seq_lm":
-        start = torch.tensor([[subject.model.config.decoder_start_token_id]])
+    if context.task == "seq2seq_lm":
+        start = torch.tensor([[context.model.config.decoder_start_token_id]])
         inputs = {"input_ids": torch.tensor([row["input_ids"]]), "decoder_input_ids": start}
     else:
         inputs = {"input_ids": torch.tensor([byte_tokenizer()(row["prompt"])["input_ids"]])}
     with torch.no_grad():
-        logits = subject.model(**inputs).logits[0, -1]
+        logits = context.model(**inputs).logits[0, -1]
     return max(range(len(tokens)), key=lambda number: float(logits[tokens[number]]))
 
 
@@ -169,9 +170,9 @@ class TestLabelTokens:
         self, rows: Rows, family: str, names: list[str], letters: str
     ) -> None:
         split = rows.split(TASKS[family], names, sentences(len(names)))
-        subject = rows.subject(family, names, split)
-        found = METRICS["label_tokens"](subject)
-        predicted = [preferred(subject, row, letters) for row in split.rows]
+        context = rows.context(family, names, split)
+        found = METRICS["label_tokens"](context)
+        predicted = [preferred(context, row, letters) for row in split.rows]
         expected = [number * 7 % len(names) for number in range(11)]
         assert [verdict["predicted"] for verdict in found.verdicts] == [names[number] for number in predicted]
         assert [verdict["expected"] for verdict in found.verdicts] == [names[number] for number in expected]
@@ -183,65 +184,65 @@ class TestLabelTokens:
         """A model that answers rightly after a few steps: every measure is 1, and so is the exact match."""
         torch.manual_seed(0)
         texts = [{"text": letter * 6, "label": number % 2} for number, letter in enumerate("abababab")]
-        subject = rows.subject(
+        context = rows.context(
             "t5",
             SENTIMENT,
             rows.split("seq2seq_lm", SENTIMENT, texts),
             max_new_tokens=16,
             answer_pattern=r"^\s*(.+?)\s*$",
         )
-        batch = Collator(subject.tokenizer, "seq2seq_lm")([*subject.split.rows])
-        optimizer = torch.optim.Adam(subject.model.parameters(), lr=1e-2)
+        batch = Collator(context.tokenizer, "seq2seq_lm")([*context.split.rows])
+        optimizer = torch.optim.Adam(context.model.parameters(), lr=1e-2)
         for _ in range(60):
             optimizer.zero_grad()
-            subject.model(**batch).loss.backward()
+            context.model(**batch).loss.backward()
             optimizer.step()
-        assert METRICS["label_tokens"](subject).values == {"accuracy": 1.0, "matthews_correlation": 1.0, "f1": 1.0}
-        assert METRICS["exact_match"](subject).values == {"exact_match": 1.0, "no_answer": 0.0}
+        assert METRICS["label_tokens"](context).values == {"accuracy": 1.0, "matthews_correlation": 1.0, "f1": 1.0}
+        assert METRICS["exact_match"](context).values == {"exact_match": 1.0, "no_answer": 0.0}
 
     @pytest.mark.parametrize("family", ["t5", "llama"])
     def test_an_answer_may_begin_with_a_space(self, rows: Rows, family: str) -> None:
         """Then the words begin with the same token if a space is a token of its own, as it is here."""
         split = rows.split(TASKS[family], SENTIMENT, sentences(2), prompt="{text}", answer=" {label}")
         with pytest.raises(DataError, match=r"'negative' and 'positive' begin with the same token, 'Ġ'"):
-            METRICS["label_tokens"](rows.subject(family, SENTIMENT, split))
+            METRICS["label_tokens"](rows.context(family, SENTIMENT, split))
 
     @pytest.mark.parametrize(
         ("names", "said"),
         [
-            (None, "dataset.label_names: label_tokens of eval.metrics wants the words that are answers"),
+            (None, "dataset.label_names: label_tokens in eval.metrics needs the words that are answers"),
             (["negative", "neutral"], "'negative' and 'neutral' begin with the same token, 'n'"),
-            (["bad", "good"], "dataset.label_names: the answer 'negative' is none of bad, good"),
+            (["bad", "good"], "dataset.label_names: the answer 'negative' is not one of bad, good"),
             (["negative", ""], "'' has no token"),
         ],
     )
     def test_words_that_cannot_be_told_apart_are_refused(self, rows: Rows, names: list[str] | None, said: str) -> None:
         split = rows.split("causal_lm", SENTIMENT, [{"text": "a", "label": 0}])
         with pytest.raises(DataError) as error:
-            METRICS["label_tokens"](rows.subject("llama", names, split))
+            METRICS["label_tokens"](rows.context("llama", names, split))
         assert said in str(error.value)
 
     def test_a_prompt_without_token_is_refused(self, rows: Rows) -> None:
         split = rows.split("causal_lm", SENTIMENT, sentences(2), prompt="", answer="{label}")
         with pytest.raises(DataError, match="a prompt without any token"):
-            METRICS["label_tokens"](rows.subject("llama", SENTIMENT, split))
+            METRICS["label_tokens"](rows.context("llama", SENTIMENT, split))
 
     def test_an_answer_that_begins_otherwise_than_its_word_is_refused(self, rows: Rows) -> None:
         """As where a chat template puts a space between, which is no part of the reference."""
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "negative"}]
         split = rows.split("causal_lm", None, [{"m": messages}], messages="m")
-        subject = rows.subject("llama", SENTIMENT, split)
+        context = rows.context("llama", SENTIMENT, split)
         with pytest.raises(DataError, match="an answer 'negative' begins with the token 'Ġ', and its word with 'n'"):
-            METRICS["label_tokens"](subject)
+            METRICS["label_tokens"](context)
 
 
 def test_scores_are_those_of_tasks(rows: Rows) -> None:
     split = rows.split("causal_lm", None, [{"q": "1+1=", "a": "#### 2"}], prompt="{q}", answer="{a}")
-    subject = rows.subject("llama", None, split, max_new_tokens=2)
-    loss = METRICS["loss"](subject)
+    context = rows.context("llama", None, split, max_new_tokens=2)
+    loss = METRICS["loss"](context)
     assert isinstance(loss, Score)
     assert loss.values["perplexity"] == pytest.approx(math.exp(loss.values["loss"]))
-    (verdict,) = METRICS["exact_match"](subject).verdicts
+    (verdict,) = METRICS["exact_match"](context).verdicts
     assert (verdict["expected"], verdict["correct"], verdict["prompt"]) == ("2", False, "1+1=")
 
 

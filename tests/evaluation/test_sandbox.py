@@ -1,4 +1,4 @@
-"""What a hostile program tries in the sandbox fails, touches nothing, and cannot forge a verdict."""
+"""A hostile program in the sandbox changes nothing outside and cannot forge a verdict."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.evaluation.sandbox.sandbox import Box, Limits
-from tests.evaluation.trials import LIMITS, Hostile, innermost
+from lora_ga_cli.evaluation.sandbox.sandbox import Limits
+from tests.evaluation.programs import LIMITS, Hostile, idle_candidate, innermost
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -20,7 +20,7 @@ class TestResources:
         bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
         assert hostile(bomb, limits=Limits(seconds=1)) == "timed out"
 
-    def test_processes_are_few(self, hostile: Hostile) -> None:
+    def test_processes_are_limited_in_number(self, hostile: Hostile) -> None:
         count = (
             "import os, time\nstarted = 0\nwhile True:\n    try:\n"
             "        if os.fork() == 0:\n            time.sleep(60)\n        started += 1\n"
@@ -39,7 +39,7 @@ class TestResources:
         assert hostile("def add_two(x):\n    return bytearray(10 << 30)\n") == "memory"
         assert hostile("chunks = []\nwhile True:\n    chunks.append(bytearray(1 << 20))\n") == "memory"
 
-    def test_memory_that_no_limit_counts_cannot_be_had(self, hostile: Hostile) -> None:
+    def test_memory_that_no_limit_counts_is_denied(self, hostile: Hostile) -> None:
         assert "PermissionError" in hostile("import os\nos.memfd_create('hidden')\n")
         shared = (
             "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -47,7 +47,7 @@ class TestResources:
         )
         assert hostile(shared) == "exception: RuntimeError: (-1, 1)"
 
-    def test_files_are_few_and_small(self, hostile: Hostile) -> None:
+    def test_files_are_limited_in_number_and_size(self, hostile: Hostile) -> None:
         large = "with open('large', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 20))\n"
         assert "File too large" in hostile(large)
         many = "for number in range(99):\n    open(str(number), 'wb').write(bytes(1 << 20))\n"
@@ -56,10 +56,10 @@ class TestResources:
         assert "No space left" in hostile(tiny)
 
     @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-    def test_endless_output_is_cut(self, hostile: Hostile, stream: str) -> None:
+    def test_endless_output_is_stopped(self, hostile: Hostile, stream: str) -> None:
         assert hostile(f"import sys\nwhile True:\n    print('x' * 999, file=sys.{stream})\n") == "printed too much"
 
-    def test_an_endless_answer_is_cut(self, hostile: Hostile) -> None:
+    def test_an_endless_answer_is_stopped(self, hostile: Hostile) -> None:
         assert "BadMessage" in hostile("def add_two(x):\n    return 'x' * (9 << 20)\n")
         raw = "import os\nwhile True:\n    os.write(4, b'[' * 65536)\n"
         assert "BadAnswer" in hostile(raw)
@@ -77,8 +77,8 @@ class TestSecrets:
             "import ctypes, glob, os\n"
             "environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), 'environ')\n"
             "held = [environ[0]] if environ else []\n"
-            "told = [open(path, 'rb').read() for path in glob.glob('/proc/*/environ')]\n"
-            "raise RuntimeError(dict(os.environ), held, told)\n"
+            "results = [open(path, 'rb').read() for path in glob.glob('/proc/*/environ')]\n"
+            "raise RuntimeError(dict(os.environ), held, results)\n"
         )
         reason = hostile(program)
         assert reason == "exception: RuntimeError: ({}, [None], [])"
@@ -91,10 +91,10 @@ class TestSecrets:
         program = f"import os\nraise RuntimeError([path for path in {paths!r} if os.path.lexists(path)])\n"
         assert hostile(program) == "exception: RuntimeError: []"
 
-    def test_there_is_no_home(self, hostile: Hostile) -> None:
+    def test_there_is_no_home_folder(self, hostile: Hostile) -> None:
         assert hostile("import os\nraise RuntimeError(os.path.expanduser('~'))\n") == "exception: RuntimeError: ~"
 
-    def test_it_can_write_nowhere_but_in_its_empty_folder(self, hostile: Hostile) -> None:
+    def test_only_its_own_empty_folder_is_writable(self, hostile: Hostile) -> None:
         program = (
             "import os\n"
             "found = [path for path, folders, files in os.walk('/') for path in "
@@ -103,28 +103,28 @@ class TestSecrets:
         )
         assert hostile(program, limits=Limits(seconds=20)) == "exception: RuntimeError: (['/tmp'], '/tmp', [])"
 
-    def test_deletion_deletes_nothing(self, hostile: Hostile) -> None:
+    def test_deleting_files_deletes_none_outside(self, hostile: Hostile) -> None:
         program = (
-            "import errno, os, shutil\ntold = []\n"
+            "import errno, os, shutil\nresults = []\n"
             "for action in (os.remove, shutil.rmtree, lambda path: open(path, 'w')):\n"
-            "    try:\n        action(CANARY)\n    except OSError as error:\n        told.append(error.errno)\n"
+            "    try:\n        action(CANARY)\n    except OSError as error:\n        results.append(error.errno)\n"
             "shutil.rmtree('/', ignore_errors=True)\n"
-            "raise RuntimeError(told, os.path.exists(os.__file__))\n"
+            "raise RuntimeError(results, os.path.exists(os.__file__))\n"
         )
         assert hostile(program) == "exception: RuntimeError: ([2, 2, 2], True)"
         assert Path(os.__file__).exists()
 
-    def test_the_network_is_not_there(self, hostile: Hostile) -> None:
+    def test_there_is_no_network(self, hostile: Hostile) -> None:
         name = f"\0{uuid.uuid4().hex}"
         with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
             abstract.bind(name)
             abstract.listen()
             program = (
-                "import socket\ntold = []\n"
+                "import socket\nresults = []\n"
                 f"for family, address in ((socket.AF_INET, {server.getsockname()!r}), (socket.AF_UNIX, {name!r})):\n"
-                "    try:\n        socket.socket(family).connect(address)\n        told.append('connected')\n"
-                "    except OSError as error:\n        told.append(error.errno)\n"
-                "raise RuntimeError(told)\n"
+                "    try:\n        socket.socket(family).connect(address)\n        results.append('connected')\n"
+                "    except OSError as error:\n        results.append(error.errno)\n"
+                "raise RuntimeError(results)\n"
             )
             assert hostile(program) == "exception: RuntimeError: [1, 1]"
             for listening in (server, abstract):
@@ -134,7 +134,7 @@ class TestSecrets:
 
     def test_it_has_no_rights_and_namespaces_of_its_own(self) -> None:
         reads, writes = os.pipe()
-        idle = Box(["candidate", "wire"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
+        idle = idle_candidate(reads, writes)
         try:
             inner = innermost(idle)
             status = Path(f"/proc/{inner}/status").read_text()
@@ -160,7 +160,7 @@ class TestSecrets:
             "setns(0, 0)",
         ],
     )
-    def test_what_may_lead_out_is_denied(self, hostile: Hostile, call: str) -> None:
+    def test_system_calls_that_may_lead_out_are_denied(self, hostile: Hostile, call: str) -> None:
         program = (
             "libc = ctypes.CDLL(None, use_errno=True)\n"
             f"raise RuntimeError(libc.{call}, ctypes.get_errno())\n"
@@ -175,7 +175,7 @@ class TestSecrets:
 @pytest.mark.usefixtures("sandbox")
 class TestForgery:
     @pytest.mark.parametrize("base", ["object", "int", "float", "str", "list", "tuple", "dict", "Exception"])
-    def test_an_object_that_equals_everything_equals_nothing(self, hostile: Hostile, base: str) -> None:
+    def test_an_object_that_claims_to_equal_everything_equals_nothing(self, hostile: Hostile, base: str) -> None:
         program = (
             f"class Equal({base}):\n"
             "    def __eq__(self, other): return True\n"
@@ -232,7 +232,7 @@ class TestForgery:
         )
         assert hostile(program) == "exception: RuntimeError: [0, 1, 2, 3, 4]"
 
-    def test_patching_the_language_changes_nothing_for_the_examiner(self, hostile: Hostile) -> None:
+    def test_patching_the_language_changes_nothing_for_the_grader(self, hostile: Hostile) -> None:
         program = (
             "import builtins, json, sys\n"
             "builtins.AssertionError = type('Nothing', (BaseException,), {})\n"
@@ -243,7 +243,7 @@ class TestForgery:
         )
         hostile(program)
 
-    def test_the_sandboxed_examiner_cannot_be_reached(self, hostile: Hostile) -> None:
+    def test_the_grader_cannot_be_reached(self, hostile: Hostile) -> None:
         program = (
             "import os\ndef add_two(x):\n"
             "    found = [pid for pid in range(2, 9999) if pid != os.getpid() and alive(pid)]\n"

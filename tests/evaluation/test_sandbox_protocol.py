@@ -1,4 +1,4 @@
-"""What crosses between the program on trial and its examiner, and what the examiner makes of it."""
+"""Messages between the candidate program and the grader, and the verdict that the grader gives."""
 
 from __future__ import annotations
 
@@ -61,23 +61,23 @@ PLAIN: list[Any] = [
 ]
 
 
-def passed_on(value: Any) -> Any:
+def sent_and_read(value: Any) -> Any:
     file = io.BytesIO()
     protocol.write(file, value)
     file.seek(0)
     return protocol.read(file)
 
 
-class TestWire:
+class TestMessages:
     @pytest.mark.parametrize("value", PLAIN, ids=lambda value: str(value)[:20].encode("ascii", "replace").decode())
     def test_plain_values_arrive_as_they_are(self, value: Any) -> None:
-        found = passed_on(value)
+        found = sent_and_read(value)
         assert found == value
         assert type(found) is type(value)
         assert repr(found) == repr(value)
 
     def test_nan_arrives(self) -> None:
-        assert math.isnan(passed_on(math.nan))
+        assert math.isnan(sent_and_read(math.nan))
 
     def test_nested_values_of_all_kinds_arrive(self) -> None:
         draw = random.Random(0)
@@ -91,7 +91,7 @@ class TestWire:
 
         for _ in range(200):
             value = build(draw.randrange(5))
-            assert repr(passed_on(value)) == repr(value)
+            assert repr(sent_and_read(value)) == repr(value)
 
     @pytest.mark.parametrize(
         ("value", "plain"),
@@ -108,19 +108,19 @@ class TestWire:
     )
     def test_a_subclass_arrives_as_what_it_equals(self, value: Any, plain: Any) -> None:
         assert value == plain
-        assert passed_on(value) == plain
-        assert type(passed_on(value)) is type(plain)
+        assert sent_and_read(value) == plain
+        assert type(sent_and_read(value)) is type(plain)
 
     @pytest.mark.parametrize("value", [deque([1, 2]), iter([1, 2]), map(int, "12"), {1: 1, 2: 2}.values()])
-    def test_other_iterables_equal_nothing_and_can_be_gone_through(self, value: Any) -> None:
-        found = passed_on(value)
+    def test_other_iterables_equal_nothing_and_can_be_iterated(self, value: Any) -> None:
+        found = sent_and_read(value)
         assert found != [1, 2]
         assert tuple(found) == (1, 2)
         assert len(found) == 2
 
     @pytest.mark.parametrize("value", [object(), Color.RED, len, lambda: 1, ValueError("x")])
     def test_anything_else_equals_nothing(self, value: Any) -> None:
-        found = passed_on(value)
+        found = sent_and_read(value)
         assert isinstance(found, protocol.Foreign)
         assert all(found != other for other in PLAIN)
 
@@ -151,15 +151,15 @@ class TestWire:
             b"[" * 100_000 + b"]" * 100_000 + b"\n",
             b'{"tuple": [' * 20_000 + b"]}" * 20_000 + b"\n",
             b"1" * 5000 + b"\n",
-            b" " * (protocol.LONGEST + 10) + b"\n",
+            b" " * (protocol.MAX_BYTES + 10) + b"\n",
         ],
         ids=lambda line: line[:12].decode(errors="replace"),
     )
-    def test_what_is_no_message_is_said_to_be_none(self, line: bytes) -> None:
+    def test_a_line_that_is_not_a_message_is_refused(self, line: bytes) -> None:
         with pytest.raises(protocol.BadMessage):
             protocol.read(io.BytesIO(line))
 
-    def test_bytes_at_random_are_a_value_or_no_message(self) -> None:
+    def test_random_bytes_are_a_value_or_are_refused(self) -> None:
         draw = random.Random(1)
         whole = json.dumps(protocol.pack(list(PLAIN))).encode()
         for _ in range(2000):
@@ -174,12 +174,12 @@ class TestWire:
     def test_values_too_long_or_deep_are_not_sent(self) -> None:
         deep: list[Any] = []
         deep.append(deep)
-        for value in (deep, "x" * protocol.LONGEST):
+        for value in (deep, "x" * protocol.MAX_BYTES):
             with pytest.raises(protocol.BadMessage, match="too"):
                 protocol.write(io.BytesIO(), value)
 
 
-class TestExaminer:
+class TestGrader:
     @pytest.mark.parametrize(
         ("lines", "verdict"),
         [
@@ -200,4 +200,4 @@ class TestExaminer:
     def test_only_right_answers_pass(self, lines: list[str], verdict: str) -> None:
         answers = io.BytesIO("".join(line + "\n" for line in lines).encode())
         task = {"prompt": PROMPT, "test": TEST, "entry_point": "add_two"}
-        assert grader.try_program(task, grader.Candidate(answers, io.BytesIO()))["verdict"] == verdict
+        assert grader.run_tests(task, grader.CandidateFunction(answers, io.BytesIO()))["verdict"] == verdict

@@ -24,7 +24,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_run_has_a_line_with_its_metrics(capsys: pytest.CaptureFixture[str]) -> None:
-    print_comparison(ROWS)
+    print_comparison(ROWS, shares={"exact_match"})
     text = printed(capsys)
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
     assert lines["lora"] == ["1.5000", "25.0%"]
@@ -77,26 +77,14 @@ def test_brackets_in_headings_are_printed_as_text(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    ("name", "best"),
-    [
-        ("loss", 1.0),
-        ("accuracy", 2.0),
-        ("wikitext/word_perplexity", 1.0),
-        ("wikitext/bits_per_byte", 1.0),
-        ("validation_loss", 1.0),
-        ("perplexity_of_sense/acc", 2.0),
-        ("first_turn/coding", 2.0),
-        ("arc/acc_norm", 2.0),
-        ("arc/acc_stderr", None),
-        ("gsm8k/exact_match_stderr/strict-match", None),
-    ],
+    ("kinds", "best"), [({}, 2.0), ({"lower_is_better": {"value"}}, 1.0), ({"unranked": {"value"}}, None)]
 )
-def test_the_best_value_of_a_loss_is_the_smallest_and_standard_errors_have_no_best(
-    monkeypatch: pytest.MonkeyPatch, name: str, best: float | None
+def test_the_best_value_is_the_highest_unless_the_result_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, kinds: dict[str, set[str]], best: float | None
 ) -> None:
     shown: list[float | None] = []
-    monkeypatch.setattr(tables, "_cell", lambda _, value, best: shown.append(best) or str(value))
-    print_comparison([{"run": run, "method": run, name: value} for run, value in (("a", 1.0), ("b", 2.0))])
+    monkeypatch.setattr(tables, "_cell", lambda value, best, is_share: shown.append(best) or str(value))
+    print_comparison([{"run": run, "method": run, "value": value} for run, value in (("a", 1.0), ("b", 2.0))], **kinds)
     assert shown == [best, best]
 
 

@@ -13,10 +13,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
 from lora_ga_cli.errors import InvalidInput, ModelError
-from lora_ga_cli.evaluation.generate import Writer
-from lora_ga_cli.stages.evaluate import NOT_SETTINGS, OF_ANSWERS, check_benchmark
+from lora_ga_cli.evaluation.generate import Generator
+from lora_ga_cli.evaluation.tasks.base import ANSWER_OPTIONS, GenerationOptions
+from lora_ga_cli.registry import TASKS
+from lora_ga_cli.stages.evaluate import check_evaluation
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Endpoint, says
@@ -39,13 +40,13 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the batches that a model has answered."""
-    generate, sizes = Writer._generate, []
+    generate, sizes = Generator._generate, []
 
-    def counted(writer: Writer, prompts: list[str], stops: Any) -> Any:
+    def counted(writer: Generator, prompts: list[str], stops: Any) -> Any:
         sizes.append(len(prompts))
         return generate(writer, prompts, stops)
 
-    monkeypatch.setattr(Writer, "_generate", counted)
+    monkeypatch.setattr(Generator, "_generate", counted)
     return sizes
 
 
@@ -124,7 +125,7 @@ def test_a_judge_that_broke_off_leaves_the_answers_to_the_next(
     judged: Eval, endpoint: Endpoint, made: list[int]
 ) -> None:
     endpoint.answer = lambda request: says("I would rather not say.")
-    assert "holds a rating" in judged(code=1)
+    assert "contains a rating" in judged(code=1)
     answered = len(made)
     endpoint.answer = lambda request: says("Rating: [[3]]")
     judged(judge__model="another")
@@ -132,15 +133,19 @@ def test_a_judge_that_broke_off_leaves_the_answers_to_the_next(
     assert [file.suffix for file in sorted(Path("runs/eval-model/eval").iterdir())] == [".json", ".jsonl"]
 
 
-def test_what_results_are_told_apart_by_are_options() -> None:
-    assert set(NOT_SETTINGS) | OF_ANSWERS <= set(EvalConfig.model_fields)
-    assert NOT_SETTINGS["judge"] <= set(JudgeConfig.model_fields)
+def test_only_options_are_named_as_irrelevant_or_as_those_of_answers() -> None:
+    assert set(GenerationOptions.model_fields) >= ANSWER_OPTIONS
+    for name in TASKS.names():
+        task = TASKS[name]
+        for option, parts in task.irrelevant.items():
+            field = task.Options.model_fields[option]
+            assert parts is True or parts <= set(field.annotation.model_fields)
 
 
 def refused(*options: str) -> str:
     """What is refused before a training."""
     with pytest.raises(InvalidInput) as caught:
-        check_benchmark(compose([*options, "device=cpu"]))
+        check_evaluation(compose([*options, "device=cpu"]))
     return str(caught.value)
 
 
@@ -148,7 +153,7 @@ def test_rows_that_are_not_there_are_missed_before_training(saved_bases: dict[st
     options = ["model=causal_lm", f"model.path={saved_bases['llama']}", "dataset=jsonl"]
     options += [f"dataset.train_file={sums_file}", "dataset.validation_fraction=0"]
     assert "there are no rows to evaluate on (eval.file=FILE" in refused(*options)
-    check_benchmark(compose([*options, f"eval.file={sums_file}"]))
+    check_evaluation(compose([*options, f"eval.file={sums_file}"]))
 
 
 def test_a_missing_chat_template_is_missed_before_training(
@@ -184,7 +189,7 @@ def test_a_prompt_without_room_is_missed_before_training(
     options += ["method.prefix_length=100"] if refused else []
     config = compose([*options, f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.prompt='{question}'"])
     with pytest.raises(ModelError, match="has 170 tokens") if refused else contextlib.nullcontext():
-        check_benchmark(config)
+        check_evaluation(config)
 
 
 def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp_path: Path) -> None:
@@ -195,8 +200,8 @@ def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lora_ga_cli.evaluation.tasks.humaneval.check_sandbox", lambda: None)
         out = loraga("eval", str(model), *options, "eval.execute_code=true", code=2)
-    assert "eval.file: problem x stands there 2 times" in out
-    assert "each wants an id of its own" in out
+    assert "eval.file: problem x is there 2 times" in out
+    assert "each needs an id of its own" in out
 
 
 def test_a_model_that_cannot_be_loaded_is_left_out(loraga: Loraga, model: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Programs that nobody vouches for, run where they can harm nothing (Linux), and a verdict that they cannot forge.
+"""A sandbox for programs that a model has written (Linux only), and a verdict on them that they cannot forge.
 
-`check` tells whether this machine can; `box` runs a program; `verdict` puts one on trial. What runs in other
-processes: `launch` builds a box around a program, `candidate` and `grader` are the two that meet there, and they
-import nothing but the standard library.
+`check` says whether this machine can run a sandbox, `sandbox` runs one program in one, and `verdict` grades a candidate
+program. Three modules run in other processes and import only the standard library: `launch` builds a sandbox and
+starts a program in it, `candidate` runs the candidate program, and `grader` tests it from another sandbox.
 """

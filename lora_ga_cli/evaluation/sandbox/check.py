@@ -1,4 +1,4 @@
-"""Whether programs can be boxed here, tried out, and what to do if not."""
+"""Checks whether this machine can run a sandbox, and says what to do if it cannot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
+from lora_ga_cli.evaluation.sandbox.sandbox import Ended, Limits, Sandbox
 
 PROC = Path("/proc")
 SETTINGS = {
@@ -17,28 +17,28 @@ SETTINGS = {
     "kernel/apparmor_restrict_unprivileged_userns": ("1", "0"),
     "user/max_user_namespaces": ("0", "16384"),
 }
-"""Of /proc/sys: the value that forbids user namespaces, or to do anything in them, and one that allows it."""
+"""Settings in /proc/sys: the value that forbids user namespaces or their use, and a value that allows them."""
 MACHINES = ("x86_64", "aarch64")
 
 
 def check() -> None:
-    """Runs a program in a box that tries what it must not be able to do.
+    """Runs a program in a sandbox that tries everything that a sandbox must forbid.
 
     Raises:
-        UserError: there is no box to be had here, or one with a hole; it says which, and what helps.
+        UserError: no sandbox can be made here, or it does not forbid something. The message names it and the next step.
     """
     if sys.platform != "linux" or platform.machine() not in MACHINES:
         raise UserError(
             f"programs can be run only on Linux, on {' or '.join(MACHINES)}; this is {platform.system()}, "
             f"{platform.machine()} (copy the run folder to one, and `loraga eval` it there)"
         )
-    ended = Box(["probe"], limits=Limits(seconds=30)).wait()
+    ended = Sandbox(["probe"], limits=Limits(seconds=30)).wait()
     if ended.how == "refused":
         raise refusal(ended)
     try:
         holes = json.loads(ended.output)
     except ValueError:
-        lines = ended.output.strip().splitlines() or ["it says nothing"]
+        lines = ended.output.strip().splitlines() or ["it prints nothing"]
         what = f"Python does not run in the sandbox ({ended.how} {ended.code}): {lines[-1]}"
         raise UserError(f"{what} (its files must be readable for everyone: {sys.base_prefix})") from None
     if holes:
@@ -47,7 +47,7 @@ def check() -> None:
 
 
 def refusal(ended: Ended) -> UserError:
-    """What to tell a person whose kernel refused a box."""
+    """The error for a sandbox that the kernel refused."""
     why = f": {os.strerror(ended.code)}" if ended.code else ""
     return UserError(f"no sandbox for programs can be made here: {ended.output} was refused{why} ({_help()})")
 

@@ -1,4 +1,4 @@
-"""The file system that a boxed program sees: Python and the system's libraries, read-only, and an empty ``/tmp``."""
+"""The file system inside a sandbox: Python and the system's libraries, read-only, and an empty ``/tmp``."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from collections.abc import Mapping, Sequence
 
 from lora_ga_cli.evaluation.sandbox import kernel
 
-BOX = "/box"
-"""Where the files of the boxed program lie."""
+FOLDER = "/sandbox"
+"""Folder of the program's files in the sandbox."""
 STAGE = "/tmp"
-"""Any folder of the host that surely exists: in a mount namespace of our own it is built upon, and no one else sees."""
+"""A folder that every host has. The new root is mounted over it, which only this mount namespace sees."""
 
 
 def needed() -> list[str]:
-    """What Python, this very interpreter, needs of the host's file system; no path lies in another."""
+    """Paths of the host that the running Python interpreter needs; none lies inside another."""
     libraries = {"lib", sys.platlibdir}
     paths = {f"{prefix}/{folder}" for prefix in (sys.base_prefix, sys.base_exec_prefix) for folder in libraries}
     paths |= {"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", os.path.realpath(sys.executable)}
     paths |= {store for store in ("/nix/store", "/gnu/store") if sys.base_prefix.startswith(store)}
-    found = sorted(path for path in paths if os.path.exists(path))  # noqa: PTH110 - pathlib is slow to load
-    return [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
+    existing = sorted(path for path in paths if os.path.exists(path))  # noqa: PTH110 - pathlib is slow to load
+    return [path for path in existing if not any(path.startswith(f"{other}/") for other in existing)]
 
 
 def build(files: Mapping[str, str], *, disk: int, owner: int) -> None:
-    """Makes a new root for this process, which must be in a user and mount namespace of its own.
+    """Makes a new root for this process, which must already be in a new user namespace and a new mount namespace.
 
     Args:
-        files: text by path below ``/box``.
-        disk: bytes that fit into ``/tmp``.
+        files: text by path below ``/sandbox``.
+        disk: the most bytes that ``/tmp`` can hold.
         owner: user and group id of ``/tmp``.
 
     Raises:
@@ -49,12 +49,12 @@ def build(files: Mapping[str, str], *, disk: int, owner: int) -> None:
         _place(f"/old{source}", f"/new{path}")
     _read_only(below="/new/")
     for name, text in files.items():
-        _write(f"/new{BOX}/{name}", text)
+        _write(f"/new{FOLDER}/{name}", text)
     os.makedirs("/new/tmp", exist_ok=True)  # noqa: PTH103
     _tmpfs("/new/tmp", f"size={disk},nr_inodes=1024,mode=700")
     os.chown("/new/tmp", owner, owner)
     os.chdir("/new")
-    kernel.pivot_root(".", ".")  # the old root then lies on the new one and can be taken off
+    kernel.pivot_root(".", ".")  # the old root is then mounted over the new one and can be unmounted
     kernel.unmount(".")
     os.chdir("/")
     _remount_read_only("/")
@@ -79,7 +79,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _read_only(below: str) -> None:
-    """Each mount has its own flag, and what was mounted inside a library folder came along."""
+    """Remounts every mount below a path read-only, as each mount inside a library folder has a flag of its own."""
     for target in _mounted(below):
         _remount_read_only(target)
 
@@ -94,5 +94,5 @@ def _mounted(below: str) -> Sequence[str]:
 def _remount_read_only(target: str) -> None:
     flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
     if os.statvfs(target).f_flag & os.ST_NOEXEC:
-        flags |= kernel.MS_NOEXEC  # the host's flags cannot be taken off here
+        flags |= kernel.MS_NOEXEC  # a flag that the host set cannot be removed here
     kernel.mount(None, target, None, flags)

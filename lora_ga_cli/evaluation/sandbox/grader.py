@@ -1,7 +1,7 @@
-"""The grader: runs the tests of a problem in a box where the program on trial never was.
+"""Runs a problem's tests, in a sandbox that never runs a line of the candidate program.
 
-The tests call a stand-in for the function, which asks the candidate's process and hands back what it answers. They are
-the data set's, as is the prompt, whose helpers some tests use; of the program not a line runs here.
+The tests call a stand-in for the function. It sends the arguments to the candidate's process and returns the answer.
+Tests and prompt come from the data set and are trusted; some tests use helper functions of the prompt.
 """
 
 from __future__ import annotations
@@ -12,29 +12,31 @@ from typing import Any
 
 from lora_ga_cli.evaluation.sandbox import protocol
 
-TEXT = 200
-"""Characters of a reason."""
+MAX_REASON = 200
+"""Characters of a reason that are kept."""
 
 
 class Raised(BaseException):
-    """The function raised; no test of the data set can catch it by mistake."""
+    """The candidate's function raised an exception. Tests do not catch this class by mistake."""
 
 
 class NoAnswer(BaseException):
-    """The candidate's process fell silent."""
+    """The candidate's process has closed the connection."""
 
 
 def main() -> None:
-    with open("/box/task.json", encoding="utf-8") as file:  # noqa: PTH123
+    with open("/sandbox/task.json", encoding="utf-8") as file:  # noqa: PTH123
         task = json.load(file)
     answers, asked, verdict = os.fdopen(3, "rb"), os.fdopen(4, "wb"), os.fdopen(5, "w", encoding="utf-8")
-    json.dump(try_program(task, Candidate(answers, asked)), verdict)
+    json.dump(run_tests(task, CandidateFunction(answers, asked)), verdict)
     verdict.close()
 
 
-class Candidate:
-    """The stand-in. Arguments and answers pass by value, so a change that it makes to an argument does not come back:
-    no test of HumanEval looks for one.
+class CandidateFunction:
+    """Stands in for the candidate's function.
+
+    Arguments and answers are copies, so a change that the function makes to an argument is not seen here. No test of
+    the data set looks for one.
     """
 
     def __init__(self, answers: Any, asked: Any):
@@ -51,7 +53,7 @@ class Candidate:
             raise NoAnswer("gone") from error
 
     def answer(self, kind: str) -> Any:
-        """What it answers; anything but such an answer is as if the function had raised."""
+        """Waits for an answer of this kind; any other counts as an exception of the function."""
         try:
             message = protocol.read(self._answers)
         except protocol.Gone as error:
@@ -61,12 +63,12 @@ class Candidate:
         match message:
             case ["raised", str(name), str(text)]:
                 raise Raised(name, text)
-            case [str(found), *values] if found == kind:
+            case [str(actual), *values] if actual == kind:
                 return values[-1] if values else None
-        raise Raised("BadAnswer", "not as the grader and the candidate speak")
+        raise Raised("BadAnswer", "not an answer of the protocol")
 
 
-def try_program(task: dict[str, str], candidate: Candidate) -> dict[str, str]:
+def run_tests(task: dict[str, str], candidate: CandidateFunction) -> dict[str, str]:
     """The verdict: ``passed``, ``wrong answer``, ``gone``, ``memory`` or ``exception``, with a text."""
     names: dict[str, Any] = {"__name__": "grader"}
     try:
@@ -91,6 +93,6 @@ def try_program(task: dict[str, str], candidate: Candidate) -> dict[str, str]:
 
 
 def exception(kind: str, text: str) -> dict[str, str]:
-    """What it says may be the program's words: printable, on one line and short."""
+    """The verdict on an exception, whose text the program may have written: printable, on one line and short."""
     line = " ".join(f"{kind}: {text}".split()) if text else kind
-    return {"verdict": "exception", "text": "".join(letter for letter in line if letter.isprintable())[:TEXT]}
+    return {"verdict": "exception", "text": "".join(letter for letter in line if letter.isprintable())[:MAX_REASON]}

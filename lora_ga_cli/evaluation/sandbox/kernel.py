@@ -1,4 +1,4 @@
-"""The calls into the kernel that a box is made of and that Python does not offer."""
+"""The system calls that build a sandbox and that Python does not offer."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """The kernel refused a step of building a box.
+    """The kernel refused a step of building a sandbox.
 
     Args:
         step: what was tried, as ``creating namespaces``.
-        error: why not, an errno.
+        error: the errno of the refusal.
     """
 
     def __init__(self, step: str, error: int):
@@ -73,7 +73,7 @@ def pivot_root(new: str, old: str) -> None:
 
 
 def set_host_name(name: str) -> None:
-    _call("naming the box", "sethostname", name.encode(), ctypes.c_size_t(len(name)))
+    _call("naming the sandbox", "sethostname", name.encode(), ctypes.c_size_t(len(name)))
 
 
 def prctl(step: str, option: int, *arguments: int | ctypes.c_void_p) -> None:

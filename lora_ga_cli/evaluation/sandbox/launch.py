@@ -1,10 +1,10 @@
-"""Builds a box around a program, runs it there, and reports how it ended.
+"""Builds a sandbox, runs a program in it, and reports how the program ended.
 
-The process that starts here enters namespaces of its own and forks process 1 of them. That one builds the file system,
-forks the program, and waits: until it has ended, its time is over or it has printed too much. Then process 1 ends, and
-with it the kernel kills whatever is left in the box.
+The process that starts here enters new namespaces and forks process 1 of them. Process 1 builds the file system, forks
+the program, and waits until the program has ended, its time is over or it has printed too much. Then process 1 ends,
+and with it the kernel kills everything that is left in the sandbox.
 
-The order comes as JSON on standard input, and the report goes as JSON to standard output.
+The job is read as JSON from standard input, and the report is written as JSON to standard output.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ NAMESPACES = (
     | kernel.CLONE_NEWCGROUP
 )
 ID = 1000
-"""User and group of the program as the box sees it."""
+"""User and group of the program inside the sandbox."""
 HIGHEST_ID = 2_000_000_000
-"""Ids for root to lend are looked for below; those above mean something to some tools."""
+"""Ids that root can give to the program are below this one; some tools give a meaning to those above."""
 OPEN_FILES = 64
 STACK = 8 << 20
 KEPT_OUTPUT = 4096
-"""Bytes of output that the report quotes, the last."""
+"""Bytes at the end of the output that the report quotes."""
 FREE = 100
-"""File descriptors from this one on are used by nobody."""
+"""No file descriptor from this one on is in use."""
 
 
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    order = json.load(sys.stdin.buffer)
+    job = json.load(sys.stdin.buffer)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    for channel in order["channels"]:
+    for channel in job["channels"]:
         os.set_inheritable(channel, False)
     try:
-        lent = _enter_namespaces()
+        has_spare_id = _enter_namespaces()
         init = os.fork()
         if init == 0:
-            _be_init(order, lent)
+            _be_init(job, has_spare_id)
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "processes"))
         return
 
     signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    for channel in order["channels"]:
-        os.close(channel)  # whoever listens at the other end must see the program go
-    os.waitpid(init, 0)  # returns only when all in its namespace are gone
+    for channel in job["channels"]:
+        os.close(channel)  # the process at the other end must see when the program ends
+    os.waitpid(init, 0)  # returns only when no process of its namespace is left
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
@@ -74,23 +74,27 @@ def _report(report: dict[str, Any]) -> None:
 
 
 def _refusal(error: kernel.Refused | OSError, used: str) -> dict[str, Any]:
-    """The report of a box that could not be built.
+    """The report of a sandbox that could not be built.
 
     Args:
-        used: what the step used, where it was no file.
+        used: what the step used, if that was not a file.
     """
     step = error.step if isinstance(error, kernel.Refused) else f"using {error.filename or used}"
     return {"refused": step, "errno": error.errno}
 
 
 def _enter_namespaces() -> bool:
-    """Leaves this process with all rights in new namespaces and none outside; says whether an id was lent to it.
+    """Enters new namespaces, with all rights inside them and none outside.
 
-    Root lends the program an id that nobody else uses, for the limit on processes does not bind root. Anyone else can
-    only lend their own, and there the limit counts the box alone, or on kernels before 5.14 all their processes.
+    The limit on processes does not hold for root, so root gives the program a spare id that nobody uses. Other users
+    can only map their own id; there the limit counts the processes of the sandbox, or, on kernels before 5.14, all
+    processes of the user.
+
+    Returns:
+        Whether the program gets a spare id.
     """
     spare = _spare_id("/proc/self/uid_map"), _spare_id("/proc/self/gid_map")
-    lent = os.geteuid() == 0 and None not in spare
+    has_spare_id = os.geteuid() == 0 and None not in spare
     pid = os.getpid()
     wake, waker = os.pipe()
     helper = os.fork()
@@ -99,7 +103,7 @@ def _enter_namespaces() -> bool:
         failed = errno.EPERM
         try:
             if os.read(wake, 1):
-                _map_ids(pid, spare if lent else None)
+                _map_ids(pid, spare if has_spare_id else None)
             failed = 0
         except OSError as error:
             failed = error.errno or failed
@@ -114,18 +118,18 @@ def _enter_namespaces() -> bool:
         failed = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
     if failed:
         raise kernel.Refused("mapping user and group ids", abs(failed))
-    if lent:
+    if has_spare_id:
         os.setgroups([])
     kernel.die_with_parent(signal.SIGKILL)
-    return lent
+    return has_spare_id
 
 
 def _spare_id(map_file: str) -> int | None:
-    """An id that nobody uses, as far as one can tell; None where there is no other than one's own."""
+    """An id that probably nobody uses; None if only the user's own id is mapped."""
     with open(map_file, encoding="ascii") as file:  # noqa: PTH123
         ranges = [[int(field) for field in line.split()] for line in file]
     top = max((first + count for first, _, count in ranges if first < HIGHEST_ID), default=0)
-    spare = min(top, HIGHEST_ID) - 1 - os.getpid() % 1000  # two boxes at once have two
+    spare = min(top, HIGHEST_ID) - 1 - os.getpid() % 1000  # sandboxes that run at the same time get different ids
     return spare if any(first <= spare < first + count for first, _, count in ranges) and spare > 0 else None
 
 
@@ -147,45 +151,45 @@ def _write(path: str, text: str) -> None:
         os.close(file)
 
 
-def _be_init(order: dict[str, Any], lent: bool) -> NoReturn:
-    """Process 1: it reports and ends, and takes all others with it."""
+def _be_init(job: dict[str, Any], has_spare_id: bool) -> NoReturn:
+    """Process 1: writes the report and ends, which ends all other processes of the sandbox."""
     try:
         kernel.die_with_parent(signal.SIGKILL)
         kernel.prctl("hiding from the program", kernel.PR_SET_DUMPABLE, 0)
-        kernel.set_host_name("box")
-        filesystem.build(order["files"], disk=order["disk"], owner=ID)
-        _report(_run(order, lent))
+        kernel.set_host_name("sandbox")
+        filesystem.build(job["files"], disk=job["disk"], owner=ID)
+        _report(_run(job, has_spare_id))
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "the file system"))
     finally:
         os._exit(0)
 
 
-def _run(order: dict[str, Any], lent: bool) -> dict[str, Any]:
+def _run(job: dict[str, Any], has_spare_id: bool) -> dict[str, Any]:
     wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     output, printed_to = os.pipe()
     os.set_blocking(output, False)
     fault, fault_to = os.pipe()
-    deadline = time.monotonic() + order["seconds"]
+    deadline = time.monotonic() + job["seconds"]
     program = os.fork()
     if program == 0:
-        _become_program(order, lent, printed_to, fault_to)
-    for channel in (printed_to, fault_to, *order["channels"]):
+        _become_program(job, has_spare_id, printed_to, fault_to)
+    for channel in (printed_to, fault_to, *job["channels"]):
         os.close(channel)
     with os.fdopen(fault, "rb") as file:
-        refused = file.read()  # ends when the program is there
+        refused = file.read()  # ends when the program has been started
     if refused:
         return json.loads(refused)
-    report = _watch(program, output, wake, deadline, order["output"])
+    report = _watch(program, output, wake, deadline, job["output"])
     with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)  # or, as this process ends, it would still see its output break off
+        os.kill(-1, signal.SIGKILL)  # otherwise the program could see its output close when this process ends
     return report
 
 
 def _watch(program: int, output: int, wake: int, deadline: float, limit: int) -> dict[str, Any]:
-    """Waits for the end of the program; its children need not have ended."""
+    """Waits for the end of the program; its child processes may still run."""
     poll = select.poll()
     poll.register(output, select.POLLIN)
     poll.register(wake, select.POLLIN)
@@ -220,31 +224,31 @@ def _ended(how: str, code: int, tail: bytes) -> dict[str, Any]:
 
 
 def _reap(program: int) -> int | None:
-    """Buries all dead children; the status of the program if it is among them."""
-    found = None
+    """Reaps all ended child processes; returns the status of the program if it is one of them."""
+    program_status = None
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
-                return found
+                return program_status
             if pid == program:
-                found = status
-    return found
+                program_status = status
+    return program_status
 
 
-def _become_program(order: dict[str, Any], lent: bool, output: int, fault: int) -> NoReturn:
+def _become_program(job: dict[str, Any], has_spare_id: bool, output: int, fault: int) -> NoReturn:
     try:
         fault = fcntl.fcntl(fault, fcntl.F_DUPFD_CLOEXEC, FREE)
-        inherited = [0, output, output, *order["channels"]]
+        inherited = [0, output, output, *job["channels"]]
         above = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, FREE) for file in inherited]
         for target, file in enumerate(above):
             os.dup2(file, target)
         os.closerange(len(inherited), FREE)
         os.setsid()
         os.chdir("/tmp")
-        _limit(order)
+        _limit(job)
         kernel.bound_no_capabilities()
-        if lent:
+        if has_spare_id:
             os.setresgid(ID, ID, ID)
             os.setresuid(ID, ID, ID)
         kernel.drop_capabilities()
@@ -253,7 +257,7 @@ def _become_program(order: dict[str, Any], lent: bool, output: int, fault: int) 
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
-        start = f"import sys; sys.path.insert(0, {filesystem.BOX!r}); from {order['module']} import main; main()"
+        start = f"import sys; sys.path.insert(0, {filesystem.FOLDER!r}); from {job['module']} import main; main()"
         kernel.install_filter(syscalls.build(os.uname().machine))
         python = os.path.realpath(sys.executable)
         os.execve(python, [python, "-I", "-S", "-B", "-X", "utf8", "-c", start], {})
@@ -265,13 +269,13 @@ def _become_program(order: dict[str, Any], lent: bool, output: int, fault: int) 
     os._exit(1)
 
 
-def _limit(order: dict[str, Any]) -> None:
+def _limit(job: dict[str, Any]) -> None:
     limits = {
-        resource.RLIMIT_AS: order["memory"],
-        resource.RLIMIT_CPU: int(order["seconds"]) + 1,
-        # process 1 and the one outside count too, where they have the same id
-        resource.RLIMIT_NPROC: order["tasks"] + 2,
-        resource.RLIMIT_FSIZE: order["disk"],
+        resource.RLIMIT_AS: job["memory"],
+        resource.RLIMIT_CPU: int(job["seconds"]) + 1,
+        # process 1 and its parent outside count too if they have the same id
+        resource.RLIMIT_NPROC: job["tasks"] + 2,
+        resource.RLIMIT_FSIZE: job["disk"],
         resource.RLIMIT_NOFILE: OPEN_FILES,
         resource.RLIMIT_STACK: STACK,
         resource.RLIMIT_CORE: 0,
@@ -280,5 +284,5 @@ def _limit(order: dict[str, Any]) -> None:
     }
     for limit, value in limits.items():
         hard = resource.getrlimit(limit)[1]
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (most, most))
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (soft, soft))

@@ -1,4 +1,4 @@
-"""Tries, from inside a box, what a box must not allow, and prints what it found it can do."""
+"""Tries, inside a sandbox, everything that a sandbox must forbid, and prints what was possible."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import signal
 import sys
 from collections.abc import Iterator
 
-EXPECTED = {"bin", "box", "etc", "gnu", "lib", "lib64", "nix", "opt", "tmp", "usr"}
-"""What may lie in the root, besides the folders on the way to Python."""
+EXPECTED = {"bin", "etc", "gnu", "lib", "lib64", "nix", "opt", "sandbox", "tmp", "usr"}
+"""Names that may be in the root folder, besides the folder that holds Python."""
 MANY = 64
-"""Processes, more than any box allows."""
+"""More processes than any sandbox allows."""
 HUGE = 10 << 30
 
 

@@ -1,7 +1,7 @@
-"""Values as lines of JSON: what two programs that do not trust each other can tell each other.
+"""Messages between the candidate's process and the grader, which does not trust it: values as lines of JSON.
 
-Only plain values pass, as copies: an object that claims to equal everything arrives as what it is made of, or as
-nothing that equals anything.
+Only copies of plain values pass. An object whose ``__eq__`` always returns True arrives as the plain value that it
+holds, or as a `Foreign` object that equals nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import IO, Any
 
-LONGEST = 8 << 20
-"""Bytes of a message."""
-SMALL = 1 << 63
+MAX_BYTES = 8 << 20
+"""Longest message, in bytes."""
+MAX_INTEGER = 1 << 63
+"""Integers below it, by absolute value, pass as JSON numbers; the others as hexadecimal text."""
 
 
 class Foreign:
-    """Stands for a value that cannot pass; it equals nothing but itself."""
+    """Stands for a value that cannot be sent; it equals only itself."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -28,7 +29,7 @@ class Foreign:
 
 
 class Items(Foreign):
-    """Stands for an iterable that is no list, tuple or set, as a generator: one can iterate over what it held."""
+    """Stands for an iterable that is no list, tuple or set, such as a generator; iterating gives the items it held."""
 
     def __init__(self, items: list[Any]):
         super().__init__("iterable")
@@ -42,23 +43,23 @@ class Items(Foreign):
 
 
 class BadMessage(Exception):
-    """A line that is no message, is too long, or did not come."""
+    """A line that is not a message, is too long, or did not arrive."""
 
 
 class Gone(BadMessage):
-    """The other side has closed the line."""
+    """The other side has closed the connection."""
 
 
 def pack(value: Any) -> Any:
-    """A value as JSON can hold it. Objects of JSON are tags, with the kind of value and its parts."""
+    """A value in a form that JSON can hold. A JSON object is a tag: the kind of value, and its parts."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
         return float(value)
     if isinstance(value, int):
-        return int(value) if -SMALL < value < SMALL else {"int": hex(value)}
+        return int(value) if -MAX_INTEGER < value < MAX_INTEGER else {"int": hex(value)}
     if isinstance(value, str):
-        return str.__str__(value)  # of a subclass the text, whatever it prints as
+        return str.__str__(value)  # the text itself, even if a subclass prints another
     if isinstance(value, list):
         return [pack(item) for item in value]
     if isinstance(value, dict):
@@ -81,7 +82,7 @@ def unpack(value: Any) -> Any:
     """The value that `pack` was given.
 
     Raises:
-        BadMessage: nothing that it makes.
+        BadMessage: `pack` makes no such value.
     """
     if isinstance(value, list):
         return [unpack(item) for item in value]
@@ -91,7 +92,7 @@ def unpack(value: Any) -> Any:
         [(kind, parts)] = value.items()
         return UNPACK[kind](parts)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadMessage("no plain value") from error
+        raise BadMessage("not a plain value") from error
 
 
 def _unpack_all(parts: list[Any]) -> list[Any]:
@@ -123,7 +124,7 @@ def write(file: IO[bytes], message: Any) -> None:
         line = json.dumps(pack(message)).encode() + b"\n"
     except RecursionError as error:
         raise BadMessage("a value too deep to pass on") from error
-    if len(line) > LONGEST:
+    if len(line) > MAX_BYTES:
         raise BadMessage("a value too long to pass on")
     file.write(line)
     file.flush()
@@ -133,15 +134,15 @@ def read(file: IO[bytes]) -> Any:
     """Waits for a message.
 
     Raises:
-        BadMessage: what came is none.
-        Gone: nothing came, nor will it.
+        BadMessage: the line is not a message.
+        Gone: the other side has closed the connection.
     """
-    line = file.readline(LONGEST + 1)
+    line = file.readline(MAX_BYTES + 1)
     if not line:
-        raise Gone("nothing came")
+        raise Gone("the connection is closed")
     if not line.endswith(b"\n"):
         raise BadMessage("a message without end")
     try:
         return unpack(json.loads(line))
     except (ValueError, RecursionError) as error:
-        raise BadMessage("no message") from error
+        raise BadMessage("not a message") from error

@@ -1,4 +1,4 @@
-"""A program in a box: started, waited for, stopped."""
+"""Starts a program in a sandbox, waits for its end, and stops it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 
 PACKAGE = "lora_ga_cli.evaluation.sandbox"
 ROOT = Path(__file__).resolve().parents[3]
-"""The folder that `lora_ga_cli` lies in."""
+"""The folder that contains the package `lora_ga_cli`."""
 START = f"import sys; sys.path.append(sys.argv[1]); from {PACKAGE}.launch import main; main()"
-PATIENCE = 60.0
-"""Seconds beyond a program's time in which its box must be built and be gone again."""
+OVERHEAD = 60.0
+"""Seconds, beyond the program's own time, in which its sandbox must be built and removed."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a boxed program may use.
+    """What a program in a sandbox may use.
 
     Args:
-        seconds: by the clock, from its start; of CPU time each process may use one more.
-        memory: bytes of address space, each process.
-        tasks: processes and threads at once, two more where the box runs under the user's own id.
-        disk: bytes of files, which lie in memory.
-        output: bytes it may print.
+        seconds: of wall-clock time from its start; each process may use one second more of CPU time.
+        memory: bytes of address space of each process.
+        tasks: processes and threads at the same time; two more if the sandbox runs under the user's own id.
+        disk: bytes of files, which are kept in memory.
+        output: bytes that it may print.
     """
 
     seconds: float = 10.0
@@ -44,10 +44,10 @@ class Ended:
     """How a program ended.
 
     Args:
-        how: ``exited``, ``killed``, ``timed out``, ``printed too much``, ``stopped`` by us, or ``refused``, when there
-            was no box to run it in.
+        how: ``exited``, ``killed``, ``timed out``, ``printed too much``, ``stopped`` (by `Sandbox.stop`), or
+            ``refused`` if no sandbox could be built.
         code: its exit status, the signal that killed it, or the errno of the refusal.
-        output: the end of what it printed; for ``refused`` the step that was.
+        output: the end of what it printed; for ``refused``, the step that the kernel refused.
     """
 
     how: str
@@ -55,16 +55,16 @@ class Ended:
     output: str = ""
 
 
-class Box:
-    """Runs the ``main`` of a module of this package in a box, from the moment this object is made.
+class Sandbox:
+    """Runs the ``main`` function of a module of this package in a sandbox, which starts when this object is made.
 
-    Nothing of the package is in the box but the modules named. A box must be waited for by the thread that made it: the
-    kernel stops it when that thread ends.
+    Only the named modules of the package are in the sandbox. The thread that made a sandbox must also wait for it: the
+    kernel stops the sandbox when that thread ends.
 
     Args:
-        modules: of this package, standard library imports only; the first has the ``main``.
-        files: further text by name; the program finds them in ``/box``.
-        channels: open file descriptors that it inherits, as 3, 4, ...
+        modules: modules of this package that import only the standard library; the first has ``main``.
+        files: more text files by name; the program finds them in ``/sandbox``.
+        channels: open file descriptors that the program inherits as 3, 4, ...
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Box:
         source = {
             f"{PACKAGE.replace('.', '/')}/{name}.py": (folder / f"{name}.py").read_text("utf-8") for name in modules
         }
-        order = {
+        job = {
             "module": f"{PACKAGE}.{modules[0]}",
             "files": {**source, **(files or {})},
             "channels": list(channels),
@@ -97,33 +97,31 @@ class Box:
             start_new_session=True,
         )
         self._ended: Ended | None = None
-        self._give(json.dumps(order).encode())
+        self._send(json.dumps(job).encode())
 
-    def _give(self, order: bytes) -> None:
+    def _send(self, job: bytes) -> None:
         assert self._process.stdin is not None
-        with (
-            contextlib.suppress(BrokenPipeError),
-            self._process.stdin as file,
-        ):  # it broke down, and its report says why
-            file.write(order)
+        # a launcher that fails at once closes the pipe, and its report says why
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as file:
+            file.write(job)
         self._process.stdin = None
 
     def wait(self, seconds: float | None = None) -> Ended:
-        """Waits for the end and says how it was; when this returns, no process of the box is left.
+        """Waits for the end of the program. When this returns, no process of the sandbox is left.
 
         Args:
-            seconds: stops the program then; by itself it stops when its time is over.
+            seconds: after this time the program is stopped; without it, when its own time limit is over.
         """
         if self._ended is None:
             try:
-                patience = self.limits.seconds + PATIENCE if seconds is None else seconds
-                self._ended = _ended(*self._process.communicate(timeout=patience))
+                timeout = self.limits.seconds + OVERHEAD if seconds is None else seconds
+                self._ended = _ended(*self._process.communicate(timeout=timeout))
             except subprocess.TimeoutExpired:
                 return self.stop()
         return self._ended
 
     def stop(self) -> Ended:
-        """Kills all that is in the box, if anything is left."""
+        """Kills every process of the sandbox that is left."""
         if self._ended is None:
             self._process.terminate()
             report, broken = self._process.communicate()
@@ -132,17 +130,17 @@ class Box:
 
 
 def launcher() -> list[str]:
-    """The command that builds a box: the bare interpreter, for that of a virtual environment cannot be without it."""
+    """The command that builds a sandbox: the base interpreter, as a virtual environment's needs that environment."""
     python = getattr(sys, "_base_executable", None) or sys.executable
     return [os.path.realpath(python), "-I", "-S", "-c", START, str(ROOT)]
 
 
 def _ended(report: bytes, broken: bytes) -> Ended:
     if not report and broken:
-        return Ended("refused", 0, f"building a box ({broken.decode(errors='replace').strip().splitlines()[-1]})")
+        return Ended("refused", 0, f"building a sandbox ({broken.decode(errors='replace').strip().splitlines()[-1]})")
     if not report:
-        return Ended("killed", 9)  # process 1 of the box was, and all of it
-    found: dict[str, Any] = json.loads(report)
-    if "refused" in found:
-        return Ended("refused", found["errno"], found["refused"])
-    return Ended(found["how"], found["code"], found["output"])
+        return Ended("killed", 9)  # process 1 was killed, and with it all others
+    result: dict[str, Any] = json.loads(report)
+    if "refused" in result:
+        return Ended("refused", result["errno"], result["refused"])
+    return Ended(result["how"], result["code"], result["output"])

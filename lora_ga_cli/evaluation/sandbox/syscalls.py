@@ -1,8 +1,8 @@
-"""A filter of system calls (seccomp) that keeps a program from parts of the kernel it has no business with.
+"""A filter of system calls (seccomp) that forbids what a program in a sandbox does not need.
 
-The namespaces and limits of `launch` do the containing. The filter closes what they leave open: memory that no limit
-counts (memfd, System V IPC), user namespaces inside, sockets of families that have no namespace, and interfaces that
-have often been the way out of containers.
+Namespaces and limits (see `launch`) contain the program. The filter forbids what they leave open: memory that no limit
+counts (memfd, System V IPC), new user namespaces, sockets of families without a namespace, and interfaces through
+which programs have often escaped from containers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16
-"""Offsets in ``struct seccomp_data``; of an argument the low half, as both machines are little-endian."""
+"""Offsets in ``struct seccomp_data``; that of an argument is its low half, as both machines are little-endian."""
 ALLOW, FAIL, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 X32 = 0x40000000
 """Set in the numbers of a second set of calls that x86-64 kernels may offer."""
@@ -113,7 +113,7 @@ DENIED = {
 
 
 def instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One of BPF; the jumps are over so many instructions."""
+    """One BPF instruction; ``if_true`` and ``if_false`` are numbers of instructions to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, operand)
 
 
@@ -125,7 +125,7 @@ def build(machine: str) -> bytes:
     """The filter as BPF instructions.
 
     Args:
-        machine: as `os.uname` says it.
+        machine: the machine that `os.uname` names.
 
     Raises:
         KeyError: the numbers of its system calls are not known here.
@@ -133,14 +133,14 @@ def build(machine: str) -> bytes:
     parts = [
         instruction(LOAD, ARCHITECTURE),
         instruction(EQUAL, AUDIT_ARCH[machine], if_true=1),
-        instruction(RETURN, KILL),  # the calls of 32-bit programs have other numbers
+        instruction(RETURN, KILL),  # 32-bit programs number their calls differently
         instruction(LOAD, NUMBER),
     ]
     if machine == "x86_64":
         parts += [instruction(AT_LEAST, X32, if_false=1), instruction(RETURN, KILL)]
     for number in sorted({*SHARED.values(), *DENIED[machine].values()}):
         parts += [instruction(EQUAL, number, if_false=1), fail_with(errno.EPERM)]
-    # its flags lie in memory, where a filter cannot look; the C library then takes clone
+    # the flags of clone3 are in memory, which a filter cannot read; the C library then uses clone
     parts += [instruction(EQUAL, CLONE3, if_false=1), fail_with(errno.ENOSYS)]
     parts += [
         instruction(EQUAL, CLONE[machine], if_false=3),

@@ -1,9 +1,8 @@
-"""Puts a program on trial: the candidate runs it in one box, and the grader tests it from another.
+"""Grades a candidate program: one sandbox runs it, and the grader tests it from another sandbox.
 
-A program can end its process, print what it likes, look through the frames of its callers or return an object that
-equals everything; and when the tests run in its own process, each of these can pass them. Here they never do. The
-grader calls the function over a pipe, gets copies of plain values back, and compares them where no line of the
-program has run. To be right, the program must answer right.
+A program can end its process, print anything, look into the frames of its callers, or return an object that equals
+everything. If the tests ran in its own process, each of these could pass them. So the grader calls the function over a
+pipe, receives copies of plain values, and compares them in a process where no line of the program has run.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from lora_ga_cli.evaluation.sandbox.check import refusal
-from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
+from lora_ga_cli.evaluation.sandbox.sandbox import Ended, Limits, Sandbox
 
 GRADER_GRACE = 10.0
-"""Seconds that the grader has beyond the program's own, of which a program can take none from it."""
+"""Seconds that the grader has in addition to the program's time."""
 CANDIDATE_GRACE = 5.0
-"""Seconds for a candidate that closed the line to say why it ended; then it is stopped."""
+"""Seconds to wait for the end of a candidate that has closed the connection; then it is stopped."""
 PASSED = "passed"
 
 
 @dataclass(frozen=True)
-class Trial:
+class CandidateProgram:
     """A program and the tests that it must pass.
 
     Args:
-        program: the whole of it, from which ``entry_point`` is taken.
-        prompt: Python that the tests may use, trusted; helpers, usually.
-        test: Python that defines ``check(candidate)``, trusted.
+        program: the complete source, which is not trusted.
+        entry_point: the name of the function that is tested.
+        prompt: trusted Python source that the tests may use, usually helper functions.
+        test: trusted Python source that defines ``check(candidate)``.
     """
 
     program: str
@@ -40,37 +40,37 @@ class Trial:
     test: str
 
 
-def try_in_boxes(trial: Trial, limits: Limits) -> str:
-    """Runs a trial in two boxes, and leaves no process behind.
+def grade(candidate: CandidateProgram, limits: Limits) -> str:
+    """Runs a candidate program and its tests in two sandboxes; no process is left afterwards.
 
     Args:
-        limits: of the program.
+        limits: what the candidate program may use.
 
     Returns:
         ``passed``, or why not: ``wrong answer``, ``exception: ...``, ``timed out``, ``memory``, ``exited``,
         ``killed by signal N``, ``printed too much``.
 
     Raises:
-        UserError: no box could be built.
+        UserError: no sandbox could be built.
     """
-    task = {"prompt": trial.prompt, "test": trial.test, "entry_point": trial.entry_point}
+    task = {"prompt": candidate.prompt, "test": candidate.test, "entry_point": candidate.entry_point}
     with contextlib.ExitStack() as stack:
         asked, ask = _pipe(stack)
         answers, answer = _pipe(stack)
-        told, tell = _pipe(stack)
-        candidate = _start(stack, "candidate", {"program.py": trial.program}, limits, [asked, answer])
+        verdicts, verdict = _pipe(stack)
+        runner = _start(stack, "candidate", {"program.py": candidate.program}, limits, [asked, answer])
         longer = replace(limits, seconds=limits.seconds + GRADER_GRACE)
-        grader = _start(stack, "grader", {"task.json": json.dumps(task)}, longer, [answers, ask, tell])
-        for file in (asked, ask, answers, answer, tell):
+        grader = _start(stack, "grader", {"task.json": json.dumps(task)}, longer, [answers, ask, verdict])
+        for file in (asked, ask, answers, answer, verdict):
             file.close()
-        said = told.read()
+        report = verdicts.read()
         ended = _built(grader.wait())
-        found: dict[str, str] = json.loads(said) if said else {}
-        if found.get("verdict") == "gone":
-            return _end(_built(candidate.wait(CANDIDATE_GRACE)))
-    if found.get("verdict") == "exception":
-        return f"exception: {found['text']}"
-    return found.get("verdict") or _end(ended)
+        result: dict[str, str] = json.loads(report) if report else {}
+        if result.get("verdict") == "gone":
+            return _end(_built(runner.wait(CANDIDATE_GRACE)))
+    if result.get("verdict") == "exception":
+        return f"exception: {result['text']}"
+    return result.get("verdict") or _end(ended)
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
@@ -80,10 +80,10 @@ def _pipe(stack: contextlib.ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 
 def _start(
     stack: contextlib.ExitStack, role: str, files: dict[str, str], limits: Limits, channels: list[IO[bytes]]
-) -> Box:
-    box = Box([role, "protocol"], files, limits=limits, channels=[file.fileno() for file in channels])
-    stack.callback(box.stop)
-    return box
+) -> Sandbox:
+    sandbox = Sandbox([role, "protocol"], files, limits=limits, channels=[file.fileno() for file in channels])
+    stack.callback(sandbox.stop)
+    return sandbox
 
 
 def _built(ended: Ended) -> Ended:
@@ -93,5 +93,5 @@ def _built(ended: Ended) -> Ended:
 
 
 def _end(ended: Ended) -> str:
-    """Why there was no answer."""
+    """The reason why the program gave no answer."""
     return f"killed by signal {ended.code}" if ended.how == "killed" else ended.how.replace("stopped", "exited")

@@ -1,18 +1,246 @@
-"""What a benchmark is: problems that a model answers, and a score of the answers."""
+"""What a task of `loraga eval` is, and what a benchmark adds: problems that a model answers, and a score.
+
+A task is one class in one file, with its options beside it, and registers itself by the name that ``eval.task`` gives:
+
+    @TASKS.register("gsm8k")
+    class Gsm8k(Benchmark): ...
+
+These modules are imported to learn the options of a task, so they import torch and the like inside functions only.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, TypeVar
 
+from pydantic import Field
+
+from lora_ga_cli.config.schema import EvalOptions, Positive
 from lora_ga_cli.data.faults import RowFaults
-from lora_ga_cli.errors import DataError
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.evaluation.prompt import check_conversation
+from lora_ga_cli.files import cache_root, sha256_json
+from lora_ga_cli.registry import TASKS
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+    from lora_ga_cli.data import Split
 
 Progress = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
-"""`report.progress.counting`, or anything alike: ``with progress("eval", "answer", total) as report: report(done)``."""
+"""`report.progress.counting`, or the like: ``with progress("eval", "answer", total) as report: report(done)``."""
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The values of a task or metric, and a verdict on every answer or row, in their order.
+
+    Args:
+        values: the values by name.
+        verdicts: plain data for each answer or row: at least what was read from it, and whether it is right.
+        lower_is_better: names of values of which a lower one is better.
+        unranked: names of values of which none is better than another, such as standard errors.
+        shares: names of values from 0 to 1, which tables show as percentages.
+    """
+
+    values: Mapping[str, float]
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    lower_is_better: frozenset[str] = frozenset()
+    unranked: frozenset[str] = frozenset()
+    shares: frozenset[str] = frozenset()
+
+    def __or__(self, other: Score) -> Score:
+        """The values of both. The verdicts are those of neither, as they are about different things."""
+        return Score(
+            {**self.values, **other.values},
+            lower_is_better=self.lower_is_better | other.lower_is_better,
+            unranked=self.unranked | other.unranked,
+            shares=self.shares | other.shares,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task returns.
+
+    Args:
+        rows: how many rows or problems were scored.
+        split: what they are called.
+        lines: plain data for each row or answer, kept in a file of JSON lines beside the result.
+        extra: more entries for the result's file.
+        obsolete: files that are deleted once the result is stored.
+    """
+
+    score: Score
+    rows: int
+    split: str
+    lines: Sequence[Mapping[str, Any]] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    obsolete: Sequence[Path] = ()
+
+
+class EvalInputs(Protocol):
+    """What a task can ask for. Tokenizer, rows and models are loaded when they are first asked for."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def state(self) -> str:
+        """A hash of the model that is scored."""
+        ...
+
+    @property
+    def progress(self) -> Progress: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def split(self) -> Split:
+        """The rows to score, for a task that `Task.needs_rows`.
+
+        Raises:
+            DataError: there are none.
+        """
+        ...
+
+    def model(self) -> Any:
+        """The model that is scored, in evaluation mode."""
+        ...
+
+    def empty_model(self) -> Any:
+        """The model that would be trained, without weights."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Shows a line to the user."""
+        ...
+
+
+class Task(ABC):
+    """One way to score a model, chosen by ``eval.task``.
+
+    Args:
+        options: the options under ``eval``, of the class `Options`.
+        cache: folder for what is kept between runs.
+    """
+
+    Options: ClassVar[type[EvalOptions]]
+    """The task's options; its field ``task`` is the literal name of the task."""
+    model_tasks: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq_lm")
+    """The values of ``model.task`` whose models can be scored."""
+    needs_rows: ClassVar[bool] = False
+    """Whether it scores the rows of the data set."""
+    unit: ClassVar[str] = "problems"
+    """What it counts, for messages."""
+    irrelevant: ClassVar[Mapping[str, Any]] = {}
+    """Options that cannot change a result, as pydantic's ``exclude`` takes them. The contents of files that options
+    name are part of `identity`."""
+
+    def __init__(self, options: EvalOptions, cache: Path | None = None):
+        self.options = options
+        self.cache = cache_root(None) if cache is None else cache
+
+    @property
+    def name(self) -> str:
+        return self.options.task
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a few words, for the list of planned stages."""
+        return self.name
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        """Yields a line for each thing in a configuration that the task cannot work with; it reads no file."""
+        if config.model.task not in cls.model_tasks:
+            yield f"eval.task={config.eval.task} does not score models of model.task={config.model.task}"
+
+    def check_ready(self, inputs: EvalInputs) -> None:  # noqa: B027
+        """Refuses what would fail after the model has been loaded: missing files, packages, keys.
+
+        Raises:
+            UserError
+        """
+
+    def check_before_training(self, inputs: EvalInputs) -> None:
+        """Refuses what would fail after the model has been trained.
+
+        Raises:
+            UserError
+        """
+        self.check_ready(inputs)
+
+    @abstractmethod
+    def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
+        """What a result depends on, besides model, options and seed, by content; plain data.
+
+        Raises:
+            InvalidInput: a file is missing or malformed.
+        """
+
+    @abstractmethod
+    def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
+        """Scores the model.
+
+        Args:
+            file: where the result will be stored; unfinished work may be kept beside it.
+
+        Raises:
+            UserError
+        """
+
+    def relevant_options(self) -> dict[str, Any]:
+        """The options that can change a result, as plain data. A batch size changes none, except by sampling."""
+        return self.options.model_dump(mode="json", exclude={"batch_size": True, **self.irrelevant})
+
+    def files(self) -> dict[str, str | list[str] | None]:
+        """The local files that options name, by option."""
+        return {"eval.file": self.options.file}
+
+    def result_file(self, folder: Path, identity: str) -> Path:
+        """Where a result of this identity is stored."""
+        return folder / "eval" / f"{self.name}-{identity[:8]}.json"
+
+    def lines_file(self, result: Path) -> Path:
+        """Where the lines of a result are stored."""
+        return result.with_suffix(".jsonl")
+
+    def stored_results(self, folder: Path) -> list[Path]:
+        """The results in a folder, whatever their options."""
+        return sorted((folder / "eval").glob(f"{self.name}-*.json"))
+
+
+def task_of(config: Config) -> Task:
+    """The task that a configuration chooses."""
+    task: Task = TASKS[config.eval.task](config.eval, cache_root(config.cache_dir))
+    return task
+
+
+class GenerationOptions(EvalOptions):
+    """Options of a benchmark whose problems the model answers in text."""
+
+    max_new_tokens: Positive = 256
+    """Longest generated answer, in tokens."""
+    prompt: str | None = None
+    """Template around a question, with ``{question}``. Null uses the benchmark's default; for a conversation that is
+    the tokenizer's chat template."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature of the answers; 0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens whose probabilities sum to at least this."""
+    samples: Positive = 1
+    """Answers per problem."""
+
+
+ANSWER_OPTIONS = {"task", "prompt", "max_new_tokens", "temperature", "top_p", "samples"}
+"""Options that an answer depends on, besides the batch size of sampling."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +249,8 @@ class Problem:
 
     Args:
         id: unique in its benchmark.
-        turns: what the model is asked, one after the other, each with the earlier ones and their answers before it.
-        row: what the score needs besides.
+        turns: what the model is asked, in order; each turn is shown with the earlier turns and their answers.
+        row: what else the score needs.
     """
 
     id: str
@@ -31,80 +259,142 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Completion:
     """One sample of a model's answers to a problem.
 
     Args:
-        sample: from 0.
-        prompts: what the model was given, whole, one for every turn.
-        texts: what it answered, one for every turn.
-        cut: whether an answer ran into ``eval.max_new_tokens`` or the model's last position.
+        sample: number of the sample, from 0.
+        prompts: the complete inputs of the model, one for every turn.
+        texts: its answers, one for every turn.
+        truncated: whether an answer ended at ``eval.max_new_tokens`` or at the model's last position.
     """
 
     problem: Problem
     sample: int
     prompts: tuple[str, ...]
     texts: tuple[str, ...]
-    cut: bool = False
+    truncated: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        kept = {"sample": self.sample, "prompts": self.prompts, "texts": self.texts, "cut": self.cut}
-        return {"id": self.problem.id, **kept}
+        stored = {"sample": self.sample, "prompts": self.prompts, "texts": self.texts, "truncated": self.truncated}
+        return {"id": self.problem.id, **stored}
 
 
-@dataclass(frozen=True)
-class Score:
-    """The values of a benchmark or metric, and a verdict on every reply (or row), in their order.
+class Benchmark(Task):
+    """A task whose problems the model answers in text. A subclass states its problems and scores the completions."""
 
-    Args:
-        values: by name; shares are from 0 to 1.
-        verdicts: plain data, each with at least what was found in the reply and whether it is right.
-    """
+    Options: ClassVar[type[EvalOptions]] = GenerationOptions
+    options: GenerationOptions
+    chat: ClassVar[bool] = False
+    """Whether the turns are messages of a user in a conversation, and not the model's complete input."""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer."""
 
-    values: dict[str, float]
-    verdicts: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Benchmark(Protocol):
-    """A benchmark that `loraga eval` runs: it knows its problems and scores replies; others generate them."""
-
-    name: str
-    chat: bool
-    """Whether turns are what a user says, to be put in a conversation, and not the model's whole input."""
-    stops: tuple[str, ...]
-    """Texts after which nothing that is generated counts."""
-
-    def check(self) -> None:
-        """Refuses before the model loads what would fail after hours of generation.
-
-        Raises:
-            InvalidInput, UserError
-        """
-        ...
-
+    @abstractmethod
     def problems(self) -> Sequence[Problem]:
         """All problems, in order.
 
         Raises:
-            DataError: their file is missing or broken.
+            DataError: their file is missing or malformed.
         """
-        ...
+
+    @abstractmethod
+    def score(self, completions: Sequence[Completion], progress: Progress) -> Score:
+        """Scores the completions of all problems, in the order of problems and of their ``eval.samples`` samples."""
 
     def grading(self) -> Mapping[str, Any]:
-        """What a score depends on beside the replies and the options, by content; plain data.
+        """What the score depends on besides completions and options, by content; plain data.
 
         Raises:
-            DataError: its file is missing or broken.
+            DataError: a file is missing or malformed.
         """
-        ...
+        return {}
 
-    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
-        """Scores replies to all problems, `EvalConfig.samples` of each, in the order of problems and samples."""
-        ...
+    def check_requirements(self) -> None:
+        """Refuses files and options with which `score` would fail, and services that it needs and cannot reach.
+
+        Raises:
+            UserError
+        """
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        options: Any = config.eval
+        if options.samples > 1 and options.temperature == 0:
+            yield (
+                f"eval.samples={options.samples} with eval.temperature=0 would be the same answer {options.samples} "
+                "times: eval.temperature=0.8"
+            )
+
+    def check_ready(self, inputs: EvalInputs) -> None:
+        faults: list[Fault] = []
+        if self.chat:
+            tokenizer = inputs.tokenizer if self.options.prompt is None else None
+            collect_faults(faults, lambda: check_conversation(self.options.prompt, tokenizer))
+        collect_faults(faults, self.check_requirements)
+        if faults:
+            raise InvalidInput(faults)
+        if self.options.file is not None:
+            problems_of(self)
+
+    def check_before_training(self, inputs: EvalInputs) -> None:
+        self.check_ready(inputs)
+        if self.options.file is not None:
+            self._generator(inputs, inputs.empty_model()).check_room(self)
+
+    def relevant_options(self) -> dict[str, Any]:
+        sampled = {"batch_size": self.options.batch_size} if self.options.temperature > 0 else {}
+        return super().relevant_options() | sampled
+
+    def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
+        problems = [[problem.id, problem.turns, dict(problem.row)] for problem in problems_of(self)]
+        return {"problems": problems, "grading": dict(self.grading())}
+
+    def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
+        """Reuses completions that another result in the folder holds, or an interrupted evaluation has left."""
+        from lora_ga_cli.evaluation.generate import stored_completions
+
+        problems = problems_of(self)
+        answers = self._answers_identity(inputs, problems)
+        partial = file.with_name(f"{self.name}-{answers[:8]}.partial.jsonl")
+        lines, completions = stored_completions(file.parent, answers, problems)
+        if len(completions) == len(problems) * self.options.samples:
+            inputs.note(f"answers as in {lines}")
+        else:
+            completions = self._generator(inputs, inputs.model()).completions(self, partial, inputs.progress)
+        score = self.score(completions, inputs.progress)
+        truncated = sum(completion.truncated for completion in completions) / len(completions)
+        return Result(
+            replace(
+                score,
+                values={**score.values, "truncated": truncated},
+                lower_is_better=score.lower_is_better | {"truncated"},
+                shares=score.shares | {"truncated"},
+            ),
+            len(problems),
+            self.name,
+            [{**one.as_json(), **verdict} for one, verdict in zip(completions, score.verdicts, strict=True)],
+            {"answers": answers},
+            [partial],
+        )
+
+    def _answers_identity(self, inputs: EvalInputs, problems: Sequence[Problem]) -> str:
+        """What the answers depend on, whoever grades them."""
+        sampled = {"batch_size"} if self.options.temperature > 0 else set()
+        chosen = self.options.model_dump(mode="json", include=ANSWER_OPTIONS | sampled)
+        asked = [[problem.id, problem.turns] for problem in problems]
+        return sha256_json({"eval": chosen, "model": inputs.state, "seed": inputs.config.seed, "asked": asked})
+
+    def _generator(self, inputs: EvalInputs, model: Any) -> Any:
+        from lora_ga_cli.evaluation.generate import Generator
+
+        config = inputs.config
+        return Generator(model, inputs.tokenizer, config.model.task, self.options, config.seed)
 
 
 def problems_of(benchmark: Benchmark) -> Sequence[Problem]:
-    """All problems of a benchmark, each with an id of its own: replies are kept by it.
+    """All problems of a benchmark. Completions are stored by the problem's id, so no two may share one.
 
     Raises:
         DataError
@@ -112,7 +402,16 @@ def problems_of(benchmark: Benchmark) -> Sequence[Problem]:
     problems, bad = benchmark.problems(), RowFaults("eval.file")
     for name, count in Counter(problem.id for problem in problems).items():
         if count > 1:
-            bad.add("repeated", "eval.file", f"problem {name} stands there {count} times")
+            bad.add("repeated", "eval.file", f"problem {name} is there {count} times")
     if len(bad):
-        raise DataError(bad.faults({"repeated": "each wants an id of its own"}))
+        raise DataError(bad.faults({"repeated": "each needs an id of its own"}))
     return problems
+
+
+def collect_faults(faults: list[Fault], read: Callable[[], Loaded]) -> Loaded | None:
+    """The value that ``read`` returns; if it raises `InvalidInput`, None, and its faults are added to the others."""
+    try:
+        return read()
+    except InvalidInput as error:
+        faults += error.faults
+        return None

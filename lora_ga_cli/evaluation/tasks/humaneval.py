@@ -6,62 +6,87 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-from lora_ga_cli.config.schema import EvalConfig
+from pydantic import Field
+
+from lora_ga_cli.config.schema import EvalOptions, Positive
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.template import as_text
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
-from lora_ga_cli.evaluation.gathering import gathered
-from lora_ga_cli.evaluation.prompt import prompt_of, question_template
-from lora_ga_cli.evaluation.rows import benchmark_rows
+from lora_ga_cli.evaluation.benchmark_rows import benchmark_rows
+from lora_ga_cli.evaluation.prompt import question_template
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
 from lora_ga_cli.evaluation.sandbox.sandbox import Limits
-from lora_ga_cli.evaluation.sandbox.verdict import PASSED, Trial, try_in_boxes
-from lora_ga_cli.evaluation.tasks.base import Problem, Progress, Reply, Score
+from lora_ga_cli.evaluation.sandbox.verdict import PASSED, CandidateProgram, grade
+from lora_ga_cli.evaluation.tasks.base import (
+    Benchmark,
+    Completion,
+    GenerationOptions,
+    Problem,
+    Progress,
+    Score,
+    collect_faults,
+)
+from lora_ga_cli.registry import TASKS
 
 PROMPT = "{question}"
-"""The question is a module up to the end of the function's docstring, and a base model goes on with it."""
+"""The question is a module up to the end of the function's docstring, which a base model continues."""
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\nassert")
-"""The paper's (section 2.3), and tests that the model would write next."""
+"""The paper's stop sequences (section 2.3), and ``assert``, which begins tests."""
 COLUMNS = ("task_id", "prompt", "entry_point", "test")
 NO_CODE = "no code"
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 PYTHON = ("python", "python3", "py")
 FUTURE = re.compile(r"^from __future__ import .+\n", re.MULTILINE)
 CLOSERS = (")", "]", "}")
-"""With these a line in the first column goes on with the function: they close a bracket of its body."""
+"""A line that begins with one of these in the first column still belongs to the function: it closes a bracket."""
 MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)\s|@\w|\w+\s*=[^=]|#")
-"""What stands in the first column of a program around its functions, and of prose seldom."""
+"""What begins a line of a program outside its functions, and rarely a line of prose."""
 
 
-class HumanEval:
-    """The problems of HumanEval. Programs run in boxes (see `sandbox`), and a reply counts if its program passes.
+class HumanEvalOptions(GenerationOptions):
+    """Options of HumanEval."""
 
-    ``pass@k`` for the k of ``eval.pass_at`` is the chance that of k replies at least one passes, estimated without bias
-    from all (equation 1 of the paper) and averaged over the problems. ``no_code`` is the share of replies in which
-    nothing was found that could run; those fail.
+    task: Literal["humaneval"] = "humaneval"
+    """What is scored."""
+    pass_at: list[Positive] = Field([1], min_length=1)
+    """The k of pass@k; at most ``samples``."""
+    execute_code: bool = False
+    """Allow to run the programs that the model writes, in a sandbox. From the command line only."""
+    timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that a program may take."""
+
+
+@TASKS.register("humaneval")
+class HumanEval(Benchmark):
+    """The problems of HumanEval. A completion counts if its program passes the tests; programs run in a `sandbox`.
+
+    ``pass@k``, for each k of ``eval.pass_at``, is the probability that at least one of k completions passes: the
+    unbiased estimate from all completions (equation 1 of the paper), averaged over the problems. ``no_code`` is the
+    share of completions that contain no program; they fail.
     """
 
-    name = "humaneval"
-    chat = False
-    stops: tuple[str, ...]
+    Options = HumanEvalOptions
+    options: HumanEvalOptions
+    irrelevant: ClassVar = {"execute_code": True}
 
-    def __init__(self, options: EvalConfig):
-        self._options = options
-        self._prompt = prompt_of(options, PROMPT)
-        # a reply to a prompt of another kind may begin with a whole module
-        self.stops = STOPS if options.prompt is None else ()
+    def __init__(self, options: EvalOptions, cache: Path | None = None):
+        super().__init__(options, cache)
+        self._prompt = PROMPT if self.options.prompt is None else self.options.prompt
+        # with another prompt, the answer may begin with a complete module
+        self.stops = STOPS if self.options.prompt is None else ()
 
-    def check(self) -> None:
-        """Refuses without leave to run programs, samples enough or a sandbox.
+    def check_requirements(self) -> None:
+        """Refuses a machine without a sandbox, too few samples, and programs that the user has not allowed.
 
         Raises:
             InvalidInput, UserError
         """
-        options = self._options
+        options = self.options
         faults: list[Fault] = []
         if not options.execute_code:
             what = "the programs that the model writes would run on this machine, in a sandbox"
@@ -70,7 +95,7 @@ class HumanEval:
             k = max(options.pass_at)
             what = f"pass@{k} needs at least {k} samples a problem, and there are {options.samples}"
             faults.append(Fault("eval.pass_at", what, f"eval.samples={k}"))
-        gathered(faults, lambda: question_template(self._prompt))
+        collect_faults(faults, lambda: question_template(self._prompt))
         if faults:
             raise InvalidInput(faults)
         check_sandbox()
@@ -79,9 +104,9 @@ class HumanEval:
         """All problems, in the order of their file.
 
         Raises:
-            DataError: no such file, or a row that is not as HumanEval's are.
+            DataError: a missing file, or a row without the columns of HumanEval.
         """
-        rows = benchmark_rows(self._options, COLUMNS, path="openai/openai_humaneval", split="test")
+        rows = benchmark_rows(self.options, COLUMNS, path="openai/openai_humaneval", split="test")
         template, problems, faults = question_template(self._prompt), [], []
         for number, row in enumerate(rows):
             try:
@@ -98,22 +123,19 @@ class HumanEval:
             raise DataError(faults)
         return problems
 
-    def grading(self) -> Mapping[str, Any]:
-        return {}
-
-    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
-        """Runs the program of every reply, as many at once as there are processors.
+    def score(self, completions: Sequence[Completion], progress: Progress) -> Score:
+        """Runs the program of every completion, as many at a time as there are processors.
 
         Raises:
-            UserError: a box could not be built.
+            UserError: no sandbox could be built.
         """
-        programs = [_program_of(reply) for reply in replies]
-        reasons = [NO_CODE] * len(replies)
+        programs = [_program_of(completion) for completion in completions]
+        reasons = [NO_CODE] * len(completions)
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
         try:
             running = {
-                pool.submit(self._try, reply.problem, program): index
-                for index, (reply, program) in enumerate(zip(replies, programs, strict=True))
+                pool.submit(self._grade, completion.problem, program): index
+                for index, (completion, program) in enumerate(zip(completions, programs, strict=True))
                 if program is not None
             }
             with progress("eval", "run", len(running)) as report:
@@ -126,30 +148,30 @@ class HumanEval:
             {"program": program, "passed": reason == PASSED, "reason": reason}
             for program, reason in zip(programs, reasons, strict=True)
         ]
-        return Score(self._values(replies, reasons), verdicts)
+        values = self._values(completions, reasons)
+        return Score(values, verdicts, lower_is_better=frozenset({"no_code"}), shares=frozenset(values))
 
-    def _try(self, problem: Problem, program: str) -> str:
+    def _grade(self, problem: Problem, program: str) -> str:
         row = problem.row
-        return try_in_boxes(
-            Trial(program, row["entry_point"], row["prompt"], row["test"]), Limits(seconds=self._options.timeout)
-        )
+        candidate = CandidateProgram(program, row["entry_point"], row["prompt"], row["test"])
+        return grade(candidate, Limits(seconds=self.options.timeout))
 
-    def _values(self, replies: Sequence[Reply], reasons: Sequence[str]) -> dict[str, float]:
+    def _values(self, completions: Sequence[Completion], reasons: Sequence[str]) -> dict[str, float]:
         outcomes: dict[str, list[bool]] = {}
-        for reply, reason in zip(replies, reasons, strict=True):
-            outcomes.setdefault(reply.problem.id, []).append(reason == PASSED)
+        for completion, reason in zip(completions, reasons, strict=True):
+            outcomes.setdefault(completion.problem.id, []).append(reason == PASSED)
         values = {
             f"pass@{k}": math.fsum(pass_at_k(len(passed), sum(passed), k) for passed in outcomes.values())
             / len(outcomes)
-            for k in self._options.pass_at
+            for k in self.options.pass_at
         }
         return {**values, "no_code": reasons.count(NO_CODE) / len(reasons)}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that of k of n samples, drawn without replacement, at least one is among the c that pass.
+    """The probability that at least one of k samples passes, drawn without replacement from n of which c pass.
 
-    That is 1 - C(n-c, k) / C(n, k), as a product that neither overflows nor cancels (the paper's figure 3).
+    That is 1 - C(n-c, k) / C(n, k), computed as a product, which neither overflows nor cancels (the paper's figure 3).
     """
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"no {k} of {n} samples with {c} right")
@@ -159,45 +181,45 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
-    """The program of a reply.
+    """The program in a completion.
 
-    A reply whose first line is indented goes on with the prompt. Of any other, the first fenced block counts that
-    defines the function, those of Python before all; or else the first block; or else all of it. If that defines the
-    function, it is the program, after what the prompt has before the function (imports and helpers); if not, it goes on
-    with the prompt, up to where the function ends.
+    A completion whose first line is indented continues the prompt. In any other, the program is the first fenced block
+    that defines the function (blocks marked as Python come first), or else the first block, or else the complete text.
+    If it defines the function, it is put after the part of the prompt before the function (imports and helpers). If
+    not, it continues the prompt, up to the end of the function.
 
     Args:
-        prompt: the problem's own, up to the end of the docstring.
+        prompt: the problem's prompt, up to the end of the docstring.
 
     Returns:
-        None if nothing is left.
+        None if there is no program.
     """
     text = text.replace("\r\n", "\n")
-    goes_on = _starts_indented(text)
-    is_bare = goes_on or _defines(text.partition("```")[0], entry_point)
-    block = None if is_bare else _fenced(text, entry_point)
+    continues = _starts_indented(text)
+    no_block = continues or _defines(text.partition("```")[0], entry_point)
+    block = None if no_block else _fenced(text, entry_point)
     code = text if block is None else block
-    if _defines(code, entry_point) and not goes_on:
+    if _defines(code, entry_point) and not continues:
         return _join(prompt[: _definition(entry_point, prompt)], _module(text, entry_point) if block is None else code)
     body = _body(code, prompt)
     return prompt + body if body.strip() else None
 
 
 def _join(before: str, module: str) -> str:
-    futures = "".join(re.findall(FUTURE, module))  # which must come first
+    futures = "".join(re.findall(FUTURE, module))  # they must come first
     module = re.sub(FUTURE, "", module).strip("\n") + "\n"
     return futures + f"{before.rstrip()}\n\n{module}".lstrip("\n")
 
 
-def _program_of(reply: Reply) -> str | None:
-    row = reply.problem.row
-    return extract_program(reply.texts[-1], row["prompt"], row["entry_point"])
+def _program_of(completion: Completion) -> str | None:
+    row = completion.problem.row
+    return extract_program(completion.texts[-1], row["prompt"], row["entry_point"])
 
 
 def _definition(entry_point: str, code: str) -> int:
-    """Where the function's definition begins; -1 if nowhere."""
-    found = re.search(rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\b", code, re.MULTILINE)
-    return found.start() if found else -1
+    """The position where the function's definition begins; -1 if there is none."""
+    match = re.search(rf"^(?:async\s+)?def\s+{re.escape(entry_point)}\b", code, re.MULTILINE)
+    return match.start() if match else -1
 
 
 def _defines(code: str, entry_point: str) -> bool:
@@ -205,20 +227,20 @@ def _defines(code: str, entry_point: str) -> bool:
 
 
 def _starts_indented(text: str) -> bool:
-    """Whether the first line with anything on it is indented; by one space also prose may be."""
+    """Whether the first line with text is indented by at least two spaces or a tab."""
     return re.match(r"\s*?^(?: {2,}|\t)[ \t]*\S", text, re.MULTILINE) is not None
 
 
 def _fenced(text: str, entry_point: str) -> str | None:
     blocks = [(language.lower() in PYTHON, code) for language, code in FENCE.findall(text)]
-    dedented = [(is_python, textwrap.dedent(code)) for is_python, code in blocks]  # of a list item, say
+    dedented = [(is_python, textwrap.dedent(code)) for is_python, code in blocks]  # a block in a list item is indented
     defining = [(is_python, code) for is_python, code in dedented if _defines(code, entry_point)]
     chosen = max(defining, key=lambda block: block[0], default=None) or next(iter(blocks), None)
     return None if chosen is None else chosen[1]
 
 
 def _module(text: str, entry_point: str) -> str:
-    """A program without fences, less the prose around it and what runs after it."""
+    """A program outside of fences, without the prose around it and without code that runs after it."""
     start = _definition(entry_point, text)
     head, rest = text[:start].split("\n")[:-1], text[start:].split("\n")
     first = next((number for number, line in enumerate(head) if MODULE_LEVEL.match(line)), len(head))
@@ -231,14 +253,14 @@ def _is_outside(line: str) -> bool:
 
 
 def _is_inside(line: str) -> bool:
-    """Whether a line may belong to the function before it."""
+    """Whether a line can belong to the function before it."""
     return (not line or line[0].isspace() or line.startswith(CLOSERS)) and not line.lstrip().startswith("```")
 
 
 def _body(text: str, prompt: str) -> str:
-    """The lines of a function up to the one that ends it.
+    """The lines of a function body, up to a line that ends it: any text in the first column.
 
-    The official stop sequences (a class, def, comment, if or print in the first column) and whatever else stands there.
+    This includes the official stop sequences (a class, def, comment, if or print in the first column).
     """
     lines = text.rstrip().split("\n")
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
@@ -248,6 +270,6 @@ def _body(text: str, prompt: str) -> str:
     docstring_end = prompt.rstrip().split("\n")[-1]
     indent = docstring_end[: len(docstring_end) - len(docstring_end.lstrip())]
     if not lines[0].startswith((indent, "\t")):
-        lines[0] = indent + lines[0].lstrip()  # decoding may strip spaces where a text begins
+        lines[0] = indent + lines[0].lstrip()  # decoding may remove spaces at the beginning of a text
     end = next((number for number, line in enumerate(lines) if not _is_inside(line)), len(lines))
     return "\n".join(lines[:end]).rstrip() + "\n"

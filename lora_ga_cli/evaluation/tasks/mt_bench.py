@@ -1,7 +1,7 @@
 """MT-Bench (Zheng et al. 2023, arXiv 2306.05685): a judge grades the answers to 80 questions of two turns.
 
-Single-answer grading with reference answers, as FastChat's ``gen_judgment --mode single`` does it. We depart from it
-in what counts as a rating (see `rating`) and in asking once more where there is none.
+This is single-answer grading with reference answers, as in FastChat's ``gen_judgment --mode single``. It differs in
+what counts as a rating (see `rating`), and in asking the judge again if there is no rating.
 """
 
 from __future__ import annotations
@@ -12,49 +12,59 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from lora_ga_cli.config.schema import EvalConfig
+from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
-from lora_ga_cli.evaluation.gathering import gathered
-from lora_ga_cli.evaluation.judge import Judge, Judgement, Message
-from lora_ga_cli.evaluation.mt_bench_files import (
+from lora_ga_cli.evaluation.judge import Judge, Judgement, JudgeOptions, Message
+from lora_ga_cli.evaluation.tasks.base import (
+    Benchmark,
+    Completion,
+    GenerationOptions,
+    Problem,
+    Progress,
+    Score,
+    collect_faults,
+    problems_of,
+)
+from lora_ga_cli.evaluation.tasks.mt_bench_files import (
     PROMPTS,
     REFERENCED,
+    REFERENCES,
     SOURCES,
     TEMPLATES,
     Template,
     read_problems,
     read_templates,
 )
-from lora_ga_cli.evaluation.tasks.base import Problem, Progress, Reply, Score, problems_of
+from lora_ga_cli.registry import TASKS
 
 NUMBER = r"\s*(\d+(?:\.\d*)?)\s*(?:/\s*10\s*)?"
 RATING = re.compile(rf"\[\[{NUMBER}\]\]")
 BARE_RATING = re.compile(rf"(?<![\w\])[])\[{NUMBER}\]")
 ATTEMPTS = 2
-"""Times that a judgement is asked for until it holds a rating."""
+"""How often the judge is asked for a judgement that contains a rating."""
 
 
 def rating(judgement: str) -> float | None:
     """The first ``[[n]]`` of a judgement, or else the first ``[n]``, as FastChat reads it.
 
-    We depart where FastChat takes a number that the judge did not mean, or misses one that it did: the ``[1]`` of
-    ``list[1]`` is no rating, ``[[8/10]]`` is one, and a number off the scale of 1 to 10 is none.
+    This differs from FastChat where FastChat reads a number that is not the rating, or misses the rating: ``[1]`` in
+    ``list[1]`` is no rating, ``[[8/10]]`` is one, and a number outside the scale of 1 to 10 is none.
     """
-    found = RATING.search(judgement) or BARE_RATING.search(judgement)
-    value = float(found[1]) if found else 0.0
+    match = RATING.search(judgement) or BARE_RATING.search(judgement)
+    value = float(match[1]) if match else 0.0
     return value if 1 <= value <= 10 else None
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What the judge made of one turn.
+    """The judge's grade of one turn.
 
     Args:
-        turn: from 1.
-        rating: None where no judgement holds one.
-        judgements: all that were asked for; the rating is of the last.
+        turn: number of the turn, from 1.
+        rating: None if no judgement contains a rating.
+        judgements: all judgements of the turn; the rating is the last one's.
     """
 
     turn: int
@@ -67,93 +77,103 @@ class Grade:
         return {"rating": self.rating, "judgements": texts, "model": self.judgements[-1].model}
 
 
-class MtBench:
-    """MT-Bench, graded by `EvalConfig.judge`.
+class MtBenchOptions(GenerationOptions):
+    """Options of MT-Bench."""
 
-    Args:
-        options: with the questions in ``file``, and the judge's prompts and references.
-        cache: folder of judgements; each is asked for once.
-    """
+    task: Literal["mt_bench"] = "mt_bench"
+    """What is scored."""
+    judge: JudgeOptions = JudgeOptions()
 
-    name = "mt_bench"
+
+@TASKS.register("mt_bench")
+class MtBench(Benchmark):
+    """MT-Bench. The questions are in ``eval.file``; ``eval.judge`` has the judge, its prompts and the references."""
+
+    Options = MtBenchOptions
+    options: MtBenchOptions
     chat = True
-    stops: tuple[str, ...] = ()
+    irrelevant: ClassVar = {"judge": {"prompts", "references", "concurrency", "retries", "key_variable"}}
 
-    def __init__(self, options: EvalConfig, cache: Path):
-        self.options = options
-        self.judge = Judge(options.judge, cache)
+    def __init__(self, options: EvalOptions, cache: Path | None = None):
+        super().__init__(options, cache)
+        self.judge = Judge(self.options.judge, self.cache / "judgements")
 
-    def check(self) -> None:
+    def files(self) -> dict[str, str | list[str] | None]:
+        judge = self.options.judge
+        return {**super().files(), PROMPTS: judge.prompts, REFERENCES: judge.references}
+
+    def check_requirements(self) -> None:
         """Reads all files, and asks the judge for one word.
 
         Raises:
-            InvalidInput: files or options that are missing or do not fit, all at once.
+            InvalidInput: missing or wrong files and options, all of them.
             UserError: the judge does not answer.
         """
         faults: list[Fault] = []
-        problems = gathered(faults, lambda: problems_of(self)) or []
-        templates = gathered(faults, lambda: self._templates)
+        problems = collect_faults(faults, lambda: problems_of(self)) or []
+        templates = collect_faults(faults, lambda: self._templates)
         wanted = dict.fromkeys(_template(problem, turn) for problem in problems for turn in _turns(problem))
         if templates is not None and (missing := [name for name in wanted if name not in templates]):
-            faults.append(Fault(PROMPTS, f"holds no prompt named {' or '.join(missing)}", SOURCES[PROMPTS]))
+            faults.append(Fault(PROMPTS, f"has no prompt named {' or '.join(missing)}", SOURCES[PROMPTS]))
         faults += self.judge.faults()
         if faults:
             raise InvalidInput(faults)
         self.judge.probe()
 
     def problems(self) -> Sequence[Problem]:
-        """The questions in their order; those of `REFERENCED` categories with the reference answers to their turns.
+        """The questions in order; those of `REFERENCED` categories with the reference answers to their turns.
 
         Raises:
-            DataError: the questions or the references are missing, or not as FastChat has them.
+            DataError: questions or references are missing, or not in FastChat's form.
         """
         return self._problems
 
     def grading(self) -> Mapping[str, Any]:
-        """The judge's prompts; reference answers belong to the problems.
+        """The judge's prompts. The reference answers are part of the problems.
 
         Raises:
             DataError
         """
         return {name: asdict(template) for name, template in self._templates.items()}
 
-    def score(self, replies: Sequence[Reply], progress: Progress) -> Score:
-        """Has every turn graded.
+    def score(self, completions: Sequence[Completion], progress: Progress) -> Score:
+        """Asks the judge for a grade of every turn.
 
         Returns:
-            ``first_turn`` (what the LoRA-GA paper reports), ``second_turn`` and ``both_turns``: means over all rated
-            turns, from 1 to 10; ``first_turn/<category>``; ``unrated``: the share of turns without a rating, which
-            are in no mean.
+            ``first_turn`` (which the LoRA-GA paper reports), ``second_turn`` and ``both_turns``: means over all rated
+            turns, from 1 to 10; ``first_turn/<category>``; ``unrated``: the share of turns without a rating, which are
+            in no mean.
 
         Raises:
             UserError: the judge does not answer, or rates nothing.
         """
-        items = [(reply, turn, self._messages(reply, turn)) for reply in replies for turn in _turns(reply.problem)]
+        items = [(one, turn, self._messages(one, turn)) for one in completions for turn in _turns(one.problem)]
         with progress("judge", "turn", len(items)) as report:
             grades = self.judge.each(lambda item: self._grade(*item), items, report)
         values = _means(grades)
         if "both_turns" not in values:
-            what = f"no judgement by {self.options.judge.model!r} holds a rating from [[1]] to [[10]]"
+            what = f"no judgement by {self.options.judge.model!r} contains a rating from [[1]] to [[10]]"
             raise UserError(f"{what}: read them in {self.judge.folder}, or name another eval.judge.model")
-        left = iter(grades)
+        remaining = iter(grades)
         verdicts = []
-        for reply in replies:
-            turns = [next(left).as_json() for _ in _turns(reply.problem)]
-            category = reply.problem.row["category"]
+        for completion in completions:
+            turns = [next(remaining).as_json() for _ in _turns(completion.problem)]
+            category = completion.problem.row["category"]
             verdicts.append({"category": category, "judge": self.options.judge.model, "turns": turns})
-        return Score(values, verdicts)
+        return Score(values, verdicts, lower_is_better=frozenset({"unrated"}), shares=frozenset({"unrated"}))
 
-    def _grade(self, reply: Reply, turn: int, messages: Sequence[Message]) -> Grade:
-        """Asks for a judgement of one turn, and again where it holds no rating."""
+    def _grade(self, completion: Completion, turn: int, messages: Sequence[Message]) -> Grade:
+        """Asks for a judgement of one turn, and again if it contains no rating."""
         judgements: list[Judgement] = []
         value = None
         while value is None and len(judgements) < ATTEMPTS:
             judgements.append(self.judge.ask(messages, attempt=len(judgements)))
             value = rating(judgements[-1].text)
-        return Grade(turn, reply.problem.row["category"], value, tuple(judgements))
+        return Grade(turn, completion.problem.row["category"], value, tuple(judgements))
 
-    def _messages(self, reply: Reply, turn: int) -> list[Message]:
-        problem, answers = reply.problem, [text.strip() for text in reply.texts]  # as FastChat keeps answers
+    def _messages(self, completion: Completion, turn: int) -> list[Message]:
+        # FastChat strips answers before it stores them
+        problem, answers = completion.problem, [text.strip() for text in completion.texts]
         values = {"question": problem.turns[0], "answer": answers[0]}
         texts = {"question": problem.turns, "answer": answers, "ref_answer": problem.row["references"]}
         for name, parts in texts.items():
@@ -162,7 +182,8 @@ class MtBench:
 
     @cached_property
     def _problems(self) -> list[Problem]:
-        return read_problems(self.options)
+        options = self.options
+        return read_problems(options.file, options.limit, options.judge.references)
 
     @cached_property
     def _templates(self) -> dict[str, Template]:
@@ -170,7 +191,7 @@ class MtBench:
 
 
 def _means(grades: Sequence[Grade]) -> dict[str, float]:
-    """The values of a score; a mean over nothing is left out."""
+    """The values of a score, without means over no rating."""
     first = [grade for grade in grades if grade.turn == 1]
     groups = {"first_turn": first, "second_turn": [grade for grade in grades if grade.turn == 2], "both_turns": grades}
     for category in dict.fromkeys(grade.category for grade in first):

@@ -21,18 +21,18 @@ class Score(Measure):
     uses_eval = True
 
     def compute(self, config: Config) -> dict[str, Any]:
-        from lora_ga_cli.stages.candidates import of_run
+        from lora_ga_cli.stages.eval_targets import target_of_run
         from lora_ga_cli.stages.evaluate import evaluate
         from lora_ga_cli.stages.train import train
 
         run = train(config)
-        return evaluate(of_run(run, config))["values"] | {"run": str(run.path)}
+        return evaluate(target_of_run(run, config))["values"] | {"run": str(run.path)}
 
     def forecast(self, inputs: Inputs, pace: Pace) -> Cost:
         """The training alone: how long generating and judging answers takes cannot be known from shapes."""
         return training_cost(inputs, pace)
 
     def check(self, config: Config) -> None:
-        from lora_ga_cli.stages.evaluate import check_benchmark
+        from lora_ga_cli.stages.evaluate import check_evaluation
 
-        check_benchmark(config)
+        check_evaluation(config)

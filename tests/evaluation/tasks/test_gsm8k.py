@@ -1,4 +1,4 @@
-"""GSM8K: which number an answer gives, and what its replies are worth."""
+"""GSM8K: which number an answer gives, and what its completions are worth."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import DataError, InvalidInput
-from lora_ga_cli.evaluation.numbers import read_number, read_plain, written
-from lora_ga_cli.evaluation.tasks.base import Problem, Reply, Score
-from lora_ga_cli.evaluation.tasks.gsm8k import Gsm8k
+from lora_ga_cli.evaluation.numbers import as_decimal, read_number, read_plain
+from lora_ga_cli.evaluation.tasks.base import Completion, Problem, Score
+from lora_ga_cli.evaluation.tasks.gsm8k import Gsm8k, Gsm8kOptions
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA
 
-Options = Callable[..., EvalConfig]
+Options = Callable[..., Gsm8kOptions]
 ROWS = [
     {"question": "Two and two?", "answer": "2 + 2 = 4.\n#### 4"},
     {"question": "A {thousand}?", "answer": "It is.\n#### 1,000"},
@@ -32,18 +31,18 @@ ROWS = [
 def options(tmp_path: Path) -> Options:
     """Options for the benchmark on `ROWS`, or other rows."""
 
-    def build(rows: list[dict[str, Any]] = ROWS, **changed: Any) -> EvalConfig:
+    def build(rows: list[dict[str, Any]] = ROWS, **changed: Any) -> Gsm8kOptions:
         file = tmp_path / "test.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return EvalConfig(task="gsm8k", file=str(file), **changed)
+        return Gsm8kOptions(file=str(file), **changed)
 
     return build
 
 
 def score(text: str, expected: str, **changed: Any) -> Score:
-    """The score of one reply."""
+    """The score of one completion."""
     problem = Problem("gsm8k/0", ("Q: ?\nA: ",), {"expected": expected})
-    return Gsm8k(EvalConfig(**changed)).score([Reply(problem, 0, problem.turns, (text,))], counting)
+    return Gsm8k(Gsm8kOptions(**changed)).score([Completion(problem, 0, problem.turns, (text,))], counting)
 
 
 class TestNumbers:
@@ -99,17 +98,17 @@ class TestNumbers:
         found = read_number(text)
         assert found == Decimal(value)
         assert found is not None
-        assert written(found) == value
+        assert as_decimal(found) == value
 
     def test_a_fraction_that_is_no_decimal_stays_one(self) -> None:
         assert read_number("1/3") == Fraction(1, 3)
-        assert written(Fraction(1, 3)) == "1/3"
+        assert as_decimal(Fraction(1, 3)) == "1/3"
         assert read_number("0.333") != read_number("1/3")
 
     @pytest.mark.parametrize("text", ["0.1", "1e-20", "123456789012345678901234567890.5"])
     def test_nothing_is_rounded(self, text: str) -> None:
         assert read_number(text) == Fraction(Decimal(text))
-        assert read_number(written(Fraction(Decimal(text)))) == Fraction(Decimal(text))
+        assert read_number(as_decimal(Fraction(Decimal(text)))) == Fraction(Decimal(text))
 
     @pytest.mark.parametrize(
         "text",
@@ -209,9 +208,9 @@ class TestReadings:
         assert score(text, "4", prompt=prompt).values["strict"] == 1.0
 
     def test_writing_may_stop_there(self) -> None:
-        assert Gsm8k(EvalConfig()).stops == ("\nQ:",)
-        assert Gsm8k(EvalConfig(prompt="Solve.\n\n### Question:\n{question}\n")).stops == ("\n### Question:",)
-        assert Gsm8k(EvalConfig(prompt="{question}\n")).stops == ()
+        assert Gsm8k(Gsm8kOptions()).stops == ("\nQ:",)
+        assert Gsm8k(Gsm8kOptions(prompt="Solve.\n\n### Question:\n{question}\n")).stops == ("\n### Question:",)
+        assert Gsm8k(Gsm8kOptions(prompt="{question}\n")).stops == ()
 
 
 class TestProblems:
@@ -223,13 +222,13 @@ class TestProblems:
 
     def test_a_prompt_of_ones_own(self, options: Options) -> None:
         benchmark = Gsm8k(options(prompt="{question} Think.", limit=1))
-        benchmark.check()
+        benchmark.check_requirements()
         assert [problem.turns for problem in benchmark.problems()] == [("Two and two? Think.",)]
 
     @pytest.mark.parametrize("prompt", ["Q: {query}\nA: ", "{question} {answer}", "{question"])
     def test_a_prompt_without_the_question_is_refused(self, options: Options, prompt: str) -> None:
         benchmark = Gsm8k(options(prompt=prompt))
-        for refuse in (benchmark.check, benchmark.problems):
+        for refuse in (benchmark.check_requirements, benchmark.problems):
             with pytest.raises(InvalidInput, match=r"^eval\.prompt: "):
                 refuse()
 
@@ -251,12 +250,12 @@ def test_samples_give_means_and_a_vote(options: Options) -> None:
         ["?", "?", "?"],
     ]
     benchmark = Gsm8k(options(samples=3, temperature=0.8))
-    replies = [
-        Reply(problem, sample, problem.turns, (text,))
+    completions = [
+        Completion(problem, sample, problem.turns, (text,))
         for problem, samples in zip(benchmark.problems(), texts, strict=True)
         for sample, text in enumerate(samples)
     ]
-    found = benchmark.score(replies, counting)
+    found = benchmark.score(completions, counting)
     assert found.values == {"accuracy": 3 / 9, "strict": 2 / 9, "no_answer": 4 / 9, "majority": 1 / 3}
     outcomes = ["right", "wrong", "right", "wrong", "no answer", "right", "no answer", "no answer", "no answer"]
     assert [verdict["outcome"] for verdict in found.verdicts] == outcomes
@@ -268,19 +267,21 @@ GSM8K = SHARED_DATA / "gsm8k" / "test.jsonl.gz"
 @pytest.mark.real_data
 @pytest.mark.skipif(not GSM8K.is_file(), reason=f"GSM8K is not in {SHARED_DATA}")
 def test_the_reference_solutions_are_all_right_in_both_readings() -> None:
-    benchmark = Gsm8k(EvalConfig(task="gsm8k", file=str(GSM8K)))
-    benchmark.check()
+    benchmark = Gsm8k(Gsm8kOptions(file=str(GSM8K)))
+    benchmark.check_requirements()
     problems = benchmark.problems()
     with gzip.open(GSM8K, "rt", encoding="utf-8") as lines:
         solutions = [json.loads(line)["answer"] for line in lines]
     assert len(problems) == 1319
-    replies = [Reply(item, 0, item.turns, (text,)) for item, text in zip(problems, solutions, strict=True)]
-    assert benchmark.score(replies, counting).values == {"accuracy": 1.0, "strict": 1.0, "no_answer": 0.0}
+    completions = [Completion(item, 0, item.turns, (text,)) for item, text in zip(problems, solutions, strict=True)]
+    assert benchmark.score(completions, counting).values == {"accuracy": 1.0, "strict": 1.0, "no_answer": 0.0}
     # the numbers themselves, read in the plainest way there is
     assert [item.row["expected"] for item in problems] == [
         text.rpartition("#### ")[2].replace(",", "").strip() for text in solutions
     ]
-    shifted = [Reply(item, 0, item.turns, (text,)) for item, text in zip(problems, [*solutions[1:], ""], strict=True)]
+    shifted = [
+        Completion(item, 0, item.turns, (text,)) for item, text in zip(problems, [*solutions[1:], ""], strict=True)
+    ]
     values = benchmark.score(shifted, counting).values
     assert values["no_answer"] == 1 / 1319
     assert values["accuracy"] == values["strict"] < 0.03

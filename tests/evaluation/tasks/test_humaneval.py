@@ -1,4 +1,4 @@
-"""HumanEval: which program a reply holds, what runs of them are worth, and that the published solutions pass."""
+"""HumanEval: which program a completion holds, what runs of them are worth, and that the published solutions pass."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import DataError, InvalidInput, UserError
-from lora_ga_cli.evaluation.sandbox.verdict import Trial
+from lora_ga_cli.evaluation.sandbox.verdict import CandidateProgram
 from lora_ga_cli.evaluation.tasks import humaneval
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Problem, Reply, Score
-from lora_ga_cli.evaluation.tasks.humaneval import HumanEval, extract_program, pass_at_k
+from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, Problem, Score
+from lora_ga_cli.evaluation.tasks.humaneval import HumanEval, HumanEvalOptions, extract_program, pass_at_k
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA
 
-Options = Callable[..., EvalConfig]
+Options = Callable[..., HumanEvalOptions]
 PUBLISHED = SHARED_DATA / "humaneval" / "HumanEval.jsonl.gz"
 HEAD = "from typing import List\n\n\ndef helper(x):\n    return x\n\n\n"
 PROMPT = HEAD + 'def double(x: int) -> int:\n    """ Twice x\n    """\n'
@@ -38,18 +37,18 @@ FULL = "def double(x):\n    return x + x\n"
 
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
-    def build(rows: list[dict[str, Any]] | None = None, **changed: Any) -> EvalConfig:
+    def build(rows: list[dict[str, Any]] | None = None, **changed: Any) -> HumanEvalOptions:
         file = tmp_path / "problems.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows or [ROW, OTHER]))
-        return EvalConfig(**{"task": "humaneval", "file": str(file), "execute_code": True, **changed})
+        return HumanEvalOptions(**{"file": str(file), "execute_code": True, **changed})
 
     return build
 
 
-def replies(problems: list[Problem], *texts: list[str]) -> list[Reply]:
+def completions(problems: list[Problem], *texts: list[str]) -> list[Completion]:
     """Replies to problems, several texts to each."""
     return [
-        Reply(problem, sample, problem.turns, (text,))
+        Completion(problem, sample, problem.turns, (text,))
         for problem, samples in zip(problems, texts, strict=True)
         for sample, text in enumerate(samples)
     ]
@@ -159,7 +158,7 @@ class TestExtract:
 class TestCheck:
     def test_leave_and_samples_and_prompt_are_asked_for_together(self, options: Options) -> None:
         with pytest.raises(InvalidInput) as raised:
-            HumanEval(options(execute_code=False, pass_at=[1, 10], samples=5, prompt="Solve!")).check()
+            HumanEval(options(execute_code=False, pass_at=[1, 10], samples=5, prompt="Solve!")).check_requirements()
         first, second, third = str(raised.value).splitlines()
         assert "eval.execute_code=true on the command line" in first
         assert "would run" in first
@@ -168,7 +167,7 @@ class TestCheck:
 
     def test_a_broken_template_is_refused(self, options: Options) -> None:
         with pytest.raises(InvalidInput, match=r"eval\.prompt: "):
-            HumanEval(options(prompt="{question")).check()
+            HumanEval(options(prompt="{question")).check_requirements()
 
     def test_without_a_sandbox_it_refuses(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse() -> None:
@@ -176,12 +175,12 @@ class TestCheck:
 
         monkeypatch.setattr(humaneval, "check_sandbox", refuse)
         with pytest.raises(UserError, match="no sandbox"):
-            HumanEval(options()).check()
+            HumanEval(options()).check_requirements()
 
     @pytest.mark.usefixtures("sandbox")
     def test_it_is_content_with_leave_and_a_sandbox(self, options: Options) -> None:
         benchmark: Benchmark = HumanEval(options())
-        benchmark.check()
+        benchmark.check_requirements()
         assert benchmark.name == "humaneval"
 
 
@@ -216,20 +215,20 @@ class TestProblems:
 
 class TestScore:
     def test_values_are_means_over_problems(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-        seen: list[Trial] = []
+        seen: list[CandidateProgram] = []
 
-        def verdict(trial: Trial, limits: Any) -> str:
+        def verdict(trial: CandidateProgram, limits: Any) -> str:
             seen.append(trial)
             assert limits.seconds == 3.5
             return "passed" if "right" in trial.program else "wrong answer"
 
-        monkeypatch.setattr(humaneval, "try_in_boxes", verdict)
+        monkeypatch.setattr(humaneval, "grade", verdict)
         benchmark = HumanEval(options(samples=4, pass_at=[1, 2, 4], timeout=3.5))
         texts = (
             ["    return right", "    return 1", "", "    return 2"],
             ["    return right", "    right", "    1", "    2"],
         )
-        score = benchmark.score(replies(list(benchmark.problems()), *texts), counting)
+        score = benchmark.score(completions(list(benchmark.problems()), *texts), counting)
         assert score.values == pytest.approx(
             {"pass@1": (1 / 4 + 2 / 4) / 2, "pass@2": (1 / 2 + 5 / 6) / 2, "pass@4": 1.0, "no_code": 1 / 8}
         )
@@ -239,7 +238,7 @@ class TestScore:
         assert {trial.entry_point for trial in seen} == {"double", "one"}
 
     def test_progress_is_reported(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(humaneval, "try_in_boxes", lambda *_: "passed")
+        monkeypatch.setattr(humaneval, "grade", lambda *_: "passed")
         told: list[Any] = []
 
         class Bar:
@@ -253,17 +252,17 @@ class TestScore:
                 return None
 
         benchmark = HumanEval(options())
-        benchmark.score(replies(list(benchmark.problems()), ["    1"], ["    1"]), Bar)
+        benchmark.score(completions(list(benchmark.problems()), ["    1"], ["    1"]), Bar)
         assert told == [("eval", "run", 2), 1, 2]
 
     def test_a_sandbox_that_breaks_stops_it(self, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: Any) -> str:
             raise UserError("no sandbox")
 
-        monkeypatch.setattr(humaneval, "try_in_boxes", refuse)
+        monkeypatch.setattr(humaneval, "grade", refuse)
         benchmark = HumanEval(options())
         with pytest.raises(UserError, match="no sandbox"):
-            benchmark.score(replies(list(benchmark.problems()), ["    1"], ["    1"]), counting)
+            benchmark.score(completions(list(benchmark.problems()), ["    1"], ["    1"]), counting)
 
     @pytest.mark.usefixtures("sandbox")
     def test_programs_run(self, options: Options) -> None:
@@ -272,7 +271,7 @@ class TestScore:
             ["    return 2 * x", "    return x", f"```python\n{FULL}```"],
             ["    return 2", "    1 /", "    while 1: 1"],
         )
-        score = benchmark.score(replies(list(benchmark.problems()), *texts), counting)
+        score = benchmark.score(completions(list(benchmark.problems()), *texts), counting)
         assert [verdict["reason"].partition(":")[0] for verdict in score.verdicts] == [
             "passed",
             "wrong answer",
@@ -291,11 +290,13 @@ class TestPublished:
     def score(self, text_of: Callable[[dict[str, Any]], str], limit: int | None = None) -> Score:
         with gzip.open(PUBLISHED, "rt", encoding="utf-8") as file:
             solutions = {row["task_id"]: row for row in map(json.loads, file)}
-        options = EvalConfig(task="humaneval", file=str(PUBLISHED), execute_code=True, timeout=60, limit=limit)
+        options = HumanEvalOptions(file=str(PUBLISHED), execute_code=True, timeout=60, limit=limit)
         benchmark = HumanEval(options)
         problems = benchmark.problems()
         assert len(problems) == (limit or 164)
-        return benchmark.score(replies(list(problems), *([text_of(solutions[item.id])] for item in problems)), counting)
+        return benchmark.score(
+            completions(list(problems), *([text_of(solutions[item.id])] for item in problems)), counting
+        )
 
     def test_all_canonical_solutions_pass(self) -> None:
         score = self.score(lambda row: row["canonical_solution"])

@@ -15,9 +15,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.errors import InvalidInput
-from lora_ga_cli.evaluation.tasks.lm_eval import check
+from lora_ga_cli.evaluation.tasks.lm_eval import LmEvalOptions, check
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import restless
 from tests.helpers import Loraga
@@ -144,7 +143,7 @@ def test_a_task_that_fails_is_an_error_of_the_harness(
 def faults(**options: Any) -> list[str]:
     """What is wrong with options before a model is loaded."""
     with pytest.raises(InvalidInput) as caught:
-        check(EvalConfig(task="lm_eval", **options))
+        check(LmEvalOptions(**options))
     return [str(fault) for fault in caught.value.faults]
 
 
@@ -169,7 +168,7 @@ def test_tasks_of_ones_own_need_leave_to_run_code(tasks: Path) -> None:
     own = {"tasks": ["tiny_choice"], "file": str(tasks)}
     (fault,) = faults(**own)
     assert fault.startswith("eval.execute_code: ")
-    check(EvalConfig(task="lm_eval", execute_code=True, **own))
+    check(LmEvalOptions(execute_code=True, **own))
 
 
 def test_a_strangers_recipe_does_not_run_its_tasks(loraga: Loraga, tasks: Path, saved_bases: dict[str, Path]) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, rating
+from lora_ga_cli.evaluation.judge import JudgeOptions
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, MtBenchOptions, rating
 from tests.conftest import SHARED_DATA
 from tests.evaluation.endpoints import KEY, VARIABLE, Endpoint, refuses, says
 from tests.evaluation.mt_bench_rows import (
@@ -20,7 +20,7 @@ from tests.evaluation.mt_bench_rows import (
     VALUES,
     Bench,
     by_last_character,
-    replies,
+    completions,
     silent,
 )
 
@@ -59,7 +59,7 @@ def test_what_counts_as_a_rating(judgement: str, value: float | None) -> None:
 def test_prompts_are_filled_by_turn_and_category(bench: Bench, endpoint: Endpoint) -> None:
     found = bench(endpoint.url, judge={"concurrency": 1})
     texts = [["a {answer}", " b\n"], ["42!", "21!"], ["c", "d {ref_answer_1}"], ["e"]]
-    found.score(replies(found, texts), silent)
+    found.score(completions(found, texts), silent)
     writing = {"question": "Write a haiku.", "answer": "a {answer}"}
     assert [request["messages"] for request in endpoint.requests] == [
         [{"role": "system", "content": f"You are {name}."}, {"role": "user", "content": PROMPTS[name].format(**values)}]
@@ -114,7 +114,7 @@ def test_means_are_those_of_a_hand_and_what_is_unrated_is_in_none(bench: Bench, 
         counted.append((stage, what, total))
         yield done.append
 
-    score = found.score(replies(found, TEXTS), progress)
+    score = found.score(completions(found, TEXTS), progress)
     assert score.values == pytest.approx(VALUES)
     assert list(score.values) == list(VALUES)
     assert counted == [("judge", "turn", 7)]
@@ -141,20 +141,20 @@ def test_means_are_those_of_a_hand_and_what_is_unrated_is_in_none(bench: Bench, 
 def test_scoring_again_asks_nothing(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = by_last_character
     first = bench(endpoint.url)
-    score = first.score(replies(first, TEXTS), silent)
+    score = first.score(completions(first, TEXTS), silent)
     asked = len(endpoint)
     second = bench(endpoint.url)
-    assert second.score(replies(second, TEXTS), silent) == score
+    assert second.score(completions(second, TEXTS), silent) == score
     assert len(endpoint) == asked
     changed = [*TEXTS[:3], ["another letter 4"]]
-    assert second.score(replies(second, changed), silent).values["first_turn/writing"] == (8 + 4) / 2
+    assert second.score(completions(second, changed), silent).values["first_turn/writing"] == (8 + 4) / 2
     assert len(endpoint) == asked + 1
 
 
 def test_a_judgement_without_a_rating_is_asked_for_once_more(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.script = [says("hm"), says("[[4]]")]
     found = bench(endpoint.url, limit=1, judge={"concurrency": 1})
-    score = found.score(replies(found, TEXTS[:1]), silent)
+    score = found.score(completions(found, TEXTS[:1]), silent)
     assert endpoint.requests[0] == endpoint.requests[1]
     assert score.verdicts[0]["turns"][0] == {"rating": 4.0, "judgements": ["hm", "[[4]]"], "model": "judge-0613"}
     assert score.values == {
@@ -169,14 +169,14 @@ def test_a_judgement_without_a_rating_is_asked_for_once_more(bench: Bench, endpo
 def test_a_judge_that_rates_nothing_is_an_error(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = lambda request: says("I cannot help with that.")
     found = bench(endpoint.url)
-    with pytest.raises(UserError, match=r"no judgement by 'judge' holds a rating from \[\[1\]\] to \[\[10\]\]"):
-        found.score(replies(found, TEXTS), silent)
+    with pytest.raises(UserError, match=r"no judgement by 'judge' contains a rating from \[\[1\]\] to \[\[10\]\]"):
+        found.score(completions(found, TEXTS), silent)
 
 
 def test_a_category_without_any_rating_has_no_mean(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = by_last_character
     found = bench(endpoint.url)
-    score = found.score(replies(found, [["8", "8"], ["x", "8"], ["8", "x"], ["8"]]), silent)
+    score = found.score(completions(found, [["8", "8"], ["x", "8"], ["8", "x"], ["8"]]), silent)
     assert "first_turn/math" not in score.values
     assert score.values["first_turn"] == 8
     assert score.values["unrated"] == 2 / 7
@@ -186,7 +186,7 @@ def test_every_sample_counts(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = by_last_character
     found = bench(endpoint.url, limit=2, samples=2)
     texts = [["9", "1"], ["1", "1"], ["4", "4"], ["6", "8"]]
-    score = found.score(replies(found, texts, samples=2), silent)
+    score = found.score(completions(found, texts, samples=2), silent)
     assert score.values == pytest.approx(
         {
             "first_turn": (9 + 1 + 4 + 6) / 4,
@@ -204,12 +204,12 @@ def test_a_scoring_that_stopped_asks_only_for_the_rest(bench: Bench, endpoint: E
     endpoint.script = [says("[[1]]"), says("hm"), says("[[2]]"), says("[[3]]")]
     endpoint.answer = lambda request: refuses(503)
     found = bench(endpoint.url, judge={"concurrency": 1, "retries": 1})
-    with pytest.raises(UserError, match=r"4 judgements kept in .*: the same command goes on from there"):
-        found.score(replies(found, TEXTS), silent)
+    with pytest.raises(UserError, match=r"4 judgements stored in .*: the same command continues from there"):
+        found.score(completions(found, TEXTS), silent)
     stopped = len(endpoint)
     endpoint.answer = lambda request: says("[[7]]")
     again = bench(endpoint.url, judge={"concurrency": 1})
-    score = again.score(replies(again, TEXTS), silent)
+    score = again.score(completions(again, TEXTS), silent)
     assert len(endpoint) - stopped == 4
     assert [turn["rating"] for verdict in score.verdicts for turn in verdict["turns"]] == [1, 2, 3, 7, 7, 7, 7]
 
@@ -217,8 +217,8 @@ def test_a_scoring_that_stopped_asks_only_for_the_rest(bench: Bench, endpoint: E
 def test_the_key_is_in_no_file(bench: Bench, endpoint: Endpoint, tmp_path: Path) -> None:
     endpoint.answer = by_last_character
     found = bench(endpoint.url)
-    found.check()
-    score = found.score(replies(found, TEXTS), silent)
+    found.check_requirements()
+    score = found.score(completions(found, TEXTS), silent)
     contents = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
     assert len(contents) == 3 + 8
     assert not any(KEY in content for content in [*contents, json.dumps(score.verdicts)])
@@ -228,22 +228,20 @@ def test_the_key_is_in_no_file(bench: Bench, endpoint: Endpoint, tmp_path: Path)
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"MT-Bench is not in {SHARED_DATA}")
 def test_all_of_mt_bench_is_asked_as_it_was_published(endpoint: Endpoint, tmp_path: Path) -> None:
-    judge = JudgeConfig(
+    judge = JudgeOptions(
         base_url=endpoint.url,
         key_variable=VARIABLE,
         prompts=str(REAL / "judge_prompts.jsonl"),
         references=str(REAL / "reference_answer.jsonl"),
     )
-    bench = MtBench(
-        EvalConfig(task="mt_bench", file=str(REAL / "question.jsonl"), judge=judge), tmp_path / "judgements"
-    )
-    bench.check()
+    bench = MtBench(MtBenchOptions(file=str(REAL / "question.jsonl"), judge=judge), tmp_path)
+    bench.check_requirements()
     endpoint.requests.clear()
     problems = bench.problems()
     assert len(problems) == 80
     assert {len(problem.turns) for problem in problems} == {2}
     texts = [[f"answer one of {problem.id}", f"answer two of {problem.id}"] for problem in problems]
-    score = bench.score(replies(bench, texts), silent)
+    score = bench.score(completions(bench, texts), silent)
     assert len(endpoint) == len(set(endpoint.questions())) == 160
     categories = {f"first_turn/{problem.row['category']}" for problem in problems}
     assert len(categories) == 8

@@ -23,7 +23,7 @@ from tests.evaluation.mt_bench_rows import (
     TEXTS,
     VALUES,
     Bench,
-    replies,
+    completions,
     silent,
 )
 
@@ -104,20 +104,20 @@ def test_a_served_model_judges(bench: Bench, served: Served, monkeypatch: pytest
     """Through `transformers serve`: the check, a score whose means are known, and nothing asked twice."""
     monkeypatch.delenv(VARIABLE, raising=False)
     found = bench(served.url, judge={"model": served.model, "max_tokens": 8})
-    found.check()
-    score = found.score(replies(found, TEXTS), silent)
+    found.check_requirements()
+    score = found.score(completions(found, TEXTS), silent)
     assert score.values == pytest.approx(VALUES)
     assert score.verdicts[3]["turns"] == [
         {"rating": 2.0, "judgements": ["Rating: [[2]]"], "model": f"{served.model}@main"}
     ]
     assert served.answers(1 + 8)
     again = bench(served.url, judge={"model": served.model, "max_tokens": 8})
-    assert again.score(replies(again, TEXTS), silent) == score
-    ten = replies(again, [["a 10", "b 10"], *TEXTS[1:]])
+    assert again.score(completions(again, TEXTS), silent) == score
+    ten = completions(again, [["a 10", "b 10"], *TEXTS[1:]])
     assert again.score(ten, silent).values["first_turn"] == (10 + 3 + 6 + 2) / 4
     assert served.answers(1 + 8 + 2)
 
 
 def test_a_served_model_of_another_name_is_named(bench: Bench, served: Served) -> None:
     with pytest.raises(UserError, match=r"'someone-else'\): check eval\.judge\.model"):
-        bench(served.url, judge={"model": "someone-else"}).check()
+        bench(served.url, judge={"model": "someone-else"}).check_requirements()

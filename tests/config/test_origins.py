@@ -1,23 +1,40 @@
-"""Composing one configuration without Hydra's own gives what Hydra gives, whatever was composed or written before."""
+"""loraga composes a configuration itself: it gives what Hydra gives, whatever was composed or written before."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.config.direct import composable
-from lora_ga_cli.errors import InvalidInput
-from tests.config import BASE, jobs, lay_out
+from lora_ga_cli.config.launch import stored
+from lora_ga_cli.config.locations import PRIMARY
+from tests.config import BASE, lay_out
 
 QUICKSTART = "recipe=quickstart"
+FLAGS = ["--config-dir", "mine"]
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _recipes(_in_an_empty_folder: None) -> None:
+    first = "defaults: [{override /model: tiny}, {override /dataset: quickstart}, {override /method: lora}]\n"
+    files = {
+        "recipes/first.yaml": first + "rank: 2\ntrainer: {epochs: 2}\ntarget_modules: [q_proj]\n",
+        "recipes/second.yaml": "defaults: [{override /method: dora}, {override /eval: accuracy}]\nrank: 3\nalpha: 5\n",
+        "recipes/on_top.yaml": "defaults: [first, second]\nalpha: 7\ntarget_modules: [v_proj, k_proj]\n",
+        "recipes/below.yaml": "defaults: [_self_, second, first, {override /eval: loss}]\nrank: 9\nalpha: ${rank}\n",
+        "recipes/asks.yaml": "defaults: [first]\nmodel:\n  path: ???\nname: ${method.name}\n",
+        "method/built.yaml": "defaults: [lora_ga]\ngamma: 4\n",
+    }
+    lay_out(Path("mine"), files)
 
 
 @pytest.mark.parametrize(
@@ -28,30 +45,25 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         [QUICKSTART, "method=lora", "method=dora", "rank=4", "+rank=5", "++alpha=3"],
         [QUICKSTART, "rank_pattern={q_proj: 3}", "rank_pattern.v_proj=2", "dataset.columns.x=y"],
         [QUICKSTART, "eval=mt_bench", "eval.judge={model: x}", "trainer.max_steps=null", "name='a, b'"],
+        ["recipe=on_top", "alpha=${rank}"],
+        ["recipe=below", "method=built", "method.gamma=${alpha}"],
+        ["recipe=asks", "model.path=x"],
     ],
 )
-def test_it_gives_what_hydra_gives(arguments: list[str]) -> None:
-    sources, faults = check(arguments)
+def test_the_composed_configuration_is_the_one_that_hydra_composes(arguments: list[str]) -> None:
+    sources, faults = check([*arguments, *FLAGS])
     assert not faults
-    assert composable(sources)
-    ((_, config),) = jobs(*arguments)
-    assert compose(arguments) == config
+    assert not sources.needs_hydra
+    with stored(sources), hydra.initialize(version_base="1.3", config_path=None):
+        by_hydra = hydra.compose(PRIMARY, sources.arguments)
+    by_hydra.recipe = sources.values()["recipe"]  # Hydra's application fills it in
+    assert sources.values() == OmegaConf.to_container(by_hydra)
 
 
-@pytest.mark.parametrize("text", ["method: [3]\n", "rank: ${nope}\n", "rank: ${rank}\n"])
-def test_it_says_what_hydra_says(text: str) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + text})
-    with pytest.raises(InvalidInput) as by_hydra:
-        jobs("recipe=mine", "--config-dir", "own")
-    with pytest.raises(InvalidInput) as direct:
-        compose(["recipe=mine", "--config-dir", "own"])
-    assert str(direct.value) == str(by_hydra.value)
-
-
-@pytest.mark.parametrize("option", ["hydra.job.name=x", "name='${method.name}'", "-m", "rank=1,2"])
+@pytest.mark.parametrize("option", ["hydra.job.name=x", "name='${now:%d}'", "-m", "--cfg=job"])
 def test_what_concerns_hydra_is_left_to_it(option: str) -> None:
-    sources, _ = check([QUICKSTART, option, "-m"])
-    assert not composable(sources)
+    sources, _ = check([QUICKSTART, option])
+    assert sources.needs_hydra
 
 
 def test_a_file_that_was_written_again_is_read_again() -> None:

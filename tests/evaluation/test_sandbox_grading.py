@@ -1,4 +1,4 @@
-"""The sandbox: whether there is one here, what passes in it, and how a program ends."""
+"""The check for a sandbox, verdicts on candidate programs, and how a program ends."""
 
 from __future__ import annotations
 
@@ -18,14 +18,24 @@ from lora_ga_cli.errors import UserError
 from lora_ga_cli.evaluation.sandbox import check as checking
 from lora_ga_cli.evaluation.sandbox import sandbox, syscalls
 from lora_ga_cli.evaluation.sandbox.check import check
-from lora_ga_cli.evaluation.sandbox.sandbox import Box, Ended, Limits
-from lora_ga_cli.evaluation.sandbox.verdict import Trial, try_in_boxes
-from tests.evaluation.trials import LIMITS, PROMPT, RIGHT, SETTLED, Hostile, innermost, processes_named, trial
+from lora_ga_cli.evaluation.sandbox.sandbox import Ended, Limits, Sandbox
+from lora_ga_cli.evaluation.sandbox.verdict import CandidateProgram, grade
+from tests.evaluation.programs import (
+    LIMITS,
+    PROMPT,
+    RIGHT,
+    SETTLED,
+    Hostile,
+    grade_add_two,
+    idle_candidate,
+    innermost,
+    processes_named,
+)
 
 
 class TestCheck:
     @pytest.mark.usefixtures("sandbox")
-    def test_it_passes_where_there_is_a_sandbox(self) -> None:
+    def test_the_check_passes_if_there_is_a_sandbox(self) -> None:
         check()
 
     def test_a_kernel_without_namespaces_is_refused_with_the_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,11 +51,11 @@ class TestCheck:
             "(as root: sysctl -w user.max_user_namespaces=16384)"
         )
         with pytest.raises(UserError, match="creating namespaces was refused"):
-            trial(RIGHT)
+            grade_add_two(RIGHT)
 
     def test_a_launcher_that_breaks_is_refused_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sandbox, "START", "raise ImportError('no ctypes')")
-        with pytest.raises(UserError, match=r"building a box \(ImportError: no ctypes\) was refused"):
+        with pytest.raises(UserError, match=r"building a sandbox \(ImportError: no ctypes\) was refused"):
             check()
 
     @pytest.mark.parametrize(
@@ -62,7 +72,7 @@ class TestCheck:
         (proc / "sys" / setting).write_text(value + "\n")
         assert helps in checking._help(proc)
 
-    def test_what_else_forbids_is_named(self, tmp_path: Path) -> None:
+    def test_other_obstacles_are_named(self, tmp_path: Path) -> None:
         assert "--security-opt seccomp=unconfined" in checking._help(fake_proc(tmp_path / "container", Seccomp=2))
         assert "mount /proc" in checking._help(tmp_path / "nothing")
         (tmp_path / "old/self").mkdir(parents=True)
@@ -73,18 +83,18 @@ class TestCheck:
         with pytest.raises(UserError, match="only on Linux"):
             check()
 
-    def test_holes_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Box, "__init__", lambda *_, **__: None)
-        monkeypatch.setattr(Box, "wait", lambda _: Ended("exited", 0, json.dumps(["it runs as root"])))
+    def test_what_the_sandbox_does_not_forbid_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Sandbox, "__init__", lambda *_, **__: None)
+        monkeypatch.setattr(Sandbox, "wait", lambda _: Ended("exited", 0, json.dumps(["it runs as root"])))
         with pytest.raises(UserError, match="the sandbox would leak here: it runs as root"):
             check()
-        monkeypatch.setattr(Box, "wait", lambda _: Ended("exited", 1, "Fatal Python error: no encodings\n"))
+        monkeypatch.setattr(Sandbox, "wait", lambda _: Ended("exited", 1, "Fatal Python error: no encodings\n"))
         with pytest.raises(UserError, match=r"Python does not run in the sandbox \(exited 1\): Fatal Python error"):
             check()
 
     @pytest.mark.usefixtures("sandbox")
     @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
-    def test_an_ordinary_user_has_it_too(self) -> None:
+    def test_an_ordinary_user_has_a_sandbox_too(self) -> None:
         code = f"import sys; sys.path.append({str(sandbox.ROOT)!r}); from {sandbox.PACKAGE}.check import check; check()"
         for python in (sandbox.launcher()[0], "/usr/bin/python3"):
             person: dict[str, Any] = {"user": 54321, "group": 54321, "extra_groups": [], "capture_output": True}
@@ -107,12 +117,12 @@ def fake_proc(proc: Path, **status: int) -> Path:
 
 
 @pytest.mark.usefixtures("sandbox")
-class TestTrial:
+class TestVerdict:
     def test_a_right_program_passes(self) -> None:
-        assert trial(RIGHT) == "passed"
+        assert grade_add_two(RIGHT) == "passed"
 
-    def test_a_wrong_one_does_not(self) -> None:
-        assert trial("def add_two(x):\n    return 3\n") == "wrong answer"
+    def test_a_wrong_program_does_not_pass(self) -> None:
+        assert grade_add_two("def add_two(x):\n    return 3\n") == "wrong answer"
 
     @pytest.mark.parametrize(
         ("program", "reason"),
@@ -127,36 +137,36 @@ class TestTrial:
             ("def add_two(x):\n    raise ValueError('a\\n\\x1b[2Jb ' * 99)\n", None),
         ],
     )
-    def test_an_exception_is_the_programs_and_is_told(self, program: str, reason: str | None) -> None:
-        found = trial(program)
+    def test_an_exception_of_the_program_is_the_reason(self, program: str, reason: str | None) -> None:
+        found = grade_add_two(program)
         assert found == reason or (reason is None and found.startswith("exception: ValueError: a [2Jb a"))
         assert found.isprintable()
         assert len(found) < 250
 
-    def test_what_the_tests_raise_is_told_too(self) -> None:
+    def test_an_exception_of_the_tests_is_the_reason_too(self) -> None:
         test = "def check(candidate):\n    assert abs(candidate(1) - 3) < 1\n"
-        assert trial("def add_two(x): ...\n", test).startswith("exception: TypeError: unsupported operand")
+        assert grade_add_two("def add_two(x): ...\n", test).startswith("exception: TypeError: unsupported operand")
 
     def test_tests_use_the_helpers_of_the_prompt_not_of_the_program(self) -> None:
         prompt = f"def double(x):\n    return 2 * x\n\n{PROMPT}"
         test = "def check(candidate):\n    assert candidate(double(4)) == 10\n    assert add_two(1) == 3\n"
         forged = "def double(x): return 0\ndef add_two(x): return 10\n"
-        assert try_in_boxes(Trial(prompt + RIGHT, "add_two", prompt, test), LIMITS) == "passed"
-        assert try_in_boxes(Trial(forged, "add_two", prompt, test), LIMITS) == "wrong answer"
+        assert grade(CandidateProgram(prompt + RIGHT, "add_two", prompt, test), LIMITS) == "passed"
+        assert grade(CandidateProgram(forged, "add_two", prompt, test), LIMITS) == "wrong answer"
 
-    def test_printing_and_dataclasses_and_a_few_threads_are_no_offence(self) -> None:
+    def test_printing_and_dataclasses_and_a_few_threads_are_allowed(self) -> None:
         program = (
             "import dataclasses, threading\n"
             "@dataclasses.dataclass\nclass Box:\n    value: 'int'\n"
             "def add_two(x):\n    print('thinking', flush=True)\n    box = Box(x)\n"
-            "    def work(): sandbox.value += 2\n"
+            "    def work(): box.value += 2\n"
             "    thread = threading.Thread(target=work)\n    thread.start()\n    thread.join()\n"
-            "    return sandbox.value\n"
+            "    return box.value\n"
         )
-        assert trial(program) == "passed"
+        assert grade_add_two(program) == "passed"
 
     def test_a_program_of_megabytes_passes_too(self) -> None:
-        assert trial("# " + "x" * (2 << 20) + "\n" + RIGHT) == "passed"
+        assert grade_add_two("# " + "x" * (2 << 20) + "\n" + RIGHT) == "passed"
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -178,18 +188,18 @@ class TestEnd:
             f"import ctypes, os, time\nctypes.CDLL(None).prctl(15, b{name!r}, 0, 0, 0)\n"
             "if os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\n"
         )
-        assert trial(daemon + RIGHT) == "passed"
+        assert grade_add_two(daemon + RIGHT) == "passed"
         assert not processes_named(name)
 
     @pytest.mark.parametrize("where", ["", "def add_two(x):\n    "])
     @pytest.mark.parametrize("status", [0, 1])
-    def test_leaving_is_no_pass(self, hostile: Hostile, where: str, status: int) -> None:
+    def test_a_program_that_exits_does_not_pass(self, hostile: Hostile, where: str, status: int) -> None:
         assert hostile(f"import os\n{where}os._exit({status})\n") == "exited"
 
-    def test_falling_silent_is_no_pass(self, hostile: Hostile) -> None:
+    def test_a_program_that_closes_the_connection_does_not_pass(self, hostile: Hostile) -> None:
         assert hostile("import os\nos.closerange(0, 99)\nwhile True: pass\n", limits=Limits(seconds=1)) == "timed out"
 
-    def test_signals_reach_nobody_else(self, hostile: Hostile) -> None:
+    def test_signals_reach_no_other_process(self, hostile: Hostile) -> None:
         program = (
             "import os, signal\n"
             "for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):\n"
@@ -205,18 +215,18 @@ class TestEnd:
         reason = hostile(program)
         assert reason.startswith(("exception: PermissionError", "killed by signal", "timed out"))
 
-    def test_stopping_leaves_nobody(self) -> None:
+    def test_stopping_leaves_no_process(self) -> None:
         reads, writes = os.pipe()
-        idle = Box(["candidate", "wire"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
+        idle = idle_candidate(reads, writes)
         inner = innermost(idle)
         assert idle.stop() == idle.wait() == Ended("stopped")
         assert not psutil.pid_exists(inner)
         os.close(reads)
         os.close(writes)
 
-    def test_a_killed_launcher_takes_the_box_with_it(self) -> None:
+    def test_a_killed_launcher_ends_its_sandbox(self) -> None:
         reads, writes = os.pipe()
-        idle = Box(["candidate", "wire"], {"program.py": ""}, limits=Limits(seconds=60), channels=[reads, writes])
+        idle = idle_candidate(reads, writes)
         inner = innermost(idle)
         idle._process.kill()
         assert idle.wait(SETTLED).how in ("killed", "stopped")

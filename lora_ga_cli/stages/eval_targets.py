@@ -1,4 +1,4 @@
-"""What can be scored: a finished run, an adapter in a folder, or any model."""
+"""What `loraga eval` can score: a finished run, an adapter in a folder, or any model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.compose import compose_around, reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
+from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
@@ -23,15 +24,15 @@ HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Something to score.
+class EvalTarget:
+    """A model to score.
 
     Args:
-        name: what tables call it.
-        folder: where results go.
-        state: what tells it from an earlier state of the same thing.
-        load: gives the model in evaluation mode.
-        run: the run it is; None for others.
+        name: its name in tables.
+        folder: where results are stored.
+        state: changes if the model in the same place changes.
+        load: returns the model in evaluation mode.
+        run: the run that trained it; None for an adapter or a model.
     """
 
     name: str
@@ -42,13 +43,14 @@ class Candidate:
     run: RunFolder | None = None
 
 
-def of_run(run: RunFolder, config: Config) -> Candidate:
-    """
+def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
+    """The target of a run.
+
     Raises:
         RunError: it has not finished.
     """
     require_finished(run)
-    return Candidate(
+    return EvalTarget(
         run.path.resolve().name,
         config,
         run.path,
@@ -58,20 +60,20 @@ def of_run(run: RunFolder, config: Config) -> Candidate:
     )
 
 
-def find_candidate(text: str, options: Sequence[str]) -> Candidate:
-    """What a word on the command line names.
+def find_target(text: str, options: Sequence[str]) -> EvalTarget:
+    """The target that a word on the command line names.
 
     Args:
-        options: changes to a run's ``eval`` options; for others, overrides of a whole configuration.
+        options: changes to a run's ``eval`` options; for others, overrides of a complete configuration.
 
     Raises:
-        RunError: it names nothing that can be scored, or a run that has not finished.
-        InvalidInput: options that do not fit.
+        RunError: the word names nothing that can be scored, or a run that has not finished.
+        InvalidInput: wrong options.
     """
     folder = Path(text).expanduser()
     if (folder / "manifest.json").is_file():
         run = RunFolder(folder)
-        return of_run(run, reconfigured(run.read_config(), options))
+        return target_of_run(run, reconfigured(run.read_config(), options))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         return _of_adapter(folder, _composed(options, base))
@@ -88,33 +90,33 @@ def find_candidate(text: str, options: Sequence[str]) -> Candidate:
     raise RunError(f"{text}: {what}")
 
 
-def _of_adapter(folder: Path, config: Config) -> Candidate:
+def _of_adapter(folder: Path, config: Config) -> EvalTarget:
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
         return load_adapter(inputs.load_model(), folder, str(inputs.device))
 
     files = sorted(file for pattern in ADAPTER_FILES for file in folder.glob(pattern))
     name, state = folder.resolve().name, _state(config, {file.name: sha256_file(file) for file in files})
-    return Candidate(name, config, _results(config, name), state, load)
+    return EvalTarget(name, config, _results(config, name), state, load)
 
 
-def _of_model(name: str, config: Config) -> Candidate:
-    return Candidate(name, config, _results(config, name), _state(config, {}), lambda inputs: inputs.load_model())
+def _of_model(name: str, config: Config) -> EvalTarget:
+    return EvalTarget(name, config, _results(config, name), _state(config, {}), lambda inputs: inputs.load_model())
 
 
 def _state(config: Config, adapter: Mapping[str, str]) -> str:
-    """By content: another model may come to lie in the same place, or be loaded in another precision."""
+    """A hash of the contents: the place may hold another model later, or it may be loaded in another precision."""
     base = base_identity(config)
     return sha256_json({"model": config.model.model_dump(mode="json"), "base": base, "adapter": dict(adapter)})
 
 
 def _results(config: Config, name: str) -> Path:
-    """A folder beside the runs: what is not ours is not written to."""
+    """A folder beside the runs, as nothing is written into a folder that is not a run."""
     return resolve_path(config.output_dir) / f"eval-{name}"
 
 
 def _composed(options: Sequence[str], base: str | None) -> Config:
     config, has_data = compose_around(options, base)
-    if config.eval.task == "rows" and not has_data:
-        hint = "dataset=… or recipe=…, or a benchmark such as eval=gsm8k"
+    if task_of(config).needs_rows and not has_data:
+        hint = "dataset=… or recipe=…, or a benchmark by eval=…"
         raise InvalidInput([Fault("command line", "no data set to score on", hint)])
     return config

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.evaluation.generate import Writer
+from lora_ga_cli.evaluation.generate import Generator
+from lora_ga_cli.evaluation.judge import JudgeOptions
 from lora_ga_cli.report import console
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
@@ -149,9 +150,9 @@ def test_a_model_in_a_folder_is_scored_as_it_is(loraga: Loraga, digits: Path) ->
     """Of three problems it gets one right, one wrong, and does not answer the third."""
     before = listing(digits)
     out = loraga("eval", str(digits), *BENCHMARK)
-    assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, cut 0.3333 (3 problems)" in out
+    assert "digits: accuracy 0.3333, strict 0.3333, no answer 0.3333, truncated 0.3333 (3 problems)" in out
     assert texts("runs/eval-digits") == ["??????", "#### 7", "#### 9"]
-    third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "cut": 1 / 3}
+    third = {"accuracy": 1 / 3, "strict": 1 / 3, "no_answer": 1 / 3, "truncated": 1 / 3}
     assert results("runs/eval-digits")[0]["values"] == third
     assert listing(digits) == before
 
@@ -227,7 +228,7 @@ def test_a_model_in_another_precision_is_another(loraga: Loraga, digits: Path) -
 
 
 def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate, asked = Writer._generate, []
+    generate, asked = Generator._generate, []
 
     def once(*arguments: Any) -> Any:
         asked.append(None)
@@ -235,14 +236,14 @@ def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.Mo
             raise KeyboardInterrupt
         return generate(*arguments)
 
-    monkeypatch.setattr(Writer, "_generate", once)
+    monkeypatch.setattr(Generator, "_generate", once)
     loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2", code=130)
-    (drafts,) = Path("runs/plain/eval").iterdir()
-    assert drafts.name.endswith(".drafts.jsonl")
-    assert len(drafts.read_text().splitlines()) == 2
+    (partial,) = Path("runs/plain/eval").iterdir()
+    assert partial.name.endswith(".partial.jsonl")
+    assert len(partial.read_text().splitlines()) == 2
     loraga("eval", "runs/plain", *BENCHMARK, "eval.batch_size=2")
     assert len(asked) == 3
-    assert not drafts.exists()
+    assert not partial.exists()
     loraga("eval", "exported", *BENCHMARK, FLOAT)
     assert texts("runs/plain") == texts("runs/eval-exported")
 
@@ -271,7 +272,7 @@ def tamper(**changes: Any) -> None:
 
 
 def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lora_ga_cli.evaluation.tasks.humaneval.try_in_boxes", lambda *_: pytest.fail("a program ran"))
+    monkeypatch.setattr("lora_ga_cli.evaluation.tasks.humaneval.grade", lambda *_: pytest.fail("a program ran"))
     row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
     Path("programs.jsonl").write_text(json.dumps(row) + "\n")
     tamper(task="humaneval", file="programs.jsonl", execute_code=True)
@@ -280,11 +281,13 @@ def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.M
 
 
 def test_a_strangers_run_does_not_choose_who_receives_the_key(loraga: Loraga) -> None:
-    judge = yaml.safe_load(Path("runs/plain/config.yaml").read_text())["eval"]["judge"]
-    tamper(judge=judge | {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"})
-    loraga("eval", "runs/plain")
-    stored = json.loads(Path("runs/plain/eval.json").read_text())["options"]["judge"]
-    assert stored == judge | {"model": "kept"}
+    judge = {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"}
+    tamper(task="mt_bench", judge=judge, metrics=None, answer_pattern=None)
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora_ga_cli.stages.evaluate.evaluate", lambda target: seen.append(target.config) or {})
+        main(["eval", "runs/plain"])
+    assert seen[0].eval.judge == JudgeOptions(model="kept")
 
 
 def test_a_strangers_adapter_does_not_read_the_environment(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,13 +338,13 @@ def test_a_classifier_does_not_write(loraga: Loraga, saved_bases: dict[str, Path
     data = ["dataset=classification", "dataset.train_file=unread", "model=classifier"]
     for benchmark in (BENCHMARK, ["eval=mt_bench"], ["eval=lm_eval", "eval.tasks=[mmlu]"]):
         out = loraga("eval", str(saved_bases["bert"]), *data, *benchmark, code=2)
-        assert "wants a model that writes, and this one classifies" in out
+        assert "does not score models of model.task=sequence_classification" in out
 
 
 def test_rows_need_a_data_set(loraga: Loraga) -> None:
     for options in ([], ["eval=exact_match"], ["eval.file=problems.jsonl"]):
         out = loraga("eval", "exported", *options, code=2)
-        assert "no data set to score on (dataset=… or recipe=…, or a benchmark such as eval=gsm8k)" in out
+        assert "no data set to score on (dataset=… or recipe=…, or a benchmark by eval=…)" in out
 
 
 def test_a_recipe_says_what_kind_of_model_it_is(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
@@ -359,5 +362,5 @@ def test_hydras_flags_are_refused(loraga: Loraga, flags: list[str]) -> None:
 
 
 def test_faults_of_a_command_line_come_together(loraga: Loraga) -> None:
-    out = loraga("eval", "moved", "eval=gsm8k", "eval.limt=2", "modle.dtype=float32", code=2)
-    assert [word for word in ("eval.limit?", "model.dtype?", "which base") if word not in out] == []
+    out = loraga("eval", "moved", "eval=gsm8k", "sed=2", "modle.dtype=float32", code=2)
+    assert [word for word in ("seed?", "model.dtype?", "which base") if word not in out] == []

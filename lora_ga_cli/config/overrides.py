@@ -1,4 +1,4 @@
-"""The command line, taken apart: Hydra's flags, and overrides."""
+"""The command line: Hydra's flags, and overrides of options."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
-from unittest import mock
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
@@ -17,27 +15,49 @@ from lora_ga_cli.errors import Fault, InvalidInput
 
 COMMAND_LINE = "command line"
 REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
-"""Flags of Hydra's that would have it read what is not checked here, or run what was pickled."""
+"""Hydra's flags that would have it read files that were not checked here, or run what was pickled."""
 PASSED_FLAGS = ("cfg", "package", "info", "resolve", "run", "multirun", "shell_completion", "hydra_help")
+"""Hydra's flags that are handed to it."""
+CFG_CHOICES = ("job", "hydra", "all")
+INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of Hydra's flags, which raises where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput([Fault(COMMAND_LINE, message.removeprefix("argument "), "see --help")])
+
+
+def _parser() -> _Parser:
+    parser = _Parser(add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--cfg", "-c", choices=CFG_CHOICES)
+    parser.add_argument("--info", "-i", const="all", nargs="?", choices=INFO_CHOICES)
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    parser.add_argument("--config-name", "-cn")
+    parser.add_argument("--experimental-rerun")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--run", "-r", action="store_true")
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    parser.add_argument("--hydra-help", action="store_true")
+    return parser
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Overrides and flags, in any order, and what is neither.
+    """Parses overrides and flags, in any order; what is neither comes second.
 
     Raises:
-        InvalidInput: argparse's own complaints.
+        InvalidInput: a flag has a wrong value, or none.
     """
-
-    def refuse(message: str) -> NoReturn:
-        raise InvalidInput([Fault(COMMAND_LINE, message.removeprefix("argument "), "see --help")])
-
-    parser = get_args_parser()
-    with mock.patch.object(parser, "error", refuse):
-        return parser.parse_known_intermixed_args(list(arguments))
+    return _parser().parse_known_intermixed_args(list(arguments))
 
 
 def refused_flags(parsed: argparse.Namespace, others: Iterable[str]) -> Iterator[Fault]:
-    """Faults for flags that nobody has, or that loraga does not pass on."""
+    """Faults for unknown flags, and for flags that loraga does not hand to Hydra."""
     for flag in others:
         if flag.startswith("-"):
             yield Fault(COMMAND_LINE, f"no option {flag}", "see --help")
@@ -58,7 +78,7 @@ def flags_of(parsed: argparse.Namespace) -> Iterator[str]:
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:
-    """Overrides, and faults for texts that are none."""
+    """The overrides among ``texts``, and a fault for each text that is not an override."""
     overrides, faults = [], []
     for text in texts:
         try:
@@ -70,15 +90,16 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[Fault]]:
 
 @lru_cache(maxsize=4096)
 def parse_override(text: str) -> Override:
-    """
+    """Parses ``option=value`` by Hydra's grammar.
+
     Raises:
-        HydraException: it is none.
+        HydraException: the text is not an override.
     """
     return OverridesParser.create().parse_override(text)
 
 
 def how_to_write(text: str) -> str:
-    """The hint for a text that is no override."""
+    """The hint for a text that is not an override."""
     quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
     return quote if "=" in text else "write option=value"
 
@@ -89,7 +110,7 @@ def is_hydras(key: str) -> bool:
 
 
 def values_of(override: Override, choices: Iterable[str] = ()) -> list[Any]:
-    """The value of an override, or every value of a sweep; of a pattern, the ``choices`` that match it."""
+    """The values that an override gives: one, or each of a sweep, or for a pattern the ``choices`` that match it."""
     value = override.value()
     if isinstance(value, Glob):
         return list(value.filter(sorted(choices)))

@@ -1,4 +1,4 @@
-"""The three files of MT-Bench, as FastChat has them: questions, the judge's prompts, reference answers."""
+"""Reads the three files of MT-Bench in FastChat's form: questions, the judge's prompts, reference answers."""
 
 from __future__ import annotations
 
@@ -6,41 +6,39 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_ga_cli.config.schema import EvalConfig
 from lora_ga_cli.data.faults import RowFaults
 from lora_ga_cli.data.source import Row
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.evaluation.gathering import gathered
+from lora_ga_cli.evaluation.benchmark_rows import FILE, file_rows
 from lora_ga_cli.evaluation.judge import Message
-from lora_ga_cli.evaluation.rows import FILE, file_rows
-from lora_ga_cli.evaluation.tasks.base import Problem
+from lora_ga_cli.evaluation.tasks.base import Problem, collect_faults
 
 QUESTIONS, PROMPTS, REFERENCES = FILE, "eval.judge.prompts", "eval.judge.references"
-FASTCHAT = "github.com/lm-sys/FastChat has it: fastchat/llm_judge/data/"
+FASTCHAT = "it is in github.com/lm-sys/FastChat: fastchat/llm_judge/data/"
 SOURCES = {
     QUESTIONS: FASTCHAT + "mt_bench/question.jsonl",
     PROMPTS: FASTCHAT + "judge_prompts.jsonl",
     REFERENCES: FASTCHAT + "mt_bench/reference_answer/gpt-4.jsonl",
 }
-"""Where to fetch the file that an option names; no copy on the hub can be relied upon."""
+"""Where to download the file that an option names, as no copy on the hub is reliable."""
 REFERENCED = ("math", "reasoning", "coding")
-"""Categories that are graded beside a reference answer (FastChat's ``NEED_REF_CATS``)."""
+"""Categories that are graded with a reference answer (FastChat's ``NEED_REF_CATS``)."""
 TEMPLATES = {
     (1, False): "single-v1",
     (1, True): "single-math-v1",
     (2, False): "single-v1-multi-turn",
     (2, True): "single-math-v1-multi-turn",
 }
-"""FastChat's name of the judge's prompt, by the turn that is graded and whether it is beside a reference."""
-PLACES = {
+"""FastChat's name of the judge's prompt, by the graded turn and by whether there is a reference answer."""
+FIELDS = {
     "single-v1": {"question", "answer"},
     "single-math-v1": {"question", "answer", "ref_answer_1"},
     "single-v1-multi-turn": {"question_1", "answer_1", "question_2", "answer_2"},
     "single-math-v1-multi-turn": {"question_1", "answer_1", "question_2", "answer_2", "ref_answer_1", "ref_answer_2"},
 }
-"""What each prompt inserts."""
-SHOWN = 10
-"""Questions that a fault lists."""
+"""The fields that each prompt fills in."""
+MAX_LISTED = 10
+"""The most questions that one message lists."""
 
 
 @dataclass(frozen=True)
@@ -55,41 +53,46 @@ class Template:
         return [{"role": "system", "content": self.system}, user] if self.system.strip() else [user]
 
 
-def read_problems(options: EvalConfig) -> list[Problem]:
-    """The questions in their order; those of `REFERENCED` categories with the reference answers to their turns.
+def read_problems(file: str | list[str] | None, limit: int | None, references_file: str | None) -> list[Problem]:
+    """The questions in order; those of `REFERENCED` categories with the reference answers to their turns.
+
+    Args:
+        file: file or files of questions.
+        limit: reads only the first questions, at most this many.
+        references_file: file of reference answers.
 
     Raises:
-        DataError: the questions or the references are missing, or not as FastChat has them.
+        DataError: questions or references are missing, or not in FastChat's form.
     """
     faults: list[Fault] = []
-    questions = gathered(faults, lambda: read_questions(options))
-    references = gathered(faults, lambda: read_references(options.judge.references))
+    questions = collect_faults(faults, lambda: read_questions(file, limit))
+    references = collect_faults(faults, lambda: read_references(references_file))
     if questions is None or references is None:
         raise DataError(faults)
     problems, without = [], []
     for row in questions:
         name, is_referenced = str(row["question_id"]), row["category"] in REFERENCED
-        known = references.get(name, ()) if is_referenced else ()
-        if is_referenced and len(known) < len(row["turns"]):
+        answers = references.get(name, ()) if is_referenced else ()
+        if is_referenced and len(answers) < len(row["turns"]):
             without.append(name)
-        problems.append(Problem(name, tuple(row["turns"]), {"category": row["category"], "references": known}))
+        problems.append(Problem(name, tuple(row["turns"]), {"category": row["category"], "references": answers}))
     if without:
-        more = f" and {len(without) - SHOWN} more" if len(without) > SHOWN else ""
-        what = f"does not answer every turn of question {', '.join(without[:SHOWN])}{more}"
+        more = f" and {len(without) - MAX_LISTED} more" if len(without) > MAX_LISTED else ""
+        what = f"lacks the answer to a turn of question {', '.join(without[:MAX_LISTED])}{more}"
         raise DataError([Fault(REFERENCES, what, SOURCES[REFERENCES])])
     return problems
 
 
-def read_questions(options: EvalConfig) -> list[Row]:
+def read_questions(file: str | list[str] | None, limit: int | None) -> list[Row]:
     """The rows of questions.
 
     Raises:
         DataError
     """
-    rows = _rows(QUESTIONS, options.file, ("question_id", "category", "turns"), options.limit)
+    rows = _rows(QUESTIONS, file, ("question_id", "category", "turns"), limit)
     bad = RowFaults(QUESTIONS)
     for number, row in enumerate(rows, start=1):
-        if why := _unlike_a_question(row):
+        if why := _fault_of_question(row):
             bad.add("question", QUESTIONS, f"question {row.get('question_id', '')} (row {number}) {why}")
     if len(bad):
         raise DataError(bad.faults({"question": SOURCES[QUESTIONS]}))
@@ -107,7 +110,7 @@ def read_references(file: str | None) -> dict[str, tuple[str, ...]]:
         try:
             turns = row["choices"][0]["turns"]
         except (KeyError, IndexError, TypeError):
-            continue  # a question that needs it will be missed, by its id
+            continue  # if a question needs this answer, `read_problems` reports the question
         if _are_texts(turns):
             answers[str(row.get("question_id"))] = tuple(turns)
     return answers
@@ -122,10 +125,10 @@ def read_templates(file: str | None) -> dict[str, Template]:
     templates: dict[str, Template] = {}
     bad = RowFaults(PROMPTS)
     for row in _rows(PROMPTS, file, ("name", "system_prompt", "prompt_template")):
-        if (name := str(row.get("name"))) in PLACES:
+        if (name := str(row.get("name"))) in FIELDS:
             system, user = (str(row.get(column) or "") for column in ("system_prompt", "prompt_template"))
             templates[name] = Template(system, user)
-            if why := _misplaced(name, templates[name]):
+            if why := _fault_of_template(name, templates[name]):
                 bad.add("prompt", PROMPTS, f"prompt {name} {why}")
     if len(bad):
         raise DataError(bad.faults({"prompt": SOURCES[PROMPTS]}))
@@ -142,8 +145,8 @@ def _are_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)
 
 
-def _unlike_a_question(row: Row) -> str:
-    """Why a row is no question of MT-Bench; empty if it is one."""
+def _fault_of_question(row: Row) -> str:
+    """What is wrong with a row of questions; empty if nothing is."""
     if not isinstance(row.get("question_id"), int | str):
         return "has no question_id"
     if not isinstance(row.get("category"), str):
@@ -153,14 +156,14 @@ def _unlike_a_question(row: Row) -> str:
     return ""
 
 
-def _misplaced(name: str, template: Template) -> str:
-    """Why a template cannot be the prompt of that name; empty if it can."""
+def _fault_of_template(name: str, template: Template) -> str:
+    """What is wrong with the prompt of a name; empty if nothing is."""
     try:
-        places = {place for _, place, _, _ in string.Formatter().parse(template.user) if place is not None}
-        if places <= PLACES[name]:
-            template.messages(dict.fromkeys(places, "text"))
+        fields = {field for _, field, _, _ in string.Formatter().parse(template.user) if field is not None}
+        if fields <= FIELDS[name]:
+            template.messages(dict.fromkeys(fields, "text"))
     except (TypeError, ValueError) as error:
         return f"cannot be filled in: {error}"
-    wrong = [f"lacks {{{place}}}" for place in sorted(PLACES[name] - places)]
-    wrong += [f"has an unknown {{{place}}}" for place in sorted(places - PLACES[name])]
+    wrong = [f"lacks {{{field}}}" for field in sorted(FIELDS[name] - fields)]
+    wrong += [f"has an unknown {{{field}}}" for field in sorted(fields - FIELDS[name])]
     return ", ".join(wrong)

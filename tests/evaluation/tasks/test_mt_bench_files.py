@@ -1,4 +1,4 @@
-"""The files of MT-Bench: what they give, and what is wrong with others, all at once."""
+"""The files of MT-Bench: what they contain, and all faults of other files together."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.config.schema import EvalConfig, JudgeConfig
 from lora_ga_cli.errors import DataError, InvalidInput, UserError
-from lora_ga_cli.evaluation.tasks.mt_bench import MtBench
+from lora_ga_cli.evaluation.judge import JudgeOptions
+from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, MtBenchOptions
 from tests.evaluation.endpoints import KEY, VARIABLE, Endpoint, refuses
 from tests.evaluation.mt_bench_rows import (
     QUESTIONS,
@@ -31,9 +31,9 @@ def test_problems_are_the_questions_with_what_grading_needs(bench: Bench) -> Non
 def test_without_files_key_and_address_all_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    bench = MtBench(EvalConfig(task="mt_bench", judge=JudgeConfig(key_variable=VARIABLE)), tmp_path)
+    bench = MtBench(MtBenchOptions(judge=JudgeOptions(key_variable=VARIABLE)), tmp_path)
     with pytest.raises(InvalidInput) as caught:
-        bench.check()
+        bench.check_requirements()
     assert [fault.where for fault in caught.value.faults] == [
         "eval.file",
         "eval.judge.references",
@@ -43,7 +43,7 @@ def test_without_files_key_and_address_all_is_said_at_once(tmp_path: Path, monke
     ]
     text = str(caught.value)
     for file in ("mt_bench/question.jsonl", "mt_bench/reference_answer/gpt-4.jsonl", "judge_prompts.jsonl"):
-        assert f"github.com/lm-sys/FastChat has it: fastchat/llm_judge/data/{file}" in text
+        assert f"it is in github.com/lm-sys/FastChat: fastchat/llm_judge/data/{file}" in text
     with pytest.raises(DataError):
         bench.problems()
 
@@ -51,19 +51,19 @@ def test_without_files_key_and_address_all_is_said_at_once(tmp_path: Path, monke
 def faults(bench: MtBench) -> list[str]:
     """What its check finds before anything is asked."""
     with pytest.raises(InvalidInput) as caught:
-        bench.check()
+        bench.check_requirements()
     return [str(fault) for fault in caught.value.faults]
 
 
 def test_a_sound_benchmark_asks_the_judge_for_one_word(bench: Bench, endpoint: Endpoint) -> None:
-    bench(endpoint.url).check()
+    bench(endpoint.url).check_requirements()
     assert len(endpoint) == 1
 
 
 def test_a_wrong_key_is_found_before_anything_is_generated(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = lambda request: refuses(401, f"{KEY} is wrong")
     with pytest.raises(UserError, match=VARIABLE) as caught:
-        bench(endpoint.url).check()
+        bench(endpoint.url).check_requirements()
     assert KEY not in str(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_a_wrong_key_is_found_before_anything_is_generated(bench: Bench, endpoin
         ([{**QUESTIONS[0], "turns": ["a", " "]}], ["list of one or two texts"]),
         ([{**QUESTIONS[0], "category": None}], ["has no category"]),
         ([{**QUESTIONS[0], "question_id": None}], ["has no question_id"]),
-        ([QUESTIONS[0], QUESTIONS[0]], ["problem 1 stands there 2 times"]),
+        ([QUESTIONS[0], QUESTIONS[0]], ["problem 1 is there 2 times"]),
         ([{**QUESTIONS[1], "question_id": 7}], ["eval.judge.references", "question 7", "FastChat"]),
         (
             [{**QUESTIONS[1], "question_id": number} for number in range(50, 70)],
@@ -118,8 +118,8 @@ def test_only_the_prompts_that_the_questions_need_must_be_there(
     plain = [row for row in prompt_rows() if "math" not in row["name"]]
     prompts = {"prompts": write(tmp_path / "mine.jsonl", plain)}
     (text,) = faults(bench(endpoint.url, judge=prompts))
-    assert "holds no prompt named single-math-v1 or single-math-v1-multi-turn" in text
-    bench(endpoint.url, judge=prompts, limit=1).check()
+    assert "has no prompt named single-math-v1 or single-math-v1-multi-turn" in text
+    bench(endpoint.url, judge=prompts, limit=1).check_requirements()
 
 
 def test_faults_of_all_files_come_together(bench: Bench, endpoint: Endpoint, tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Hydra's part: sweeps, launchers, and what its flags print. It gets what was read and checked, and opens no file.
+
+A single configuration is composed without it (`lora_ga_cli.config.origins`), and so is that of every job of a sweep,
+from the overrides that Hydra gives the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_ga_cli.config.check import check
+from lora_ga_cli.config.documents import Document, merge
+from lora_ga_cli.config.locations import PRIMARY, SCHEMA
+from lora_ga_cli.config.options import default_values, defaults_of_type
+from lora_ga_cli.config.origins import Sources
+from lora_ga_cli.config.overrides import COMMAND_LINE, parse_override
+from lora_ga_cli.config.schema import TYPED_SECTIONS, Config
+from lora_ga_cli.config.validation import configuration, first_line, notes
+from lora_ga_cli.errors import Fault, InvalidInput, SweepError
+
+HYDRAS_ERRORS = (HydraException, OmegaConfBaseException)
+CELLS = "cells"
+"""Name of the configuration by which `launch_each` counts."""
+Task = Callable[[Config, str], None]
+"""Receives a configuration and, in a sweep, a title for the job (its number and overrides); else an empty one."""
+
+
+def launch(
+    arguments: Sequence[str],
+    task: Task,
+    invalid: Callable[[InvalidInput, str], None] = lambda error, title: None,
+    note: Callable[[str], None] = lambda text: None,
+    *,
+    one_of_many: bool = False,
+) -> None:
+    """Composes the configuration that ``arguments`` describe and calls ``task``, once for each job of a sweep.
+
+    Args:
+        arguments: Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
+        task: what to do with each configuration.
+        invalid: told of a job of a sweep whose options do not go together, instead of ``task``, with its title.
+        note: told, once each, of options that the method has no use for, though they are no mistake.
+        one_of_many: see `compose`.
+
+    Raises:
+        InvalidInput: anything is wrong with them; all faults at once.
+        UserError: of a single job. In a sweep the other jobs go on; at the end a `SweepError` counts the failed ones.
+    """
+    sources, faults = check(arguments)
+    if faults:
+        raise InvalidInput(faults)
+    jobs = _Jobs(sources, task, invalid, note, one_of_many)
+    if not sources.needs_hydra:
+        jobs.run(sources, "")
+    else:
+        _run_jobs(jobs)
+    if jobs.failures:
+        raise SweepError(jobs.failures, len(jobs.titles)) if sources.sweeps else jobs.failures[0]
+
+
+def _run_jobs(jobs: _Jobs) -> None:
+    """Has Hydra run the jobs of a command line, here or in other processes."""
+    sources = jobs.sources
+
+    def application(node: DictConfig) -> None:
+        given = [parse_override(text) for text in HydraConfig.get().overrides.task]
+        jobs.run(sources.for_job(given), _job_title(sources))
+
+    try:
+        with stored(sources):
+            _run_hydra(PRIMARY, application, sources.arguments)
+    except Exception as error:
+        if sources.sweeps and not jobs.titles and not isinstance(error, HYDRAS_ERRORS):
+            raise SweepError([error]) from error  # from a launcher's process
+        raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
+
+
+@dataclass
+class _Jobs:
+    """The jobs of a command line, and what became of them."""
+
+    sources: Sources
+    task: Task
+    invalid: Callable[[InvalidInput, str], None]
+    note: Callable[[str], None]
+    one_of_many: bool
+    titles: list[str] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    noted: set[str] = field(default_factory=set)
+    process: int = field(default_factory=os.getpid)
+
+    def run(self, sources: Sources, title: str) -> None:
+        """Does the job that these sources describe."""
+        self.titles.append(title)
+        try:
+            self.task(self._config(sources, title), title)
+        except Exception as error:
+            if os.getpid() != self.process:
+                raise  # in a launcher's process, whose caller sees only what is raised
+            self.failures.append(error)
+
+    def _config(self, sources: Sources, title: str) -> Config:
+        try:
+            config = configuration(sources, one_of_many=self.one_of_many)
+        except InvalidInput as error:
+            if title:
+                self.invalid(error, title)
+            raise
+        for note in notes(config):
+            if note not in self.noted:
+                self.noted.add(note)
+                self.note(note)
+        return config
+
+
+def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], folder: str) -> None:
+    """Calls ``job`` with 0, 1, … through one of Hydra's launchers: here one after the other, or in other processes.
+
+    Args:
+        job: says itself what went wrong; what it raises stops everything.
+        flags: Hydra's, such as ``hydra/launcher=joblib`` and ``hydra.launcher.n_jobs=2``.
+        folder: where a launcher may put files of its own.
+
+    Raises:
+        InvalidInput: Hydra does not take the flags.
+    """
+
+    def application(node: DictConfig) -> None:
+        job(int(node.cell))
+
+    node = {
+        "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
+        "cell": 0,
+        "hydra": {"output_subdir": None, "sweep": {"dir": folder, "subdir": "${hydra.job.num}"}},
+    }
+    numbers = ",".join(map(str, range(count)))
+    try:
+        with _store():
+            ConfigStore.instance().store(name=CELLS, node=node, provider="loraga")
+            _run_hydra(CELLS, application, [f"cell={numbers}", *flags, "--multirun"])
+    except HYDRAS_ERRORS as error:
+        raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
+
+
+def _run_hydra(name: str, application: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+    """Has Hydra compose the stored configuration ``name``, and call ``application`` for each job."""
+    main = hydra.main(version_base="1.3", config_path=None, config_name=name)(application)
+    with _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}):
+        main()
+
+
+@contextlib.contextmanager
+def _process(arguments: list[str], variables: dict[str, str]) -> Iterator[None]:
+    """Replaces what `hydra.main` reads from its process: the arguments, and a variable without which it prints
+    tracebacks of its own instead of letting errors through."""
+    arguments_before = sys.argv
+    variables_before = {name: os.environ.get(name) for name in variables}
+    sys.argv = arguments
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        sys.argv = arguments_before
+        for name, value in variables_before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _store() -> Iterator[ConfigStore]:
+    """Hydra's store of configurations, as it was again afterwards."""
+    store = ConfigStore.instance()
+    before = dict(store.repo)
+    try:
+        yield store
+    finally:
+        store.repo.clear()
+        store.repo.update(before)
+
+
+@contextlib.contextmanager
+def stored(sources: Sources) -> Iterator[None]:
+    """Puts what was read into Hydra's store, which then holds nothing else of the configuration."""
+    with _store() as store:
+        for group in ("recipe", *sources.locations.groups()):
+            store.repo.pop(group, None)
+        _put(store, SCHEMA, default_values())
+        _put(store, PRIMARY, {"defaults": sources.primary.defaults, **sources.primary.data})
+        types = {} if sources.sweeps else sources.types
+        for document in sources.documents:
+            if document.group in TYPED_SECTIONS:
+                content = _with_type(document, sources, types.get(document.group))
+                _put(store, document.choice, content, document.group, "_global_")
+            else:
+                package = None if document.package else "_global_"
+                _put(store, document.choice, {"defaults": document.order, **document.data}, document.group, package)
+        yield
+
+
+def _put(
+    store: ConfigStore, name: str, content: dict[str, Any], group: str | None = None, package: str | None = None
+) -> None:
+    store.store(name, OmegaConf.create(content), group, package, provider="loraga")
+
+
+def _with_type(document: Document, sources: Sources, type_name: object) -> dict[str, Any]:
+    """A choice of a section whose options depend on a type: the defaults of its type, then what the file and those it
+    builds on set.
+
+    Args:
+        type_name: the type that the configuration has; None for the file's own.
+    """
+    section = TYPED_SECTIONS[document.group]
+    written = sources.content_of_choice(document.group, document.choice)
+    options = written.get(section.name, {})
+    if type_name is None:
+        type_name = options.get(section.key, section.default) if isinstance(options, dict) else None
+    content = {section.name: {section.key: type_name, **defaults_of_type(section, type_name)}}
+    merge(content, written)
+    return content
+
+
+def _job_title(sources: Sources) -> str:
+    """In a sweep, the job's number and what tells it from the others."""
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN:
+        return ""
+    swept = {override.key_or_group for override in sources.overrides if override.is_sweep_override()}
+    overrides = list(settings.overrides.task)
+    differing = [text for text in overrides if text.lstrip("+").split("=")[0] in swept] or overrides
+    return f"{settings.job.num + 1}: {' '.join(differing)}"

@@ -1,0 +1,110 @@
+"""Metrics on the rows of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from lora_ga_cli.config.schema import EvalOptions, Positive
+from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
+from lora_ga_cli.registry import TASKS
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+Metric = Literal["loss", "exact_match", "accuracy", "matthews_correlation", "f1", "label_tokens"]
+GENERATED, CLASSIFIED = ("causal_lm", "seq2seq_lm"), ("sequence_classification",)
+METRIC_TASKS = {
+    "exact_match": GENERATED,
+    "label_tokens": GENERATED,
+    "accuracy": CLASSIFIED,
+    "matthews_correlation": CLASSIFIED,
+    "f1": CLASSIFIED,
+}
+"""The values of ``model.task`` for which a metric is defined, if not all."""
+
+
+class RowsOptions(EvalOptions):
+    """Options of metrics on rows."""
+
+    task: Literal["rows"] = "rows"
+    """What is scored."""
+    metrics: list[Metric] = Field(["loss"], min_length=1)
+    """``loss`` also gives perplexity. ``exact_match`` compares generated answers. A classifier has ``accuracy``,
+    ``matthews_correlation`` and ``f1``. ``label_tokens`` compares the words of ``dataset.label_names``."""
+    max_new_tokens: Positive = 256
+    """Longest generated answer, in tokens."""
+    answer_pattern: str = r"####\s*(.+)"
+    """Regular expression whose first group is the answer, in the generation and in the reference."""
+
+
+@TASKS.register("rows")
+class Rows(Task):
+    """Metrics on ``eval.file``, or else on the data set's validation rows. See `evaluation.metrics`."""
+
+    Options = RowsOptions
+    options: RowsOptions
+    model_tasks = (*GENERATED, *CLASSIFIED)
+    needs_rows = True
+    unit = "rows"
+
+    @property
+    def summary(self) -> str:
+        return ", ".join(self.options.metrics)
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        options: Any = config.eval
+        if "label_tokens" in options.metrics and not config.dataset.label_names:
+            yield "eval.metrics has label_tokens, which compares the words of dataset.label_names: name them"
+        for metric in options.metrics:
+            if metric in METRIC_TASKS and config.model.task not in METRIC_TASKS[metric]:
+                yield f"eval.metrics has {metric}, which is not defined for model.task={config.model.task}"
+
+    def check_ready(self, inputs: EvalInputs) -> None:
+        if self.options.file is None and not inputs.config.dataset.has_validation:
+            hint = "eval.file=FILE, or dataset.validation_fraction=0.05"
+            raise InvalidInput([Fault("configuration", "there are no rows to evaluate on", hint)])
+
+    def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
+        from lora_ga_cli.gradient.key import rows_hash
+
+        return {"rows": rows_hash(inputs.split.rows)}
+
+    def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
+        from lora_ga_cli.evaluation.metrics import METRICS
+        from lora_ga_cli.evaluation.scoring import ScoringContext
+
+        context = ScoringContext(
+            inputs.model(),
+            inputs.tokenizer,
+            inputs.config.model.task,
+            inputs.split,
+            inputs.progress,
+            self.options.batch_size,
+            self.options.max_new_tokens,
+            self.options.answer_pattern,
+            inputs.config.dataset.label_names,
+        )
+        scores = {name: METRICS[name](context) for name in self.options.metrics}
+        verdicts = {name: score.verdicts for name, score in scores.items() if score.verdicts}
+        lines = [dict(zip(verdicts, row, strict=True)) for row in zip(*verdicts.values(), strict=True)]
+        total = Score({})
+        for score in scores.values():
+            total |= score
+        return Result(total, len(inputs.split.rows), inputs.split.name, lines)
+
+    def result_file(self, folder: Path, identity: str) -> Path:
+        return folder / "eval.json"
+
+    def lines_file(self, result: Path) -> Path:
+        return result.with_name("predictions.jsonl")
+
+    def stored_results(self, folder: Path) -> list[Path]:
+        file = folder / "eval.json"
+        return [file] if file.exists() else []
