@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
+from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
 from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Unreadable, format_of, read_records
 from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.errors import DataError, Fault, suggest
@@ -87,7 +87,7 @@ def read_files(
         except OSError as error:
             faults.append(Fault(file, f"cannot be read: {error.strerror or error}"))
         if on_bad_row == "error":
-            faults += bad.faults({"malformed": MEND})
+            faults += bad.faults({"malformed": FIX_ROWS})
         skipped += len(bad)
     if not faults and not rows:
         faults.append(Fault(name, f"none of its {skipped:,} rows can be read"))

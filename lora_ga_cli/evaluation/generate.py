@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lora_ga_cli.config.schema import EvalConfig, Task
-from lora_ga_cli.data.examples.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.faults import RowFaults
 from lora_ga_cli.data.template import Template
+from lora_ga_cli.data.tokens import leading_tokens, plain_tokens
 from lora_ga_cli.errors import Fault, InvalidInput, ModelError
 from lora_ga_cli.evaluation.continuation import continuations, ends, positions_left
 from lora_ga_cli.evaluation.prompt import OPTION, question_template

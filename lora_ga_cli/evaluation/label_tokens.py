@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_ga_cli.config.schema import Task
-from lora_ga_cli.data import Collator
 from lora_ga_cli.data.collate import causal_prompts
-from lora_ga_cli.data.examples.base import MASKED
-from lora_ga_cli.data.examples.prompt_answer import plain_tokens
+from lora_ga_cli.data.tokens import MASKED, plain_tokens
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.subject import Subject
@@ -35,10 +33,9 @@ def label_tokens(subject: Subject) -> Score:
     expected = [words.index(reference.strip()) for reference in subject.split.rows["reference"]]
     tokens = _first_tokens(subject, words)
     _check_first_tokens(subject, words, tokens, expected)
-    collator = Collator(subject.tokenizer, subject.task)
     found: list[int] = []
     for rows in subject.counted("label of row", subject.batches()):
-        logits = _first_logits(subject, collator, rows)
+        logits = _first_logits(subject, rows)
         found += logits[:, tokens].argmax(dim=-1).tolist()
     classes = Classes(found, expected, len(words))
     values = {name: measure() for name, measure in classes.measures().items()}
@@ -48,13 +45,14 @@ def label_tokens(subject: Subject) -> Score:
 
 
 @torch.no_grad()
-def _first_logits(subject: Subject, collator: Collator, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+def _first_logits(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """The logits of each answer's first token, (rows, vocabulary); the model is shown nothing of the answer."""
+    collate = subject.split.form.collate
     if subject.task == "seq2seq_lm":
-        batch = subject.to_device(collator(rows))
+        batch = subject.to_device(collate(rows))
         # a decoder sees the labels but for the last: of one label, only the token that every text starts from
         return subject.model(**batch | {"labels": batch["labels"][:, :1]}).logits[:, 0]
-    batch = subject.to_device(collator([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
+    batch = subject.to_device(collate([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
     logits = subject.model(**batch).logits[:, -batch["input_ids"].shape[1] :]  # a trained prefix has logits too

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lora_ga_cli.data import Collator
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.answers import extract, reference_answer
 from lora_ga_cli.evaluation.continuation import continuations
@@ -20,8 +19,8 @@ __all__ = ["METRICS", "Score", "Subject"]
 
 def loss(subject: Subject) -> Score:
     """Mean loss per labelled token (or row, for classifiers) in nats; for language models its exponential too."""
-    collator = Collator(subject.tokenizer, subject.task)
-    batches = (subject.to_device(collator(rows)) for rows in subject.counted("loss of row", subject.batches()))
+    collate = subject.split.form.collate
+    batches = (subject.to_device(collate(rows)) for rows in subject.counted("loss of row", subject.batches()))
     total, items = summed_loss(subject.model, batches)
     mean = total / items
     values = {"loss": mean}

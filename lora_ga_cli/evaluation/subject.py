@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_ga_cli.config.schema import EvalConfig, Task
-from lora_ga_cli.data import Collator, Split
+from lora_ga_cli.data import Split
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.tasks.base import Progress
 
@@ -56,12 +56,11 @@ class Subject:
     @cached_property
     def classes(self) -> Classes:
         """The classes of largest logit that a classifier finds, from one pass over the rows."""
-        collator = Collator(self.tokenizer, self.task)
         found: list[int] = []
         expected: list[int] = []
         count = 0
         for rows in self.counted("class of row", self.batches()):
-            batch = self.to_device(collator(rows))
+            batch = self.to_device(self.split.form.collate(rows))
             expected += batch.pop("labels").tolist()
             with torch.no_grad():
                 logits = self.model(**batch).logits

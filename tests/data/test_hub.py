@@ -75,7 +75,7 @@ def test_only_the_split_that_is_wanted_is_read(hub: Hub, tokenizer: Any) -> None
 def test_rows_are_found_by_number(hub: Hub, tokenizer: Any) -> None:
     hub({"train": datasets.Dataset.from_list([{"q": "x", "a": "y"}, {"q": "x", "a": None}])})
     (said,) = faults_of(config(), tokenizer)
-    assert said.startswith("org/name (train):row 2: column 'a' is null (mend them, or dataset.on_bad_row=skip")
+    assert said.startswith("org/name (train):row 2: column 'a' is null (fix them, or dataset.on_bad_row=skip")
 
 
 def test_the_data_sets_own_class_names_are_taken_and_its_unlabelled_rows_are_bad(hub: Hub, paired: Any) -> None:

@@ -128,7 +128,7 @@ class TestLongRows:
         assert train is not None
         assert (train.rows["length"][:], train.skipped, train.truncated) == ([3, 4, 5], {"longer than 8 tokens": 2}, 0)
 
-    def test_or_cut_to_their_beginning(self, tokenizer: Any, mixed: str) -> None:
+    def test_or_truncated_to_their_beginning(self, tokenizer: Any, mixed: str) -> None:
         train = load(tokenizer, self.settings(mixed, on_long_row="truncate")).train
         assert train is not None
         assert (train.rows["length"][:], train.skipped, train.truncated) == ([3, 8, 4, 8, 5], {}, 2)
@@ -143,10 +143,10 @@ class TestLongRows:
         assert load(tokenizer, self.settings(mixed, max_rows=1)).train is not None
         assert len(faults_of(tokenizer, self.settings(mixed, max_rows=2))) == 1
 
-    def test_a_row_whose_answer_is_cut_off_is_bad(self, tokenizer: Any, jsonl: Write) -> None:
+    def test_a_row_whose_answer_is_truncated_away_is_bad(self, tokenizer: Any, jsonl: Write) -> None:
         path = jsonl("d.jsonl", [{"q": "q" * 9, "a": "a"}, {"q": "q", "a": "a"}])
         (said,) = faults_of(tokenizer, self.settings(path, on_long_row="truncate"))
-        assert said.startswith("d.jsonl:1: no token left to learn from in the first 8 of 12 (mend them, or")
+        assert said.startswith("d.jsonl:1: no token left to learn from in the first 8 of 12 (fix them, or")
         train = load(tokenizer, self.settings(path, on_long_row="truncate", on_bad_row="skip")).train
         assert train is not None
         assert (len(train.rows), train.skipped, train.truncated) == (1, {"no token left to learn from": 1}, 0)
@@ -168,12 +168,12 @@ class TestBadRows:
         (said,) = faults_of(tokenizer, config(train_file=mixed))
         assert said.startswith("d.jsonl:3: not JSON")
 
-    def test_all_are_listed_with_one_cure(self, tokenizer: Any, write: Write) -> None:
+    def test_all_are_listed_with_one_fix(self, tokenizer: Any, write: Write) -> None:
         path = write("d.jsonl", '{"q": "x", "a": null}\n\n{"q": "x"}\n{"q": "x", "a": ["y"]}')
         assert faults_of(tokenizer, config(train_file=path, shuffle=False)) == [
             "d.jsonl:1: column 'a' is null",
             "d.jsonl:3: column 'a' is missing in this row",
-            "d.jsonl:4: column 'a' holds a list, not a text or a number (mend them, or dataset.on_bad_row=skip leaves "
+            "d.jsonl:4: column 'a' holds a list, not a text or a number (fix them, or dataset.on_bad_row=skip leaves "
             "such rows out and counts them)",
         ]
 

@@ -131,12 +131,10 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "content", "fault"), BROKEN)
-def test_a_malformed_row_is_named_by_its_line_with_the_cure(
-    write: Write, name: str, content: bytes, fault: str
-) -> None:
+def test_a_malformed_row_is_named_by_its_line_with_the_fix(write: Write, name: str, content: bytes, fault: str) -> None:
     (said,) = faults_of(write(name, content))
     assert said.startswith(fault)
-    assert said.endswith("(mend them, or dataset.on_bad_row=skip leaves such rows out and counts them)")
+    assert said.endswith("(fix them, or dataset.on_bad_row=skip leaves such rows out and counts them)")
 
 
 @pytest.mark.parametrize(("name", "content", "fault"), BROKEN)
@@ -155,7 +153,7 @@ def test_all_faults_are_counted_and_ten_are_shown(write: Write) -> None:
     said = faults_of(write("d.jsonl", "{\n" * 13), write("e.tsv", "a\tb\n1\n"))
     assert len(said) == 12
     assert said[9].startswith("d.jsonl:10: ")
-    assert said[10].startswith("d.jsonl: and 3 more of the same kind (mend them, ")
+    assert said[10].startswith("d.jsonl: and 3 more of the same kind (fix them, ")
     assert said[11].startswith("e.tsv:2: ")
 
 

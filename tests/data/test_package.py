@@ -7,7 +7,7 @@ import sys
 def test_importing_the_package_loads_no_heavy_library() -> None:
     code = (
         "import lora_ga_cli.data, sys;"
-        "import lora_ga_cli.data.load, lora_ga_cli.data.collate, lora_ga_cli.data.preview;"
+        "import lora_ga_cli.data.load, lora_ga_cli.data.collate, lora_ga_cli.data.show;"
         "print(sorted({'torch', 'datasets', 'transformers', 'pandas', 'pyarrow', 'hydra', 'typer'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
