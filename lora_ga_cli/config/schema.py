@@ -80,7 +80,7 @@ class DatasetConfig(Section):
     validation_split: str | None = None
     """Split of the hub data set to evaluate on."""
     train_file: str | list[str] | None = None
-    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text forms also gzipped (.gz)."""
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also gzipped (.gz)."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0

@@ -1,4 +1,4 @@
-"""From rows to a tokenized split: drawing, tokenizing, and what happens to bad and long rows."""
+"""From rows to a tokenized split: taking rows in an order, tokenizing, and what happens to bad and long rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
 
 BATCH = 1000
-"""Rows tokenized at once: enough for the tokenizer's threads, little memory."""
+"""Rows that are tokenized at once: enough for the tokenizer's threads, and few enough for memory."""
 
 MALFORMED = "malformed"
 LEFT_OUT = "dataset.keep or dataset.extract does not match"

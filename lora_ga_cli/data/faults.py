@@ -1,11 +1,11 @@
-"""Collecting what is wrong with rows: every fault counted, the first few of each kind shown."""
+"""Collects what is wrong with rows: every fault is counted, and the first few of each kind are shown."""
 
 from __future__ import annotations
 
 from lora_ga_cli.errors import Fault
 
 SHOWN = 10
-"""Faults of one kind that are spelled out."""
+"""How many faults of one kind are written out."""
 
 FIX_ROWS = "fix them, or dataset.on_bad_row=skip leaves such rows out and counts them"
 
@@ -36,7 +36,7 @@ class RowFaults:
             shown.append((where, what))
 
     def faults(self, hints: dict[str, str]) -> list[Fault]:
-        """The faults of each kind in the order met; the last of a kind carries the kind's hint."""
+        """The faults of each kind in the order met; the last fault of a kind has the kind's hint."""
         result = []
         for kind, shown in self._shown.items():
             lines = list(shown)

@@ -39,7 +39,7 @@ def load_data(
     """The tokenized splits that a configuration describes.
 
     The training rows are shuffled by ``seed``. ``max_rows`` counts from the beginning of that order, and
-    ``validation_fraction`` of all of them (at least one) is held out from its end, so that neither moves the other.
+    ``validation_fraction`` of all of them (at least one) is held out from its end, so that neither changes the other.
     Rows that are skipped do not count for ``max_rows`` and ``max_validation_rows`` as long as there are more.
 
     Args:
@@ -120,7 +120,7 @@ class Loader:
     """The steps of loading, in their order, and what they share.
 
     Args:
-        label_names: names of the classes as far as they are known before any row is read.
+        label_names: names of the classes, where they are given before any row is read.
 
     Raises:
         InvalidInput: the data set has no form that serves the task.

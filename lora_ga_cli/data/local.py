@@ -20,7 +20,7 @@ def listed(files: str | Sequence[str]) -> list[str]:
 
 
 def files_faults(files: Sequence[str], column_names: Sequence[str] | None) -> list[Fault]:
-    """What can be said of files before they are read: missing ones, unknown formats, columns named twice."""
+    """What is wrong with files before they are read: missing ones, unknown formats, columns named twice."""
     faults = []
     for file in files:
         path = resolve_path(file)
@@ -32,7 +32,7 @@ def files_faults(files: Sequence[str], column_names: Sequence[str] | None) -> li
         if not path.is_file():
             faults.append(Fault(file, "is a folder" if path.is_dir() else "no such file", _near_file(path)))
         elif column_names is not None and suffix not in HEADERLESS:
-            what = f"names the columns of a {' or '.join(HEADERLESS)} file, and {file} has its own"
+            what = f"names the columns of a {' or '.join(HEADERLESS)} file, and {file} names its columns itself"
             faults.append(Fault("dataset.column_names", what, "dataset.columns={new: old} renames"))
     return faults + _repeated(column_names or [])
 

@@ -45,7 +45,7 @@ def test_it_is_trained_on_and_scored(loraga: Loraga, command: Arguments) -> None
     assert losses
     assert losses[-1] < losses[0]
     loraga("eval", str(only_run()), "eval.metrics=[loss,exact_match]", "eval.answer_pattern='(.+)'")
-    values = json.loads((only_run() / "eval.json").read_text())["metrics"]
+    values = json.loads((only_run() / "eval.json").read_text())["values"]
     assert math.isfinite(values["loss"])
 
 

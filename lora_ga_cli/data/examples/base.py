@@ -70,7 +70,7 @@ class Form(ABC):
     """Options of `dataset` that select the form when all of them are given. Without any, only ``dataset.form`` selects
     it."""
     optional: ClassVar[tuple[str, ...]] = ()
-    """Further options of `dataset` that the form reads, out of `config.row_forms.ROW_OPTIONS`."""
+    """Other options of `dataset` that the form reads, out of `config.row_forms.ROW_OPTIONS`."""
     extra_options: ClassVar[tuple[str, ...]] = ()
     """Names inside ``dataset.options`` that the form reads."""
     has_classes: ClassVar[bool] = False

@@ -68,7 +68,7 @@ def test_a_truncated_row_is_prompted_for_the_last_answer_that_has_a_token_left(c
     assert not form.learns(form.truncate(example, 5))
 
 
-def test_a_template_that_rewrites_what_was_said_cannot_tell_turns(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_template_that_rewrites_earlier_messages_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     """As templates do that drop the reasoning of earlier turns."""
     template = (
         "{% for m in messages %}{{ m.role }}:"
