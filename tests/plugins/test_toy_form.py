@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +19,12 @@ FORM = ["dataset.form=joined_lines", "dataset.prompt=null", "dataset.answer=null
 
 @pytest.fixture(autouse=True)
 def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Loads the file as a process does that loraga starts; forgets the form afterwards."""
-    before = dict(EXAMPLES._classes)
+    """Names the file as a process does that starts another one. Afterwards the form is not registered any more."""
+    shipped = {name: EXAMPLES[name] for name in EXAMPLES.names()}
     monkeypatch.setenv(CODE_VARIABLE, str(FILE))
-    monkeypatch.delitem(__import__("sys").modules, "loraga_code_toy_form", raising=False)
     yield
-    EXAMPLES._classes = before
+    EXAMPLES._classes = shipped
+    sys.modules.pop(f"loraga_code_{FILE.stem}", None)
 
 
 @pytest.fixture
