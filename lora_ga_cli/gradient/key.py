@@ -11,6 +11,8 @@ from lora_ga_cli.files import sha256_json
 KEY_FORMAT = 1
 KEY_LENGTH = 24
 """Hexadecimal digits kept (96 bits)."""
+LENGTHS = {"length", "prompt_length"}
+"""Columns of a row that follow from the others."""
 
 
 def gradient_key(
@@ -42,12 +44,14 @@ def gradient_key(
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order."""
+    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order.
+
+    Every column counts, whatever form the rows have, except lengths and texts: a model reads no text.
+    """
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(
-            sha256_json({name: row[name] for name in ("input_ids", "labels", "token_type_ids") if name in row}).encode()
-        )
+        read = {name: value for name, value in row.items() if name not in LENGTHS and not isinstance(value, str)}
+        digest.update(sha256_json(read).encode())
     return digest.hexdigest()
 
 

@@ -79,6 +79,11 @@ def test_rows_are_told_apart_by_what_the_model_sees(rows: list[dict[str, Any]]) 
     assert rows_hash(rows) != rows_hash(ROWS)
 
 
+def test_columns_of_any_form_of_a_row_matter() -> None:
+    """A form that a user adds may give the model other columns than the shipped forms do."""
+    assert rows_hash([row | {"rejected_ids": [7]} for row in ROWS]) != rows_hash(ROWS)
+
+
 def test_columns_that_the_model_does_not_see_do_not_matter() -> None:
     assert rows_hash([row | {"length": len(row["input_ids"]), "source": "x"} for row in ROWS]) == rows_hash(ROWS)
     assert rows_hash(row for row in ROWS) == rows_hash(ROWS)

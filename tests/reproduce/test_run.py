@@ -16,8 +16,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
-from lora_ga_cli.config.schema import ModelConfig
+from lora_ga_cli.config.schema import DatasetConfig, ModelConfig
 from lora_ga_cli.data import Data, Split
+from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.model import loading
 from lora_ga_cli.reproduce import mean_gradients
 from lora_ga_cli.reproduce.table_files import all_tables, find_table
@@ -291,7 +292,8 @@ def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_data(*_: object, **__: object) -> Data:
         rows = Dataset.from_dict({"input_ids": [[5] * 40] * 80, "labels": [[5] * 40] * 80, "length": [40] * 80})
-        return Data(Split("train", rows, {}, 0), None, None)
+        form = PromptAnswer(DatasetConfig(train_file="rows.jsonl", prompt="", answer=""), byte_tokenizer())
+        return Data(Split("train", rows, {}, 0, form), None, None)
 
     monkeypatch.setattr(inputs, "load_config", load_config)
     monkeypatch.setattr(loading, "load_config", load_config)
