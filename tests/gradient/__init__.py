@@ -20,6 +20,8 @@ WHOLE = 64
 """A capacity that the smaller side of no layer of the small models exceeds: their sketches leave nothing out."""
 HALF = 2.0**-10
 """A step of float16, in which the sketch gives its factors, relative to the number."""
+ROUNDING = 1e-5
+"""The rounding errors of a gradient that is added up in float32, relative to its Frobenius norm."""
 
 
 def autograd(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -44,6 +46,15 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def cosine(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().double(), expected.detach().double()
     return float((found * expected).sum() / found.norm() / expected.norm())
+
+
+def assert_singular_values_close(actual: Factors, expected: Factors, rounding: float = ROUNDING) -> None:
+    """Checks that two estimates of one gradient have the same singular values up to rounding.
+
+    By Weyl's inequality, an error E of a gradient G moves each singular value by at most ``‖E‖``, and rounding gives an
+    E of size ``rounding · ‖G‖``. So small singular values cannot be compared relative to themselves or to the largest.
+    """
+    torch.testing.assert_close(actual.singular, expected.singular, rtol=0, atol=rounding * expected.norm)
 
 
 def multiplied(factors: Factors) -> Tensor:

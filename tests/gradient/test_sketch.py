@@ -18,19 +18,27 @@ from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
-from tests.gradient import HALF, WHOLE, Batch, autograd_in_float64, cosine, cut, multiplied, relative
+from tests.gradient import (
+    HALF,
+    ROUNDING,
+    WHOLE,
+    Batch,
+    assert_singular_values_close,
+    autograd_in_float64,
+    cosine,
+    cut,
+    multiplied,
+    relative,
+)
 from tests.gradient.conftest import Quickstart
-
-ROUNDING = 1e-5
-"""Of singular values, relative to the largest."""
 
 
 def assert_same(found: GradientArtifact, expected: GradientArtifact, rounding: float = ROUNDING) -> None:
     """The same gradients: singular values as near as float32 gives them, directions as near as float16."""
     assert list(found.factors) == list(expected.factors)
     for name, factors in expected.factors.items():
-        ours, largest = found.factors[name], float(factors.singular[0])
-        torch.testing.assert_close(ours.singular, factors.singular, rtol=0, atol=rounding * largest)
+        ours = found.factors[name]
+        assert_singular_values_close(ours, factors, rounding)
         assert relative(multiplied(ours), multiplied(factors)) < HALF, name
         assert ours.norm == pytest.approx(factors.norm, rel=ROUNDING)
 
