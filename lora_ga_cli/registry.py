@@ -130,3 +130,4 @@ def _place(item: Any) -> str:
 METHODS: Registry[Any] = Registry("method type", "lora_ga_cli.methods", "loraga.methods")
 TASKS: Registry[Any] = Registry("eval task", "lora_ga_cli.evaluation.tasks", "loraga.tasks")
 EXAMPLES: Registry[Any] = Registry("form of a row", "lora_ga_cli.data.examples", "loraga.examples")
+ESTIMATORS: Registry[Any] = Registry("gradient estimator", "lora_ga_cli.gradient.estimators", "loraga.estimators")

@@ -34,9 +34,9 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients, prepared
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.lora.initialization import first_step_alignment, starting_factors
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample

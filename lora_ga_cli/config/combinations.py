@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.registry import ESTIMATORS
+
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config, DatasetConfig
 
@@ -150,10 +152,7 @@ def _of_adalora(config: Config) -> Iterator[str]:
 
 
 def _of_gradient(config: Config) -> Iterator[str]:
-    if config.gradient.estimator == "exact" and config.gradient.passes > 1:
-        yield "gradient.passes is of gradient=sketch; gradient=exact needs one pass"
-    if config.gradient.estimator == "sketch" and config.gradient.offload:
-        yield "gradient.offload is of gradient=exact; the sketch is small"
+    yield from ESTIMATORS[config.gradient.estimator].check(config.gradient)
 
 
 def _of_base(config: Config) -> Iterator[str]:
@@ -174,7 +173,7 @@ def _of_quantized(config: Config) -> Iterator[str]:
         yield f"{given} goes with adapters of PEFT's, and {method.adapter} is not one"
     if method.shift == "weights":
         yield f"{given}: quantized weights cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and config.gradient.estimator == "exact":
+    if method.start == "gradient" and ESTIMATORS[config.gradient.estimator].needs_dense_weights:
         yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
 
 
@@ -188,5 +187,5 @@ def _of_shards(config: Config) -> Iterator[str]:
         yield "model.shard does not go with method.start=pissa, which needs whole weights"
     if method.shift == "weights":
         yield "model.shard=true: weights in shards cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and config.gradient.estimator == "exact":
+    if method.start == "gradient" and ESTIMATORS[config.gradient.estimator].needs_dense_weights:
         yield "model.shard=true: weights in shards have no whole gradient: gradient=sketch"

@@ -16,8 +16,8 @@ from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.capture import checkpoint_kinds
 from lora_ga_cli.gradient.estimator import Estimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.model.losses import Batch, count_items, model_loss
 from lora_ga_cli.model.targets import ALL_LINEAR, Target, find_targets, shortest_names
 
@@ -143,9 +143,9 @@ class _Estimation:
             own = index < len(batches)
             try:
                 items, loss = self._backward(batches[min(index, len(batches) - 1)], index + 1, own)
-                self.estimator.end()
+                self.estimator.end_micro_batch()
                 if distributed.connected() == 1:
-                    self.estimator.share()
+                    self.estimator.combine_processes()
             except (RuntimeError, GradientError) as error:
                 failure = error
         # raised everywhere, or the others would wait for this process for ever
@@ -159,7 +159,7 @@ class _Estimation:
                 raise _OutOfMemory(failure.with_traceback(None))  # whose frames hold what fills the memory
             raise failure
         if distributed.connected() > 1:
-            self.estimator.share()
+            self.estimator.combine_processes()
         self.items += items
         self.loss_sum += loss
 
@@ -173,7 +173,7 @@ class _Estimation:
             batch, own = batch | {"labels": batch["labels"].clamp(min=0)}, False  # a mean of no items is no number
         elif items == 0:
             raise GradientError(f"micro-batch {index} has no label to learn from: every one is masked")
-        self.estimator.begin(index, items / self.loss_scale if own else 0.0)
+        self.estimator.begin_micro_batch(index, items / self.loss_scale if own else 0.0)
         loss = self.loss_function(self.model, batch)
         (loss * self.loss_scale).backward()
         value = float(loss.detach())  # only now: it waits for the device

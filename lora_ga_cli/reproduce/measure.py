@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import sha256_json
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.gradient.similarity import magnitude_similarity, sign_similarity
 from lora_ga_cli.model.targets import find_targets

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,11 @@ from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.key import gradient_key, rows_hash
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.lora import ranks_of
 from lora_ga_cli.model.targets import check_ranks, find_targets
+from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
@@ -36,17 +35,13 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, pre
 DEFAULT_CAPACITY = 32
 SHARED_BATCHES = 8
 """Micro-batches that there are at least: up to as many processes cut the rows as one does, and get its result."""
-LEAST_ALIGNMENT = 0.98
+MIN_ALIGNMENT = 0.98
 """Below this share of the best first step, a user is told."""
-MOST_PASSES = 8
+MAX_PASSES = 8
 """The limit of ``gradient.passes``."""
 COVERAGE_FILE = "coverage.png"
 CHECKPOINT = "_gradient_checkpointing_func"
 """Where transformers' blocks keep the function that checkpoints them; None or absent where they do not."""
-ESTIMATORS: dict[str, Callable[[GradientConfig], Estimator]] = {
-    "sketch": lambda options: SketchEstimator(passes=options.passes),
-    "exact": lambda options: ExactEstimator(offload=options.offload),
-}
 
 
 @dataclass(frozen=True)
@@ -193,14 +188,14 @@ def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
     """Says where the estimate may be too coarse for the largest rank asked for, and what helps."""
     rank, passes = config.largest_rank, artifact.info["passes"]
     alignments = artifact.alignment(rank)
-    coarse = {name: value for name, value in alignments.items() if value < LEAST_ALIGNMENT}
+    coarse = {name: value for name, value in alignments.items() if value < MIN_ALIGNMENT}
     if not coarse:
         return
     worst = min(coarse, key=lambda name: coarse[name])
-    more = f"gradient.passes={passes + 1} or " if passes < MOST_PASSES else ""
+    more = f"gradient.passes={passes + 1} or " if passes < MAX_PASSES else ""
     warn(
         f"in {len(coarse)} of {len(alignments)} layers the first step of rank {rank} may follow less than "
-        f"{LEAST_ALIGNMENT:.0%} of the best one's (least, {coarse[worst]:.1%}, in {worst}): "
+        f"{MIN_ALIGNMENT:.0%} of the best one's (least, {coarse[worst]:.1%}, in {worst}): "
         f"{more}gradient.capacity={2 * artifact.capacity} errs less"
     )
 
@@ -238,7 +233,7 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
     size = rows_at_a_time(options, len(wanted.rows))
     batches = [wanted.rows[begin : begin + size] for begin in range(0, len(wanted.rows), size)]
     own = batches[distributed.index() :: together]
-    estimator = ESTIMATORS[options.estimator](options)
+    estimator: Estimator = ESTIMATORS[options.estimator].from_options(options)
     with (
         _fast_checkpoints(model, inputs.config),
         counting("gradient", "micro-batch", len(own) * estimator.passes) as report,

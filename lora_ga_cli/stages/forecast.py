@@ -14,7 +14,7 @@ from torch import nn
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.methods import adalora
 from lora_ga_cli.methods.build import build_empty, count_trained
 from lora_ga_cli.model.blocks import count_blocks

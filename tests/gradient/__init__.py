@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.model.targets import find_targets
 
 Batch = dict[str, Tensor]

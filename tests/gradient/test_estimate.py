@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
 from tests.gradient import (
     ESTIMATORS,

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_ga_cli.gradient import sketch
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.sketch_batch import Call
+from lora_ga_cli.gradient.estimators import sketch
+from lora_ga_cli.gradient.sketch_batch import LayerCall
 from tests.conftest import FAMILIES, build_batch, build_model
 from tests.gradient import ESTIMATORS, HALF, WHOLE, Batch, assert_singular_values_close, cut, multiplied, relative
 
@@ -176,7 +176,7 @@ def test_memory_that_runs_out_in_condensing_is_tried_again(monkeypatch: pytest.M
     """What waits is condensed at the end of a micro-batch, and its copies take memory of their own."""
     whole, told = sketch.condense, []
 
-    def condense(calls: list[Call], weight: float) -> None:
+    def condense(calls: list[LayerCall], weight: float) -> None:
         if any(len(call.x) > 24 for call in calls):  # two rows of 12 tokens
             raise torch.OutOfMemoryError(FULL)
         whole(calls, weight)

@@ -18,8 +18,8 @@ from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from tests.conftest import build_batch, build_model
 from tests.gradient import HALF, WHOLE, Batch, assert_singular_values_close, cut, multiplied, relative

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import CAUTION, Factors
 from lora_ga_cli.gradient.quality import probe_errors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.gradient.conftest import RANK, Quickstart
 
 D_OUT, D_IN, KEPT = 12, 9, 4
@@ -30,11 +30,13 @@ def test_errors_are_the_energy_that_directions_miss() -> None:
     error = torch.randn(2, D_OUT, D_IN, generator=generator)
     error += 3 * left[..., :1] @ torch.randn(2, 1, D_IN, generator=generator)  # most of it along the first direction
     grad = (left * singular[:, None]) @ right.mT + error
-    probes = 40_000
-    left_tests = torch.randn(D_OUT, probes, generator=generator)
-    right_tests = torch.randn(D_IN, probes, generator=generator)
+    count = 40_000
+    left_probes = torch.randn(D_OUT, count, generator=generator)
+    right_probes = torch.randn(D_IN, count, generator=generator)
     missed, rest = probe_errors(
-        (left, singular, right), tests=(left_tests, right_tests), seen=(grad.mT @ left_tests, grad @ right_tests)
+        (left, singular, right),
+        probes=(left_probes, right_probes),
+        products=(grad.mT @ left_probes, grad @ right_probes),
     )
     lost_left = (error.mT @ left).double().square().sum(1)
     lost_right = (error @ right).double().square().sum(1)
@@ -48,8 +50,8 @@ def test_nothing_missed_is_no_error() -> None:
     left, right = orthonormal(generator, D_OUT), orthonormal(generator, D_IN)
     singular = torch.tensor([4.0, 3.0, 2.0, 1.0]).expand(2, -1)
     grad = (left * singular[:, None]) @ right.mT
-    tests = torch.randn(D_OUT, 10, generator=generator), torch.randn(D_IN, 10, generator=generator)
-    missed, rest = probe_errors((left, singular, right), tests, (grad.mT @ tests[0], grad @ tests[1]))
+    probes = torch.randn(D_OUT, 10, generator=generator), torch.randn(D_IN, 10, generator=generator)
+    missed, rest = probe_errors((left, singular, right), probes, (grad.mT @ probes[0], grad @ probes[1]))
     assert float(missed.max()) < 1e-10
     assert float(rest.max()) < 1e-10
 

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
 from tests.gradient import (
     HALF,
@@ -76,7 +76,7 @@ def test_it_does_not_depend_on_when_the_queue_is_condensed(monkeypatch: pytest.M
     """Long inputs are condensed layer by layer while backpropagation goes on, short ones together at its end."""
     model, batches = build_model("llama").eval(), cut(build_batch("llama"), 2)
     together = estimate_gradients(model, batches, capacity=8)
-    monkeypatch.setattr("lora_ga_cli.gradient.sketch.QUEUE_BYTES", 0)
+    monkeypatch.setattr("lora_ga_cli.gradient.estimators.sketch.QUEUE_BYTES", 0)
     one_by_one = estimate_gradients(model, batches, capacity=8)
     assert_same(one_by_one, together)
 

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from lora_ga_cli import GradientArtifact, estimate_gradients, export_adapter, initialize
 from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.lora.offset import Start, base_targets, install, lora_layers
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from tests.conftest import FAMILIES, build_batch, build_model

@@ -18,7 +18,7 @@ from lora_ga_cli import GradientArtifact, estimate_gradients, initialize
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import GradientError, TargetError
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.lora.offset import lora_layers
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.model.loading import load_model
