@@ -52,9 +52,10 @@ def imported(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None and not node.level, f"{module}: relative imports are not used"
-            parts = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {part if part in MODULES else node.module for part in parts}
+            assert not node.level, f"{module}: relative imports are not used"
+            source = str(node.module)
+            parts = {f"{source}.{alias.name}" for alias in node.names}
+            names |= {part if part in MODULES else source for part in parts}
     return frozenset(names)
 
 

@@ -22,19 +22,19 @@ KEY_LENGTH = 24
 def gradient_key(
     *, model: Mapping[str, str], task: str, dtype: str, rows: str, targets: Sequence[str], estimator: Mapping[str, Any]
 ) -> str:
-    """Hashes what the gradient depends on.
+    """Hashes everything the gradient depends on.
 
-    Tokenizer, template, maximum length, data set, shuffling and sampling enter through ``rows``: the token ids and
-    labels that they led to. Rank, direction, scale, learning rate and capacity do not enter.
+    Tokenizer, template, maximum length, data set, shuffling and sampling enter through ``rows``, the token ids and
+    labels that result from them. Rank, direction, scale, learning rate and capacity do not enter.
 
     Args:
         model: the identity of the weights in memory (`identity_after_merges`), with whatever else they depend on (the
             seed of a new head).
         task: ``model.task``.
-        dtype: type the weights are in while the gradient is taken.
+        dtype: the type of the weights while the gradient is computed.
         rows: `rows_hash` of the sampled rows.
         targets: full names of the target modules.
-        estimator: the estimator's name and the settings that change its result.
+        estimator: the estimator's name and the options that change its result.
     """
     content = {
         "format": KEY_FORMAT,
