@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_ga_cli.registry import ESTIMATORS
-
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config, DatasetConfig
 
@@ -152,7 +150,10 @@ def _of_adalora(config: Config) -> Iterator[str]:
 
 
 def _of_gradient(config: Config) -> Iterator[str]:
-    yield from ESTIMATORS[config.gradient.estimator].check(config.gradient)
+    if config.gradient.estimator == "exact" and config.gradient.passes > 1:
+        yield "gradient.passes is of gradient=sketch; gradient=exact needs one pass"
+    if config.gradient.estimator == "sketch" and config.gradient.offload:
+        yield "gradient.offload is of gradient=exact; the sketch is small"
 
 
 def _of_base(config: Config) -> Iterator[str]:
@@ -173,7 +174,7 @@ def _of_quantized(config: Config) -> Iterator[str]:
         yield f"{given} goes with adapters of PEFT's, and {method.adapter} is not one"
     if method.shift == "weights":
         yield f"{given}: quantized weights cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and ESTIMATORS[config.gradient.estimator].needs_dense_weights:
+    if method.start == "gradient" and config.gradient.estimator == "exact":
         yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
 
 
@@ -187,5 +188,5 @@ def _of_shards(config: Config) -> Iterator[str]:
         yield "model.shard does not go with method.start=pissa, which needs whole weights"
     if method.shift == "weights":
         yield "model.shard=true: weights in shards cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and ESTIMATORS[config.gradient.estimator].needs_dense_weights:
+    if method.start == "gradient" and config.gradient.estimator == "exact":
         yield "model.shard=true: weights in shards have no whole gradient: gradient=sketch"

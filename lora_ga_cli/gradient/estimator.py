@@ -42,19 +42,12 @@ class Estimator(Protocol):
 
     name: str
     """Its value of ``gradient.estimator``; part of an artifact's key."""
-    needs_dense_weights: bool
-    """Whether it needs weights that are neither quantized nor sharded."""
     passes: int
     """The number of passes over the rows."""
 
     @classmethod
     def from_options(cls, options: EstimatorOptions) -> Self:
         """The estimator as the configuration describes it."""
-        ...
-
-    @classmethod
-    def check(cls, options: EstimatorOptions) -> Iterator[str]:
-        """Yields what is wrong with the options for this estimator, one line each."""
         ...
 
     def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> AbstractContextManager[None]:

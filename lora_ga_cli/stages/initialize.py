@@ -15,7 +15,7 @@ from lora_ga_cli.methods import adalora, names
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.methods.forms import FORMS
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
-from lora_ga_cli.model.quantization import count_numbers
+from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
@@ -131,7 +131,7 @@ def initialize_run(inputs: Inputs, run: RunFolder) -> Trainable:
         start = "restored" if stored else _started(config)
         equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
         step("init", f"{config.method.name}, {_size(trainable, config)}, {start}{equal}")
-    total = count_numbers(trainable.model)
+    total = count_parameters(trainable.model)
     step(
         "init",
         f"{number(trainable.parameters)} of {number(total)} parameters train ({trainable.parameters / total:.2%})",

@@ -22,7 +22,7 @@ from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.lora.offset import lora_layers
 from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.model.loading import load_model
-from lora_ga_cli.model.quantization import count_numbers, dense
+from lora_ga_cli.model.quantization import count_parameters, dense
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
@@ -139,7 +139,7 @@ def test_weights_are_read_back_as_they_were_rounded(base: Path, kind: str, dtype
         assert found.shape == target.shape == weight.shape
         assert relative(found, rounded(weight, kind)) < allowed, name
     numbers = sum(item.numel() for item in plain.parameters())
-    assert count_numbers(model) == count_numbers(plain) == numbers
+    assert count_parameters(model) == count_parameters(plain) == numbers
 
 
 @every_kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ class ExactEstimator:
     """
 
     name = "exact"
-    needs_dense_weights = True
     passes = 1
 
     def __init__(self, offload: bool = False):
@@ -46,13 +46,8 @@ class ExactEstimator:
         self._weight = 1.0
 
     @classmethod
-    def from_options(cls, options: EstimatorOptions) -> ExactEstimator:
+    def from_options(cls, options: EstimatorOptions) -> Self:
         return cls(offload=options.offload)
-
-    @classmethod
-    def check(cls, options: EstimatorOptions) -> Iterator[str]:
-        if options.passes > 1:
-            yield "gradient.passes is for gradient=sketch; gradient=exact needs one pass"
 
     @contextlib.contextmanager
     def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> Iterator[None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,6 @@ class SketchEstimator:
     """
 
     name = "sketch"
-    needs_dense_weights = False
 
     def __init__(self, passes: int = 1, seed: int = 0):
         self.passes = passes
@@ -85,13 +85,8 @@ class SketchEstimator:
         self._weight = 1.0
 
     @classmethod
-    def from_options(cls, options: EstimatorOptions) -> SketchEstimator:
+    def from_options(cls, options: EstimatorOptions) -> Self:
         return cls(passes=options.passes)
-
-    @classmethod
-    def check(cls, options: EstimatorOptions) -> Iterator[str]:
-        if options.offload:
-            yield "gradient.offload is for gradient=exact; the sketch is small"
 
     @contextlib.contextmanager
     def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> Iterator[None]:
