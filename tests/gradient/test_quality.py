@@ -1,4 +1,4 @@
-"""What a sketch says of its own error, against the error it has."""
+"""The error that a sketch estimates for itself, against its true error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def orthonormal(generator: torch.Generator, rows: int) -> Tensor:
     return torch.linalg.qr(torch.randn(2, rows, KEPT, generator=generator))[0]
 
 
-def test_errors_are_the_energy_that_directions_miss() -> None:
+def test_estimated_errors_are_the_energy_that_directions_miss() -> None:
     """For a known error E, over many probes: ``(‖Eᵀ u‖² + ‖E v‖²) / 2`` of each triplet, and ``‖E‖²``."""
     generator = torch.Generator().manual_seed(0)
     left, right = orthonormal(generator, D_OUT), orthonormal(generator, D_IN)
@@ -45,7 +45,7 @@ def test_errors_are_the_energy_that_directions_miss() -> None:
     assert float(lost_left[0, 0] / lost_left[0, 1]) > 3  # so that a mix-up of directions would be seen
 
 
-def test_nothing_missed_is_no_error() -> None:
+def test_the_estimated_error_of_an_exact_sketch_is_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = orthonormal(generator, D_OUT), orthonormal(generator, D_IN)
     singular = torch.tensor([4.0, 3.0, 2.0, 1.0]).expand(2, -1)
@@ -97,7 +97,7 @@ def test_an_estimated_loss_is_small_where_the_true_one_is(tight: GradientArtifac
     assert min(estimated[name] for name in good) > 0.99
 
 
-def test_the_norm_is_that_of_the_whole_gradient(tight: GradientArtifact, quickstart: Quickstart) -> None:
+def test_the_norm_is_that_of_the_full_gradient(tight: GradientArtifact, quickstart: Quickstart) -> None:
     """Of which 16 singular values hold too small a part for this to be their own norm."""
     for name, grad in quickstart.grads.items():
         factors = tight.factors[name]

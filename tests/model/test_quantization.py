@@ -28,7 +28,7 @@ from lora_ga_cli.stages.inputs import prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_batch, byte_tokenizer
-from tests.gradient import WHOLE, autograd, cosine, cut, multiplied, relative
+from tests.gradient import FULL_CAPACITY, autograd, cosine, multiplied, relative, split_batch
 from tests.helpers import Arguments, Loraga, only_run, points
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_the_weights_it_computes_with(base: Path, kind: 
     assert all(target.quantized for target in targets.values())
     expected = autograd(float_copy(model), batch)
     before = {name: item.clone() for name, item in model.state_dict().items()}
-    artifact = estimate_gradients(model, cut(batch, 2), capacity=WHOLE)
+    artifact = estimate_gradients(model, split_batch(batch, 2), capacity=FULL_CAPACITY)
     assert set(artifact.factors) == set(expected)
     for name, grad in expected.items():
         assert artifact.factors[name].shape == grad.shape
@@ -245,7 +245,7 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
     """Plain gradient descent on A and B, by autograd, moves each product along the gradient of the float copy."""
     model, batch = load(base, "nf4"), build_batch("llama")
     grads = autograd(float_copy(model), batch)
-    artifact = estimate_gradients(model, [batch], capacity=WHOLE)
+    artifact = estimate_gradients(model, [batch], capacity=FULL_CAPACITY)
     peft = wrapped(model, artifact)
     initialize(peft, artifact, scale=scale)
     peft(**batch).loss.backward()
