@@ -65,7 +65,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         if config.method.start != "gradient":
             return f"not needed by method {config.method.name}"
         wanted = request(inputs)
-        cached = store_of(inputs).find(wanted.key, wanted.least)
+        cached = store_of(inputs).find(wanted.key, wanted.min_capacity)
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"

@@ -17,18 +17,18 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.forms import FORMS
 
-NOT_SETTINGS = {
+IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
-"""Options that leave a run's result as it is; two runs that differ only in them are the same run."""
-NOT_TRAINER_SETTINGS = {
+"""Options that do not change the result of a run: two runs that differ only in them are the same run."""
+IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
     "dataloader_workers",
     "micro_batch_size",
     "gradient_checkpointing",
 }
-NOT_GRADIENT_SETTINGS = {"micro_batch_size", "capacity", "offload"}
+IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "capacity", "offload"}
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class RunFolder:
 
 def settings(config: Config) -> dict[str, Any]:
     """What determines a run's result, as nested plain data."""
-    chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
-    chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
+    chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
+    chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
     for how in ("attention", "shard"):
         chosen["model"].pop(how)
     gradient = chosen.pop("gradient")
     if config.method.start == "gradient":
-        chosen["gradient"] = {key: value for key, value in gradient.items() if key not in NOT_GRADIENT_SETTINGS}
+        chosen["gradient"] = {key: value for key, value in gradient.items() if key not in IGNORED_GRADIENT_OPTIONS}
     return chosen
 
 
