@@ -1,6 +1,6 @@
 """Algebra of low-rank matrices, on stacks of matrices of equal shape. Pure functions on tensors.
 
-Everything is products and Cholesky factors, which accelerators run for a whole stack at once; decompositions into
+Everything is products and Cholesky factors, which accelerators run for a full stack at once; decompositions into
 singular values or eigenvectors would run one layer after the other. Small matrices are in float64, since they hold
 squares of what they are made from. Those of several stacks go through each step together, because launching a kernel
 costs more than its work.

@@ -6,7 +6,7 @@ How the sketch of one layer comes about:
    (tokens, d_out). The gradient of the weight is ``G = grad_outputᵀ · x``, (d_out, d_in); it is never formed.
 2. `condense` reduces each micro-batch's G to two thin factors, ``left · rightᵀ`` (`_condense_calls`).
 3. `merge_micro_batches` adds these to the factors of all micro-batches before, and reduces the sum to k columns again.
-4. If there is a further pass over the rows, `SketchBatch.fix_one_side` makes one factor an orthonormal basis, and
+4. If there is another pass over the rows, `SketchBatch.fix_one_side` makes one factor an orthonormal basis, and
    `project` computes the other one exactly for this basis.
 5. `SketchBatch.factors` turns the two factors into singular triplets.
 
@@ -179,7 +179,7 @@ class SketchBatch:
         return micro_batch or (self._zeros(self.d_out, self.k), self._zeros(self.d_in, self.k))
 
     def fix_one_side(self) -> None:
-        """Prepares a further pass: makes one side orthonormal and fixed, and empties the other, the scaled one.
+        """Prepares another pass: makes one side orthonormal and fixed, and empties the other, the scaled one.
 
         Pass 2 fixes the left side, pass 3 the right one, and so on in turns.
         """
@@ -265,7 +265,7 @@ def condense(calls: list[LayerCall], weight: float) -> None:
 
 
 def project(calls: list[LayerCall], weight: float) -> None:
-    """Adds the gradients of some calls to a further pass (`SketchBatch.add_projection`); empties the list.
+    """Adds the gradients of some calls to another pass (`SketchBatch.add_projection`); empties the list.
 
     Args:
         weight: counts the gradients so many times.

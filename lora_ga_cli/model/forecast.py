@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_ga_cli.model.blocks import count_blocks
 
 EFFICIENCY = 0.55
-"""Share of a large product's speed that a whole model reaches."""
+"""Share of a large product's speed that a complete model reaches."""
 CALL_COST = 1.5
 """Time of an operator in a model, with its modules and autograd around it, relative to the smallest one alone."""
 

@@ -74,10 +74,10 @@ def test_the_gradient_does_not_depend_on_how_rows_are_split(family: str) -> None
     model, batch = build_model(family).eval(), build_batch(family, rows=6)
     if family != "bert":
         batch["labels"][0, :-2] = -100
-    whole, parts = KeepsGradients(), KeepsGradients()
-    one = estimate_gradients(model, [batch], estimator=whole)
+    full, parts = KeepsGradients(), KeepsGradients()
+    one = estimate_gradients(model, [batch], estimator=full)
     other = estimate_gradients(model, split_batch(batch, 1), estimator=parts)
-    assert max(relative(parts.grads[name], grad) for name, grad in whole.grads.items()) < 1e-5
+    assert max(relative(parts.grads[name], grad) for name, grad in full.grads.items()) < 1e-5
     assert one.info["loss"] == pytest.approx(other.info["loss"], rel=1e-6)
     assert one.info["items"] == other.info["items"]
 

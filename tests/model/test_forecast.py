@@ -76,10 +76,10 @@ def test_attention_weights_are_not_counted() -> None:
 
 def test_checkpointing_keeps_one_block_and_a_hidden_state_a_block() -> None:
     model, tokens = llama("meta"), 512
-    whole = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
-    lean = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
+    total = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
+    checkpointed = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
     logits = 3 * tokens * VOCABULARY * 4
-    assert lean == pytest.approx((whole - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
+    assert checkpointed == pytest.approx((total - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
 
 
 def test_work_is_two_operations_a_weight_and_token() -> None:

@@ -1,4 +1,4 @@
-"""Bases that bitsandbytes quantizes: their gradient, their start, and a whole run on one."""
+"""Base models that bitsandbytes quantizes: their gradient, the initialization on them, and a complete run."""
 
 from __future__ import annotations
 
@@ -272,10 +272,10 @@ def test_a_run_trains_resumes_evaluates_and_merges(
     from lora_ga_cli.training.trainer import LoragaTrainer
 
     overrides = (f"model.path={base}", "model.quantization=nf4", "trainer.save_steps=2")
-    printed = loraga("train", *arguments("llama", *overrides, "output_dir=whole"))
+    printed = loraga("train", *arguments("llama", *overrides, "output_dir=uninterrupted"))
     assert "taken off in the adapter" in printed
-    whole = only_run("whole")
-    losses = [point["loss"] for point in points(whole) if "loss" in point]
+    full_run = only_run("uninterrupted")
+    losses = [point["loss"] for point in points(full_run) if "loss" in point]
     assert losses[-1] < losses[0]
 
     step, calls = LoragaTrainer.training_step, []
@@ -291,7 +291,7 @@ def test_a_run_trains_resumes_evaluates_and_merges(
         loraga("train", *arguments("llama", *overrides), code=130)
     assert "restored" in loraga("train", *arguments("llama", *overrides))
     run = only_run()
-    resumed, uninterrupted = (load_file(folder / "adapter_model.safetensors") for folder in (run, whole))
+    resumed, uninterrupted = (load_file(folder / "adapter_model.safetensors") for folder in (run, full_run))
     assert set(resumed) == set(uninterrupted)
     assert all(torch.equal(tensor, uninterrupted[name]) for name, tensor in resumed.items())
 
