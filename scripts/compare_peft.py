@@ -3,7 +3,7 @@
     python scripts/compare_peft.py
 
 For both: first-step alignment by layer (the cosine of the first update with the full gradient, over the best that rank
-2·rank allows), what a thousandfold loss does to B, and the logits of the saved adapter on the pristine base against
+2·rank allows), what a thousandfold loss does to B, and the logits of the saved adapter on the original base against
 those of the model that was saved. PEFT's adapter is saved as its documentation saves it.
 """
 

@@ -8,7 +8,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample

@@ -20,7 +20,7 @@ from lora_ga_cli.methods.base import Link, method_of
 IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
-"""Options that leave a run's result as it is; two runs that differ only in them are the same run."""
+"""Options that do not change the result of a run: two runs that differ only in them are the same run."""
 IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
