@@ -13,6 +13,7 @@ from lora_ga_cli.config.row_forms import form_problems, task_problems
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config, DatasetConfig
 
+
 def problems(config: Config) -> list[str]:
     """Everything of a whole configuration that does not go together."""
     subjects = (_of_task, _of_trainer, _of_gradient, _of_base)

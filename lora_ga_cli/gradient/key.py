@@ -74,13 +74,3 @@ def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
         read = {name: value for name, value in row.items() if name not in LENGTHS and not isinstance(value, str)}
         digest.update(sha256_json(read).encode())
     return digest.hexdigest()
-
-
-def identity_after_merges(base: Mapping[str, str], merged: Sequence[str]) -> dict[str, str]:
-    """The identity of a base with what was merged since it was loaded.
-
-    Args:
-        base: the identity of the base's files.
-        merged: digests of what was merged, in order.
-    """
-    return dict(base) | ({"merged": ",".join(merged)} if merged else {})
