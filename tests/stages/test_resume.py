@@ -18,7 +18,7 @@ from tests.helpers import Arguments, Loraga, after, between_two_checkpoints, die
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 
-    patch.setattr(SketchEstimator, "end", after(1, SketchEstimator.end))
+    patch.setattr(SketchEstimator, "end_micro_batch", after(1, SketchEstimator.end_micro_batch))
 
 
 def after_storing_the_initialization(patch: pytest.MonkeyPatch) -> None:
