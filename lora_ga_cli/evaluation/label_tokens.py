@@ -29,7 +29,7 @@ def label_tokens(context: ScoringContext) -> Score:
     class. White space around an answer does not count.
 
     Raises:
-        DataError: no label words, words that begin with the same token, or a reference that is none of them.
+        DataError: no label words, words that begin with the same token, or a reference that is not one of them.
     """
     words = _words(context)
     expected = [words.index(reference.strip()) for reference in context.split.rows["reference"]]
@@ -72,7 +72,7 @@ def _words(context: ScoringContext) -> list[str]:
     other = next((text for text in context.split.rows["reference"] if text.strip() not in words), None)
     if other is not None:
         what = f"the answer {other[:60]!r} is not one of {', '.join(words)}"
-        raise DataError([Fault(OPTION, what, "label_tokens is for rows whose whole answer is a label word")])
+        raise DataError([Fault(OPTION, what, "label_tokens is for rows whose complete answer is a label word")])
     return words
 
 
