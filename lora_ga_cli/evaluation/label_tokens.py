@@ -57,9 +57,8 @@ def _first_logits(context: ScoringContext, collator: Collator, rows: Sequence[Ma
     batch = context.to_device(collator([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
-    logits = context.model(**batch).logits[
-        :, -batch["input_ids"].shape[1] :
-    ]  # a trained prefix has logits too, which are dropped
+    # a trained prefix has logits too, which are dropped
+    logits = context.model(**batch).logits[:, -batch["input_ids"].shape[1] :]
     return logits[torch.arange(len(rows), device=last.device), last]
 
 

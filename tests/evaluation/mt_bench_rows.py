@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.evaluation.judge import JudgeOptions
-from lora_ga_cli.evaluation.tasks.base import Completion
+from lora_ga_cli.evaluation.tasks.benchmark import Completion
 from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, MtBenchOptions
 from tests.evaluation.endpoints import VARIABLE, says
 

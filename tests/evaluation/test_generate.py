@@ -18,7 +18,8 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Generator, append_completions, read_completions
 from lora_ga_cli.evaluation.prompt import check_conversation
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, GenerationOptions, Problem, Progress, Score
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
 from lora_ga_cli.methods import inserted
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Generator
-from lora_ga_cli.evaluation.tasks.base import ANSWER_OPTIONS, GenerationOptions
+from lora_ga_cli.evaluation.tasks.benchmark import ANSWER_OPTIONS, GenerationOptions
 from lora_ga_cli.registry import TASKS
 from lora_ga_cli.stages.evaluate import check_evaluation
 from tests.conftest import byte_tokenizer

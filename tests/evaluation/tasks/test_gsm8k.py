@@ -14,7 +14,8 @@ import pytest
 
 from lora_ga_cli.errors import DataError, InvalidInput
 from lora_ga_cli.evaluation.numbers import as_decimal, read_number, read_plain
-from lora_ga_cli.evaluation.tasks.base import Completion, Problem, Score
+from lora_ga_cli.evaluation.tasks.base import Score
+from lora_ga_cli.evaluation.tasks.benchmark import Completion, Problem
 from lora_ga_cli.evaluation.tasks.gsm8k import Gsm8k, Gsm8kOptions
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA
