@@ -1,4 +1,4 @@
-"""loraga: fine-tuning with low-rank adapters that start where the gradient points (LoRA-GA, arXiv 2407.05000).
+"""loraga: fine-tuning with low-rank adapters that are initialized from the gradient (LoRA-GA, arXiv 2407.05000).
 
 The names below are the library; everything else is internal. They load torch when first used, so that
 ``import lora_ga_cli`` is instant.
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from lora_ga_cli.gradient.artifact import GradientArtifact as GradientArtifact
     from lora_ga_cli.gradient.estimate import estimate_gradients as estimate_gradients
     from lora_ga_cli.lora.export import export_adapter as export_adapter
-    from lora_ga_cli.lora.offset import Start as Start
-    from lora_ga_cli.lora.offset import initialize as initialize
+    from lora_ga_cli.lora.offset import LoraInit as LoraInit
+    from lora_ga_cli.methods.lora_ga import initialize as initialize
 
 _PUBLIC = {
     "estimate_gradients": "lora_ga_cli.gradient.estimate",
     "GradientArtifact": "lora_ga_cli.gradient.artifact",
-    "initialize": "lora_ga_cli.lora.offset",
-    "Start": "lora_ga_cli.lora.offset",
+    "initialize": "lora_ga_cli.methods.lora_ga",
+    "LoraInit": "lora_ga_cli.lora.offset",
     "export_adapter": "lora_ga_cli.lora.export",
 }
-__all__ = ["GradientArtifact", "Start", "__version__", "estimate_gradients", "export_adapter", "initialize"]
+__all__ = ["GradientArtifact", "LoraInit", "__version__", "estimate_gradients", "export_adapter", "initialize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.gradient.estimate import estimate_gradients, prepared
+from lora_ga_cli.gradient.estimate import estimate_gradients, prepare_model
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
-from lora_ga_cli.gradient.sketch import SketchEstimator
-from lora_ga_cli.lora.initialization import first_step_alignment, starting_factors
+from lora_ga_cli.lora.initialization import first_step_alignment, initial_factors
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample
 from lora_ga_cli.stages.inputs import prepare_inputs
@@ -76,7 +76,7 @@ def estimated(estimator: Callable[[], Estimator]) -> Callable[[Case], GradientAr
 
 def floor(case: Case) -> None:
     first = case.model.get_input_embeddings()
-    with prepared(case.model, dropout=False):
+    with prepare_model(case.model, dropout=False):
         handle = first.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
         for batch in case.batches:
             case.model(**batch).loss.backward()
@@ -85,7 +85,7 @@ def floor(case: Case) -> None:
 
 def autograd(case: Case) -> None:
     targets = find_targets(case.model)
-    with prepared(case.model, dropout=False):
+    with prepare_model(case.model, dropout=False):
         for target in targets.values():
             target.weight.requires_grad_(True)
         for batch in case.batches:
@@ -97,7 +97,7 @@ def of_peft(case: Case) -> dict[str, tuple[Tensor, Tensor]] | None:
     from peft import LoraConfig, LoraGAConfig, get_peft_model
     from peft.tuners.lora.loraga import preprocess_loraga
 
-    from lora_ga_cli.lora.offset import lora_layers
+    from lora_ga_cli.lora.layers import lora_layers
 
     small = case.device.type == "cpu"
     model = copy.deepcopy(case.model) if small else case.model
@@ -130,7 +130,7 @@ def alignments(case: Case, result: Any) -> str:
     if result is None or not case.grads:
         return "–"
     if isinstance(result, GradientArtifact):
-        result = {name: starting_factors(factors, RANK) for name, factors in result.factors.items()}
+        result = {name: initial_factors(factors, RANK) for name, factors in result.factors.items()}
     values = [first_step_alignment(grad, *result[name], best=case.best[name]) for name, grad in case.grads.items()]
     return f"{statistics.mean(values):.4f} / {min(values):.4f}"
 

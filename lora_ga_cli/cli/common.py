@@ -104,9 +104,9 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
             console.title(heading)
         try:
             if dry_run is not None:
-                from lora_ga_cli.stages.forecast import plan
+                from lora_ga_cli.stages.forecast import forecast
 
-                plan(config, dry_run)
+                forecast(config, dry_run)
             else:
                 job(config)
         except Exception as error:

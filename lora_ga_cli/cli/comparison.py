@@ -43,7 +43,7 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
 
 def _row(target: EvalTarget) -> dict[str, Any]:
     """The columns of a target before its scores."""
-    from lora_ga_cli.methods.forms import FORMS
+    from lora_ga_cli.methods.base import method_of
 
     config, run = target.config, target.run
     if run is None:
@@ -51,7 +51,7 @@ def _row(target: EvalTarget) -> dict[str, Any]:
     return {
         "run": target.name,
         "method": config.method.name,
-        "rank": str(config.rank) if FORMS[config.method.adapter].ranked else "–",
+        "rank": str(config.rank) if method_of(config).output.size else "–",
         "learning rate": f"{config.trainer.learning_rate:g}",
         "steps": str(run.manifest["steps"]),
         "seed": str(config.seed),

@@ -35,8 +35,6 @@ Name = Annotated[str, AfterValidator(one_name)]
 """A text that becomes part of a folder's name."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
-Direction = Literal["ArB2r", "A2rBr", "ArBr", "random"]
-Scale = Literal["stable", "unit", "gd", "weight_svd"]
 S = TypeVar("S", bound="Section")
 
 
@@ -91,7 +89,7 @@ class TypedSection:
         return options.model_validate({**value, self.key: type_name})
 
 
-METHOD = TypedSection("method", "type", METHODS, "flat")
+METHOD = TypedSection("method", "type", METHODS, "lora_ga")
 EVAL = TypedSection("eval", "task", TASKS, "rows")
 WITHOUT_TYPES = {"types": False}
 """The context of a validation that imports no class of a method or task."""
@@ -111,12 +109,12 @@ class ModelConfig(Section):
     """Type of the base's weights in memory. Adapters always train in float32."""
     quantization: Literal["nf4", "int8"] | None = None
     """Load the base's linear layers quantized by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
-    is; the adapter carries its start."""
+    is."""
     double_quantization: bool = False
     """With ``nf4``: quantize its scales too, which saves about 0.4 bits a weight."""
     shard: bool = False
     """Spread the base's weights over the processes of one run (FSDP2), each of which gathers a block when it computes.
-    For a base that one device cannot hold; the adapter carries its start."""
+    For a base that one device cannot hold."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     tokenizer: str | None = None
@@ -130,8 +128,8 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form is given: ``prompt`` and
-    ``answer``, or ``messages``, or ``text`` and ``label``.
+    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form of a row is given:
+    ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
     """
 
     path: str | None = None
@@ -145,7 +143,7 @@ class DatasetConfig(Section):
     validation_split: str | None = None
     """Split of the hub data set to evaluate on."""
     train_file: str | list[str] | None = None
-    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text forms also gzipped (.gz)."""
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also gzipped (.gz)."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -160,6 +158,11 @@ class DatasetConfig(Section):
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 
+    form: str | None = None
+    """Name of the form in which a row is read. Null: the form whose options are given (``prompt`` and ``answer``, or
+    ``messages``, or ``text`` and ``label``)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a form that is not shipped: ``{name: value}``. The form's file documents them."""
     prompt: str | None = None
     """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
     answer: str | None = None
@@ -201,26 +204,6 @@ class DatasetConfig(Section):
         return _unless(dataset_problems(self), self)
 
 
-class AdaLoraConfig(Section):
-    """How AdaLoRA (arXiv 2303.10512) moves its budget of ranks between layers. Its output is scaled by alpha over the
-    initial rank, as PEFT does."""
-
-    initial_rank: Annotated[float, Field(gt=1)] = 1.5
-    """Rank that every layer begins with, relative to ``rank``, which is the mean one at the end."""
-    warmup: Fraction = 0.1
-    """Share of the steps before the first rank is taken away."""
-    final: Fraction = 0.3
-    """Share of the steps after the last rank is taken away."""
-    interval: Positive = 10
-    """Steps between two allocations."""
-    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Decay of the mean of the importance."""
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
-    """Decay of the uncertainty of the importance."""
-    orthogonality: Annotated[float, Field(ge=0)] = 0.5
-    """Weight of the penalty that keeps the factors orthogonal."""
-
-
 class MethodOptions(Section):
     """A fine-tuning method. Its class, which ``type`` names, has the other options."""
 
@@ -228,59 +211,6 @@ class MethodOptions(Section):
     """The kind of method. It decides which other ``method`` options there are."""
     name: Name = Field(default_factory=lambda values: values["type"])
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
-
-
-class MethodConfig(MethodOptions):
-    """A fine-tuning method: which adapter, how it starts, and what trains."""
-
-    adapter: Literal["none", "lora", "dora", "adalora", "bottleneck", "prefix_embedding", "prefix_layer"] = "lora"
-    """``none`` trains weights of the model itself. ``lora``, ``dora`` (arXiv 2402.09353) and ``adalora`` (arXiv
-    2303.10512) add a product of low rank to each target. ``bottleneck`` (arXiv 1902.00751): a small network of width
-    ``rank`` behind each block's attention and feed-forward layer. ``prefix_embedding`` and ``prefix_layer``: trained
-    vectors before every row, at the input or at every layer (LoRA, arXiv 2106.09685, section 5.1)."""
-    train: Literal["all", "top_layers", "biases"] = "all"
-    """Which weights of the model train with ``adapter=none``: ``top_layers`` are the last ``top_layers`` blocks."""
-    top_layers: Positive = 2
-    """Blocks that ``train=top_layers`` trains."""
-    start: Literal["kaiming", "gaussian", "pissa", "gradient"] = "kaiming"
-    """``kaiming``: LoRA's own start (A random, B zero). ``gradient``: LoRA-GA's. ``pissa``: the weight's own leading
-    singular vectors (arXiv 2404.02948). ``gaussian``: A and B random. All but the first are taken off again; see
-    ``shift``."""
-    use_rslora: bool = False
-    """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
-    direction: Direction = "ArB2r"
-    """Which singular vectors of the gradient start A and B (LoRA-GA, section 3)."""
-    scale: Scale = "stable"
-    """Size of the factors of ``start=gradient`` and ``gaussian``. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both."""
-    gamma: Annotated[float, Field(gt=0)] = 16.0
-    """The constant of ``scale=stable``, without unit."""
-    shift: Literal["auto", "weights", "adapter"] = "auto"
-    """How the start is taken off again, so that nothing changes at step 0. ``weights``: subtracted from the base's
-    weights. ``adapter``: a frozen copy in the adapter, of twice the rank while it trains; the base stays as it is.
-    ``auto``: ``weights`` in float32; ``adapter`` in half precision, where a shifted weight rounds too coarsely, on a
-    quantized or sharded base, and with ``adapter_dropout``."""
-    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
-    """B's learning rate over A's (LoRA+, arXiv 2402.12354)."""
-    prefix_length: Positive = 32
-    """Trained vectors before a row."""
-    adalora: AdaLoraConfig = AdaLoraConfig()
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """The options for all adapters that this one uses."""
-        low_rank = {"rank", "alpha", "target_modules", "adapter_dropout"}
-        uses = {"adalora": low_rank, "bottleneck": {"rank", "target_modules"}}
-        return frozenset(low_rank | {"rank_pattern"} if self.low_rank else uses.get(self.adapter, ()))
-
-    @property
-    def low_rank(self) -> bool:
-        """Whether the adapter is a pair of factors A and B on each target, which can start anywhere."""
-        return self.adapter in ("lora", "dora")
-
-    @property
-    def moved_start(self) -> bool:
-        """Whether the adapter starts elsewhere than at zero, and its start is taken off again."""
-        return self.start != "kaiming"
 
 
 class GradientConfig(Section):
@@ -382,14 +312,13 @@ class Config(Section):
     overwrite: bool = False
     """Start again in a run folder that holds a run with other settings (the old one is set aside)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of shuffling, sampling, and every random start."""
+    """Seed of shuffling, sampling, and everything drawn at random."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model lives. ``auto`` takes an accelerator if there is one."""
     rank: Positive = 8
     """Rank of the adapter while it trains."""
     rank_pattern: dict[str, Positive] = {}
-    """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``. Of the adapters
-    ``lora`` and ``dora``."""
+    """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
     """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilized."""
     adapter_dropout: Fraction = 0.0
@@ -406,23 +335,13 @@ class Config(Section):
     @property
     def shared_uses(self) -> frozenset[str]:
         """The options for all adapters (``rank``, ``alpha``, ``target_modules``, …) that the method uses."""
-        uses: frozenset[str] = getattr(self.method, "uses", METHODS[self.method.type].uses)
+        uses: frozenset[str] = METHODS[self.method.type].uses
         return uses
 
     @property
     def largest_rank(self) -> int:
         """The largest rank that a layer may have."""
         return max([self.rank, *self.rank_pattern.values()])
-
-    @property
-    def shift(self) -> Literal["weights", "adapter"]:
-        """``method.shift``, with ``auto`` decided."""
-        if self.method.shift == "auto":
-            # dropout would hit what the adapter adds and not what was subtracted from the base
-            movable = self.model.quantization is None and not self.model.shard
-            exact = movable and self.model.dtype == "float32" and self.adapter_dropout == 0
-            return "weights" if exact else "adapter"
-        return self.method.shift
 
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Config:

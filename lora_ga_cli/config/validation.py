@@ -156,14 +156,14 @@ def no_option_for(section: TypedSection, path: KeyPath, options: dict[str, Any],
 
 
 def choice_with_type(section: TypedSection, types: Sequence[str], locations: Locations) -> str | None:
-    """A choice of the section that has one of the types; the one that is called so, if there is one."""
+    """A choice of the section that has one of the types: the plainest one, which has its type's name and a short one."""
     found = {}
     for choice, file in locations.choices(section.name).items():
         document, _ = read_document(file, section.name)
         type_name = _type_in(section, document, locations)
         if type_name in types:
             found[choice] = type_name
-    return next((choice for choice, type_name in found.items() if choice == type_name), next(iter(found), None))
+    return min(found, key=lambda choice: (choice != found[choice], len(choice)), default=None)
 
 
 def _type_in(section: TypedSection, document: Document, locations: Locations, depth: int = 8) -> object:

@@ -1,13 +1,15 @@
-"""Expressing a trained adapter as a plain LoRA for the pristine base, and reading it back to resume.
+"""Writing a trained adapter as a standard LoRA for the original base model, and reading it back to resume.
 
-For the base as its authors publish it, an adapter that began at (A0, B0) is ``s·(B A - B0 A0) = s·[B, -B0] [A; A0]``: a
-LoRA of rank 2·rank with the same s, which PEFT and vLLM load as they load any other. A and B stand in it unchanged, so
+For the base as its authors publish it, an adapter that began at (A0, B0) adds ``s·(B A - B0 A0)``. It is written in the
+difference form ``s·[ΔB, B0] [A; ΔA]`` (see `lora.difference`): a LoRA of rank 2·rank with the same s, which PEFT and
+vLLM load like any other, and which stays exact when a server rounds it to bfloat16. ΔA and ΔB stand in it unchanged, so
 a checkpoint is this same file, and resuming reads them back to the bit.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,106 +19,107 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.lora.offset import ADAPTER, Start, lora_layers, weight_of, widen
+from lora_ga_cli.lora.difference import difference_form
+from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
+from lora_ga_cli.lora.offset import LoraInit, differences
 from lora_ga_cli.model.targets import Target, shortest_names
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
+CONFIG_FILE = "adapter_config.json"
 CONVERSION_TOLERANCE = 1e-4
-"""Largest relative difference, on a random vector, between the trained and the exported form of a layer."""
+"""Largest relative difference, on a random vector, between what a layer was trained to add and what is written."""
 
 
-def export_adapter(model: PeftModel, folder: str | Path, start: Start | None = None) -> None:
-    """Writes the adapter to ``folder`` for the pristine base: ``PeftModel.from_pretrained(base, folder)`` loads it.
+def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None = None) -> None:
+    """Writes the adapter for the original base model: ``PeftModel.from_pretrained(base, folder)`` loads it.
 
     Args:
         model: the PEFT model that was trained.
-        start: what `initialize` returned; None for an adapter that did not shift its base.
+        init: what `initialize` returned; None for an adapter that began as PEFT makes it.
 
     Raises:
-        EqualityError: a layer of what would be written does not compute what the trained layer adds.
+        EqualityError: what would be written of a layer does not compute what the trained layer adds.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
-    # not of `state_dict`, which makes every process of a sharded base take part; what trains is whole in each
-    whole = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
-    state = get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    # not of `state_dict`, in which every process of a sharded base takes part; what trains is complete in each
+    complete = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
+    state = get_peft_model_state_dict(model, state_dict=complete, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if start is not None:
-        if start.shift == "weights":
-            tensors = _for_pristine_base(tensors, start)
-            widen(config, start)
-        _check(model, tensors, start)
+    if init is not None:
+        tensors |= _in_difference_form(model, init)
+        _check(model, tensors, init)
+        describe_ranks(config, {name: 2 * rank for name, rank in init.ranks.items()}, init.scalings)
     config.inference_mode = True
-    base = model.get_base_model()
-    adapted = lora_layers(model)
+    base, adapted = model.get_base_model(), lora_layers(model)
     targets = {name: Target(name, layer) for name, layer in base.named_modules() if name in adapted}
     config.target_modules = shortest_names(base, targets)
-    # weights first: a folder with a configuration is taken for a whole adapter
+    write_adapter(folder, tensors, config)
+
+
+def write_adapter(folder: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
+    """Writes PEFT's two files, the weights first: a folder with a configuration is taken for a complete adapter."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
 
 
-def restore_adapter(model: PeftModel, folder: Path, start: Start | None = None) -> None:
+def describe_ranks(config: LoraConfig, ranks: Mapping[str, int], scalings: Mapping[str, float]) -> None:
+    """Makes a configuration describe layers of these ranks with these s, layer by layer where they differ.
+
+    Args:
+        ranks: by layer name.
+        scalings: the s of each layer, by name; alpha is chosen so that ``alpha / rank`` is s.
+    """
+    alphas = {name: scalings[name] * rank for name, rank in ranks.items()}  # floats; s must not change
+    rank, alpha = max(ranks.values()), max(alphas.values())
+    config.r, config.lora_alpha, config.use_rslora = rank, alpha, False  # type: ignore[assignment]
+    config.rank_pattern = {name: value for name, value in ranks.items() if value != rank}
+    config.alpha_pattern = {name: value for name, value in alphas.items() if value != alpha}  # type: ignore[misc]
+
+
+def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None) -> None:
     """Reads an exported adapter back into the model that trains it; the inverse of `export_adapter`.
 
     Raises:
-        RunError: the file belongs to another start.
+        RunError: the file belongs to another initialization, or was written by a version that saved another form.
     """
     tensors = load_file(folder / WEIGHTS_FILE)
-    if start is not None:
-        if not _carries(tensors, start):
-            raise RunError(f"{folder}: its adapter began elsewhere than this run; start again with overwrite=true")
-        if start.shift == "weights":
-            for name, (a0, _) in start.factors.items():
-                key_a, key_b = _keys(name)
-                tensors[key_a] = tensors[key_a][: a0.shape[0]].contiguous()
-                tensors[key_b] = tensors[key_b][:, : a0.shape[0]].contiguous()
+    for name, (a0, b0) in (init.factors if init is not None else {}).items():
+        key_a, key_b = lora_keys(name)
+        rank = a0.shape[0]
+        a, delta_a = tensors[key_a][:rank], tensors[key_a][rank:].contiguous()  # (rank, d_in) each
+        delta_b, stored_b0 = tensors[key_b][:, :rank].contiguous(), tensors[key_b][:, rank:]  # (d_out, rank) each
+        if a.shape != delta_a.shape or not torch.equal(stored_b0, b0) or not torch.equal(a, a0 + delta_a):
+            raise RunError(
+                f"{folder}: its adapter has another initialization than this run, or was saved by an earlier version; "
+                "begin again with overwrite=true"
+            )
+        tensors[key_a], tensors[key_b] = delta_a, delta_b
     set_peft_model_state_dict(model, tensors)
 
 
-def _carries(tensors: dict[str, Tensor], start: Start) -> bool:
-    """Whether the second half of every pair of factors is the start, to the bit."""
-    for name, (a0, b0) in start.factors.items():
-        key_a, key_b = _keys(name)
-        rank = a0.shape[0]
-        if not (torch.equal(tensors[key_a][rank:], a0) and torch.equal(tensors[key_b][:, rank:], -b0)):
-            return False
-    return True
+def _in_difference_form(model: PeftModel, init: LoraInit) -> dict[str, Tensor]:
+    tensors = {}
+    for name, layer in lora_layers(model).items():
+        key_a, key_b = lora_keys(name)
+        a, b = difference_form(*differences(layer), *init.factors[name])
+        tensors[key_a], tensors[key_b] = a.contiguous(), b.contiguous()
+    return tensors
 
 
-def _for_pristine_base(tensors: dict[str, Tensor], start: Start) -> dict[str, Tensor]:
-    result = dict(tensors)
-    for name, (a0, b0) in start.factors.items():
-        key_a, key_b = _keys(name)
-        result[key_a] = torch.cat([tensors[key_a].float(), a0], dim=0)  # (2·rank, d_in)
-        result[key_b] = torch.cat([tensors[key_b].float(), -b0], dim=1)  # (d_out, 2·rank)
-    return result
-
-
-def _check(model: PeftModel, tensors: dict[str, Tensor], start: Start) -> None:
-    """Compares, on one random vector a layer, what training added to the base with the exported product."""
-    if not _carries(tensors, start):
-        raise EqualityError(
-            "the adapter's frozen half has moved, so it no longer takes its start off: train without weight decay; "
-            "nothing was written"
-        )
+def _check(model: PeftModel, tensors: dict[str, Tensor], init: LoraInit) -> None:
+    """Compares, on one random vector for each layer, what training added to the base with the exported product."""
     generator = torch.Generator().manual_seed(0)
     for name, layer in lora_layers(model).items():
-        a0, b0 = (factor.double() for factor in start.factors[name])
-        key_a, key_b = _keys(name)
-        rank = a0.shape[0]
-        a = weight_of(layer.lora_A).detach().cpu().double()[:rank]
-        b = weight_of(layer.lora_B).detach().cpu().double()[:, :rank]
-        x = torch.randn(a.shape[1], generator=generator, dtype=torch.float64)
-        trained = b @ (a @ x) - b0 @ (a0 @ x)
+        a0, b0 = (factor.double() for factor in init.factors[name])
+        delta_a, delta_b = (factor.double() for factor in differences(layer))
+        x = torch.randn(a0.shape[1], generator=generator, dtype=torch.float64)
+        trained = (b0 + delta_b) @ ((a0 + delta_a) @ x) - b0 @ (a0 @ x)
+        key_a, key_b = lora_keys(name)
         exported = tensors[key_b].double() @ (tensors[key_a].double() @ x)
-        size = float((b @ (a @ x)).norm() + (b0 @ (a0 @ x)).norm())
+        size = float((delta_b @ (a0 @ x)).norm() + (b0 @ (delta_a @ x)).norm() + 1e-9 * (b0 @ (a0 @ x)).norm())
         if not float((trained - exported).norm()) <= CONVERSION_TOLERANCE * size:
             raise EqualityError(f"{name}: the exported adapter does not compute what was trained; nothing was written")
-
-
-def _keys(name: str) -> tuple[str, str]:
-    return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"

@@ -66,7 +66,7 @@ def scale_factor(
     return 1.0
 
 
-def starting_factors(
+def initial_factors(
     factors: Factors, rank: int, *, direction: str = "ArB2r", factor: float = 1.0, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """A0 and B0 from a gradient's factors.

@@ -1,91 +1,198 @@
-"""AdaLoRA (arXiv 2303.10512) as PEFT computes it: its schedule, its allocations while training, and resuming them."""
+"""AdaLoRA (arXiv 2303.10512) as PEFT computes it: its schedule, its allocation of ranks, and resuming."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from peft import AdaLoraConfig, PeftModel
-from peft.tuners.adalora import AdaLoraModel
+from peft import AdaLoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lora_ga_cli.config.schema import AdaLoraConfig as Schedule
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, Fraction, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.offset import ADAPTER
-from lora_ga_cli.methods.names import is_a, is_b
-from lora_ga_cli.model.targets import Target, new_modules, shortest_names
+from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.layers import ADAPTER, is_a, is_b, lora_ranks
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.lora import wrap
+from lora_ga_cli.model.targets import check_rank, find_targets, new_modules, shortest_names
+from lora_ga_cli.registry import METHODS
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
 MOMENTS = ("exp_avg_ipt", "exp_avg_unc")
 """What PEFT's allocator remembers of each weight's importance."""
 
 
-def adalora_config(
-    config: Config, model: PreTrainedModel, targets: Mapping[str, Target], task_type: str, steps: int
-) -> AdaLoraConfig:
-    """PEFT's configuration of the adapter.
+@METHODS.register("adalora")
+class AdaLora(Method):
+    """Products P Λ Q beside each target, whose least important triplets are removed while training."""
+
+    class Options(MethodOptions):
+        """How AdaLoRA moves its budget of ranks between layers. Its output is scaled by alpha divided by the initial
+        rank, as PEFT does."""
+
+        type: Literal["adalora"] = "adalora"
+        initial_rank: Annotated[float, Field(gt=1)] = 1.5
+        """Rank that every layer begins with, divided by ``rank``, which is the mean rank at the end."""
+        warmup: Fraction = 0.1
+        """Share of the steps before the first rank is removed."""
+        final: Fraction = 0.3
+        """Share of the steps after the last rank is removed."""
+        interval: Positive = 10
+        """Steps between two allocations."""
+        beta1: Annotated[float, Field(gt=0, lt=1)] = 0.85
+        """Decay of the mean of the importance."""
+        beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
+        """Decay of the uncertainty of the importance."""
+        orthogonality: Annotated[float, Field(ge=0)] = 0.5
+        """Weight of the penalty that keeps the factors orthogonal."""
+
+    uses = frozenset({"rank", "alpha", "target_modules", "adapter_dropout"})
+    peft_type = "ADALORA"
+    example = ("method.interval=1",)
+
+    @property
+    def output(self) -> AdapterOutput:
+        return AdapterOutput("an AdaLoRA adapter", "PEFT", size="rank")
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        options: Any = config.method
+        trainer = config.trainer
+        if trainer.max_steps == 1:
+            yield "AdaLoRA moves ranks between steps: trainer.max_steps=2 or more"
+        if trainer.precision == "fp16" or (trainer.precision, config.model.dtype) == ("auto", "float16"):
+            yield "AdaLoRA measures gradients, which fp16's scaling makes infinite at times: trainer.precision=bf16"
+        if options.warmup + options.final >= 1:
+            yield "method.warmup and method.final leave no steps between them: together they must be below 1"
+        if config.model.shard:
+            yield "model.shard=true does not go with method.type=adalora"
+
+    def check_steps(self, steps: int) -> None:
+        schedule(self.options, steps)
+
+    def prepare(
+        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
+    ) -> PreparedModel:
+        torch.manual_seed(self.config.seed)
+        return PreparedModel(self.attach(model, steps))
+
+    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+        config, options = self.config, self.options
+        targets = find_targets(model, config.target_modules)
+        initial_rank = math.ceil(config.rank * options.initial_rank)
+        check_rank({name: target.shape for name, target in targets.items()}, config.rank, initial_rank)
+        first, after = schedule(options, steps)
+        described = AdaLoraConfig(
+            task_type=TASK_TYPES[config.model.task],
+            init_r=initial_rank,
+            target_r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
+            lora_dropout=config.adapter_dropout,
+            tinit=first,
+            tfinal=after,
+            deltaT=options.interval,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            orth_reg_weight=options.orthogonality,
+            total_step=steps,
+            target_modules=shortest_names(model, targets),
+            fan_in_fan_out=any(target.transposed for target in targets.values()),
+            modules_to_save=new_modules(model) or None,
+            revision=config.model.revision,
+        )
+        wrapped = wrap(model, described)
+        penalize_in_training_only(wrapped)
+        return wrapped
+
+    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+        with torch.device("meta"):
+            return self.attach(model, steps)
+
+    def callbacks(self, model: Model) -> list[TrainerCallback]:
+        return [Allocation()]
+
+    def penalty(self, model: Model) -> Tensor | None:
+        assert isinstance(model, PeftModel)
+        return orthogonality_penalty(model)
+
+    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
+        assert isinstance(model, PeftModel)
+        folder.mkdir(parents=True, exist_ok=True)
+        config: Any = copy.deepcopy(model.peft_config[ADAPTER])
+        config.inference_mode = True
+        config.rank_pattern = None
+        with all_triplets(model):
+            adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
+        # weights first: a folder with a configuration is taken for a complete adapter
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
+        assert isinstance(model, PeftModel)
+        with all_triplets(model):  # PEFT would cut the layers to the ranks of the moment
+            set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+
+    def save_state(self, model: Model, folder: Path) -> None:
+        assert isinstance(model, PeftModel)
+        save_allocator(model, folder)
+
+    def restore_state(self, model: Model, folder: Path) -> None:
+        assert isinstance(model, PeftModel)
+        restore_allocator(model, folder)
+
+    @classmethod
+    def load(cls, base: PreTrainedModel, folder: Path, device: str) -> Model:
+        model = PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+        penalize_in_training_only(model)
+        return model
+
+    def built_size(self, model: nn.Module) -> list[int]:
+        return lora_ranks(model)
+
+    def describe(self, model: nn.Module) -> str:
+        ranks = lora_ranks(model)
+        return f"rank {ranks[0]}, to fall to a mean of {self.config.rank}, {len(ranks)} layers"
+
+    def describe_init(self) -> str:
+        return "initialized as AdaLoRA (Λ zero)"
+
+    def extra_bytes(self, model: nn.Module) -> int:
+        """What the allocator remembers, and computes anew at every step: each as large as what trains."""
+        trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
+        return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
+
+
+def schedule(options: Any, steps: int) -> tuple[int, int]:
+    """The steps before the first allocation, and those after the last one.
 
     Args:
+        options: of the class `AdaLora.Options`.
         steps: optimizer steps of the whole run.
 
     Raises:
         TargetError: they are too few to move ranks between the first and the last of them.
     """
-    options = config.method.adalora
-    first, after = schedule(options, steps)
-    return AdaLoraConfig(
-        task_type=task_type,
-        init_r=initial_rank(config),
-        target_r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        lora_dropout=config.adapter_dropout,
-        tinit=first,
-        tfinal=after,
-        deltaT=options.interval,
-        beta1=options.beta1,
-        beta2=options.beta2,
-        orth_reg_weight=options.orthogonality,
-        total_step=steps,
-        target_modules=shortest_names(model, targets),
-        fan_in_fan_out=any(target.transposed for target in targets.values()),
-        modules_to_save=new_modules(model) or None,
-        revision=config.model.revision,
-    )
-
-
-def schedule(options: Schedule, steps: int) -> tuple[int, int]:
-    """Steps before the first allocation, and after the last one.
-
-    Raises:
-        TargetError: as `adalora_config`.
-    """
     first = int(options.warmup * steps)
     after = max(1, int(options.final * steps))  # steps count from 0, and the last allocation is before the end
     if first >= steps - after:
         raise TargetError(
-            f"method.adapter=adalora moves ranks between steps, and a run of {steps} has {first} before the first "
-            f"move and {after} after the last: more rows, trainer.epochs or trainer.max_steps, a smaller "
-            "trainer.batch_size, or less of method.adalora.warmup and final"
+            f"AdaLoRA moves ranks between steps, and a run of {steps} has {first} before the first move and {after} "
+            "after the last: use more rows, trainer.epochs or trainer.max_steps, a smaller trainer.batch_size, or less "
+            "of method.warmup and method.final"
         )
     return first, after
-
-
-def initial_rank(config: Config) -> int:
-    """The rank that every layer begins with, above the one it has in the mean at the end."""
-    return math.ceil(config.rank * config.method.adalora.initial_rank)
-
-
-def is_adalora(model: object) -> bool:
-    return isinstance(model, PeftModel) and isinstance(model.base_model, AdaLoraModel)
 
 
 def penalize_in_training_only(model: PeftModel) -> None:
@@ -106,7 +213,7 @@ def penalize_in_training_only(model: PeftModel) -> None:
 
 
 @torch.no_grad()
-def penalty(model: PeftModel) -> Tensor:
+def orthogonality_penalty(model: PeftModel) -> Tensor:
     """What training adds to the loss for factors P (d_out, r) and Q (r, d_in) that are not orthogonal: the weighted
     mean of ``‖Pᵀ P - I‖`` and ``‖Q Qᵀ - I‖`` over layers (equation 4, as PEFT averages it).
 
@@ -121,8 +228,8 @@ def penalty(model: PeftModel) -> Tensor:
 
 
 @contextlib.contextmanager
-def whole(model: PeftModel) -> Iterator[None]:
-    """Has PEFT save every triplet, with zeros for those that were taken away; they may come back while training."""
+def all_triplets(model: PeftModel) -> Iterator[None]:
+    """Has PEFT save every triplet, with zeros for those that were removed; they may come back while training."""
     config = _config(model)
     pattern, config.rank_pattern = config.rank_pattern, None
     try:
@@ -165,12 +272,6 @@ def restore_allocator(model: PeftModel, folder: Path) -> None:
             getattr(allocator, moment)[name] = tensor
             allocator.ipt[name] = torch.zeros_like(tensor)  # it is computed anew at every step
         _config(model).rank_pattern = json.loads(opened.metadata()["rank_pattern"])
-
-
-def importance_bytes(model: nn.Module) -> int:
-    """Bytes of what the allocator remembers and computes anew at every step: each as large as what trains."""
-    trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
-    return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
 
 
 def _config(model: PeftModel) -> AdaLoraConfig:

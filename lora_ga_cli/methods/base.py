@@ -1,89 +1,299 @@
-"""What the configuration asks of a method."""
+"""What a fine-tuning method is: a class that holds everything about it, in one file, with one file in ``conf/method``.
+
+The methods of `Method` stand in the order in which a run calls them. What is written here suits a method that trains
+weights of the model itself; `lora.py` overrides it for PEFT's adapters, `custom.py` for others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-from lora_ga_cli.config.schema import Config, MethodConfig
+from peft import PeftModel, TaskType
+from safetensors.torch import load_model as load_weights
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, TrainerCallback
+
+from lora_ga_cli.config.schema import Config, MethodOptions
+from lora_ga_cli.errors import RunError
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.layers import trained_parameters
+from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.registry import METHODS
 
+Model = PreTrainedModel | PeftModel
+Gradient = Callable[[], GradientArtifact]
+"""Gives the gradient of the model in hand: from the cache, or estimated now."""
+TASK_TYPES = {
+    "causal_lm": TaskType.CAUSAL_LM,
+    "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
+    "sequence_classification": TaskType.SEQ_CLS,
+}
+"""PEFT's names of the tasks."""
 
-@METHODS.register("flat")
-class Flat:
-    """All methods in one class; each gets a class of its own."""
 
-    Options = MethodConfig
-    uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout"})
+@dataclass(frozen=True)
+class AdapterOutput:
+    """What a method saves, and what can be done with it.
+
+    Args:
+        label: what a person calls it.
+        loads_in: the library that loads it.
+        mergeable: whether base and adapter can become one standard model.
+        vllm: whether vLLM serves it as an adapter.
+        size: what its size is called: ``rank``, ``width``, or nothing where it has none.
+        starts_as_base: whether the model computes what its base does before the first step.
+        is_adapter: whether it is something beside the base, and not the model itself.
+    """
+
+    label: str
+    loads_in: str
+    mergeable: bool = True
+    vllm: bool = False
+    size: str = ""
+    starts_as_base: bool = True
+    is_adapter: bool = True
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to train.
+
+    Args:
+        model: a `PeftModel`, or the base itself.
+        init: the initial factors that a method gave it; None where PEFT's own initialization stands.
+    """
+
+    model: Model
+    init: LoraInit | None = None
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters train."""
+        return trained_parameters(self.model)
+
+
+@dataclass(frozen=True)
+class Link:
+    """One part of a run, with its own initialization, optimizer and checkpoints; most runs have one.
+
+    Args:
+        index: from 0.
+        count: links of the run.
+        first_step: optimizer steps of the run before it.
+        steps: its own optimizer steps.
+        total_steps: optimizer steps of the complete run.
+    """
+
+    index: int
+    count: int
+    first_step: int
+    steps: int
+    total_steps: int
+
+    @property
+    def title(self) -> str:
+        """``link 2 of 3``; empty for the only one."""
+        return f"link {self.index + 1} of {self.count}" if self.count > 1 else ""
+
+
+def links_of(method: Method, steps: int) -> list[Link]:
+    """The links of a run of so many optimizer steps, as equal as whole numbers allow."""
+    bounds = [steps * index // method.links for index in range(method.links + 1)]
+    return [
+        Link(index, method.links, bounds[index], bounds[index + 1] - bounds[index], steps)
+        for index in range(method.links)
+    ]
+
+
+class Method:
+    """A fine-tuning method for one configuration.
+
+    Args:
+        config: whose ``method`` section is of the class `Options`.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Options outside the section ``method`` that do something with this method: ``rank``, ``alpha``,
+    ``target_modules``, ``rank_pattern``, ``adapter_dropout``."""
+    peft_type: ClassVar[str] = ""
+    """PEFT's type of a saved adapter that this class has to load itself; most load in PEFT alone."""
+    example: ClassVar[tuple[str, ...]] = ()
+    """Options with which the test of every method trains it on its small model."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @property
+    def options(self) -> Any:
+        """The section ``method``, of the class `Options`."""
+        return self.config.method
+
+    @property
+    def output(self) -> AdapterOutput:
+        """What it saves."""
+        raise NotImplementedError
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it needs the gradient of the model before the first step."""
+        return False
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
-        """What does not go together with the method's options."""
-        for rules in (_of_start, _of_adapter, _of_adalora):
-            yield from rules(config)
-        if config.model.quantization is not None:
-            yield from _of_quantized(config)
-        if config.model.shard:
-            yield from _of_shards(config)
+        """What does not go together in a configuration, one line each."""
+        yield from ()
+
+    def check_steps(self, steps: int) -> None:
+        """Refuses a run of too few optimizer steps.
+
+        Raises:
+            TargetError
+        """
+
+    @property
+    def links(self) -> int:
+        """How many links the run has, each with its own initialization, optimizer and checkpoints."""
+        return 1
+
+    @property
+    def continues_schedule(self) -> bool:
+        """Whether the learning rate of a link goes on where that of the link before ended."""
+        return False
+
+    @property
+    def merged_rank(self) -> int | None:
+        """The rank that the sum of several links is cut to; None keeps it exact."""
+        return None
+
+    @property
+    def leading_positions(self) -> int:
+        """Positions before every row that trained vectors take."""
+        return 0
+
+    # Making the model ready
+
+    def prepare(
+        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
+    ) -> PreparedModel:
+        """Puts the method on a base model, in place.
+
+        Args:
+            steps: optimizer steps of the whole run.
+            gradient: called only where the method needs a gradient, and no initialization is stored.
+            stored: the initialization of an earlier session of the same run, which is installed unchanged.
+
+        Raises:
+            TargetError, GradientError, RunError
+        """
+        return PreparedModel(self.attach(model, steps))
+
+    def attach(self, model: PreTrainedModel, steps: int) -> Model:
+        """Makes what trains, in place, before any initialization of the method's own.
+
+        Raises:
+            TargetError: the model has no place for it.
+        """
+        raise NotImplementedError
+
+    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+        """The shapes that the model has while it trains, without weights (on the meta device)."""
+        return self.attach(model, steps)
+
+    # Training
+
+    def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
+        """The optimizer: the Trainer's own, changed or replaced.
+
+        Args:
+            optimizer: of the configuration's choice, with the Trainer's parameter groups.
+        """
+        return optimizer
+
+    def callbacks(self, model: Model) -> list[TrainerCallback]:
+        """What happens between steps."""
+        return []
+
+    def penalty(self, model: Model) -> Tensor | None:
+        """What the model adds to the loss while it trains, which is not part of the loss that is reported."""
+        return None
+
+    # Files
+
+    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
+        """Writes what was trained.
+
+        Args:
+            state: the weights of the complete model, where they are gathered already.
+        """
+        gathered: Any = state
+        model.save_pretrained(str(folder), state_dict=gathered)
+
+    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
+        """Reads a checkpoint's weights back into the model that trains.
+
+        Raises:
+            RunError: they are another model's.
+        """
+        file = folder / "model.safetensors"
+        if not file.exists():
+            raise RunError(f"{folder}: no {file.name} there")
+        load_weights(model, str(file))
+
+    def save_state(self, model: Model, folder: Path) -> None:
+        """Writes into a checkpoint what the method's next steps depend on beside weights and optimizer."""
+
+    def restore_state(self, model: Model, folder: Path) -> None:
+        """The inverse of `save_state`."""
+
+    @classmethod
+    def load(cls, base: PreTrainedModel, folder: Path, device: str) -> Model:
+        """The original base model with a saved adapter on it, in evaluation mode.
+
+        Raises:
+            RunError: the files are damaged, or of another model.
+        """
+        return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+
+    # What people read
+
+    def built_size(self, model: nn.Module) -> list[int]:
+        """The rank (or width, or length) of every layer, read from the built model."""
+        return []
+
+    def saved_size(self, prepared: PreparedModel) -> int | None:
+        """The largest rank (or width) as it is saved; None where there is none."""
+        return max(self.built_size(prepared.model), default=None) if self.output.size else None
+
+    def describe(self, model: nn.Module) -> str:
+        """What trains, in a few words: ``rank 8, 14 layers``."""
+        return ""
+
+    def describe_init(self) -> str:
+        """How the model is initialized, in a few words."""
+        return ""
+
+    def describe_saved(self, size: int) -> str:
+        """How the size that is saved came about, in a few words; empty where it is what was asked for."""
+        return ""
+
+    # Forecasts
+
+    def extra_bytes(self, model: nn.Module) -> int:
+        """Memory while training beside weights, gradients and the optimizer's moments."""
+        return 0
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether backpropagation computes the gradient of every weight of the base."""
+        return False
 
 
-def _of_start(config: Config) -> Iterator[str]:
-    method, capacity = config.method, config.gradient.capacity
-    if method.start == "gradient" and capacity is not None and capacity < 2 * config.largest_rank:
-        rank = f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
-        yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
-    if method.moved_start and not method.low_rank:
-        yield f"method.start={method.start} starts an adapter with A and B: method.adapter=lora or dora"
-    if method.moved_start and method.shift == "weights" and config.adapter_dropout > 0:
-        yield "adapter_dropout goes with method.shift=adapter: it would hit only half of what cancels"
-
-
-def _of_adapter(config: Config) -> Iterator[str]:
-    method = config.method
-    if method.adapter == "none" and config.model.dtype == "float16":
-        yield "training every weight in float16 loses small updates: model.dtype=bfloat16 or float32"
-    if method.loraplus_lr_ratio > 1 and not method.low_rank:
-        yield "method.loraplus_lr_ratio is of an adapter with A and B: method.adapter=lora or dora"
-    if method.loraplus_lr_ratio > 1 and config.trainer.optimizer != "adamw":
-        yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
-    if method.train != "all" and method.adapter != "none":
-        yield f"method.train={method.train} chooses weights of the model: method.adapter=none"
-    if method.adapter == "prefix_layer" and config.model.task != "causal_lm":
-        yield "method.adapter=prefix_layer is for model.task=causal_lm; prefix_embedding takes any"
-    if method.use_rslora and method.adapter == "adalora":
-        yield "method.use_rslora is of method.adapter=lora and dora, not adalora"
-
-
-def _of_adalora(config: Config) -> Iterator[str]:
-    method, trainer = config.method, config.trainer
-    if method.adapter != "adalora":
-        return
-    if trainer.max_steps == 1:
-        yield "method.adapter=adalora moves ranks between steps: trainer.max_steps=2 or more"
-    if trainer.precision == "fp16" or (trainer.precision, config.model.dtype) == ("auto", "float16"):
-        yield "method.adapter=adalora measures gradients, which fp16's scaling makes infinite at times: bf16"
-    if method.adalora.warmup + method.adalora.final >= 1:
-        yield "method.adalora.warmup and final leave no steps between them: together they must be below 1"
-
-
-def _of_quantized(config: Config) -> Iterator[str]:
-    method, given = config.method, f"model.quantization={config.model.quantization}"
-    if method.adapter == "none":
-        yield f"{given}: quantized weights cannot be trained; method.adapter=lora can"
-    if method.adapter in ("bottleneck", "prefix_layer"):
-        yield f"{given} goes with adapters of PEFT's, and {method.adapter} is not one"
-    if method.shift == "weights":
-        yield f"{given}: quantized weights cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and config.gradient.estimator == "exact":
-        yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
-
-
-def _of_shards(config: Config) -> Iterator[str]:
-    method = config.method
-    if method.adapter != "lora":
-        yield f"model.shard is for method.adapter=lora, not {method.adapter}"
-    if method.start == "pissa":
-        yield "model.shard does not go with method.start=pissa, which needs whole weights"
-    if method.shift == "weights":
-        yield "model.shard=true: weights in shards cannot be shifted: method.shift=adapter"
-    if method.start == "gradient" and config.gradient.estimator == "exact":
-        yield "model.shard=true: weights in shards have no whole gradient: gradient=sketch"
+def method_of(config: Config) -> Method:
+    """The configured method."""
+    found: type[Method] = METHODS[config.method.type]
+    return found(config)

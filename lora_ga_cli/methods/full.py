@@ -2,42 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from lora_ga_cli.config.schema import MethodConfig
+from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.base import AdapterOutput, Method
 from lora_ga_cli.model.blocks import blocks
 from lora_ga_cli.model.targets import new_modules
+from lora_ga_cli.registry import METHODS
 
 
-def unfreeze(model: nn.Module, method: MethodConfig) -> None:
-    """Lets the configured weights train, and freezes the others; a new classifier head always trains.
+@METHODS.register("full")
+class Full(Method):
+    """Fine-tuning without an adapter; a new classifier head always trains."""
 
-    Raises:
-        TargetError: the model has no such weights.
-    """
-    model.requires_grad_(False)
-    for parameter in CHOICES[method.train](model, method):
-        parameter.requires_grad_(True)
-    for name in new_modules(model):
-        model.get_submodule(name).requires_grad_(True)
+    class Options(MethodOptions):
+        """Which weights of the model train."""
+
+        type: Literal["full"] = "full"
+        train: Literal["all", "top_layers", "biases"] = "all"
+        """``top_layers``: the last ``top_layers`` blocks. ``biases``: BitFit (arXiv 2106.10199)."""
+        top_layers: Positive = 2
+        """Blocks that ``train=top_layers`` trains."""
+
+    @property
+    def output(self) -> AdapterOutput:
+        return AdapterOutput("the complete model", "transformers", is_adapter=False)
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        options: Any = config.method
+        if options.train != "top_layers" and options.top_layers != 2:
+            yield f"method.top_layers={options.top_layers} does nothing with method.train={options.train}"
+        if config.model.dtype == "float16":
+            yield "training every weight in float16 loses small updates: model.dtype=bfloat16 or float32"
+        if config.model.quantization is not None:
+            given = f"model.quantization={config.model.quantization}"
+            yield f"{given}: quantized weights cannot be trained; method=lora trains an adapter"
+        if config.model.shard:
+            yield "model.shard=true does not go with method.type=full"
+
+    def attach(self, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+        """
+        Raises:
+            TargetError: the model has no such weights.
+        """
+        model.requires_grad_(False)
+        for parameter in CHOICES[self.options.train](model, self.options):
+            parameter.requires_grad_(True)
+        for name in new_modules(model):
+            model.get_submodule(name).requires_grad_(True)
+        return model
+
+    @property
+    def trains_all_weights(self) -> bool:
+        return bool(self.options.train == "all")
 
 
-def _all(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:
+def _all(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
     return model.parameters()
 
 
-def _top_layers(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:
+def _top_layers(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
     """LoRA's FT-Top2 with two."""
     found = blocks(model)
-    if method.top_layers > len(found):
-        raise TargetError(f"method.top_layers={method.top_layers}, and {type(model).__name__} has {len(found)} blocks")
-    return [parameter for block in list(found)[-method.top_layers :] for parameter in block.parameters()]
+    if options.top_layers > len(found):
+        raise TargetError(f"method.top_layers={options.top_layers}, and {type(model).__name__} has {len(found)} blocks")
+    return [parameter for block in list(found)[-options.top_layers :] for parameter in block.parameters()]
 
 
-def _biases(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:
+def _biases(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
     """BitFit (arXiv 2106.10199); the biases of normalizations are among them."""
     found = [parameter for name, parameter in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
     if not found:
@@ -47,7 +85,7 @@ def _biases(model: nn.Module, method: MethodConfig) -> Iterable[nn.Parameter]:
     return found
 
 
-CHOICES: dict[str, Callable[[nn.Module, MethodConfig], Iterable[nn.Parameter]]] = {
+CHOICES: dict[str, Callable[[nn.Module, Any], Iterable[nn.Parameter]]] = {
     "all": _all,
     "top_layers": _top_layers,
     "biases": _biases,

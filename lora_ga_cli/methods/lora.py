@@ -1,115 +1,151 @@
-"""LoRA and DoRA as PEFT carries them, and where they start."""
+"""LoRA (arXiv 2106.09685) as PEFT computes it, with rsLoRA's scaling, DoRA's magnitudes and LoRA+'s learning rates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from peft import LoraConfig, PeftModel
-from torch import Tensor
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import TargetError, suggest
-from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.initialization import layer_seed, random_factors, scale_factor
-from lora_ga_cli.lora.offset import Start, compute_start, gradient_start
-from lora_ga_cli.methods.pissa import principal_factors
-from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_rank, new_modules, shortest_names
+from lora_ga_cli.config.schema import Config, MethodOptions
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.export import export_adapter, restore_adapter
+from lora_ga_cli.lora.layers import is_b, lora_ranks
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.model.targets import Target, find_targets, new_modules, ranks_of, shortest_names
+from lora_ga_cli.registry import METHODS
 
 
-def lora_config(config: Config, model: PreTrainedModel, targets: Mapping[str, Target], task_type: str) -> LoraConfig:
-    """PEFT's configuration of the adapter.
+class LoraOptions(MethodOptions):
+    """What every method with a pair of factors A and B on each target has."""
 
-    Raises:
-        TargetError: an entry of ``rank_pattern`` matches no target.
-    """
-    return LoraConfig(
-        task_type=task_type,
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides by rank
-        lora_dropout=config.adapter_dropout,
-        use_rslora=config.method.use_rslora,
-        use_dora=config.method.adapter == "dora",
-        target_modules=shortest_names(model, targets),
-        rank_pattern=ranks_of(targets, config.rank_pattern),
-        fan_in_fan_out=any(target.transposed for target in targets.values()),
-        modules_to_save=new_modules(model) or None,
-        revision=config.model.revision,
-    )
+    use_rslora: bool = False
+    """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank`` (rsLoRA, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Also train a magnitude for every output of a target (DoRA, arXiv 2402.09353)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """The learning rate of B divided by that of A (LoRA+, arXiv 2402.12354)."""
 
 
-def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
-    """The rank of every target that a name or ending in ``pattern`` matches, by full name; the longest match counts.
+@METHODS.register("lora")
+class Lora(Method):
+    """A product of low rank beside each target: A (rank, d_in) begins at random, B (d_out, rank) at zero."""
 
-    Raises:
-        TargetError: an entry matches no target.
-    """
-    ranks: dict[str, int] = {}
-    for entry, rank in sorted(pattern.items(), key=lambda item: len(item[0])):
-        hits = [name for name in targets if name == entry or name.endswith(f".{entry}")]
-        if not hits:
-            hint = suggest(entry, {name.rsplit(".", 1)[-1] for name in targets})
-            raise TargetError(f"rank_pattern: {entry!r} matches no target" + (f" ({hint})" if hint else ""))
-        ranks |= dict.fromkeys(hits, rank)
-    return ranks
+    class Options(LoraOptions):
+        """LoRA, rsLoRA, DoRA and LoRA+."""
 
+        type: Literal["lora"] = "lora"
 
-def starting_point(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start | None:
-    """Where the configured method starts the adapter; None for LoRA's own start, which PEFT has set.
+    uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout"})
 
-    Args:
-        artifact: of the same base, for a gradient start.
+    @property
+    def output(self) -> AdapterOutput:
+        if self.options.use_dora:
+            return AdapterOutput("a DoRA adapter", "PEFT", size="rank")
+        return AdapterOutput("a standard LoRA adapter", "PEFT", vllm=True, size="rank")
 
-    Raises:
-        TargetError, GradientError
-    """
-    return STARTS[config.method.start](model, config, artifact)
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        options: Any = config.method
+        if options.loraplus_lr_ratio > 1 and config.trainer.optimizer != "adamw":
+            yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
+        if options.use_dora and config.model.shard:
+            yield "model.shard=true does not go with method.use_dora=true"
 
+    def prepare(
+        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
+    ) -> PreparedModel:
+        torch.manual_seed(self.config.seed)  # the random A is the same, however many numbers were drawn before
+        return PreparedModel(self.attach(model, steps))
 
-def _of_gradient(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
-    method = config.method
-    assert artifact is not None
-    return gradient_start(
-        model,
-        artifact,
-        direction=method.direction,
-        scale=method.scale,
-        gamma=method.gamma,
-        shift=config.shift,
-        seed=config.seed,
-    )
-
-
-def _of_weights(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
-    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-        check_rank({name: target.shape}, rank, rank)
-        return principal_factors(dense(target), rank, scaling)
-
-    return compute_start(model, pair, shift=config.shift)
-
-
-def _random(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> Start:
-    method = config.method
-
-    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-        weight = dense(target) if method.scale == "weight_svd" else None
-        factor = scale_factor(
-            method.scale, d_out=target.shape[0], scaling=scaling, gamma=method.gamma, rank=rank, weight=weight
+    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+        """
+        Raises:
+            TargetError: an entry of ``rank_pattern`` matches no target.
+        """
+        config = self.config
+        targets = find_targets(model, config.target_modules)
+        if self.options.use_dora:
+            refuse_int8_on_cpu(targets)
+        described = LoraConfig(
+            task_type=TASK_TYPES[config.model.task],
+            r=config.rank,
+            lora_alpha=config.alpha,  # type: ignore[arg-type]  # PEFT's annotation says int; it only divides by rank
+            lora_dropout=config.adapter_dropout,
+            use_rslora=self.options.use_rslora,
+            use_dora=self.options.use_dora,
+            target_modules=shortest_names(model, targets),
+            rank_pattern=ranks_of(targets, config.rank_pattern),
+            fan_in_fan_out=any(target.transposed for target in targets.values()),
+            modules_to_save=new_modules(model) or None,
+            revision=config.model.revision,
         )
-        return random_factors(target.shape, rank, factor=factor, seed=layer_seed(config.seed, name))
+        return wrap(model, described)
 
-    return compute_start(model, pair, shift=config.shift)
+    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+        with torch.device("meta"):
+            return self.attach(model, steps)
+
+    def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
+        """LoRA+ (arXiv 2402.12354): a rate of its own for B.
+
+        (PEFT's LoRA+ gives that rate to all vectors too: DoRA's magnitudes and the biases of a new classifier head.)
+        """
+        ratio = self.options.loraplus_lr_ratio
+        if ratio == 1:
+            return optimizer
+        factors_b = {id(item) for name, item in model.named_parameters() if is_b(name)}
+        for group in list(optimizer.param_groups):
+            apart = [item for item in group["params"] if id(item) in factors_b]
+            group["params"] = [item for item in group["params"] if id(item) not in factors_b]
+            if apart:
+                optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * ratio})
+        return optimizer
+
+    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
+        assert isinstance(model, PeftModel)
+        export_adapter(model, folder, init)
+
+    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
+        assert isinstance(model, PeftModel)
+        restore_adapter(model, folder, init)
+
+    def built_size(self, model: nn.Module) -> list[int]:
+        return lora_ranks(model)
+
+    def describe(self, model: nn.Module) -> str:
+        ranks = lora_ranks(model)
+        distinct = sorted(set(ranks))
+        text = f"rank {distinct[0]}" + (f" to {distinct[-1]}" if len(distinct) > 1 else "")
+        return f"{text}, {len(ranks)} layers"
+
+    def describe_init(self) -> str:
+        return "initialized as LoRA (A at random, B zero)"
 
 
-def _at_zero(model: PeftModel, config: Config, artifact: GradientArtifact | None) -> None:
-    return None
+def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """PEFT's model around a base."""
+    wrapped = get_peft_model(model, config)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
 
 
-STARTS: dict[str, Callable[[PeftModel, Config, GradientArtifact | None], Start | None]] = {
-    "kaiming": _at_zero,
-    "gaussian": _random,
-    "pissa": _of_weights,
-    "gradient": _of_gradient,
-}
-"""By `MethodConfig.start`."""
+def refuse_int8_on_cpu(targets: Mapping[str, Target]) -> None:
+    """DoRA takes norms of the weight, and PEFT loses its scales when it reads an 8-bit weight on a CPU.
+
+    Raises:
+        TargetError
+    """
+    for name, target in targets.items():
+        if target.weight.dtype == torch.int8 and target.weight.device.type == "cpu":
+            raise TargetError(
+                f"{name}: PEFT's DoRA cannot read 8-bit weights on a CPU: use model.quantization=nf4, another device, "
+                "or method.use_dora=false"
+            )

@@ -1,25 +1,167 @@
-"""Prefix-layer tuning (LoRA, arXiv 2106.09685, section 5.1): trained hidden states before a row, at every layer.
+"""Trained vectors before every row (LoRA, arXiv 2106.09685, section 5.1), without infix tokens.
 
-Each block sees ``length`` more positions, whose hidden states (length, d_model) are trained and replace what the block
-before computed there: ``layers · length · d_model`` numbers. (PEFT's prefix tuning trains keys and values instead,
-twice as many numbers, without the block's own projections.) There are no infix tokens.
+**Prefix-embedding tuning** trains vectors at the input; it is PEFT's prompt tuning (of T5, in the encoder).
+
+**Prefix-layer tuning** trains hidden states at every layer: each block sees ``length`` more positions, whose hidden
+states (length, d_model) are trained and replace what the block before computed there: ``layers · length · d_model``
+parameters. (PEFT's prefix tuning trains keys and values instead, twice as many parameters, without the block's own
+projections.)
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from peft import PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.layers import ADAPTER
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.custom import CustomAdapter, positive
+from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.blocks import blocks
+from lora_ga_cli.model.targets import new_modules
+from lora_ga_cli.registry import METHODS
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""
 SPREAD = 0.02
 """Standard deviation of the first prefixes where the model's configuration states none for its own weights."""
+
+
+class PrefixOptions(MethodOptions):
+    """How many vectors train."""
+
+    prefix_length: Positive = 32
+    """Trained vectors before a row."""
+
+
+@METHODS.register("prefix_embedding")
+class PrefixEmbedding(Method):
+    """Trained vectors before each row's embeddings."""
+
+    class Options(PrefixOptions):
+        """Prefix-embedding tuning (arXiv 2106.09685)."""
+
+        type: Literal["prefix_embedding"] = "prefix_embedding"
+
+    example = ("method.prefix_length=3",)
+
+    @property
+    def output(self) -> AdapterOutput:
+        return AdapterOutput("a trained prefix", "PEFT", mergeable=False, starts_as_base=False)
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        if config.model.shard:
+            yield "model.shard=true does not go with method.type=prefix_embedding"
+
+    @property
+    def leading_positions(self) -> int:
+        return int(self.options.prefix_length)
+
+    def prepare(
+        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
+    ) -> PreparedModel:
+        torch.manual_seed(self.config.seed)
+        return PreparedModel(self.attach(model, steps))
+
+    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+        config = self.config
+        decoder = not getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "score")
+        if config.model.task == "sequence_classification" and decoder:
+            raise TargetError(
+                f"{type(model).__name__} reads the class at a row's last token, which it cannot find behind a trained "
+                "prefix: take another method, or an encoder"
+            )
+        embeddings: Any = model.get_input_embeddings()
+        described = PromptTuningConfig(
+            task_type=TASK_TYPES[config.model.task],
+            num_virtual_tokens=self.options.prefix_length,
+            num_transformer_submodules=1,
+            token_dim=embeddings.weight.shape[1],
+            # PEFT asks for both, and does not find every name
+            num_layers=getattr(model.config, "num_hidden_layers", None),
+            num_attention_heads=getattr(model.config, "num_attention_heads", None),
+            prompt_tuning_init=PromptTuningInit.RANDOM,
+            modules_to_save=new_modules(model) or None,  # type: ignore[call-arg]
+            revision=config.model.revision,
+        )
+        return wrap(model, described)
+
+    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+        with torch.device("meta"):
+            return self.attach(model, steps)
+
+    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
+        assert isinstance(model, PeftModel)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = copy.deepcopy(model.peft_config[ADAPTER])
+        config.inference_mode = True
+        adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
+        assert isinstance(model, PeftModel)
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+
+    def describe(self, model: nn.Module) -> str:
+        return f"{self.options.prefix_length} vectors, 1 layer"
+
+    def describe_init(self) -> str:
+        return "initialized at random, so the model differs from its base"
+
+
+@METHODS.register("prefix_layer")
+class PrefixLayer(CustomAdapter):
+    """Trained hidden states before each row, at every layer."""
+
+    class Options(PrefixOptions):
+        """Prefix-layer tuning (arXiv 2106.09685)."""
+
+        type: Literal["prefix_layer"] = "prefix_layer"
+
+    example = ("method.prefix_length=3",)
+
+    @property
+    def output(self) -> AdapterOutput:
+        return AdapterOutput("trained prefixes of every layer", "loraga", mergeable=False, starts_as_base=False)
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        if config.model.task != "causal_lm":
+            yield "method.type=prefix_layer is for model.task=causal_lm; prefix_embedding takes any task"
+
+    @property
+    def leading_positions(self) -> int:
+        return int(self.options.prefix_length)
+
+    def settings(self, model: PreTrainedModel) -> dict[str, Any]:
+        return {"length": self.options.prefix_length}
+
+    @classmethod
+    def insert(cls, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        insert(model, positive(settings, "length"))
+
+    def describe(self, model: nn.Module) -> str:
+        return f"{self.options.prefix_length} vectors, {len(blocks(model))} layers"
+
+    def describe_init(self) -> str:
+        return "initialized at random, so the model differs from its base"
 
 
 def insert(model: nn.Module, length: int) -> None:
@@ -35,6 +177,7 @@ def insert(model: nn.Module, length: int) -> None:
     device = next(model.parameters()).device
     spread = float(getattr(config, "initializer_range", SPREAD) or SPREAD)
     rows = _Rows(length)
+    model.leading_positions = length  # type: ignore[assignment]
     for block in found:
         block.prefix = nn.Parameter(torch.empty(length, config.hidden_size, device=device).normal_(std=spread))
         block.register_forward_pre_hook(rows.replace, with_kwargs=True)

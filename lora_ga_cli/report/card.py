@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
-from lora_ga_cli.methods.forms import FORMS, Form
+from lora_ga_cli.methods.base import AdapterOutput, method_of
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
@@ -31,13 +31,13 @@ def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) 
 
 def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
     base, rank = manifest["base"], manifest["adapter_rank"]
-    form = FORMS[config.method.adapter]
-    adapter = config.method.adapter != "none"
+    output = method_of(config).output
+    adapter = output.is_adapter
     hub = "hub" in manifest["base_identity"]
-    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {form.loads_in.lower()}"]
-    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if form.served else []), "---", ""]
-    what = f"{form.noun[0].upper()}{form.noun[1:]}" + (f" (rank {rank})" if rank is not None else "")
-    what = what if adapter else "A fine-tuned model, its own weights trained,"
+    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
+    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
+    what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
+    what = what if adapter else "A fine-tuned model, whose own weights were trained,"
     lines = [
         *front,
         f"# {name}",
@@ -50,7 +50,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(name, config, base, rank, manifest["label_names"], form),
+        *_use(name, config, base, rank, manifest["label_names"], output),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
         "`metrics.jsonl` holds every logged point.",
@@ -73,11 +73,14 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(folder: str, config: Config, base: str, rank: int | None, names: list[str] | None, form: Form) -> list[str]:
+def _use(
+    folder: str, config: Config, base: str, rank: int | None, names: list[str] | None, output: AdapterOutput
+) -> list[str]:
     auto = AUTO_NAME[config.model.task]
-    if form.loads_in == "loraga":
-        return [f"`loraga eval {folder}` loads it on its base; in a program, `lora_ga_cli.methods.inserted.load` does."]
-    if form.loads_in == "transformers":
+    if output.loads_in == "loraga":
+        loader = "lora_ga_cli.methods.loading.load_adapter"
+        return [f"`loraga eval {folder}` loads it on its base; in a program, `{loader}` does."]
+    if output.loads_in == "transformers":
         return [
             "```python",
             f"from transformers import {auto}",
@@ -97,7 +100,7 @@ def _use(folder: str, config: Config, base: str, rank: int | None, names: list[s
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         "```",
     ]
-    served = served_rank(rank) if form.served and rank is not None else None
+    served = served_rank(rank) if output.vllm and rank is not None else None
     if served and config.model.task == "causal_lm":
         lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
     return lines

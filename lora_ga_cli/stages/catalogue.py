@@ -11,8 +11,8 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import InvalidInput, TargetError
-from lora_ga_cli.methods.build import build_empty, count_trained
-from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.lora.layers import trained_parameters
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model, guess_task, quiet
 
 CHOICES = {"causal_lm": "causal_lm", "seq2seq_lm": "seq2seq_lm", "sequence_classification": "classifier"}
@@ -27,8 +27,8 @@ class Entry:
     Args:
         summary: what it is, in a sentence.
         papers: arXiv numbers.
-        parameters: how many numbers it trains; None where the model has nothing for it to train.
-        result: the form of what it leaves, or why it cannot be had.
+        parameters: how many parameters it trains; None where the model has nothing for it to train.
+        result: what it saves, or why it does not go with the model.
     """
 
     name: str
@@ -61,14 +61,14 @@ def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
         try:
             config = compose([*chosen, rows, f"method={name}", f"rank={rank}", *flags])
             base = empty_model(config.model, config.model.num_labels)
-            count = count_trained(build_empty(base, config), config)
+            count = trained_parameters(method_of(config).attach_empty(base))
         except InvalidInput as error:  # of the file, or of method and model together
             result = str(error).splitlines()[0]
         except TargetError as error:
             result = f"not for this model: {str(error).splitlines()[0]}"
         else:
-            form = FORMS[config.method.adapter]
-            result = f"{form.noun}, loaded by {form.loads_in}" + ("" if form.merges else "; no merging")
+            output = method_of(config).output
+            result = f"{output.label}, loaded by {output.loads_in}" + ("" if output.mergeable else "; no merging")
         text = _comment(file)
         entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
     return entries

@@ -15,14 +15,12 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
-from lora_ga_cli.methods import inserted
-from lora_ga_cli.methods.saving import load_adapted
+from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.trained import load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", inserted.ABOUT_FILE, inserted.WEIGHTS_FILE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         return _of_adapter(folder, _composed(options, base))
-    if (folder / inserted.ABOUT_FILE).is_file():
+    if is_custom_adapter(folder):
         return _of_adapter(folder, _composed(options, None))
     if (folder / "config.json").is_file():
         return _of_model(folder.resolve().name, _composed(options, str(folder.resolve())))
@@ -94,7 +92,7 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
 
 def _of_adapter(folder: Path, config: Config) -> EvalTarget:
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
-        return load_adapted(inputs.load_model(), folder, str(inputs.device))
+        return load_adapter(inputs.load_model(), folder, str(inputs.device))
 
     files = sorted(file for pattern in ADAPTER_FILES for file in folder.glob(pattern))
     name, state = folder.resolve().name, _state(config, {file.name: sha256_file(file) for file in files})

@@ -97,9 +97,9 @@ class LazyInputs:
         return self._target.load(self._inputs)
 
     def empty_model(self) -> Any:
-        from lora_ga_cli.methods.build import build_empty
+        from lora_ga_cli.methods.base import method_of
 
-        return build_empty(self._inputs.empty_model(), self.config)
+        return method_of(self.config).attach_empty(self._inputs.empty_model())
 
     def note(self, text: str) -> None:
         step("eval", text)

@@ -14,9 +14,9 @@ from torch import nn
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
-from lora_ga_cli.methods import adalora
-from lora_ga_cli.methods.build import build_empty, count_trained
+from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.lora.layers import trained_parameters
+from lora_ga_cli.methods.base import Link, links_of, method_of
 from lora_ga_cli.model.blocks import count_blocks
 from lora_ga_cli.model.forecast import (
     Memory,
@@ -34,15 +34,15 @@ from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps
-from lora_ga_cli.training.checkpoints import is_whole, step_of
-from lora_ga_cli.training.run_folder import RunFolder, find_run
+from lora_ga_cli.training.checkpoints import is_complete, step_of
+from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 
 SKETCH_CALLS = 1.4
 """Operators of an estimation by sketch, over those of the passes through the model."""
 STAGES = ("estimate-grad", "init", "train", "eval")
 
 
-def plan(config: Config, last: str) -> None:
+def forecast(config: Config, last: str) -> None:
     """Prints the resolved configuration, the stages up to ``last`` and their state, and a forecast.
 
     Loads no weights.
@@ -62,19 +62,19 @@ def plan(config: Config, last: str) -> None:
 def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
     config = inputs.config
     if stage == "estimate-grad":
-        if config.method.start != "gradient":
+        if not method_of(config).needs_gradient:
             return f"not needed by method {config.method.name}"
         wanted = request(inputs)
-        cached = store_of(inputs).find(wanted.key, wanted.least)
+        cached = store_of(inputs).find(wanted.key, wanted.min_capacity)
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"
     if stage == "init":
-        return "stored in the run" if run.start_file.exists() else "to do"
+        return "stored in the run" if _folders(inputs, run)[0].init_file.exists() else "to do"
     if stage == "train":
         if run.finished:
             return f"finished: {run.path}"
-        reached = max((step_of(item) for item in run.checkpoints.glob("checkpoint-*") if is_whole(item)), default=0)
+        reached = _reached(inputs, run)
         resume = f", resuming after step {reached}" if reached else ""
         return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
     if stage == "eval":
@@ -84,15 +84,34 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
     raise ValueError(stage)
 
 
+def _links(inputs: Inputs) -> list[Link]:
+    return links_of(method_of(inputs.config), total_steps(inputs.config, len(inputs.train.rows)))
+
+
+def _folders(inputs: Inputs, run: RunFolder) -> list[LinkFolder]:
+    return [run.link(link) for link in _links(inputs)]
+
+
+def _reached(inputs: Inputs, run: RunFolder) -> int:
+    """The optimizer step that the run would be resumed after."""
+    reached = 0
+    for link in _links(inputs):
+        folder = run.link(link)
+        steps = [step_of(item) for item in folder.checkpoints.glob("checkpoint-*") if is_complete(item)]
+        done = link.steps if folder.finished else max(steps, default=0)
+        reached = max(reached, link.first_step + done if done else 0)
+    return reached
+
+
 def _forecast(inputs: Inputs) -> None:
     config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     total = sum(parameter.numel() for parameter in inputs.empty_model().parameters())
-    if config.method.start == "gradient":
+    if method_of(config).needs_gradient:
         _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
     memory, step_seconds, model = training_forecast(inputs, pace)
     _say("training", memory, step_seconds * steps, "gradients and moments")
-    trained = count_trained(model, config)
+    trained = trained_parameters(model)
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")
@@ -137,14 +156,15 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     base = inputs.empty_model()
     targets = find_targets(base, config.target_modules)
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
-    model = build_empty(base, config, total_steps(config, len(inputs.train.rows)))
+    method = method_of(config)
+    model = method.attach_empty(base, total_steps(config, len(inputs.train.rows)))
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
-    states = state_bytes(model) + (adalora.importance_bytes(model) if config.method.adapter == "adalora" else 0)
+    states = state_bytes(model) + method.extra_bytes(model)
     memory = Memory(weights + weight_bytes(model), states, kept)
     work = forward_work(model, options.micro_batch_size, mean, task=task)
-    passes = (3 if config.method.adapter == "none" and config.method.train == "all" else 2) + checkpointing
+    passes = (3 if method.trains_all_weights else 2) + checkpointing
     return memory, accumulation_steps(config) * pace.seconds(work, passes), model
 
 

@@ -1,69 +1,72 @@
-"""Stage 2: the model with its adapter at the start, and the proof that nothing has changed yet."""
+"""Stage 2: the model with its adapter initialized, and the check that it still computes what its base does."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
+from lora_ga_cli.files import sha256_file
 from lora_ga_cli.gradient.key import rows_hash
-from lora_ga_cli.lora.offset import Start
-from lora_ga_cli.methods import adalora, names
-from lora_ga_cli.methods.build import Trainable, build
-from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.links import add_to_base, read_adapter
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import Link, Method, PreparedModel, links_of, method_of
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
-from lora_ga_cli.model.quantization import count_numbers
+from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.training.arguments import total_steps
-from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, settings
+from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
 
 
 def initialize(config: Config) -> RunFolder:
-    """Begins a run: its folder, and in it the start from which `train` goes on.
+    """Begins a run: its folder, and in it the initialization from which `train` goes on.
 
     Raises:
-        UserError: as `initialize_run`; RunError also if the folder holds another run.
+        UserError: as `initialize_link`; RunError also if the folder holds another run.
     """
-    with opened(config) as (inputs, run):
-        initialize_run(inputs, run)
+    with open_run(config) as (inputs, run):
+        links = links_of(method_of(config), total_steps(config, len(inputs.train.rows)))
+        initialize_link(inputs, run, links, links[0])
         step("init", f"stored in {run.path}; go on with loraga train")
     return run
 
 
 @contextlib.contextmanager
-def opened(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
-    """Holds a configuration's run folder against other runs, with everything loaded for it but weights.
+def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
+    """Opens a configuration's run folder, and keeps other processes out of it: everything is loaded but weights.
 
     Raises:
         RunError: the folder holds another run, or another process works on it.
-        TargetError: the run is too short for the method's schedule.
+        TargetError: the run is too short for the method.
         UserError: as `prepare_inputs`.
     """
     run = find_run(config)
     join_processes(config)
     with run.locked():
         if distributed.is_main():
-            claim(config, run)
+            check_run_folder(config, run)
         distributed.wait()
         inputs = prepare_inputs(config)
-        if config.method.adapter == "adalora":
-            adalora.schedule(config.method.adalora, total_steps(config, len(inputs.train.rows)))
-        _begin(inputs, run)
+        method_of(config).check_steps(total_steps(config, len(inputs.train.rows)))
+        _write_manifest(inputs, run)
         yield inputs, run
 
 
-def _begin(inputs: Inputs, run: RunFolder) -> None:
-    """Notes whose run this is, and once, what it was made from."""
-    stored, found = run.manifest.get("data"), _data_identity(inputs)
+def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
+    """Writes whose run this is, and once, what it was made from."""
+    stored, actual = run.manifest.get("data"), _data_identity(inputs)
     if stored is not None:
-        changed = [name for name, split in found.items() if stored.get(name, {}).get("sha256") != split["sha256"]]
+        changed = [name for name, split in actual.items() if stored.get(name, {}).get("sha256") != split["sha256"]]
         if changed:
             raise RunError(
                 f"{run.path} began with other {' and '.join(changed)} rows than the data set has now: give another "
@@ -73,9 +76,10 @@ def _begin(inputs: Inputs, run: RunFolder) -> None:
     if stored is None:
         config = inputs.config
         run.update_manifest(
+            format=FORMAT,
             settings=settings(config),
             seed=config.seed,
-            data=found,
+            data=actual,
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),
             started=now(),
@@ -97,73 +101,70 @@ def _data_identity(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def initialize_run(inputs: Inputs, run: RunFolder) -> Trainable:
-    """Loads the base and puts the method on it; a start that the run has already is installed again, to the bit.
+def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
+    """The original base model, ready to be trained on.
+
+    Raises:
+        RunError: its weights are not those that the run began with.
+    """
+    model = inputs.load_model(to_train=True)
+    if method_of(inputs.config).output.is_adapter:
+        actual = fingerprint(find_targets(model, inputs.config.target_modules))
+        if run.manifest.get("base_fingerprint", actual) != actual:
+            raise RunError(
+                f"the base model changed since {run.path} began: give the one it began with, or overwrite=true to "
+                "begin again"
+            )
+        run.update_manifest(base_fingerprint=actual)
+    return model
+
+
+def add_links(model: PreTrainedModel, folders: Sequence[LinkFolder]) -> None:
+    """Makes a base compute with the links that are trained already, in place."""
+    if folders:
+        add_to_base(model, [read_adapter(folder.adapter) for folder in folders])
+
+
+def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> PreparedModel:
+    """Loads the base with all earlier links and puts the method on it.
+
+    An initialization that the run has already is installed again, to the bit.
 
     Raises:
         TargetError, GradientError, RunError, ModelError
-        EqualityError: the model computes something else than the base before its first step.
+        EqualityError: the model computes something else than its base before the first step.
     """
-    config = inputs.config
-    model = inputs.load_model(to_train=True)
-    stored = Start.load(run.start_file) if run.start_file.exists() else None
-    steps = total_steps(config, len(inputs.train.rows))
-    if config.method.adapter == "none":
-        trainable = build(model, config, steps=steps, artifact=lambda: estimate(inputs, model), stored=None)
-    else:
-        pristine = fingerprint(find_targets(model, config.target_modules))
-        if run.manifest.get("base_fingerprint", pristine) != pristine:
-            raise RunError(
-                f"the base model changed since {run.path} began: give the one it began on, or overwrite=true to start "
-                "again"
-            )
-        expected = probe_logits(model, inputs.probe_batch())
-        trainable = build(model, config, steps=steps, artifact=lambda: estimate(inputs, model), stored=stored)
-        difference = None
-        if FORMS[config.method.adapter].neutral:
-            found = probe_logits(trainable.model, inputs.probe_batch())
-            what = "the model at its start and the base"
-            difference = check_equal(found, expected, rounding_type(config.model), what)
-        distributed.wait()  # until every process has seen whether there is a start
-        if trainable.start is not None and stored is None and distributed.is_main():
-            trainable.start.save(run.start_file)
-        run.update_manifest(base_fingerprint=pristine, start_difference=difference)
-        start = "restored" if stored else _started(config)
-        equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
-        step("init", f"{config.method.name}, {_size(trainable, config)}, {start}{equal}")
-    total = count_numbers(trainable.model)
-    step(
-        "init",
-        f"{number(trainable.parameters)} of {number(total)} parameters train ({trainable.parameters / total:.2%})",
+    method, folder = method_of(inputs.config), run.link(link)
+    if link.title:
+        step("init", link.title)
+    model = load_base(inputs, run)
+    earlier = [run.link(other) for other in links[: link.index]]
+    add_links(model, earlier)
+    merged = [sha256_file(other.adapter / WEIGHTS_FILE) for other in earlier]
+    stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
+    expected = probe_logits(model, inputs.probe_batch()) if method.output.is_adapter else None
+    prepared = method.prepare(
+        model, steps=link.steps, gradient=lambda: estimate(inputs, model, merged=merged), stored=stored
     )
-    return trainable
+    difference = None
+    if expected is not None and method.output.starts_as_base:
+        actual = probe_logits(prepared.model, inputs.probe_batch())
+        what = "the initialized model and its base"
+        difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+    distributed.wait()  # until every process has seen whether an initialization is stored
+    if prepared.init is not None and stored is None and distributed.is_main():
+        folder.path.mkdir(parents=True, exist_ok=True)
+        prepared.init.save(folder.init_file)
+    run.update_manifest(init_difference=difference)
+    _say_initialized(method, prepared, difference, restored=stored is not None)
+    return prepared
 
 
-def _started(config: Config) -> str:
-    method = config.method
-    if not FORMS[method.adapter].neutral:
-        return "started at random, so the model differs from its base"
-    directions = {
-        "kaiming": "zero",
-        "gradient": f"the gradient's directions ({method.direction}, scale {method.scale})",
-        "pissa": "the weights' leading directions",
-        "gaussian": f"random directions (scale {method.scale})",
-    }
-    taken_off = f", taken off in the {config.shift}" if method.moved_start else ""
-    return f"started at {directions[method.start]}{taken_off}"
-
-
-def _size(trainable: Trainable, config: Config) -> str:
-    """What trains, as the built layers have it rather than as it was asked for."""
-    model = trainable.model
-    of_a, widths, prefixes = names.ranks(model), names.widths(model), names.prefixes(model)
-    if of_a:
-        carried = trainable.start is not None and trainable.start.shift == "adapter"
-        ranks = sorted({rank // (2 if carried else 1) for rank in of_a})
-        text = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")
-        if config.method.adapter == "adalora":
-            text += f", to fall to a mean of {config.rank}"
-        return f"{text}, {len(of_a)} layers"
-    if widths:
-        return f"width {widths[0]}, {len(widths)} adapters"
-    return f"{prefixes[0]} vectors, {len(prefixes)} {'layers' if len(prefixes) > 1 else 'layer'}"
+def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
+    parts = [method.config.method.name, method.describe(prepared.model)]
+    parts.append("initialization restored" if restored else method.describe_init())
+    equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
+    if method.output.is_adapter:
+        step("init", ", ".join(part for part in parts if part) + equal)
+    total, trained = count_parameters(prepared.model), prepared.parameters
+    step("init", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")

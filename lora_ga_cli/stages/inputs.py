@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
+from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import (
     empty_model,
     identify,
@@ -27,6 +28,7 @@ from lora_ga_cli.model.loading import (
 )
 from lora_ga_cli.report.console import step
 
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
 PROBE_ROWS = 2
 
 
@@ -55,7 +57,8 @@ class Inputs:
 
     @property
     def collator(self) -> Collator:
-        return Collator(self.tokenizer, self.config.model.task)
+        """Makes batches of rows."""
+        return (self.data.validation or self.train).form.collate
 
     def probe_batch(self) -> dict[str, Any]:
         """A batch of the first rows, on which forms of the model are compared."""
@@ -64,7 +67,7 @@ class Inputs:
         return self.collator([rows[index] for index in range(min(PROBE_ROWS, len(rows)))])
 
     def load_model(self, *, to_train: bool = False) -> PreTrainedModel:
-        """The pristine base. A new classifier head is drawn from the run's seed, the same every time.
+        """The original base model. A new classifier head is drawn from the run's seed, the same every time.
 
         Args:
             to_train: with gradient checkpointing, if the configuration has it.
@@ -131,9 +134,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
 def _positions(config: Config, settings: PreTrainedConfig) -> int | None:
     """The longest row, in tokens: trained vectors before it take positions of their own."""
     positions = max_positions(settings)
-    if positions is None or not config.method.adapter.startswith("prefix"):
-        return positions
-    return positions - config.method.prefix_length
+    return None if positions is None else positions - method_of(config).leading_positions
 
 
 def evaluation_split(inputs: Inputs) -> Split:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes
-from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.lora.links import merge_layers
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.report.console import size, step, warn
@@ -73,11 +74,11 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
 
 
 def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
-    form = FORMS[config.method.adapter]
-    if not form.merges:
+    output = method_of(config).output
+    if not output.mergeable:
         raise RunError(
-            f"{run.path} cannot be merged: it holds {form.noun}, and no change of the base's weights; "
-            f"{form.loads_in} loads it on the base"
+            f"{run.path} cannot be merged: it holds {output.label}, and no change of the base's weights; "
+            f"{output.loads_in} loads it on the base"
         )
 
 
@@ -105,6 +106,7 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
     if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
         model = model.to(dtype)  # merged in the base's type, small updates would be rounded away before the cast
     if isinstance(model, PeftModel):
+        merge_layers(model, dtype)
         try:
             model = model.merge_and_unload(safe_merge=True)
         except ValueError as error:  # PEFT's safe_merge found a weight that is not finite

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.methods import names
-from lora_ga_cli.methods.adalora import Allocation
-from lora_ga_cli.methods.build import Trainable
-from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.links import read_adapter, write_sum
+from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
-from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
+from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.initialize import initialize_run, opened
+from lora_ga_cli.stages.initialize import add_links, initialize_link, load_base, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import accumulation_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, FrozenStart, Recorder
-from lora_ga_cli.training.checkpoints import last_whole, step_of
+from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
+from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
+from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -38,10 +40,10 @@ def train(config: Config) -> RunFolder:
     """Trains a run to its end. The same configuration again resumes it, or finds it finished.
 
     Raises:
-        UserError: of any stage; what was reached so far stays in the run folder.
+        UserError: as any stage; what was reached so far stays in the run folder.
     """
     accumulation_steps(config)
-    with opened(config) as (inputs, run):
+    with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path}")
             return run
@@ -56,94 +58,144 @@ def train(config: Config) -> RunFolder:
     return run
 
 
+Losses = dict[str, float | None]
+"""The last training loss and the validation loss."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What is left of the trained model once it is saved and its memory is free.
 
     Args:
         logits: of the probe rows.
-        losses: the last training loss and the validation loss.
-        rank: `_saved_rank`.
+        size: the largest rank (or width) of the adapter as it is saved; None where it has none.
+        cut_error: the relative error of cutting the sum of a chain's links to a lower rank; 0 where nothing was cut.
     """
 
     logits: torch.Tensor
-    losses: dict[str, float | None]
-    rank: int | None
+    losses: Losses
+    size: int | None
+    cut_error: float = 0.0
 
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
-    config = inputs.config
-    trainable = initialize_run(inputs, run)
-    trainer = _fit(inputs, run, trainable)
+    method = method_of(inputs.config)
+    links = links_of(method, total_steps(inputs.config, len(inputs.train.rows)))
+    if len(links) > 1:
+        return _train_chain(inputs, run, links)
+    prepared = initialize_link(inputs, run, links, links[0])
+    trainer = _fit(inputs, run, prepared, links[0])
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if config.method.adapter == "none" and distributed.is_main():
+    if not method.output.is_adapter and distributed.is_main():
         inputs.tokenizer.save_pretrained(run.path)
-    # as anyone will compute them: without the Trainer's autocast
-    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    logits = probe_logits(trained, inputs.probe_batch())
-    return Result(logits, losses, _saved_rank(trainable, config))
+    return Result(_logits(inputs, trainer), losses, method.saved_size(prepared))
 
 
-def _saved_rank(trainable: Trainable, config: Config) -> int | None:
-    """The largest rank (or width) of the adapter as it is saved, read from the built layers; None where it has none."""
-    if not FORMS[config.method.adapter].ranked:
-        return None
-    rank = max(names.ranks(trainable.model) + names.widths(trainable.model))
-    carried = trainable.start is not None and trainable.start.shift == "weights"  # it is saved beside what trained
-    return rank * (2 if carried else 1)
-
-
-def _fit(inputs: Inputs, run: RunFolder, trainable: Trainable) -> LoragaTrainer:
-    config, options = inputs.config, inputs.config.trainer
+def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
+    """Trains link after link, each on the base with the earlier ones, and saves their sum."""
+    for link in links:
+        if not run.link(link).finished:
+            _train_link(inputs, run, links, link)
+            clear_device_cache(garbage_collection=True)
+    method, folders = method_of(inputs.config), [run.link(link) for link in links]
+    size, error = 0, 0.0
     if distributed.is_main():
-        last_whole(run.checkpoints, warn)  # sets broken ones aside, before the others look
+        changes = [read_adapter(folder.adapter) for folder in folders]
+        size, error = write_sum(run.path, folders[-1].adapter, changes, max_rank=method.merged_rank)
     distributed.wait()
-    checkpoint = last_whole(run.checkpoints, warn)
-    done = step_of(checkpoint) if checkpoint else 0
+    model: PreTrainedModel = load_base(inputs, run)
+    add_links(model, folders)
+    logits = probe_logits(model, inputs.probe_batch())
+    return Result(logits, read_json(folders[-1].result_file)["losses"], size, error)
+
+
+def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> None:
+    """Trains one link of a chain and saves it beside the others. Once its last file is written it is never repeated."""
+    prepared = initialize_link(inputs, run, links, link)
+    trainer = _fit(inputs, run, prepared, link)
+    losses, folder = _final_losses(inputs, trainer), run.link(link)
+    if distributed.is_main():
+        with atomic_folder(folder.adapter) as temporary:
+            method_of(inputs.config).save(prepared.model, temporary, prepared.init)
+        digest = sha256_file(folder.adapter / WEIGHTS_FILE)
+        write_json(folder.result_file, {"losses": losses, "steps": link.steps, "sha256": digest})
+        step("saved", f"{link.title}: {folder.adapter}")
+    distributed.wait()
+
+
+def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
+    """Those of the trained model as anyone will compute them: without the Trainer's autocast."""
+    trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return probe_logits(trained, inputs.probe_batch())
+
+
+def _rows(inputs: Inputs, link: Link) -> Any:
+    """The training rows of a link: all of them, or, of several links, its part of the run's sequence of rows.
+
+    The sequence is made of the run's epochs, each shuffled by the seed, so that a chain reads every row as often as a
+    run without links.
+    """
+    rows, config = inputs.train.rows, inputs.config
+    if link.count == 1:
+        return rows
+    size, order = config.trainer.batch_size, list[int]()
+    draw = random.Random(config.seed)
+    while len(order) < link.total_steps * size:
+        epoch = list(range(len(rows)))
+        draw.shuffle(epoch)
+        order += epoch
+    return rows.select(order[link.first_step * size : (link.first_step + link.steps) * size])
+
+
+def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) -> LoragaTrainer:
+    config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
+    checkpoints = run.link(link).checkpoints
+    if distributed.is_main():
+        last_complete(checkpoints, warn)  # sets incomplete ones aside, before the others look
+    distributed.wait()
+    checkpoint = last_complete(checkpoints, warn)
+    done = link.first_step + (step_of(checkpoint) if checkpoint else 0)
     if distributed.is_main():
         metrics.rewind(run.metrics_file, done)
     if checkpoint:
         step("train", f"resuming after step {done}")
-    recorder = Recorder(run.metrics_file, TrainingDisplay())
-    callbacks: list[Any] = [recorder, FiniteGradient()]
-    if trainable.start is not None and trainable.start.shift == "adapter" and options.weight_decay > 0:
-        callbacks.append(FrozenStart(trainable.start))
-    if config.method.adapter == "adalora":
-        callbacks.append(Allocation())
+    recorder = Recorder(run.metrics_file, TrainingDisplay(), link)
+    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model)]
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
-        model=trainable.model,
-        args=training_arguments(config, run.checkpoints, inputs.device, validate=held_out is not None),
-        train_dataset=inputs.train.rows,
+        model=prepared.model,
+        args=training_arguments(config, checkpoints, inputs.device, validate=held_out is not None, link=link),
+        train_dataset=_rows(inputs, link),
         eval_dataset=held_out.rows if held_out else None,
         data_collator=inputs.collator,
         callbacks=callbacks,
-        start=trainable.start,
-        loraplus_lr_ratio=config.method.loraplus_lr_ratio,
+        method=method,
+        link=link,
+        init=prepared.init,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     began = time.perf_counter()
     try:
-        if checkpoint is None or not trainer.take_up(checkpoint):
+        if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
-    run.update_manifest(training_seconds=round(seconds, 1), steps=trainer.state.global_step)
+    run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
     return trainer
 
 
 def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
     """By how much the saved model, loaded anew, differs from the trained one."""
-    saved = load_trained(inputs, run)
+    actual = probe_logits(load_trained(inputs, run), inputs.probe_batch())
+    if result.cut_error > 0:  # asked for, and shown
+        return relative_difference(actual, result.logits)
     what = f"the model saved in {run.path} and the trained one"
-    return check_equal(
-        probe_logits(saved, inputs.probe_batch()), result.logits, rounding_type(inputs.config.model), what
-    )
+    return check_equal(actual, result.logits, rounding_type(inputs.config.model), what)
 
 
 def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -> None:
@@ -151,8 +203,9 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
     run.update_manifest(
         **result.losses,
-        adapter_rank=result.rank,
+        adapter_rank=result.size,
         saved_difference=difference,
+        **({"cut_error": result.cut_error} if result.cut_error else {}),
         base=find_source(config.model).path,
         finished=now(),
     )
@@ -160,7 +213,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     _say_result(run, config, result, difference)
 
 
-def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> dict[str, float | None]:
+def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
     """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
     points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # alike in every process
     training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
@@ -179,20 +232,23 @@ def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> dict[str, float | N
 def _say_result(run: RunFolder, config: Config, result: Result, difference: float) -> None:
     values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.losses.items() if value is not None]
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
-    step("saved", f"{run.path}: {_described(config, result.rank)}")
+    step("saved", f"{run.path}: {_described(config, result.size)}")
+    if result.cut_error:
+        step("saved", f"cut to rank {result.size}: {result.cut_error:.2%} of the change is lost (Frobenius norm)")
     step("saved", f"reloaded, its logits equal the trained model's to {difference:.0e}; loss curve: {run.figure_file}")
 
 
-def _described(config: Config, rank: int | None) -> str:
-    form = FORMS[config.method.adapter]
-    if config.method.adapter == "none":
-        return form.noun
-    ranked = f" of rank {rank}" if config.method.adapter != "bottleneck" else f" of width {rank}"
-    text = form.noun + (ranked if rank is not None else "")
-    if rank is not None and config.method.moved_start:
-        text += f" (2 × {rank // 2}: it carries its own start)"
-    text += f" for {config.model.path}; {form.loads_in} loads it"
-    if form.served and rank is not None:
-        served = served_rank(rank)
+def _described(config: Config, size: int | None) -> str:
+    method = method_of(config)
+    output = method.output
+    if not output.is_adapter:
+        return output.label
+    text = output.label
+    if size is not None:
+        detail = method.describe_saved(size)
+        text += f" of {output.size} {size}" + (f" ({detail})" if detail else "")
+    text += f" for {config.model.path}; {output.loads_in} loads it"
+    if output.vllm and size is not None:
+        served = served_rank(size)
         text += f", vLLM: --max-lora-rank {served}" if served else "; vLLM serves no rank this large, merge it"
     return text

@@ -1,4 +1,4 @@
-"""Loading the result of a run the way anyone would: the pristine base, and the saved adapter on it."""
+"""Loading the result of a run the way anyone would: the original base model, and the saved adapter on it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.methods.saving import load_adapted
+from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
-from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_folder import RunFolder, require_format
 
 
 def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
@@ -22,16 +23,16 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
         RunError: the base is not the one that the adapter was trained on.
         ModelError
     """
-    if inputs.config.method.adapter == "none":
+    if not method_of(inputs.config).output.is_adapter:
         config = inputs.config.model.model_copy(update={"path": str(run.path.resolve()), "revision": None})
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
     check_base(base, inputs, run)
-    return load_adapted(base, run.path, str(inputs.device))
+    return load_adapter(base, run.path, str(inputs.device))
 
 
 def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
-    """Refuses a base whose adapted weights are not, to the bit, those that the run began on.
+    """Refuses a base whose adapted weights are not, to the bit, those that the run began with.
 
     Where the run quantized its base and this is the base before that, the files it was loaded from are compared.
 
@@ -58,6 +59,7 @@ def require_finished(run: RunFolder) -> None:
     """
     if not run.manifest_file.exists():
         raise RunError(f"{run.path}: not a run folder (no {run.manifest_file.name} there)")
+    require_format(run)
     if not run.finished:
         raise RunError(f"{run.path}: this run has not finished; run its train command again to resume it")
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.methods.base import Link
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
@@ -54,12 +55,15 @@ def total_steps(config: Config, rows: int) -> int:
     return options.max_steps or math.ceil(math.ceil(rows / options.batch_size) * options.epochs)
 
 
-def training_arguments(config: Config, folder: Path, device: torch.device, *, validate: bool) -> TrainingArguments:
+def training_arguments(
+    config: Config, folder: Path, device: torch.device, *, validate: bool, link: Link
+) -> TrainingArguments:
     """The Trainer's arguments.
 
     Args:
         folder: of the checkpoints.
         validate: whether there are validation rows.
+        link: the part of the run that these are for.
     """
     options = config.trainer
     best = options.load_best or options.early_stopping_patience is not None
@@ -69,7 +73,7 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
         optim=OPTIMIZERS[options.optimizer],
         learning_rate=options.learning_rate,
         num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
+        max_steps=(options.max_steps or -1) if link.count == 1 else link.steps,
         per_device_train_batch_size=options.micro_batch_size,
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=accumulation_steps(config),
@@ -101,6 +105,8 @@ def training_arguments(config: Config, folder: Path, device: torch.device, *, va
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
+        train_sampling_strategy="random" if link.count == 1 else "sequential",  # rows of a link are in order
+        ddp_broadcast_buffers=False,  # initial factors are the same in every process
     )
     arguments._n_gpu = 1  # one process, one device: the Trainer would split each batch over all GPUs it sees
     return arguments

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.errors import TrainingError
-from lora_ga_cli.lora.offset import Start, hold
+from lora_ga_cli.methods.base import Link
 from lora_ga_cli.report.progress import Point, TrainingDisplay
 from lora_ga_cli.training import metrics
 
@@ -24,10 +24,11 @@ class Recorder(TrainerCallback):
     Args:
         file: JSON lines.
         display: the screen.
+        link: the part of the run that is recorded; steps are counted over the complete run.
     """
 
-    def __init__(self, file: Path, display: TrainingDisplay):
-        self.file, self.display = file, display
+    def __init__(self, file: Path, display: TrainingDisplay, link: Link):
+        self.file, self.display, self.link = file, display, link
         self.trainer: LoragaTrainer | None = None
         self._tokens = 0
         self._time = 0.0
@@ -36,11 +37,11 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._time = time.perf_counter()
         if state.is_world_process_zero:
-            self.display.start(total=state.max_steps, done=state.global_step)
+            self.display.start(total=self.link.total_steps, done=self._step(state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.display.advance(state.global_step)
+            self.display.advance(self._step(state))
 
     def on_log(
         self,
@@ -52,14 +53,19 @@ class Recorder(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        point: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **logs}
+        point: dict[str, Any] = {"step": self._step(state), "epoch": round(state.epoch or 0.0, 4), **logs}
+        if self.link.count > 1:
+            point["link"] = self.link.index
         if "loss" in logs:
             self._measure()
             point["tokens_per_second"] = round(self._rate, 1)
         metrics.append(self.file, point)
         self.display.show(
-            Point(state.global_step, logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), self._rate)
+            Point(self._step(state), logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), self._rate)
         )
+
+    def _step(self, state: TrainerState) -> int:
+        return self.link.first_step + state.global_step
 
     def _measure(self) -> None:
         assert self.trainer is not None
@@ -69,18 +75,6 @@ class Recorder(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.display.stop()
-
-
-class FrozenStart(TrainerCallback):
-    """Keeps an adapter's frozen half where it is, whatever the optimizer's weight decay does to it."""
-
-    def __init__(self, start: Start):
-        self.start = start
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        hold(model, self.start)
 
 
 class FiniteGradient(TrainerCallback):

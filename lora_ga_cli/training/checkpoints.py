@@ -1,4 +1,4 @@
-"""Telling a whole checkpoint from one that was cut off while it was written."""
+"""Telling a complete checkpoint from one that was cut off while it was written."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from lora_ga_cli.files import file_sizes, read_json, set_aside, write_json
 
-MARK = "whole.json"
+MARK = "complete.json"
 """Written last: the size in bytes of every other file of the checkpoint."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def mark_whole(checkpoint: Path) -> None:
+def mark_complete(checkpoint: Path) -> None:
     """Declares that everything of a checkpoint has been written."""
     sizes = file_sizes(checkpoint)
     sizes.pop(MARK, None)
     write_json(checkpoint / MARK, sizes)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Whether the mark is there and every file has the size it had then."""
     try:
         expected = read_json(checkpoint / MARK)
     except (OSError, ValueError):
         return False
-    found = file_sizes(checkpoint)
-    return bool(expected) and all(found.get(name) == size for name, size in expected.items())
+    actual = file_sizes(checkpoint)
+    return bool(expected) and all(actual.get(name) == size for name, size in expected.items())
 
 
 def step_of(checkpoint: Path) -> int:
@@ -35,11 +35,11 @@ def step_of(checkpoint: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def last_whole(folder: Path, notify: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; broken ones after it are set aside, and said."""
+def last_complete(folder: Path, notify: Callable[[str], None]) -> Path | None:
+    """The newest complete checkpoint; incomplete ones after it are set aside, and ``notify`` is called."""
     found = sorted((item for item in folder.glob("checkpoint-*") if step_of(item) >= 0), key=step_of, reverse=True)
     for checkpoint in found:
-        if is_whole(checkpoint):
+        if is_complete(checkpoint):
             return checkpoint
         aside = set_aside(checkpoint, "cut-off")
         notify(f"{checkpoint.name} was cut off while it was written; set aside as {aside.name}")

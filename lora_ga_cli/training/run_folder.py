@@ -15,20 +15,53 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
-from lora_ga_cli.methods.forms import FORMS
+from lora_ga_cli.methods.base import Link, method_of
 
-NOT_SETTINGS = {
+IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
-"""Options that leave a run's result as it is; two runs that differ only in them are the same run."""
-NOT_TRAINER_SETTINGS = {
+"""Options that do not change the result of a run: two runs that differ only in them are the same run."""
+IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
     "dataloader_workers",
     "micro_batch_size",
     "gradient_checkpointing",
 }
-NOT_GRADIENT_SETTINGS = {"micro_batch_size", "capacity", "offload"}
+IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "capacity", "offload"}
+
+
+FORMAT = 2
+"""Of run folders: 1 had another form of adapters and other names of options, and cannot be resumed."""
+
+
+@dataclass(frozen=True)
+class LinkFolder:
+    """Paths of one link of a run: what it began with, its checkpoints, and, in a chain, its result."""
+
+    path: Path
+
+    @property
+    def init_file(self) -> Path:
+        return self.path / "init.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained link, as a standard LoRA adapter for the base with the links before it."""
+        return self.path / "adapter"
+
+    @property
+    def result_file(self) -> Path:
+        """Written last: what is known of the finished link."""
+        return self.path / "link.json"
+
+    @property
+    def finished(self) -> bool:
+        return self.result_file.exists()
 
 
 @dataclass(frozen=True)
@@ -45,9 +78,9 @@ class RunFolder:
     def manifest_file(self) -> Path:
         return self.path / "manifest.json"
 
-    @property
-    def start_file(self) -> Path:
-        return self.path / "start.safetensors"
+    def link(self, link: Link) -> LinkFolder:
+        """The folder of one link: the run's own where there is only one."""
+        return LinkFolder(self.path if link.count == 1 else self.path / "links" / str(link.index))
 
     @property
     def metrics_file(self) -> Path:
@@ -64,10 +97,6 @@ class RunFolder:
     @property
     def evaluation_file(self) -> Path:
         return self.path / "eval.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -128,14 +157,14 @@ class RunFolder:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """What determines a run's result, as nested plain data."""
-    chosen = config.model_dump(mode="json", exclude=NOT_SETTINGS)
-    chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in NOT_TRAINER_SETTINGS}
+    """The options that determine a run's result, as nested plain data."""
+    chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
+    chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
     for how in ("attention", "shard"):
         chosen["model"].pop(how)
     gradient = chosen.pop("gradient")
-    if config.method.start == "gradient":
-        chosen["gradient"] = {key: value for key, value in gradient.items() if key not in NOT_GRADIENT_SETTINGS}
+    if method_of(config).needs_gradient:
+        chosen["gradient"] = {key: value for key, value in gradient.items() if key not in IGNORED_GRADIENT_OPTIONS}
     return chosen
 
 
@@ -144,7 +173,7 @@ def run_name(config: Config) -> str:
     if config.name:
         return config.name
     subject = config.recipe or Path(config.model.path).name
-    rank = f"-r{config.rank}" if FORMS[config.method.adapter].ranked else ""
+    rank = f"-r{config.rank}" if method_of(config).output.size else ""
     return f"{subject}-{config.method.name}{rank}-{sha256_json(settings(config))[:6]}"
 
 
@@ -152,16 +181,18 @@ def find_run(config: Config) -> RunFolder:
     return RunFolder(resolve_path(config.output_dir) / run_name(config))
 
 
-def claim(config: Config, run: RunFolder) -> None:
+def check_run_folder(config: Config, run: RunFolder) -> None:
     """Makes sure the folder is this configuration's: keeps what an earlier session of it left, refuses another's.
 
     With ``overwrite`` whatever run is there is set aside.
 
     Raises:
-        RunError: the folder holds a run with other settings.
+        RunError: the folder holds a run with other settings, or of an earlier version.
     """
     theirs = run.manifest.get("settings")
     ours = settings(config)
+    if theirs is not None and not config.overwrite:
+        require_format(run)
     if theirs is not None and (config.overwrite or theirs != ours):
         if not config.overwrite:
             changed = _differences(theirs, ours)
@@ -170,6 +201,18 @@ def claim(config: Config, run: RunFolder) -> None:
                 "overwrite=true to set it aside"
             )
         set_aside(run.path, "old")
+
+
+def require_format(run: RunFolder) -> None:
+    """
+    Raises:
+        RunError: the run was made by a version whose runs this one cannot resume or score.
+    """
+    if run.manifest.get("format", 1) != FORMAT:
+        raise RunError(
+            f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give "
+            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
+        )
 
 
 def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:

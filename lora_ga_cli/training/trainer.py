@@ -1,6 +1,6 @@
 """transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, that a finished training is taken up and not resumed,
-LoRA+'s optimizer, and that AdaLoRA's loss is reported without its penalty."""
+evaluation, that a loss which is not finite stops the run, and that a training which reached its last step is restored
+and not resumed. What differs between methods it asks the method."""
 
 from __future__ import annotations
 
@@ -11,42 +11,36 @@ from typing import Any, NoReturn
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from lora_ga_cli.errors import TrainingError
-from lora_ga_cli.lora.offset import Start
-from lora_ga_cli.methods import adalora
-from lora_ga_cli.methods.names import is_b
-from lora_ga_cli.methods.saving import holds_adapter, restore_trained, save_trained
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_items, summed_loss
-from lora_ga_cli.training.checkpoints import MARK, last_whole, mark_whole
+from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
 
 
 class LoragaTrainer(Trainer):
-    """A Trainer whose checkpoints hold the adapter for the pristine base, and are marked when they are whole.
+    """A Trainer whose checkpoints hold the adapter for the original base model, and are marked when they are complete.
 
     Args:
-        start: what a start did to the model; None if nothing.
-        loraplus_lr_ratio: B's learning rate over A's (LoRA+).
+        method: what trains, and how.
+        link: the part of the run that this Trainer does.
+        init: the initial factors that the method gave the model; None where it gave none.
     """
 
     def __init__(
-        self,
-        *,
-        args: TrainingArguments,
-        start: Start | None = None,
-        loraplus_lr_ratio: float = 1.0,
-        **options: Any,
+        self, *, args: TrainingArguments, method: Method, link: Link, init: LoraInit | None = None, **options: Any
     ):
-        # the Trainer refuses to save the optimizer beside a base in shards, but what trains here is whole everywhere
+        # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
-        self.start = start
-        self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.method, self.link, self.init = method, link, init
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -58,23 +52,28 @@ class LoragaTrainer(Trainer):
         assert isinstance(model, PreTrainedModel | PeftModel)
         return model
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, with a rate of B's own where it has one.
-
-        (PEFT's LoRA+ gives B's rate to all vectors too: DoRA's magnitudes and the biases of a classifier's new head.)
-        """
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """The Trainer's, as the method changes it."""
         if self.optimizer is not None:
             return self.optimizer
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.loraplus_lr_ratio != 1:
-            of_b = {id(item) for name, item in self._model.named_parameters() if is_b(name)}
-            for group in list(optimizer.param_groups):
-                apart = [item for item in group["params"] if id(item) in of_b]
-                group["params"] = [item for item in group["params"] if id(item) not in of_b]
-                if apart:
-                    rate = group["lr"] * self.loraplus_lr_ratio
-                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
-        return optimizer
+        self.optimizer = self.method.optimizer(self._model, super().create_optimizer(model))
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's; where a link goes on with the schedule of the run, the part of it that falls to the link,
+        below a warm-up of the link's own."""
+        link = self.link
+        if link.count == 1 or not self.method.continues_schedule:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer if optimizer is not None else self.optimizer
+        of_run: Any = super().create_scheduler(link.total_steps, optimizer)
+        rising = self.args.get_warmup_steps(link.steps) if link.index else 0
+
+        def part(factor: Any) -> Any:
+            return lambda step: factor(link.first_step + step) * (min(1.0, step / rising) if rising else 1.0)
+
+        self.lr_scheduler = LambdaLR(optimizer, [part(factor) for factor in of_run.lr_lambdas])
+        return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""
@@ -108,18 +107,16 @@ class LoragaTrainer(Trainer):
         if not torch.isfinite(loss):
             # raised before the optimizer steps: the weights are still those of the last step
             self._stop(f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it")
-        model_itself = self._model
-        if isinstance(model_itself, PeftModel) and adalora.is_adalora(model_itself):
-            # trained with and reported without: the loss of the rows, as other methods report it
-            share = 1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch)
-            with self.accelerator.autocast():  # in the precision in which PEFT added it
-                penalty = adalora.penalty(model_itself)
-            loss = loss - penalty * share
+        with self.accelerator.autocast():  # in the precision in which the model added it
+            penalty = self.method.penalty(self._model)
+        if penalty is not None:
+            # trained with it and reported without it: the loss of the rows, as other methods report it
+            loss = loss - penalty * (1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch))
         return loss
 
     def _stop(self, why: str) -> NoReturn:
-        kept = last_whole(Path(str(self.args.output_dir)), lambda _: None)
-        resume = f"; the last whole checkpoint is {kept}" if kept else ""
+        kept = last_complete(Path(str(self.args.output_dir)), lambda _: None)
+        resume = f"; the last complete checkpoint is {kept}" if kept else ""
         raise TrainingError(
             f"{why}{resume}. A lower trainer.learning_rate often helps, and bf16 instead of fp16 in trainer.precision"
         )
@@ -138,8 +135,8 @@ class LoragaTrainer(Trainer):
         loader = DataLoader(mine, batch_size=size, collate_fn=self.data_collator)
         batches = (self._prepare_inputs(batch) for batch in loader)
         total, items = summed_loss(self._model, batches)
-        most = math.ceil(math.ceil(len(rows) / self.args.world_size) / size)
-        self._keep_company(rows, most - len(loader))
+        max_batches = math.ceil(math.ceil(len(rows) / self.args.world_size) / size)
+        self._pad_collectives(rows, max_batches - len(loader))
         sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         loss = float(sums[0] / sums[1])
@@ -151,8 +148,9 @@ class LoragaTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _keep_company(self, rows: Any, times: int) -> None:
-        """Computes as often as the other processes do, which need this one to gather a sharded base."""
+    def _pad_collectives(self, rows: Any, times: int) -> None:
+        """Computes more batches, whose results are dropped, so that this process takes part in as many gatherings of a
+        sharded base as the others."""
         for _ in range(times):
             self._model(**self._prepare_inputs(self.data_collator([rows[0]])))
 
@@ -161,18 +159,17 @@ class LoragaTrainer(Trainer):
             return  # asked of every process when the base is sharded
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        save_trained(self._model, folder, self.start, state=state_dict)
+        self.method.save(self._model, folder, self.init, state_dict)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            # a checkpoint that is written again is not whole until it is finished
+            # a checkpoint that is written again is not complete until it is finished
             (folder / MARK).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         if self.args.should_save and folder.is_dir():
-            if isinstance(self._model, PeftModel) and adalora.is_adalora(self._model):
-                adalora.save_allocator(self._model, folder)
-            mark_whole(folder)
+            self.method.save_state(self._model, folder)
+            mark_complete(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_weights(Path(resume_from_checkpoint))
@@ -198,8 +195,8 @@ class LoragaTrainer(Trainer):
         # by name: the state holds the path from where the run began
         self.read_weights(Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name)
 
-    def take_up(self, checkpoint: Path) -> bool:
-        """Restores the end of a training that came to its last step but not to its result.
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Restores the end of a training that reached its last step but did not write its result.
 
         (Resuming such a checkpoint the usual way would train one step more.)
 
@@ -220,11 +217,8 @@ class LoragaTrainer(Trainer):
 
     def read_weights(self, folder: Path) -> None:
         """Reads what a checkpoint trained into the model."""
-        if holds_adapter(folder):
-            restore_trained(self._model, folder, self.start)
-            if isinstance(self._model, PeftModel) and adalora.is_adalora(self._model):
-                adalora.restore_allocator(self._model, folder)
-        elif (folder / "model.safetensors").exists():
-            load_weights(self._model, str(folder / "model.safetensors"))
-        else:
-            super()._load_from_checkpoint(str(folder))
+        if not self.method.output.is_adapter and not (folder / "model.safetensors").exists():
+            super()._load_from_checkpoint(str(folder))  # in several files
+            return
+        self.method.restore(self._model, folder, self.init)
+        self.method.restore_state(self._model, folder)

@@ -140,7 +140,7 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
         ({"trainer": {"batch_size": 12, "micro_batch_size": 8}}, "multiple"),
         ({"trainer": {"early_stopping_patience": 2}}, "validation"),
         ({"method": {"adapter": "none", "start": "gradient"}}, "adapter"),
-        ({"method": {"start": "gradient"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),
+        ({"method": {"type": "lora_ga"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),
         ({"eval": {"metrics": ["accuracy"]}}, "accuracy"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from lora_ga_cli.config.compose import compose, reconfigured
 from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import InvalidInput, SweepError
 from tests.config import BASE, jobs, lay_out, refused
 from tests.config.conftest import OtherToyOptions, ToyOptions
 
@@ -133,3 +134,111 @@ def test_what_a_recipe_sets_for_any_method_is_noted_where_this_one_does_not_use_
     notes: list[str] = []
     launch([QUICKSTART, "method=other", "rank=16", *FLAGS], lambda config, title: None, note=notes.append)
     assert notes == ["rank=16 does nothing with method other"]
+
+
+class TestShipped:
+    """The methods and tasks that come with loraga."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                ["method=lora", "method.gamma=64"],
+                "no option method.gamma for method lora (method.type=lora); method=lora_ga has it",
+            ),
+            (["method=lora", "method.prefix_length=3"], "no option method.prefix_length for method lora"),
+            (["method=adalora", "method.use_rslora=true"], "no option method.use_rslora for method adalora"),
+            (["eval.shots=5"], "no option eval.shots for eval.task=rows; eval=lm_eval has it"),
+            (
+                ["eval=gsm8k", "eval.pass_at=[1,10]"],
+                "no option eval.pass_at for eval.task=gsm8k; eval=humaneval has it",
+            ),
+            (
+                ["eval=gsm8k", "eval.judge={model: x}"],
+                "no option eval.judge.model for eval.task=gsm8k; eval=mt_bench has it",
+            ),
+        ],
+    )
+    def test_an_option_of_another_method_or_task_is_answered_with_one_that_has_it(
+        self, options: list[str], message: str
+    ) -> None:
+        (fault,) = refused(QUICKSTART, *options)
+        assert fault.startswith(f"command line: {message}")
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["method=lora_so", "method.gamma=64"],
+            ["method=prefix_layer", "method.prefix_length=3"],
+            ["eval=humaneval", "eval.samples=10", "eval.temperature=0.8", "eval.pass_at=[1,10]"],
+            ["eval=mt_bench", "eval.judge.model=x", "eval.prompt='{question}'"],
+        ],
+    )
+    def test_an_option_of_the_chosen_one_is_taken(self, options: list[str]) -> None:
+        compose([QUICKSTART, *options])
+
+    def test_a_sweep_may_set_what_one_of_its_methods_or_tasks_has(self) -> None:
+        found = jobs(QUICKSTART, "-m", "method=lora,lora_ga", "method.gamma=64")
+        assert [getattr(config.method, "gamma", None) for _, config in found] == [None, 64]
+        assert len(jobs(QUICKSTART, "-m", "eval=loss,gsm8k", "eval.temperature=0.8")) == 2
+
+    def test_a_sweep_of_methods_that_all_lack_the_option_is_refused(self) -> None:
+        messages: list[str] = []
+        with pytest.raises(SweepError, match="2 of 2 jobs failed"):
+            launch(
+                [QUICKSTART, "-m", "method=lora", "method.gamma=32,64"],
+                lambda config, title: None,
+                lambda error, title: messages.append(str(error)),
+            )
+        assert "no option method.gamma for method lora" in messages[0]
+
+    def test_one_of_several_configurations_may_be_given_options_of_the_others(self) -> None:
+        config = compose([QUICKSTART, "method=lora", "method.gamma=64"], one_of_many=True)
+        assert not hasattr(config.method, "gamma")
+        compose([QUICKSTART, "method=lora", "method.gamma=64", "name='x-${rank}'"], one_of_many=True)
+
+    def test_a_recipe_may_set_options_of_the_method_and_task_that_are_replaced(self) -> None:
+        files = {
+            "recipes/base.yaml": BASE + "method: {gamma: 64}\neval: {answer_pattern: (.+)}\n",
+            "recipes/changed.yaml": "defaults: [base, {override /method: lora}]\n",
+            "recipes/plain.yaml": "defaults: [base]\nmethod: {type: lora}\n",
+        }
+        lay_out(Path("mine"), files)
+        for options in (["recipe=base", "method=lora", "eval=gsm8k"], ["recipe=changed"]):
+            assert compose([*options, *FLAGS]).method.type == "lora"
+        assert compose(["recipe=plain", "method=lora", *FLAGS]).method.type == "lora"
+
+    def test_the_file_of_a_method_may_keep_options_of_the_type_that_it_replaces(self) -> None:
+        lay_out(Path("mine"), {"method/plain.yaml": "defaults: [lora_ga]\ngamma: 64\ntype: lora\n"})
+        assert compose([QUICKSTART, "method=plain", *FLAGS]).method.type == "lora"
+
+    def test_a_finished_run_takes_the_options_of_its_new_task(self) -> None:
+        stored = compose([QUICKSTART]).model_dump(mode="json")
+        config = reconfigured(stored, ["eval.temperature=0.8", "eval=gsm8k"])
+        assert getattr(config.eval, "temperature", None) == 0.8
+        with pytest.raises(InvalidInput, match=r"no option eval\.temperature for eval\.task=rows; eval=gsm8k has it"):
+            reconfigured(stored, ["eval.temperature=0.8"])
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            (["method=full"], []),
+            (["method=lora", "rank=16", "alpha=32"], []),
+            (["method=full", "rank=16"], ["rank=16 does nothing with method full"]),
+            (
+                ["method=bottleneck_adapter", "rank=4", "alpha=3"],
+                ["alpha=3 does nothing with method bottleneck_adapter"],
+            ),
+            (
+                ["method=prefix_layer", "target_modules=[q_proj]"],
+                ["target_modules=[q_proj] does nothing with method prefix_layer"],
+            ),
+            (["-m", "method=full", "seed=1,2", "rank=16"], ["rank=16 does nothing with method full"]),
+        ],
+    )
+    def test_an_option_for_adapters_that_a_method_does_not_use_is_noted_once(
+        self, options: list[str], expected: list[str]
+    ) -> None:
+        notes: list[str] = []
+        launch([QUICKSTART, *options], lambda config, title: None, note=notes.append)
+        assert notes == expected

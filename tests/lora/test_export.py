@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lora_ga_cli import Start, estimate_gradients, export_adapter, initialize
+from lora_ga_cli import LoraInit, estimate_gradients, export_adapter, initialize
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.lora.export import restore_adapter
 from tests.conftest import FAMILIES, TASKS, build_batch, build_model
@@ -38,9 +38,9 @@ AUTO = {
 
 
 def trained(
-    family: str, *, gradient: bool = True, shift: str = "weights", decay: float = 0.0
-) -> tuple[PeftModel, Start | None]:
-    """A model after a few steps of plain gradient descent from LoRA-GA's start, or from LoRA's."""
+    family: str, *, gradient: bool = True, offset: str = "base", decay: float = 0.0
+) -> tuple[PeftModel, LoraInit | None]:
+    """A model after a few steps of plain gradient descent from LoRA-GA's initialization, or from LoRA's."""
     model, batch = build_model(family).eval(), build_batch(family)
     artifact = estimate_gradients(model, [batch])
     task = {"task_type": "SEQ_CLS"} if family == "bert" else {}
@@ -50,22 +50,22 @@ def trained(
             r=4, use_rslora=True, target_modules=artifact.target_modules, fan_in_fan_out=family == "gpt2", **task
         ),
     )
-    start = initialize(peft, artifact, shift=shift) if gradient else None
+    init = initialize(peft, artifact, offset=offset) if gradient else None
     trained = [item for item in peft.parameters() if item.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=decay)
     for _ in range(3):
         peft(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return peft, start
+    return peft, init
 
 
-@pytest.mark.parametrize(("family", "shift"), [*((family, "weights") for family in FAMILIES), ("gpt2", "adapter")])
+@pytest.mark.parametrize(("family", "offset"), [*((family, "base") for family in FAMILIES), ("gpt2", "adapter")])
 def test_peft_alone_computes_what_was_trained(
-    family: str, shift: str, tmp_path: Path, saved_bases: dict[str, Path]
+    family: str, offset: str, tmp_path: Path, saved_bases: dict[str, Path]
 ) -> None:
-    model, start = trained(family, shift=shift)
-    export_adapter(model, tmp_path / "adapter", start)
+    model, init = trained(family, offset=offset)
+    export_adapter(model, tmp_path / "adapter", init)
     batch = build_batch(family)
     save_file(batch, tmp_path / "batch.safetensors")
     command = [sys.executable, "-c", PEFT_ALONE, AUTO[TASKS[family]], str(saved_bases[family])]
@@ -79,10 +79,10 @@ def test_peft_alone_computes_what_was_trained(
         assert float((untrained - expected).norm() / expected.norm()) > 0.05  # the steps did something
 
 
-@pytest.mark.parametrize("shift", ["weights", "adapter"])
-def test_the_adapter_is_a_plain_lora_of_twice_the_rank(tmp_path: Path, shift: str) -> None:
-    model, start = trained("llama", shift=shift)
-    export_adapter(model, tmp_path, start)
+@pytest.mark.parametrize("offset", ["base", "adapter"])
+def test_the_adapter_is_a_standard_lora_of_twice_the_rank(tmp_path: Path, offset: str) -> None:
+    model, init = trained("llama", offset=offset)
+    export_adapter(model, tmp_path, init)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == 8
     assert not config["use_rslora"]
@@ -111,38 +111,41 @@ def test_a_lora_without_a_gradient_start_is_saved_as_it_is(tmp_path: Path) -> No
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 8, True)
 
 
-@pytest.mark.parametrize("shift", ["weights", "adapter"])
-def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path, shift: str) -> None:
-    model, start = trained("llama", shift=shift)
-    export_adapter(model, tmp_path, start)
+@pytest.mark.parametrize("offset", ["base", "adapter"])
+def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path, offset: str) -> None:
+    model, init = trained("llama", offset=offset)
+    export_adapter(model, tmp_path, init)
     kept = {name: item.clone() for name, item in model.named_parameters() if item.requires_grad}
     with torch.no_grad():
         for item in model.parameters():
             if item.requires_grad:
                 item.zero_()
-    restore_adapter(model, tmp_path, start)
+    restore_adapter(model, tmp_path, init)
     assert all(torch.equal(item, kept[name]) for name, item in model.named_parameters() if item.requires_grad)
 
 
 def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
-    model, start = trained("llama")
-    export_adapter(model, tmp_path, start)
-    assert start is not None
-    other = Start({name: (2 * a0, b0) for name, (a0, b0) in start.factors.items()}, start.scalings)
-    with pytest.raises(RunError, match="began elsewhere"):
+    model, init = trained("llama")
+    export_adapter(model, tmp_path, init)
+    assert init is not None
+    other = LoraInit({name: (2 * a0, b0) for name, (a0, b0) in init.factors.items()}, init.scalings)
+    with pytest.raises(RunError, match="another initialization"):
         restore_adapter(model, tmp_path, other)
 
 
-def test_a_frozen_half_that_weight_decay_moved_is_not_written(tmp_path: Path) -> None:
-    model, start = trained("llama", shift="adapter", decay=0.1)
-    with pytest.raises(EqualityError, match=r"frozen half has moved.*without weight decay"):
-        export_adapter(model, tmp_path, start)
+def test_weight_decay_does_not_touch_the_initial_factors(tmp_path: Path) -> None:
+    model, init = trained("llama", offset="adapter", decay=0.1)
+    assert init is not None
+    export_adapter(model, tmp_path, init)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for name, (_, b0) in init.factors.items():
+        assert torch.equal(tensors[f"base_model.model.{name}.lora_B.weight"][:, 4:], b0)
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
-    model, start = trained("llama")
+    model, init = trained("llama")
     with torch.no_grad():
         next(item for name, item in model.named_parameters() if "lora_B" in name)[0, 0] = float("nan")
     with pytest.raises(EqualityError, match="nothing was written"):
-        export_adapter(model, tmp_path / "adapter", start)
+        export_adapter(model, tmp_path / "adapter", init)
     assert not list((tmp_path / "adapter").glob("*"))

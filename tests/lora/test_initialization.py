@@ -11,10 +11,10 @@ from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.lora.initialization import (
     direction_indices,
     first_step_alignment,
+    initial_factors,
     layer_seed,
     product,
     scale_factor,
-    starting_factors,
 )
 
 RANK = 4
@@ -41,7 +41,7 @@ def first_step(grad: torch.Tensor, a0: torch.Tensor, b0: torch.Tensor) -> np.nda
 
 @pytest.mark.parametrize("direction", ["ArB2r", "A2rBr", "ArBr", "random"])
 def test_the_first_step_is_the_best_approximation_of_the_full_gradient(grad: torch.Tensor, direction: str) -> None:
-    a0, b0 = starting_factors(truncated_svd(grad, 2 * RANK), RANK, direction=direction, factor=0.6)
+    a0, b0 = initial_factors(truncated_svd(grad, 2 * RANK), RANK, direction=direction, factor=0.6)
     left, singular, right = np.linalg.svd(grad.double().numpy())
     best = left[:, : 2 * RANK] * singular[: 2 * RANK] @ right[: 2 * RANK]
     step = first_step(grad, a0, b0)
@@ -51,14 +51,14 @@ def test_the_first_step_is_the_best_approximation_of_the_full_gradient(grad: tor
 
 @pytest.mark.parametrize("direction", ["ArB2r", "A2rBr", "ArBr", "random"])
 def test_alignment_is_one(grad: torch.Tensor, direction: str) -> None:
-    a0, b0 = starting_factors(truncated_svd(grad, 2 * RANK), RANK, direction=direction, factor=0.6)
+    a0, b0 = initial_factors(truncated_svd(grad, 2 * RANK), RANK, direction=direction, factor=0.6)
     assert first_step_alignment(grad, a0, b0) == pytest.approx(1, abs=1e-6)
 
 
 def test_alignment_tells_a_worse_start_apart(grad: torch.Tensor) -> None:
     """The measure can fail: multiplying B by the singular values, as others do, costs alignment."""
     factors = truncated_svd(grad, 2 * RANK)
-    a0, b0 = starting_factors(factors, RANK)
+    a0, b0 = initial_factors(factors, RANK)
     assert first_step_alignment(grad, a0, b0 * factors.singular[RANK : 2 * RANK]) < 0.99
 
 
@@ -73,7 +73,7 @@ def test_directions_take_the_vectors_the_paper_says() -> None:
 
 
 def test_the_first_factors_are_the_singular_vectors(grad: torch.Tensor) -> None:
-    a0, b0 = starting_factors(truncated_svd(grad, 2 * RANK), RANK, factor=0.5)
+    a0, b0 = initial_factors(truncated_svd(grad, 2 * RANK), RANK, factor=0.5)
     left, _, right = np.linalg.svd(grad.double().numpy())
     assert a0.shape == (RANK, grad.shape[1])
     assert b0.shape == (grad.shape[0], RANK)
@@ -82,15 +82,15 @@ def test_the_first_factors_are_the_singular_vectors(grad: torch.Tensor) -> None:
 
 
 def test_a_thousand_times_the_loss_changes_nothing(grad: torch.Tensor) -> None:
-    plain = starting_factors(truncated_svd(grad, 2 * RANK), RANK)
-    scaled = starting_factors(truncated_svd(1000 * grad, 2 * RANK), RANK)
+    plain = initial_factors(truncated_svd(grad, 2 * RANK), RANK)
+    scaled = initial_factors(truncated_svd(1000 * grad, 2 * RANK), RANK)
     for one, other in zip(plain, scaled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 def test_a_start_is_the_same_to_the_bit_every_time(grad: torch.Tensor) -> None:
-    first = starting_factors(truncated_svd(grad, 2 * RANK), RANK)
-    second = starting_factors(truncated_svd(grad.clone(), 2 * RANK), RANK)
+    first = initial_factors(truncated_svd(grad, 2 * RANK), RANK)
+    second = initial_factors(truncated_svd(grad.clone(), 2 * RANK), RANK)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -106,7 +106,7 @@ def test_scales_have_their_closed_forms() -> None:
 def test_gd_scale_makes_the_first_step_plain_gradient_descent(grad: torch.Tensor) -> None:
     """With c = 1/s the weight moves by the projected gradient itself, neither longer nor shorter."""
     factor = scale_factor("gd", d_out=grad.shape[0], scaling=1.7, gamma=16, rank=RANK)
-    a0, b0 = starting_factors(truncated_svd(grad, 2 * RANK), RANK, factor=factor)
+    a0, b0 = initial_factors(truncated_svd(grad, 2 * RANK), RANK, factor=factor)
     left, singular, right = np.linalg.svd(grad.double().numpy())
     best = left[:, : 2 * RANK] * singular[: 2 * RANK] @ right[: 2 * RANK]
     np.testing.assert_allclose(first_step(grad, a0, b0), best, rtol=1e-3, atol=1e-3 * singular[0])
@@ -114,7 +114,7 @@ def test_gd_scale_makes_the_first_step_plain_gradient_descent(grad: torch.Tensor
 
 def test_too_few_singular_vectors_are_an_error(grad: torch.Tensor) -> None:
     with pytest.raises(GradientError, match="rank=4 needs 8 singular vectors, 7 are kept"):
-        starting_factors(truncated_svd(grad, 7), RANK)
+        initial_factors(truncated_svd(grad, 7), RANK)
 
 
 def test_the_product_is_rounded_once() -> None:

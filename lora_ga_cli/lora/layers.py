@@ -1,0 +1,113 @@
+"""The LoRA layers of a PEFT model: where they are, their factors A and B, and what their parameters are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from lora_ga_cli.model.targets import Target
+
+ADAPTER = "default"
+"""PEFT's name for a model's first adapter."""
+INITIAL = "initial"
+"""Name of the buffer beside a factor that trains as a difference: A0 (rank, d_in) or B0 (d_out, rank)."""
+PREFIX = "base_model.model."
+"""What PEFT puts before the names that layers have in the base model."""
+
+
+@dataclass(frozen=True)
+class LoraPair:
+    """The factors of one layer, which adds ``scaling · B A x`` to what its base computes.
+
+    Args:
+        name: the layer's name in the base model.
+        delta_a: the parameter that trains for A, (rank, d_in): A itself, or A - A0 where there is an ``initial_a``.
+        delta_b: the parameter that trains for B, (d_out, rank), likewise.
+        initial_a: A0 (rank, d_in), or None.
+        initial_b: B0 (d_out, rank), or None.
+        scaling: the s of the layer.
+    """
+
+    name: str
+    delta_a: nn.Parameter
+    delta_b: nn.Parameter
+    initial_a: Tensor | None
+    initial_b: Tensor | None
+    scaling: float
+
+    @property
+    def a(self) -> Tensor:
+        """A (rank, d_in). Its gradient is that of ``delta_a``."""
+        return self.delta_a if self.initial_a is None else self.initial_a + self.delta_a
+
+    @property
+    def b(self) -> Tensor:
+        """B (d_out, rank). Its gradient is that of ``delta_b``."""
+        return self.delta_b if self.initial_b is None else self.initial_b + self.delta_b
+
+
+def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+    """The model's LoRA layers by the name that their base layer has in the base model."""
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and ADAPTER in module.lora_A
+    }
+
+
+def lora_pairs(model: PeftModel) -> list[LoraPair]:
+    """The factors of every LoRA layer, for optimizers that look at both."""
+    pairs = []
+    for name, layer in lora_layers(model).items():
+        of_a: Any = layer.lora_A[ADAPTER]
+        of_b: Any = layer.lora_B[ADAPTER]
+        initial = (getattr(of_a, INITIAL, None), getattr(of_b, INITIAL, None))
+        pairs.append(LoraPair(name, of_a.weight, of_b.weight, *initial, layer.scaling[ADAPTER]))
+    return pairs
+
+
+def base_targets(model: PeftModel) -> dict[str, Target]:
+    """The base layers under the model's LoRA layers."""
+    return {name: Target(name, layer.get_base_layer()) for name, layer in lora_layers(model).items()}
+
+
+def weight_of(pair: nn.ModuleDict) -> Tensor:
+    """The parameter that trains for a LoRA layer's A (rank, d_in) or B (d_out, rank)."""
+    weight = pair[ADAPTER].weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def is_a(name: str) -> bool:
+    """Whether a parameter's name is that of a factor A (rank, d_in)."""
+    return f".{name}".endswith((f".lora_A.{ADAPTER}.weight", f".lora_A.{ADAPTER}"))
+
+
+def is_b(name: str) -> bool:
+    """Whether a parameter's name is that of a factor B (d_out, rank)."""
+    return f".{name}".endswith((f".lora_B.{ADAPTER}.weight", f".lora_B.{ADAPTER}"))
+
+
+def lora_ranks(model: nn.Module) -> list[int]:
+    """The rank that trains in every layer, read from the built layers."""
+    return [item.shape[0] for name, item in model.named_parameters() if is_a(name)]
+
+
+def lora_keys(name: str) -> tuple[str, str]:
+    """What PEFT's files call the factors A and B of a layer."""
+    return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """How many parameters train."""
+    return sum(item.numel() for item in model.parameters() if item.requires_grad)
+
+
+def as_float32_on_cpu(tensor: Tensor) -> Tensor:
+    """A copy for files and comparisons."""
+    return tensor.detach().to("cpu", torch.float32).contiguous()

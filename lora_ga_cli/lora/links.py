@@ -1,0 +1,181 @@
+"""Sums of LoRA adapters: the links of a chain, added to a base, written as one adapter, or cut to a lower rank.
+
+A link changes the weight of a layer by ``s·B A``. Here a change is held as `LowRank`, with s inside the left factor,
+so that changes of different ranks and s add up by putting their factors side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.utils.other import get_pattern_key
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
+from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, weight_of
+from lora_ga_cli.model.targets import Target, find_targets
+
+PREVIOUS = ("previous_links_left", "previous_links_right")
+"""Names of the buffers on a base layer that keep the links before the one that trains."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change of a weight: ``left @ right``.
+
+    Args:
+        left: (d_out, rank), float32 on the CPU; the scaling s is inside.
+        right: (rank, d_in), float32 on the CPU.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.right.shape[0]
+
+    def product(self) -> Tensor:
+        """The change (d_out, d_in), accumulated in float64."""
+        return self.left.double() @ self.right.double()
+
+    def truncated(self, rank: int) -> tuple[LowRank, float]:
+        """The best approximation of a lower rank (Eckart and Young), and its relative error in the Frobenius norm.
+
+        By QR decompositions of both factors and an SVD of the small product between them, in float64.
+        """
+        if rank >= self.rank:
+            return self, 0.0
+        left_q, left_r = torch.linalg.qr(self.left.double())  # (d_out, k), (k, rank)
+        right_q, right_r = torch.linalg.qr(self.right.double().T)  # (d_in, k), (k, rank)
+        u, singular, vh = torch.linalg.svd(left_r @ right_r.T)
+        root = singular[:rank].sqrt()
+        left = (left_q @ u[:, : len(singular)])[:, :rank] * root
+        right = root[:, None] * (vh[: len(singular)] @ right_q.T)[:rank]
+        total = float(singular.norm())
+        error = float(singular[rank:].norm()) / total if total > 0 else 0.0
+        return LowRank(left.float().contiguous(), right.float().contiguous()), error
+
+
+Change = Mapping[str, LowRank]
+"""The changes of a model's weights, by layer name."""
+
+
+def read_adapter(folder: Path) -> dict[str, LowRank]:
+    """The changes that a saved LoRA adapter makes, by layer name."""
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    tensors = load_file(folder / WEIGHTS_FILE)
+    changes = {}
+    for key in tensors:
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            a, b = (tensors[found].float() for found in lora_keys(name))
+            changes[name] = LowRank(_scaling(config, name, a.shape[0]) * b, a)
+    return changes
+
+
+def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
+    """The sum of changes: factors side by side, so that ranks add up and nothing is rounded."""
+    names = dict.fromkeys(name for change in changes for name in change)
+    result = {}
+    for name in names:
+        parts = [change[name] for change in changes if name in change]
+        result[name] = LowRank(
+            torch.cat([part.left for part in parts], dim=1), torch.cat([part.right for part in parts])
+        )
+    return result
+
+
+@torch.no_grad()
+def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
+    """Makes a freshly loaded base compute with the changes of earlier links, in place.
+
+    A float32 weight becomes the original weight plus the sum of all changes, rounded once: however many links there
+    were, no error accumulates. Any other weight (half precision, quantized, sharded) stays as it is, because adding
+    would round most of a small change away; the layer then adds the product to its output.
+    """
+    total = summed(changes)
+    for name, target in find_targets(model, list(total)).items():
+        change = total[name]
+        if target.weight.dtype == torch.float32 and not target.quantized and not target.sharded:
+            weight = target.weight.double() + target.oriented(change.product().to(target.weight.device))
+            target.weight.copy_(weight.float())
+        else:
+            _add_to_output(target, change)
+
+
+@torch.no_grad()
+def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
+    """Merges the standard LoRA layers of a loaded adapter into its base, in place, and makes the adapter zero.
+
+    (PEFT rounds the change to the base's type before it adds it. Here the sum is accumulated in float64, whatever the
+    base's type, and rounded once.)
+
+    Args:
+        dtype: the type of the merged weights.
+    """
+    for name, layer in lora_layers(model).items():
+        if layer.lora_variant:  # magnitudes and the like are merged by PEFT
+            continue
+        target = Target(name, layer.get_base_layer())
+        a, b = (weight_of(pair).double() for pair in (layer.lora_A, layer.lora_B))
+        change = layer.scaling[ADAPTER] * (b @ a)
+        target.weight.data = (target.weight.double() + target.oriented(change)).to(dtype)
+        weight_of(layer.lora_B).zero_()
+
+
+def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: int | None = None) -> tuple[int, float]:
+    """Writes the sum of changes as one standard LoRA adapter.
+
+    Args:
+        like: a saved adapter whose configuration the sum takes, apart from ranks.
+        max_rank: the rank to cut every layer to; None keeps the sum of the ranks, exactly.
+
+    Returns:
+        The largest rank that was written, and the relative error of the cut in the Frobenius norm over all layers.
+    """
+    config = LoraConfig.from_pretrained(str(like))
+    assert isinstance(config, LoraConfig)
+    total, tensors, ranks, scalings = summed(changes), {}, {}, {}
+    squared_error = squared_norm = 0.0
+    for name, change in total.items():
+        written, error = change.truncated(max_rank) if max_rank is not None else (change, 0.0)
+        if error:
+            squared_norm += (norm := float(change.product().norm())) ** 2
+            squared_error += (error * norm) ** 2
+        ranks[name], scalings[name] = written.rank, 1.0
+        key_a, key_b = lora_keys(name)
+        tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
+    describe_ranks(config, ranks, scalings)
+    config.inference_mode = True
+    others = {key: tensor for key, tensor in load_file(like / WEIGHTS_FILE).items() if ".lora_" not in key}
+    write_adapter(folder, tensors | others, config)
+    return max(ranks.values()), (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
+
+
+def _add_to_output(target: Target, change: LowRank) -> None:
+    device = target.weight.device
+    for buffer, tensor in zip(PREVIOUS, (change.left, change.right), strict=True):
+        target.module.register_buffer(buffer, tensor.to(device), persistent=False)
+    target.module.register_forward_hook(_with_previous_links)
+
+
+def _with_previous_links(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    left, right = (getattr(module, buffer) for buffer in PREVIOUS)
+    x = inputs[0].to(right.dtype)
+    return output + functional.linear(functional.linear(x, right), left).to(output.dtype)
+
+
+def _scaling(config: LoraConfig, name: str, rank: int) -> float:
+    """The s of a layer, as PEFT finds it: the patterns are matched against the layer's name."""
+    patterns: dict[str, Any] = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
+    return float(alpha) / (rank**0.5 if config.use_rslora else rank)

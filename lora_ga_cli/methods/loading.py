@@ -1,0 +1,35 @@
+"""Loading a saved adapter of any method onto its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peft import PeftConfig
+from transformers import PreTrainedModel
+
+from lora_ga_cli.methods import custom
+from lora_ga_cli.methods.base import Method, Model
+from lora_ga_cli.registry import METHODS
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", custom.CONFIG_FILE, custom.WEIGHTS_FILE)
+"""Patterns of the files that an adapter consists of."""
+
+
+def is_custom_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter that PEFT does not load."""
+    return (folder / custom.CONFIG_FILE).is_file()
+
+
+def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:
+    """The original base model with a saved adapter on it, in evaluation mode.
+
+    Raises:
+        RunError: the files are damaged, or of another model.
+        InvalidInput: no method of this name is registered (`--code FILE` registers those of a user's own file).
+    """
+    if is_custom_adapter(folder):
+        return METHODS[custom.read_config(folder)[0]].load(base, folder, device)
+    kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
+    classes = (METHODS[name] for name in METHODS.names())
+    found = next((method for method in classes if method.peft_type == kind), Method)
+    return found.load(base, folder, device)

@@ -1,0 +1,162 @@
+"""LoRA-GA (arXiv 2407.05000): A and B are initialized from the leading singular vectors of the gradient.
+
+The mathematics is in `lora.initialization`; here it becomes a method, and `initialize` for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from peft import PeftModel
+from pydantic import Field
+from torch import Tensor
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import GradientError
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_factors, scale_factor
+from lora_ga_cli.lora.layers import ADAPTER, lora_layers
+from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
+from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
+from lora_ga_cli.model.quantization import dense
+from lora_ga_cli.model.targets import Target, check_ranks
+from lora_ga_cli.registry import METHODS
+
+
+class LoraGAOptions(NonzeroInitOptions):
+    """LoRA-GA's choices of directions and scale."""
+
+    init: Literal["gradient", "gaussian"] = "gradient"
+    """``gradient``: singular vectors of the gradient. ``gaussian``: A and B at random, the paper's ablation."""
+    direction: Literal["ArB2r", "A2rBr", "ArBr", "random"] = "ArB2r"
+    """Which singular vectors of the gradient initialize A and B (LoRA-GA, section 3)."""
+    scale: Literal["stable", "unit", "gd", "weight_svd"] = "stable"
+    """Size of the initial factors. ``stable``: ``d_out**0.25 / sqrt(gamma)`` on both. ``unit``: 1. ``gd``: ``1 / s``.
+    ``weight_svd``: from the singular values of the weight."""
+    gamma: Annotated[float, Field(gt=0)] = 16.0
+    """The constant of ``scale=stable``, without unit."""
+
+
+@METHODS.register("lora_ga")
+class LoraGA(NonzeroInit):
+    """LoRA-GA and its ablations."""
+
+    class Options(LoraGAOptions):
+        """LoRA-GA (arXiv 2407.05000)."""
+
+        type: Literal["lora_ga"] = "lora_ga"
+
+    @property
+    def needs_gradient(self) -> bool:
+        return bool(self.options.init == "gradient")
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        options: Any = config.method
+        if options.init != "gradient" and options.direction != "ArB2r":
+            yield f"method.direction={options.direction} does nothing with method.init={options.init}"
+        if options.scale != "stable" and options.gamma != 16:
+            yield f"method.gamma={options.gamma:g} does nothing with method.scale={options.scale}"
+        if options.init != "gradient":
+            return
+        capacity = config.gradient.capacity
+        if capacity is not None and capacity < 2 * config.largest_rank:
+            rank = (
+                f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
+            )
+            yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
+        if config.gradient.estimator == "exact" and config.model.quantization is not None:
+            given = f"model.quantization={config.model.quantization}"
+            yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
+        if config.gradient.estimator == "exact" and config.model.shard:
+            yield "model.shard=true: sharded weights have no complete gradient: gradient=sketch"
+
+    def initial_factors(self, model: PeftModel, artifact: GradientArtifact | None) -> LoraInit:
+        options, seed = self.options, self.config.seed
+        if artifact is None:
+            return compute_init(model, self.pairs(None), offset=self.offset)
+        return gradient_init(
+            model,
+            artifact,
+            direction=options.direction,
+            scale=options.scale,
+            gamma=options.gamma,
+            offset=self.offset,
+            seed=seed,
+        )
+
+    def pairs(self, artifact: GradientArtifact | None) -> InitialPair:
+        options, seed = self.options, self.config.seed
+
+        def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+            factor = _factor(target, rank, scaling, options.scale, options.gamma)
+            return random_factors(target.shape, rank, factor=factor, seed=layer_seed(seed, name))
+
+        return pair
+
+    def describe_source(self) -> str:
+        options = self.options
+        if options.init == "gradient":
+            return f"the gradient ({options.direction}, {options.scale})"
+        return f"random factors ({options.scale})"
+
+
+def initialize(
+    model: PeftModel,
+    artifact: GradientArtifact,
+    *,
+    direction: str = "ArB2r",
+    scale: str = "stable",
+    gamma: float = 16.0,
+    offset: str = "auto",
+    seed: int = 0,
+) -> LoraInit:
+    """Initializes a PEFT LoRA model from the gradient, so that the model still computes what its base does.
+
+    Each layer gets ``A0 = c·V_Aᵀ`` and ``B0 = c·U_B`` (see `lora.initialization.initial_factors`), and their product is
+    subtracted, in the base or in the adapter (see `lora.offset`). Keep the result: `export_adapter` needs it.
+
+    Args:
+        model: a model with one LoRA adapter; its rank, alpha and ``use_rslora`` decide s. LoRA-GA's own choice is
+            ``use_rslora=True``.
+        artifact: the gradient of the same base, for at least the model's rank and layers.
+        direction: ``ArB2r``, ``A2rBr``, ``ArBr`` or ``random``.
+        scale: ``stable``, ``unit``, ``gd`` or ``weight_svd``.
+        gamma: the constant of ``stable``; the authors' configuration has 16.
+        offset: ``base``, ``adapter``, or ``auto``: ``base`` for a float32 base, else ``adapter``, which a quantized
+            base needs.
+
+    Raises:
+        GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
+        TargetError: the rank is too large for a layer.
+    """
+    init = gradient_init(model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed)
+    return install(model, init)
+
+
+def gradient_init(
+    model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, offset: str, seed: int
+) -> LoraInit:
+    """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`."""
+    layers = lora_layers(model)
+    ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
+    artifact.check_serves(set(layers), max(ranks.values(), default=1))
+    check_ranks({name: artifact.shapes[name] for name in layers}, ranks, vectors=2)
+
+    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+        if artifact.factors[name].shape != target.shape:
+            raise GradientError(f"{name}: the gradient is {artifact.factors[name].shape}, the weight {target.shape}")
+        factor = _factor(target, rank, scaling, scale, gamma)
+        return initial_factors(
+            artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)
+        )
+
+    return compute_init(model, pair, offset=offset)
+
+
+def _factor(target: Target, rank: int, scaling: float, scale: str, gamma: float) -> float:
+    """The number c on both factors of a layer."""
+    weight = dense(target) if scale == "weight_svd" else None
+    return scale_factor(scale, d_out=target.shape[0], scaling=scaling, gamma=gamma, rank=rank, weight=weight)
