@@ -20,7 +20,7 @@ from lora_ga_cli.evaluation.generate import Generator, append_completions, read_
 from lora_ga_cli.evaluation.prompt import check_conversation
 from lora_ga_cli.evaluation.tasks.base import Progress, Score
 from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
-from lora_ga_cli.methods import inserted
+from lora_ga_cli.methods.prefix import insert
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer
 from tests.evaluation.models import alphabet, restless
@@ -345,7 +345,8 @@ def bart() -> BartForConditionalGeneration:
 def test_vectors_before_a_prompt_take_positions(answer: Answer, family: str, method: str) -> None:
     base = bart() if family == "bart" else restless(family)
     if method == "prefix_layer":
-        model: Any = inserted.insert(base, "prefix_layer", {"length": 3}).eval()
+        insert(base, 3)
+        model: Any = base.eval()
     else:
         kind = "SEQ_2_SEQ_LM" if family == "bart" else "CAUSAL_LM"
         options = PromptTuningConfig(task_type=kind, num_virtual_tokens=3, num_transformer_submodules=1)

@@ -46,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setenv("LORAGA_CACHE", str(home / "cache"))
-        for name, method in (("plain", "lora"), ("inserted", "bottleneck_adapter")):
+        for name, method in (("plain", "lora"), ("custom", "bottleneck_adapter")):
             command = ["train", "model=causal_lm", f"model.path={home / 'base'}", FLOAT, "device=cpu", f"name={name}"]
             data = ["dataset=jsonl", f"dataset.train_file={home / 'rows.jsonl'}", "dataset.max_length=64"]
             options = ["trainer.max_steps=3", "trainer.learning_rate=0.3", "trainer.warmup_ratio=0", "rank=4"]
@@ -57,13 +57,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def laid_out(home: Path) -> None:
     """Copies of the runs, the plain one's adapter alone, and problems, in the test's own folder."""
-    for name in ("plain", "inserted"):
+    for name in ("plain", "custom"):
         shutil.copytree(home / "runs" / name, f"runs/{name}")
     Path("exported").mkdir()
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(home / "runs" / "plain" / file, "exported")
     Path("moved").mkdir()
-    for file in home.glob("runs/inserted/inserted.*"):
+    for file in home.glob("runs/custom/custom_adapter.*"):
         shutil.copy(file, "moved")
     lines = [json.dumps({"question": question, "answer": solution}) + "\n" for question, solution in PROBLEMS]
     Path("problems.jsonl").write_text("".join(lines))
@@ -137,13 +137,13 @@ def test_a_run_and_its_exported_adapter_have_the_same_loss(loraga: Loraga, home:
     assert (adapter["rows"], run["rows"]) == (8, 8)
 
 
-def test_an_inserted_adapter_is_scored_on_the_base_that_is_named(loraga: Loraga, home: Path) -> None:
+def test_a_custom_adapter_is_scored_on_the_base_that_is_named(loraga: Loraga, home: Path) -> None:
     before = listing("moved")
     assert "which base is this adapter for? (model.path=ORG/MODEL)" in loraga("eval", "moved", *BENCHMARK, code=2)
     loraga("eval", "moved", *BENCHMARK, FLOAT, f"model.path={home / 'base'}")
-    loraga("eval", "runs/inserted", *BENCHMARK)
-    assert texts("runs/eval-moved") == texts("runs/inserted")
-    assert texts("runs/inserted") != written_by(AutoModelForCausalLM.from_pretrained(home / "base"))
+    loraga("eval", "runs/custom", *BENCHMARK)
+    assert texts("runs/eval-moved") == texts("runs/custom")
+    assert texts("runs/custom") != written_by(AutoModelForCausalLM.from_pretrained(home / "base"))
     assert listing("moved") == before
 
 
