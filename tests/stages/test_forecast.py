@@ -33,7 +33,9 @@ def test_a_cached_gradient_counts_if_the_run_would_take_it(loraga: Loraga, argum
         (["eval.task=lm_eval", "eval.tasks=[arc_easy]"], "to do: lm_eval, arc_easy"),
     ],
 )
-def test_what_will_be_scored_is_listed(loraga: Loraga, arguments: Arguments, overrides: list[str], message: str) -> None:
+def test_what_will_be_scored_is_listed(
+    loraga: Loraga, arguments: Arguments, overrides: list[str], message: str
+) -> None:
     assert message in loraga("eval", "--dry-run", *arguments("llama", *overrides))
 
 
