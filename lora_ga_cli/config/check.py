@@ -24,7 +24,7 @@ from lora_ga_cli.config.overrides import (
     values_of,
 )
 from lora_ga_cli.config.safety import unsafe
-from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
+from lora_ga_cli.config.schema import TYPED_SECTIONS
 from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import METHODS
@@ -93,16 +93,10 @@ def _check_typed(sources: Sources) -> list[Fault]:
 def _typed_problem(path: KeyPath, value: Any) -> str | None:
     section = TYPED_SECTIONS[path[0]]
     if path == section.decider and isinstance(value, str) and "${" not in value and section.options_of(value) is None:
-        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r}" + hint_in_brackets(value, section)
+        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r} ({section.registry.hint_for(value)})"
     if not needs_types(path) or (needs_types(path[:-1]) and unknown(path[:-1])):
         return None
     return unknown(path) or misfit(path, value)
-
-
-def hint_in_brackets(value: str, section: TypedSection) -> str:
-    """The nearest type, or all of them."""
-    hint = suggest(value, section.registry.names())
-    return f" ({hint})" if hint else ""
 
 
 def _reserved(user_dir: Path) -> list[Fault]:
