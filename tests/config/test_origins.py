@@ -61,7 +61,7 @@ def test_the_composed_configuration_is_the_one_that_hydra_composes(arguments: li
 
 
 @pytest.mark.parametrize("option", ["hydra.job.name=x", "name='${now:%d}'", "-m", "--cfg=job"])
-def test_what_concerns_hydra_is_composed_by_hydra(option: str) -> None:
+def test_what_concerns_hydra_is_given_to_it(option: str) -> None:
     sources, _ = check([QUICKSTART, option])
     assert sources.needs_hydra
 
