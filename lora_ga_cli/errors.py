@@ -1,7 +1,7 @@
-"""What can go wrong in ways a person can fix.
+"""The errors that a user can fix.
 
-Every error that a user may meet is a `UserError`: one or two lines that say what was wrong, the value, and what to
-do. The command line prints them without a traceback and exits with `exit_code`; a program catches them by class.
+Every error that a user may see is a `UserError`: one or two lines that say what was wrong, the value, and what to do.
+The command line prints it without a traceback and exits with `exit_code`; a program can catch it by class.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 
 class UserError(Exception):
-    """Something the user can fix. `str(error)` is meant for a person."""
+    """An error that the user can fix. `str(error)` is a message for the user."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with what the user wrote.
+    """One thing that is wrong in the user's input.
 
     Args:
-        where: the place, as a person would look it up (``command line``, ``recipes/mine.yaml:7``, ``data.jsonl:12``).
+        where: the place, as the user would look it up (``command line``, ``recipes/mine.yaml:7``, ``data.jsonl:12``).
         what: what is wrong there, with the value.
-        hint: the nearest right spelling or the next step; empty if there is none.
+        hint: the nearest valid value or the next step; empty if there is none.
     """
 
     where: str
@@ -36,7 +36,7 @@ class Fault:
 
 
 class InvalidInput(UserError):
-    """All faults found before any long step began."""
+    """All faults in the input, reported together before any long step begins."""
 
     exit_code = 2
 
@@ -49,28 +49,28 @@ class InvalidInput(UserError):
 
 
 class DataError(InvalidInput):
-    """A data set that cannot be read as the configuration says."""
+    """A data set cannot be read as the configuration says."""
 
 
 class ModelError(UserError):
-    """A model that cannot be loaded or does not fit the task."""
+    """A model cannot be loaded, or does not fit the task."""
 
     exit_code = 2
 
 
 class TargetError(UserError):
-    """A method that cannot be put on this model: target modules that match nothing, cannot be adapted, or are too
-    small for the rank; or a run too short for its schedule."""
+    """A method cannot be used on this model: target modules match nothing, cannot be adapted, or are too small for the
+    rank; or the run is too short for the method's schedule."""
 
     exit_code = 2
 
 
 class GradientError(UserError):
-    """A gradient that is missing, zero or not finite, or an artifact that cannot serve."""
+    """A gradient is missing, zero or not finite, or an artifact does not fit the request."""
 
 
 class ArtifactDamaged(GradientError):
-    """A stored gradient artifact whose bytes are not those that were written."""
+    """A stored gradient artifact does not have the bytes that were written."""
 
 
 class EqualityError(UserError):
@@ -78,16 +78,16 @@ class EqualityError(UserError):
 
 
 class TrainingError(UserError):
-    """Training that had to stop."""
+    """Training had to stop."""
 
 
 class SweepError(UserError):
-    """Some jobs of a sweep failed; the others ran to their end."""
+    """Some jobs of a sweep failed; the others finished."""
 
     def __init__(self, failures: Sequence[Exception], jobs: int | None = None):
         """Args:
-        failures: what they raised.
-        jobs: of how many; None where a launcher ran them in other processes and told of the first failure only.
+        failures: the errors that they raised.
+        jobs: the number of jobs; None if a launcher ran them in other processes and reported only the first failure.
         """
         self.failures, self.jobs = list(failures), jobs
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
@@ -104,13 +104,13 @@ class Interrupted(UserError):
 
 
 class RunError(UserError):
-    """A run folder that is missing something, or belongs to other settings."""
+    """A run folder is missing something, or belongs to other settings."""
 
     exit_code = 2
 
 
 def suggest(word: str, known: Iterable[str], label: str = "did you mean") -> str:
-    """The hint that names the known spelling closest to ``word``, or lists all when few; empty if none is near."""
+    """A hint for a misspelled word: the closest valid one, or all of them if they are few; empty if none is close."""
     choices = sorted(set(known))
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:

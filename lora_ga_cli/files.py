@@ -1,4 +1,4 @@
-"""Paths, atomic writes and checksums: nothing on disk is ever half written."""
+"""Paths, atomic writes and checksums. No file or folder is ever seen half written."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The file or folder that ``path`` names: ``bundled:X`` is X in loraga's assets, ``package:NAME/X`` is X in another
-    Python package (which is not imported), ``~`` is the home.
+    """The file or folder that ``path`` names.
+
+    ``bundled:X`` is X in loraga's assets, ``package:NAME/X`` is X in another Python package (which is not imported),
+    and ``~`` is the home folder.
 
     Raises:
-        UserError: X would leave the assets.
+        UserError: X is outside the assets.
     """
     text = str(path)
     if text.startswith(PACKAGE):
-        name, _, inside_it = text.removeprefix(PACKAGE).partition("/")
-        found = importlib.util.find_spec(name) if name.isidentifier() else None
-        home = (
-            Path(found.origin).parent if found is not None and found.origin is not None else Path(f"no-package-{name}")
-        )
-        return home / inside_it
+        name, _, inside_package = text.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is None or spec.origin is None:
+            return Path(f"no-package-{name}") / inside_package
+        return Path(spec.origin).parent / inside_package
     if text.startswith(BUNDLED):
         inside = ASSETS / text.removeprefix(BUNDLED)
         if not Path(os.path.normpath(inside)).is_relative_to(ASSETS):
@@ -44,10 +45,10 @@ def resolve_path(path: str | Path) -> Path:
 
 
 def one_name(text: str) -> str:
-    """``text``, if a file or folder can be called so wherever it lies.
+    """Checks that ``text`` can be the name of a file or folder in any folder, and returns it.
 
     Raises:
-        ValueError: it is empty or hidden, or holds a separator.
+        ValueError: it is empty, hidden, or contains a separator.
     """
     if not text or text.startswith((".", "~")) or any(sign in text for sign in "/\\:\0"):
         raise ValueError("must be one plain name: no / \\ : and no dot in front")
@@ -55,7 +56,7 @@ def one_name(text: str) -> str:
 
 
 def cache_root(configured: str | None) -> Path:
-    """The folder of gradient artifacts: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``."""
+    """The folder of the cache: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``."""
     chosen = configured or os.environ.get("LORAGA_CACHE")
     if chosen:
         return resolve_path(chosen)
@@ -64,7 +65,7 @@ def cache_root(configured: str | None) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; on success it becomes ``path``, on any error it disappears."""
+    """Yields a temporary path next to ``path``; on success it is renamed to ``path``, on any error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -72,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        # mkstemp makes private files; a result is as readable as any other new file
+        # mkstemp makes private files; a result should be as readable as any other new file
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -83,7 +84,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path``; on success it replaces ``path``, on any error it disappears."""
+    """Yields a temporary folder next to ``path``; on success it replaces ``path``, on any error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -105,7 +106,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows syncs only what is open for writing
+    with path.open("r+b") as file:  # Windows syncs only files that are open for writing
         os.fsync(file.fileno())
 
 
@@ -116,6 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -126,7 +128,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON value, independent of the order of keys."""
+    """Hexadecimal SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

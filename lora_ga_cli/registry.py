@@ -135,3 +135,5 @@ def _place(item: Any) -> str:
 METHODS: Registry[Any] = Registry("method type", "lora_ga_cli.methods", "loraga.methods")
 TASKS: Registry[Any] = Registry("eval task", "lora_ga_cli.evaluation.tasks", "loraga.tasks")
 EXAMPLES: Registry[Any] = Registry("form of a row", "lora_ga_cli.data.examples", "loraga.examples")
+MEASURES: Registry[Any] = Registry("measure", "lora_ga_cli.reproduce.measures", "loraga.measures")
+ESTIMATORS: Registry[Any] = Registry("gradient estimator", "lora_ga_cli.gradient.estimators", "loraga.estimators")

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.gradient.estimate import estimate_gradients, prepared
+from lora_ga_cli.gradient.estimate import estimate_gradients, prepare_model
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors, truncated_svd
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.lora.initialization import first_step_alignment, initial_factors
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages.estimate import sample
@@ -76,7 +76,7 @@ def estimated(estimator: Callable[[], Estimator]) -> Callable[[Case], GradientAr
 
 def floor(case: Case) -> None:
     first = case.model.get_input_embeddings()
-    with prepared(case.model, dropout=False):
+    with prepare_model(case.model, dropout=False):
         handle = first.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
         for batch in case.batches:
             case.model(**batch).loss.backward()
@@ -85,7 +85,7 @@ def floor(case: Case) -> None:
 
 def autograd(case: Case) -> None:
     targets = find_targets(case.model)
-    with prepared(case.model, dropout=False):
+    with prepare_model(case.model, dropout=False):
         for target in targets.values():
             target.weight.requires_grad_(True)
         for batch in case.batches:

@@ -5,9 +5,9 @@
 
 ``base``: ``s·B0 A0`` is subtracted from the base's weights. ``adapter``: the base stays as it is, and the adapter
 computes the difference form ``s·[ΔB, B0] [A; ΔA] x``. ``LoRA``: PEFT's own, rank 8 from zero. Steps are forward, backward
-and AdamW on 1 × 1024 tokens with and without gradient checkpointing, where a GPU waits for the CPU that launches its
-kernels, and on 4 × 1024 with it, where it does not (with --tiny: the base's own rows). The forms take turns; the median
-and the least time of all rounds are shown, and both divided by those of LoRA. Logits are compared with those of the original base.
+and AdamW on 1 × 1024 tokens with and without gradient checkpointing, where a GPU waits for the CPU that
+launches its kernels, and on 4 × 1024 with it, where it does not (with --tiny: the base's own rows). The forms take turns;
+the median and the least time of all rounds are shown, and both divided by those of LoRA. Logits are compared with those of the original base.
 """
 
 from __future__ import annotations

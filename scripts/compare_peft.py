@@ -3,7 +3,7 @@
     python scripts/compare_peft.py
 
 For both: first-step alignment by layer (the cosine of the first update with the full gradient, over the best that rank
-2·rank allows), what a thousandfold loss does to B, and the logits of the saved adapter on the pristine base against
+2·rank allows), what a thousandfold loss does to B, and the logits of the saved adapter on the original base against
 those of the model that was saved. PEFT's adapter is saved as its documentation saves it.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli import estimate_gradients, export_adapter, initialize
-from lora_ga_cli.data import Collator
+from lora_ga_cli.data import collate_tokens
 from lora_ga_cli.files import resolve_path
 from lora_ga_cli.lora.initialization import first_step_alignment
 from lora_ga_cli.lora.layers import lora_layers
@@ -43,7 +43,7 @@ def rows_of_quickstart() -> dict[str, Tensor]:
         prompt = tokenizer(f"Question: {row['question']}\nAnswer: ")["input_ids"]
         answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         rows.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    return Collator(tokenizer, "causal_lm")(rows)
+    return collate_tokens(tokenizer, rows)
 
 
 def base_model() -> nn.Module:

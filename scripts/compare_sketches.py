@@ -24,7 +24,7 @@ import bench_gradient as bench
 import torch
 from torch import Tensor
 
-from lora_ga_cli.gradient.estimate import prepared
+from lora_ga_cli.gradient.estimate import prepare_model
 from lora_ga_cli.gradient.lowrank import eigenvectors, merge, orthonormal, singular_triplets
 from lora_ga_cli.lora.initialization import first_step_alignment
 from lora_ga_cli.model.losses import count_items
@@ -38,7 +38,7 @@ def micro_batch_gradients(model: torch.nn.Module, batches: list[dict[str, Tensor
     targets = find_targets(model)
     grads: dict[str, list[Tensor]] = {name: [] for name in targets}
     items = [count_items(model, batch) for batch in batches]
-    with prepared(model, dropout=False):
+    with prepare_model(model, dropout=False):
         for target in targets.values():
             target.weight.requires_grad_(True)
         for batch, count in zip(batches, items, strict=True):

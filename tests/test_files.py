@@ -26,7 +26,7 @@ def test_an_atomic_file_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_pa
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_the_old_file_is_there_until_the_new_one_is_complete(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_text("old", encoding="utf-8")
     with files.atomic_file(file) as temporary:
@@ -58,7 +58,7 @@ def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     assert (tmp_path / "atomic").stat().st_mode == plain.stat().st_mode
 
 
-def test_an_atomic_folder_replaces_the_whole_old_one(tmp_path: Path) -> None:
+def test_an_atomic_folder_replaces_all_of_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "x"
     for name in ("old", "new"):
         with files.atomic_folder(folder) as temporary:

@@ -54,7 +54,7 @@ def list_artifacts(cache_dir: CacheDir = None) -> None:
 
 @app.command("verify")
 def verify_artifacts(cache_dir: CacheDir = None) -> None:
-    """Check every stored gradient's bytes; exits with 1 if one is damaged."""
+    """Check the bytes of every stored gradient; exit with 1 if one is damaged."""
     from lora_ga_cli.report.console import say, warn
 
     store = _store(cache_dir)
@@ -64,7 +64,7 @@ def verify_artifacts(cache_dir: CacheDir = None) -> None:
             damaged += 1
             warn(f"{entry.key}: {entry.damage}")
         else:
-            say(f"{entry.key}: whole")
+            say(f"{entry.key}: ok")
     for item in store.leftovers():
         warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
     if damaged:
@@ -74,13 +74,15 @@ def verify_artifacts(cache_dir: CacheDir = None) -> None:
 
 @app.command("prune")
 def prune_artifacts(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys, or their beginnings.", show_default=False)] = None,
-    older_than: Annotated[float | None, typer.Option("--older-than", help="Those older than this many days.")] = None,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Those that fail verification.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys, or the first characters of keys.", show_default=False)
+    ] = None,
+    older_than: Annotated[float | None, typer.Option(help="Remove those older than this many days.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Remove those that fail verification.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all of them.")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Remove stored gradients, and what interrupted writes left behind."""
+    """Remove stored gradients, and files left by interrupted writes."""
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
@@ -100,7 +102,7 @@ def prune_artifacts(
         old = older_than is not None and age_in_days(entry) > older_than
         if everything or named or old or (damaged and entry.damage):
             if not store.remove(entry):
-                warn(f"{entry.key}: in use by another process, and left")
+                warn(f"{entry.key}: in use by another process, so it stays")
                 continue
             freed, removed = freed + entry.size, removed + 1
     leftovers = store.leftovers()

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
-    """Estimate the gradient of the base at the start, and keep it in the cache.
+    """Estimate the gradient of the base model, and store it in the cache.
 
-    One artifact serves every rank, direction, scale and learning rate; training finds it there.
+    One artifact serves every rank, direction, scale and learning rate; training finds it in the cache.
 
     loraga estimate-grad recipe=quickstart
     """

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
-    """Initialize a run: the adapter's first factors, checked to leave the base's logits as they are.
+    """Initialize a run: compute the adapter's initial factors, and check that the base's logits do not change.
 
-    The start is stored in the run folder, where `train` finds it.
+    The initialization is stored in the run folder, where `train` finds it.
 
     loraga init recipe=quickstart rank=16
     """

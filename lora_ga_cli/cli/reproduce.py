@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, user_dir, words
+from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, words
+from lora_ga_cli.cli.common import user_dir as find_user_dir
 
 if TYPE_CHECKING:
-    from lora_ga_cli.reproduce.fill import Reproduction
+    from lora_ga_cli.reproduce.fill import TableJob
     from lora_ga_cli.reproduce.table import Table
+
+RENAMED = {"--fair": "--tune-lr", "--plan": "--dry-run"}
+"""Earlier names of flags, and the present ones."""
 
 
 class Scale(StrEnum):
@@ -25,7 +29,7 @@ class Scale(StrEnum):
 
 def complete_word(context: typer.Context, incomplete: str) -> list[str]:
     """Shell completion of tables' names, and of options."""
-    from lora_ga_cli.reproduce.table import all_tables
+    from lora_ga_cli.reproduce.table_files import all_tables
 
     return [*(name for name in all_tables() if name.startswith(incomplete)), *complete(context, incomplete)]
 
@@ -34,129 +38,161 @@ Words = Annotated[
     list[str] | None,
     words(
         "[TABLE]... [OPTION=VALUE]...",
-        "Tables' names, and options of all their cells, such as seed=42,43; hydra/launcher=joblib or submitit_slurm "
-        "spreads them. Without a name, all tables are listed.",
+        "Names of tables, and options for all their cells, such as seed=42,43. hydra/launcher=joblib or "
+        "submitit_slurm distributes the cells. Without a name, all tables are listed.",
         complete_word,
     ),
 ]
 
 
 def command(
+    context: typer.Context,
     arguments: Words = None,
     scale: Annotated[
-        Scale, typer.Option("--scale", help="tiny: the same with a tiny base, offline, in minutes.")
+        Scale, typer.Option("--scale", help="tiny: the same table with a tiny base model, offline, in minutes.")
     ] = Scale.full,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Show the cells, their memory and GPU-hours; run nothing.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells with a forecast of memory and time; run nothing.")
     ] = False,
-    fair: Annotated[bool, typer.Option("--fair", help="Every row at its own best learning rate.")] = False,
+    tune_lr: Annotated[
+        bool, typer.Option("--tune-lr", help="Train every row at its own best learning rate, found on held-out rows.")
+    ] = False,
     every: Annotated[bool, typer.Option("--all", help="Make every table.")] = False,
-    rows: Annotated[str, typer.Option("--rows", help="Only these rows, with commas between them.")] = "",
-    columns: Annotated[str, typer.Option("--columns", help="Only these columns, with commas between them.")] = "",
+    rows: Annotated[str, typer.Option("--rows", help="Only these rows, separated by commas.")] = "",
+    columns: Annotated[str, typer.Option("--columns", help="Only these columns, separated by commas.")] = "",
     output: Annotated[Path, typer.Option("--output", help="Folder of results and runs.")] = Path("reproduced"),
     config_dir: ConfigDir = None,
     code: Code = None,
     debug: Debug = False,
 ) -> None:
-    """Make a table of the paper, beside what the paper says; or the table of methods for your own data.
+    """Make a table of the paper beside the paper's values, or compare the methods on your own data.
 
-    Finished cells are kept: the same command goes on, and a cell that failed is tried again.
+    Finished cells are kept: run the same command again to continue, and to retry cells that failed.
 
     loraga reproduce ablation --scale tiny
     """
-    own = user_dir(config_dir)
+    _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
+    user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
-        _list(own)
+        _list(user_dir)
         return
-    tables = _all_tables(names, own, scale, fair=fair) if every else _named(names, own)
+    tables = _all_tables(names, user_dir, scale, tune_lr=tune_lr) if every else _tables(names, user_dir)
 
-    from lora_ga_cli.reproduce.cells import check_further
-    from lora_ga_cli.reproduce.fill import Reproduction
-    from lora_ga_cli.reproduce.table import only, part_of
+    from lora_ga_cli.reproduce.cells import check_extra_overrides
+    from lora_ga_cli.reproduce.fill import TableJob
+    from lora_ga_cli.reproduce.table import part_of, select
 
-    flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
-    further = tuple(option for option in options if option not in flags)
-    check_further(further, own)
+    launcher_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
+    extra_overrides = tuple(option for option in options if option not in launcher_flags)
+    check_extra_overrides(extra_overrides, user_dir)
     jobs = []
     for name, table in tables.items():
-        chosen, part = only(table, part_of(table, name, scale.value), _listed(rows), _listed(columns))
+        selected, part = select(table, part_of(table, name, scale.value), _split(rows), _split(columns))
         jobs.append(
-            Reproduction(name, chosen, part, scale.value, fair, further, flags, output.resolve(), own, report_error)
+            TableJob(
+                name=name,
+                table=selected,
+                part=part,
+                scale=scale.value,
+                tune_lr=tune_lr,
+                extra_overrides=extra_overrides,
+                launcher_flags=launcher_flags,
+                output_dir=output.resolve(),
+                user_dir=user_dir,
+                report_error=report_error,
+            )
         )
-    if not _run(jobs, plan=plan):
+    if not _run(jobs, dry_run=dry_run):
         raise typer.Exit(1)
 
 
-def _run(jobs: Sequence[Reproduction], *, plan: bool) -> bool:
-    """Plans or makes tables; returns whether all of them are whole."""
+def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:
+    """Makes tables, or shows what they need; returns whether every cell has a value."""
     from lora_ga_cli.report import console
-    from lora_ga_cli.reproduce.forecast import plan_table
-    from lora_ga_cli.reproduce.run import check_tables, reproduce
+    from lora_ga_cli.reproduce.forecast import forecast_table
+    from lora_ga_cli.reproduce.run import check_jobs, make_table
 
-    if not plan:
-        check_tables(jobs)
-    whole = True
+    if not dry_run:
+        check_jobs(jobs)
+    complete = True
     for job in jobs:
         if len(jobs) > 1:
             console.title(job.title)
-        if plan:
-            plan_table(job)
+        if dry_run:
+            forecast_table(job)
         else:
-            whole = reproduce(job) and whole
-    return whole
+            complete = make_table(job) and complete
+    return complete
 
 
-def _named(names: Sequence[str], own: Path | None) -> dict[str, Table]:
-    from lora_ga_cli.reproduce.table import find_table
+def _tables(names: Sequence[str], user_dir: Path | None) -> dict[str, Table]:
+    from lora_ga_cli.reproduce.table_files import find_table
 
-    return {name: find_table(name, own) for name in names}
+    return {name: find_table(name, user_dir) for name in names}
 
 
-def _all_tables(names: Sequence[str], own: Path | None, scale: Scale, *, fair: bool) -> dict[str, Table]:
-    """Every table that there is of this kind; says which there are not."""
+def _all_tables(names: Sequence[str], user_dir: Path | None, scale: Scale, *, tune_lr: bool) -> dict[str, Table]:
+    """Every table that can be made with these flags; warns about the others."""
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report import console
-    from lora_ga_cli.reproduce.table import all_tables, missing_columns, part_of
+    from lora_ga_cli.reproduce.table import missing_columns, part_of
+    from lora_ga_cli.reproduce.table_files import all_tables
 
     if names:
-        raise InvalidInput([Fault("command line", f"--all makes every table, {names[0]} too", "leave one out")])
-    found = {}
-    for name, table in _named(list(all_tables(own)), own).items():
+        raise InvalidInput([Fault("command line", f"--all makes every table, {names[0]} too", "leave out one of them")])
+    tables = {}
+    for name, table in _tables(list(all_tables(user_dir)), user_dir).items():
         if scale is Scale.tiny and table.tiny is None:
-            console.warn(f"{name} has no tiny form, and is left out")
+            console.warn(f"{name} has no tiny scale, and is left out")
             continue
         part = part_of(table, name, scale.value)
         missing = missing_columns(part)
-        if fair and part.fair is None:
-            console.warn(f"{name} has no learning rates to choose, and is left out")
+        if tune_lr and part.tune_lr is None:
+            console.warn(f"{name} has no learning rates to choose from, and is left out")
         elif len(missing) == len(part.columns):
             console.warn(f"{name} is left out: there is no {', '.join(missing.values())}")
         else:
-            found[name] = table
-    return found
+            tables[name] = table
+    return tables
+
+
+def _refuse_unknown_flags(arguments: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuses flags that `loraga reproduce` does not have.
+
+    Raises:
+        InvalidInput: with the nearest flag.
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput, suggest
+
+    flags = [word.split("=")[0] for word in arguments or [] if word.startswith("-")]
+    known = [flag for flag in known if flag.startswith("-")]
+    hints = {flag: f"did you mean {RENAMED[flag]}?" if flag in RENAMED else suggest(flag, known) for flag in flags}
+    if hints:
+        raise InvalidInput([Fault("command line", f"no option {flag}", hint) for flag, hint in hints.items()])
 
 
 def _names_and_options(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Tables' names, each once, and options."""
+    """The names of tables, each once, and options."""
     given = list(arguments or [])
     return list(dict.fromkeys(word for word in given if "=" not in word)), [word for word in given if "=" in word]
 
 
-def _listed(text: str) -> list[str]:
+def _split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _list(own: Path | None) -> None:
+def _list(user_dir: Path | None) -> None:
     from lora_ga_cli.report.console import say
     from lora_ga_cli.report.tables import print_table
-    from lora_ga_cli.reproduce.table import all_tables, describe
+    from lora_ga_cli.reproduce.table_files import all_tables, summarize
 
     rows = []
-    for name, file in all_tables(own).items():
-        about = describe(file)
-        kinds = [kind for kind in ("tiny", "fair") if about[kind]]
-        rows.append([name, about["title"], str(about["rows"]), ", ".join(about["columns"]), ", ".join(kinds)])
+    for name, file in all_tables(user_dir).items():
+        summary = summarize(file)
+        flags = {"--scale tiny": summary.tiny, "--tune-lr": summary.tune_lr}
+        flags_text = ", ".join(flag for flag, is_possible in flags.items() if is_possible)
+        rows.append([name, summary.title, str(summary.rows), ", ".join(summary.columns), flags_text])
     print_table(["table", "what it shows", "rows", "columns", "also"], rows)
-    say("loraga reproduce TABLE --plan shows what it takes; --scale tiny makes it small, offline;")
-    say("--fair gives every row its own learning rate.")
+    say("loraga reproduce TABLE --dry-run shows what a table needs; --scale tiny makes it small and offline;")
+    say("--tune-lr trains every row at its own best learning rate.")

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.config.row_forms import form_problems, task_problems
+
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config, DatasetConfig
-
-ROW_FORMS = {"prompt and answer": ("prompt", "answer"), "messages": ("messages",), "text and label": ("text", "label")}
-"""How a row can be read, by the options that say so."""
 
 
 def problems(config: Config) -> list[str]:
@@ -34,7 +33,7 @@ def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
 
 def dataset_problems(dataset: DatasetConfig) -> list[str]:
     """Everything in the options of a data set that does not go together."""
-    return [*_of_source(dataset), *_of_form(dataset)]
+    return [*_of_source(dataset), *form_problems(dataset)]
 
 
 def _of_source(dataset: DatasetConfig) -> Iterator[str]:
@@ -51,31 +50,14 @@ def _of_source(dataset: DatasetConfig) -> Iterator[str]:
         yield "dataset.validation_fraction goes without validation_file and validation_split"
 
 
-def _of_form(dataset: DatasetConfig) -> Iterator[str]:
-    forms = [form for form, keys in ROW_FORMS.items() if all(getattr(dataset, key) is not None for key in keys)]
-    if len(forms) != 1:
-        yield (
-            "say how a row is read: dataset.prompt and dataset.answer, or dataset.messages, or dataset.text and "
-            f"dataset.label, exactly one (given: {', '.join(forms) or 'none'})"
-        )
-    if forms == ["prompt and answer"] and dataset.label is not None and dataset.label_names is None:
-        names = "dataset.label_names, the words that they insert for its numbers"
-        yield f"dataset.label={dataset.label} with dataset.prompt and dataset.answer wants {names}"
-
-
 def _of_task(config: Config) -> Iterator[str]:
     task = config.model.task
-    if (task == "sequence_classification") != (config.dataset.text is not None):
-        prompts = "dataset.prompt and dataset.answer, or dataset.messages"
-        wanted = "dataset.text and dataset.label" if task == "sequence_classification" else prompts
-        yield f"model.task={task} wants {wanted}; the dataset has another form"
+    yield from task_problems(config.dataset, task)
     if task == "sequence_classification" and config.model.dtype != "float32":
         yield (
             f"model.dtype={config.model.dtype} would train the new classification head in half precision: "
             "model.dtype=float32, with trainer.precision=bf16 for speed"
         )
-    if task == "seq2seq_lm" and config.dataset.messages is not None:
-        yield "model.task=seq2seq_lm wants dataset.prompt and dataset.answer, not dataset.messages"
 
 
 def _of_trainer(config: Config) -> Iterator[str]:

@@ -128,8 +128,8 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form is given: ``prompt`` and
-    ``answer``, or ``messages``, or ``text`` and ``label``.
+    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form of a row is given:
+    ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
     """
 
     path: str | None = None
@@ -143,7 +143,7 @@ class DatasetConfig(Section):
     validation_split: str | None = None
     """Split of the hub data set to evaluate on."""
     train_file: str | list[str] | None = None
-    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text forms also gzipped (.gz)."""
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also gzipped (.gz)."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -158,6 +158,11 @@ class DatasetConfig(Section):
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 
+    form: str | None = None
+    """Name of the form in which a row is read. Null: the form whose options are given (``prompt`` and ``answer``, or
+    ``messages``, or ``text`` and ``label``)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a form that is not shipped: ``{name: value}``. The form's file documents them."""
     prompt: str | None = None
     """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
     answer: str | None = None

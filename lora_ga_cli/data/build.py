@@ -1,4 +1,4 @@
-"""From rows to a tokenized split: drawing, tokenizing, and what happens to bad and long rows."""
+"""From rows to a tokenized split: taking rows in an order, tokenizing, and what happens to bad and long rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.data.examples.base import Example, Form, form_needs
-from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
+from lora_ga_cli.data.examples.base import Example, Form
+from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
 
 BATCH = 1000
-"""Rows tokenized at once: enough for the tokenizer's threads, little memory."""
+"""Rows that are tokenized at once: enough for the tokenizer's threads, and few enough for memory."""
 
 MALFORMED = "malformed"
 LEFT_OUT = "dataset.keep or dataset.extract does not match"
@@ -34,7 +34,7 @@ class Builder:
     Args:
         name: the split's name.
         source: the rows.
-        form: what makes examples of them.
+        form: makes examples of them.
         lookup: the source's name of each column, by its name after renaming.
         config: lengths, and what happens to bad and long rows.
         max_positions: tokens the model can take, if there is a limit.
@@ -62,7 +62,7 @@ class Builder:
         self._bad = RowFaults(self.source.name)
         batches: list[Dataset] = []
         kept = position = 0
-        # a faulty row has its place among the first `limit`: no further row is drawn for it, and the run ends anyway
+        # a faulty row counts for `limit`: no other row is drawn in its place, since the run ends anyway
         while position < len(order) and (limit is None or kept + len(self._bad) < limit):
             room = BATCH if limit is None else min(BATCH, limit - kept - len(self._bad))
             indices = order[position : position + room]
@@ -72,21 +72,25 @@ class Builder:
             if rows and not len(self._bad):
                 batches.append(self._stored(rows))
         if len(self._bad):
-            raise DataError(self._bad.faults(self._cures()))
+            raise DataError(self._bad.faults(self._hints()))
         if not batches:
             reasons = "; ".join(f"{count:,} skipped: {reason}" for reason, count in self._skipped.items() if count)
             raise DataError(
                 [Fault(self.source.name, f"no row is left for {self.name}{f' ({reasons})' if reasons else ''}")]
             )
         return Split(
-            self.name, _joined(batches), {reason: n for reason, n in self._skipped.items() if n}, self._truncated
+            self.name,
+            _joined(batches),
+            {reason: count for reason, count in self._skipped.items() if count},
+            self._truncated,
+            self.form,
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
         places: list[int] = []
         parts: list[Any] = []
         patterns = Patterns(self.config)
-        needed = {name: self.lookup[name] for name in form_needs(self.config)}
+        needed = {name: self.lookup[name] for name in needed_columns(type(self.form), self.config)}
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
             row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
             if row is None:
@@ -105,7 +109,7 @@ class Builder:
 
     def _fitting(self, index: int, example: Example) -> Example | None:
         length = example.row["length"]
-        is_cut = False
+        is_truncated = False
         if length > self.config.max_length:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
@@ -115,13 +119,13 @@ class Builder:
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
                 return None
-            example = self.form.cut(example, self.config.max_length)
-            is_cut = True
+            example = self.form.truncate(example, self.config.max_length)
+            is_truncated = True
         if not self.form.learns(example):
-            what = f"{NOTHING_LEFT} in the first {self.config.max_length} of {length:,}" if is_cut else NOTHING_LEFT
-            self._bad_row(NOTHING_LEFT, index, what)
+            where = f" in the first {self.config.max_length} of {length:,}" if is_truncated else ""
+            self._bad_row(NOTHING_LEFT, index, NOTHING_LEFT + where)
             return None
-        self._truncated += is_cut
+        self._truncated += is_truncated
         return example
 
     def _bad_row(self, kind: str, index: int, what: str) -> None:
@@ -130,11 +134,11 @@ class Builder:
         else:
             self._bad.add(kind, self.source.where(index), what)
 
-    def _cures(self) -> dict[str, str]:
+    def _hints(self) -> dict[str, str]:
         ways = "dataset.on_long_row=skip or truncate"
         if self.max_positions is None or self._longest <= self.max_positions:
             ways = f"dataset.max_length={self._longest} takes all of them, or {ways}"
-        return {MALFORMED: MEND, NOTHING_LEFT: MEND, "long": ways}
+        return {MALFORMED: FIX_ROWS, NOTHING_LEFT: FIX_ROWS, "long": ways}
 
     def _stored(self, rows: list[dict[str, Any]]) -> Dataset:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
@@ -142,6 +146,15 @@ class Builder:
 
         columns = {name: [row[name] for row in rows] for name in self.form.features}
         return Dataset.from_dict(columns, features=self.form.features)
+
+
+def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
+    """The columns (after renaming) that are read of each row, with the option that names each first."""
+    columns = form.columns(config)
+    for option in ("keep", "extract"):
+        for column in getattr(config, option):
+            columns.setdefault(column, f"dataset.{option}")
+    return columns
 
 
 def _joined(batches: list[Dataset]) -> Dataset:

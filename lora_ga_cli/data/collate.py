@@ -1,67 +1,56 @@
-"""Rows to batches of tensors."""
+"""Rows to batches of tensors.
+
+All tensors are int64. A tokenizer without a padding token pads with its end-of-text token: the attention mask hides it
+and the labels leave it out, so that the vocabulary stays as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_ga_cli.data.examples.base import MASKED
+from lora_ga_cli.data.tokens import MASKED
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
     import torch
 
-    from lora_ga_cli.config.schema import Task
+Rows = Sequence[Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Batches of rows for a forward pass with loss; ``Collator(tokenizer, task)(rows)``.
+def collate_tokens(tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
+    """A batch of a language model, for a forward pass with loss.
 
-    The result has int64 tensors: ``input_ids`` and ``attention_mask`` of shape (rows, longest), padded on the right;
-    ``labels`` of shape (rows, longest) padded with -100 (for seq2seq_lm as long as the longest answer), or (rows,) for
-    a classifier; ``token_type_ids`` if the rows have it. Other columns are ignored.
-
-    A tokenizer without a padding token pads with its end-of-text token: the attention mask hides it and the labels
-    leave it out, so that the vocabulary stays as it is.
+    Returns:
+        ``input_ids`` and ``attention_mask`` of shape (rows, longest input), padded on the right; ``token_type_ids`` if
+        the rows have it; ``labels`` of shape (rows, longest labels), padded with -100. Other columns are ignored.
     """
-
-    tokenizer: Any
-    task: Task
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        import torch
-
-        ids = [row["input_ids"] for row in rows]
-        batch = _padded_inputs(self.tokenizer, ids, "right")
-        if "token_type_ids" in rows[0]:
-            type_id = getattr(self.tokenizer, "pad_token_type_id", 0)
-            batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], type_id, "right")
-        labels = [row["labels"] for row in rows]
-        if self.task == "sequence_classification":
-            batch["labels"] = torch.tensor([int(label) for label in labels], dtype=torch.long)
-        else:
-            batch["labels"] = _padded(labels, MASKED, "right")
-        return batch
+    return _inputs(tokenizer, rows) | {"labels": _padded([row["labels"] for row in rows], MASKED, "right")}
 
 
-def generation_batch(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_classes(tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
+    """A batch of a classifier: as `collate_tokens` makes it, but with ``labels`` of shape (rows,)."""
+    import torch
+
+    labels = torch.tensor([int(row["labels"]) for row in rows], dtype=torch.long)
+    return _inputs(tokenizer, rows) | {"labels": labels}
+
+
+def generation_batch(tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` of shape (rows, longest prompt) to generate from.
 
     Rows of a causal model (they have ``prompt_length``) give the very tokens of their prompt, padded on the left, so
-    that all answers start side by side; rows of an encoder-decoder give their input, padded on the right.
+    that all answers start side by side. Rows of an encoder-decoder give their input, padded on the right.
 
     Raises:
         DataError: a causal row whose prompt has no token.
     """
-    causal = "prompt_length" in rows[0]
-    if not causal:
+    if "prompt_length" not in rows[0]:
         return _padded_inputs(tokenizer, [row["input_ids"] for row in rows], "right")
     return _padded_inputs(tokenizer, causal_prompts(rows), "left")
 
 
-def causal_prompts(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def causal_prompts(rows: Rows) -> list[list[int]]:
     """The tokens of each causal row's prompt.
 
     Raises:
@@ -72,6 +61,14 @@ def causal_prompts(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         what = "a prompt without any token: the model has nothing to generate from"
         raise DataError([Fault("dataset.prompt", what, "give the template a text")])
     return prompts
+
+
+def _inputs(tokenizer: Any, rows: Rows) -> dict[str, torch.Tensor]:
+    batch = _padded_inputs(tokenizer, [row["input_ids"] for row in rows], "right")
+    if "token_type_ids" in rows[0]:
+        type_id = getattr(tokenizer, "pad_token_type_id", 0)
+        batch["token_type_ids"] = _padded([row["token_type_ids"] for row in rows], type_id, "right")
+    return batch
 
 
 def _padded_inputs(

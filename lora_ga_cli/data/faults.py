@@ -1,13 +1,13 @@
-"""Collecting what is wrong with rows: every fault counted, the first few of each kind shown."""
+"""Collects what is wrong with rows: every fault is counted, and the first few of each kind are shown."""
 
 from __future__ import annotations
 
 from lora_ga_cli.errors import Fault
 
 SHOWN = 10
-"""Faults of one kind that are spelled out."""
+"""How many faults of one kind are written out."""
 
-MEND = "mend them, or dataset.on_bad_row=skip leaves such rows out and counts them"
+FIX_ROWS = "fix them, or dataset.on_bad_row=skip leaves such rows out and counts them"
 
 
 class BadRow(Exception):
@@ -18,7 +18,7 @@ class RowFaults:
     """Faults of rows, by kind. Memory does not grow with their number.
 
     Args:
-        source: what the rows are read from, as a person knows it.
+        source: what the rows are read from, for messages.
     """
 
     def __init__(self, source: str):
@@ -35,13 +35,13 @@ class RowFaults:
         if len(shown) < SHOWN:
             shown.append((where, what))
 
-    def faults(self, cures: dict[str, str]) -> list[Fault]:
-        """The faults of each kind in the order met; the last of a kind carries the kind's cure."""
+    def faults(self, hints: dict[str, str]) -> list[Fault]:
+        """The faults of each kind in the order met; the last fault of a kind has the kind's hint."""
         result = []
         for kind, shown in self._shown.items():
             lines = list(shown)
             if more := self._counts[kind] - len(shown):
                 lines.append((self.source, f"and {more:,} more of the same kind"))
             result += [Fault(where, what) for where, what in lines[:-1]]
-            result.append(Fault(*lines[-1], hint=cures.get(kind, "")))
+            result.append(Fault(*lines[-1], hint=hints.get(kind, "")))
         return result

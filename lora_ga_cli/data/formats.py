@@ -1,8 +1,8 @@
-"""File formats: bytes in, rows out, each with its place; what is malformed is said, never guessed.
+"""File formats: bytes in, rows out, each with its place. What is malformed is reported, never guessed.
 
 A reader yields ``(place, row)``, or ``(place, BadRow)`` where a row is malformed and the next can still be read. It
-raises `Unreadable` where nothing after can be trusted. Places count from 1: lines of the file, or rows in .json and
-.parquet.
+raises `Unreadable` where nothing that follows can be trusted. Places count from 1: lines of the file, or rows in .json
+and .parquet.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Names = Sequence[str] | None
 
 
 class Unreadable(Exception):
-    """A file that cannot be read on: what is wrong, on which line if it has lines, and the next step."""
+    """The rest of a file cannot be read: what is wrong, on which line if the file has lines, and the next step."""
 
     def __init__(self, what: str, *, line: int | None = None, hint: str = "", option: str = ""):
         super().__init__(what)
@@ -42,7 +42,7 @@ def format_of(path: str) -> str:
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in READERS or (zipped and suffix == ".parquet"):
         near = suggest(suffix, READERS) if suffix and suffix not in READERS else ""
-        known = f"known: {', '.join(READERS)}, the text forms also .gz"
+        known = f"known: {', '.join(READERS)}, the text formats also .gz"
         shown = suffix + ".gz" * zipped
         what = f"no reader for the extension {shown!r}" if shown else "no extension, which tells the format"
         raise Unreadable(what, hint=f"{near} {known}" if near and not near.startswith("known") else known)
@@ -53,9 +53,9 @@ def read_records(path: Path, column_names: Names) -> Records:
     """Every row of a file with its place, by the file's extension.
 
     Raises:
-        Unreadable: the file as a whole is damaged.
+        Unreadable: the rest of the file cannot be read.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
             yield from READERS[format_of(path.name)](file, column_names)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -63,7 +63,7 @@ def read_records(path: Path, column_names: Names) -> Records:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _open(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as raw:
         if path.name.lower().endswith(".gz"):
             with gzip.open(raw, "rb") as unzipped:
@@ -145,8 +145,8 @@ def _list_in(value: object) -> list[object]:
         raise Unreadable(f"a JSON {_kind(value)}: {wanted}")
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if len(lists) != 1:
-        held = f"the lists {', '.join(lists)}" if lists else "no list"
-        raise Unreadable(f"an object that holds {held}: {wanted}")
+        content = f"the lists {', '.join(lists)}" if lists else "no list"
+        raise Unreadable(f"an object that holds {content}: {wanted}")
     return next(iter(lists.values()))
 
 
@@ -174,11 +174,11 @@ def _csv_fields(file: BinaryIO) -> Iterator[tuple[int, int, list[str] | BadRow]]
             try:
                 yield _text(line)
             except BadRow as bad:
-                # the reader needs a text to find where the row ends; the row itself is thrown away
+                # the reader needs a text to see where the row ends; the row itself is dropped
                 bad_lines[number] = bad
                 yield line.decode("utf-8", errors="replace")
 
-    limit = csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is less than a long document
+    limit = csv.field_size_limit(2**31 - 1)  # the module's default of 128 KiB is less than a long document
     try:
         reader = csv.reader(decoded(), strict=True)
         while True:
@@ -189,7 +189,7 @@ def _csv_fields(file: BinaryIO) -> Iterator[tuple[int, int, list[str] | BadRow]]
                 return
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    # all lines since are in doubt, so that this is no row to skip
+                    # all lines since then are in doubt, so this is more than a row to skip
                     raise Unreadable(
                         "a quote that opens in this row is never closed", line=first, hint="double a literal quote"
                     ) from error
@@ -258,6 +258,6 @@ READERS: dict[str, Callable[[BinaryIO, Names], Records]] = {
     ".parquet": _read_parquet,
 }
 HEADERLESS = (".csv", ".tsv")
-"""Formats that ``column_names`` may name the columns of."""
+"""Formats of files that may lack a header line, so that ``column_names`` names their columns."""
 PLACED_BY_ROW = (".json", ".parquet")
-"""Formats in which a row is found by its number, not by a line."""
+"""Formats in which a row has a number, and no line."""

@@ -82,18 +82,18 @@ def _quiet() -> Iterator[None]:
 
 
 def _explained(error: Exception, path: str, subset: str | None, revision: str | None, split: str, option: str) -> Fault:
-    """The library's exception as one line with a next step."""
+    """The library's exception as one line, with a next step."""
     message = str(error)
     first_line = message.strip().splitlines()[0] if message.strip() else type(error).__name__
-    # the library's messages hold what there is as a list: ... Available splits: ['train', 'test']
+    # the library's messages list the choices: ... Available splits: ['train', 'test']
     lists = re.findall(r"\[('[^\[\]]*')\]", message)
-    known = re.findall(r"'([^']+)'", lists[-1]) if lists else []
+    choices = re.findall(r"'([^']+)'", lists[-1]) if lists else []
     if re.match(r"(Unknown|Bad) split", message):
-        return Fault(option, f"{path} has no split {split!r}", suggest(split, known))
+        return Fault(option, f"{path} has no split {split!r}", suggest(split, choices))
     if message.startswith("BuilderConfig"):
-        return Fault("dataset.subset", f"{path} has no subset {subset!r}", suggest(subset or "", known))
+        return Fault("dataset.subset", f"{path} has no subset {subset!r}", suggest(subset or "", choices))
     if message.startswith("Config name is missing"):
-        return Fault("dataset.subset", f"{path} wants a subset", f"known: {', '.join(known)}" if known else "")
+        return Fault("dataset.subset", f"{path} wants a subset", f"known: {', '.join(choices)}" if choices else "")
     if isinstance(error, ConnectionError) or "Offline" in type(error).__name__:
         hint = "without a network, a data set must be in the cache already, or be a local file: dataset.train_file"
         return Fault("dataset.path", f"cannot reach the hub for {path}, and it is not in the cache", hint)

@@ -1,4 +1,4 @@
-"""Classes: their names, and which one a cell means."""
+"""Classes: their names, and the number of the one that a cell means."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.source import Row, Source
-from lora_ga_cli.errors import Fault, suggest
+from lora_ga_cli.errors import DataError, Fault, suggest
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
@@ -38,7 +38,7 @@ class LabelReader:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             raise BadRow(f"column {column!r} is null, not a class")
         number = as_number(value)
-        # booleans are written in JSON's way; a whole float is how a table with gaps stores an integer
+        # booleans are written as in JSON; a table with gaps stores an integer as a float
         text = str(value).lower() if isinstance(value, bool) else str(value).strip() if number is None else str(number)
         if text in self._numbers:
             return self._numbers[text]
@@ -69,7 +69,7 @@ class LabelWriter:
 
 
 def as_number(value: Any) -> int | None:
-    """A whole number from an int, a whole float or digits; None for anything else, booleans too."""
+    """An integer from an int, a float without fraction or digits; None for anything else, booleans too."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -78,6 +78,45 @@ def as_number(value: Any) -> int | None:
         return int(value) if value.is_integer() else None
     text = str(value).strip() if isinstance(value, str) else ""
     return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else None
+
+
+def label_names_faults(names: Sequence[str], num_labels: int | None) -> list[Fault]:
+    """What is wrong with the configured names of the classes.
+
+    Args:
+        num_labels: ``model.num_labels``.
+    """
+    option = "dataset.label_names"
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    faults = [Fault(option, f"{name!r} stands there twice") for name in repeated]
+    if not names:
+        faults.append(Fault(option, "an empty list", "name every class, or leave the option out"))
+    if num_labels is not None and num_labels != len(names):
+        what = f"{len(names)} names, and model.num_labels={num_labels}"
+        faults.append(Fault(option, what, "leave model.num_labels out"))
+    return faults
+
+
+def class_names(source: Source, column: str, *, shown_as: str, count: int | None) -> list[str]:
+    """Names of the classes in a column: those of the source if it has names, otherwise their numbers.
+
+    Args:
+        column: the column as the source calls it.
+        shown_as: the column as the user calls it.
+        count: how many classes the model has, if that is set; otherwise they are counted.
+
+    Raises:
+        DataError: the classes have to be counted, and are not numbered from 0 without a gap.
+    """
+    names = source.class_names.get(column)
+    if names is not None and count in (None, len(names)):
+        return names
+    if count is not None:
+        return [str(number) for number in range(count)]
+    counted = count_labels(source, column, shown_as=shown_as)
+    if isinstance(counted, Fault):
+        raise DataError([counted])
+    return counted
 
 
 def count_labels(source: Source, column: str, *, shown_as: str) -> list[str] | Fault:

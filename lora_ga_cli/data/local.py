@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from lora_ga_cli.data.faults import MEND, BadRow, RowFaults
+from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
 from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Unreadable, format_of, read_records
 from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.errors import DataError, Fault, suggest
@@ -20,7 +20,7 @@ def listed(files: str | Sequence[str]) -> list[str]:
 
 
 def files_faults(files: Sequence[str], column_names: Sequence[str] | None) -> list[Fault]:
-    """What can be said of files before they are read: missing ones, unknown formats, columns named twice."""
+    """What is wrong with files before they are read: missing ones, unknown formats, columns named twice."""
     faults = []
     for file in files:
         path = resolve_path(file)
@@ -32,7 +32,7 @@ def files_faults(files: Sequence[str], column_names: Sequence[str] | None) -> li
         if not path.is_file():
             faults.append(Fault(file, "is a folder" if path.is_dir() else "no such file", _near_file(path)))
         elif column_names is not None and suffix not in HEADERLESS:
-            what = f"names the columns of a {' or '.join(HEADERLESS)} file, and {file} has its own"
+            what = f"names the columns of a {' or '.join(HEADERLESS)} file, and {file} names its columns itself"
             faults.append(Fault("dataset.column_names", what, "dataset.columns={new: old} renames"))
     return faults + _repeated(column_names or [])
 
@@ -87,7 +87,7 @@ def read_files(
         except OSError as error:
             faults.append(Fault(file, f"cannot be read: {error.strerror or error}"))
         if on_bad_row == "error":
-            faults += bad.faults({"malformed": MEND})
+            faults += bad.faults({"malformed": FIX_ROWS})
         skipped += len(bad)
     if not faults and not rows:
         faults.append(Fault(name, f"none of its {skipped:,} rows can be read"))

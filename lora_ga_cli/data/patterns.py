@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Patterns:
     """``dataset.keep`` and ``dataset.extract``, each a regular expression by column.
 
-    A row stays if every pattern of ``keep`` is found in its column. A text becomes what the first group of its pattern
-    in ``extract`` finds; a row in which it finds nothing is left out.
+    A row stays if every pattern of ``keep`` matches somewhere in its column. A text is replaced by what the first group
+    of its pattern in ``extract`` matches; a row in which nothing matches is left out.
     """
 
     def __init__(self, config: DatasetConfig):
@@ -26,7 +26,7 @@ class Patterns:
     def __call__(self, row: Row) -> Row | None:
         """The row as it is used; None if it is left out.
 
-        Cells that hold no text are judged as the text they make. An empty cell matches no pattern of ``keep``, and
+        A cell that holds no text is searched as Python writes it. A null cell matches no pattern of ``keep``, and
         ``extract`` leaves it as it is, for the form to report.
         """
         if any(not _search(pattern, row.get(column)) for column, pattern in self._keep.items()):
@@ -35,10 +35,10 @@ class Patterns:
         for column, pattern in self._extract.items():
             if row.get(column) is None:
                 continue
-            found = _search(pattern, row[column])
-            if found is None:
+            match = _search(pattern, row[column])
+            if match is None:
                 return None
-            changed[column] = found.group(1)
+            changed[column] = match.group(1)
         return changed
 
 
@@ -49,14 +49,14 @@ def _search(pattern: re.Pattern[str], cell: object) -> re.Match[str] | None:
 def pattern_faults(config: DatasetConfig) -> list[Fault]:
     """What is wrong with the patterns themselves."""
     faults = []
-    for option, patterns, groups in (("keep", config.keep, 0), ("extract", config.extract, 1)):
+    for option, patterns, needs_group in (("keep", config.keep, False), ("extract", config.extract, True)):
         for column, pattern in patterns.items():
             where = f"dataset.{option}.{column}"
             try:
-                found = re.compile(pattern).groups
+                group_count = re.compile(pattern).groups
             except re.error as error:
                 faults.append(Fault(where, f"{pattern!r} is no regular expression: {error}"))
             else:
-                if groups and not found:
+                if needs_group and not group_count:
                     faults.append(Fault(where, f"{pattern!r} has no group to extract", "put ( ) around what is wanted"))
     return faults

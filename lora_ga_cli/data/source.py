@@ -1,4 +1,4 @@
-"""Rows before they become examples: where they lie, and which columns they have."""
+"""Rows before they become examples: where they come from, and which columns they have."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Source(Protocol):
     """Rows that can be fetched by number, from 0."""
 
     name: str
-    """What a person calls it: the file, or the hub data set and its split."""
+    """The name in messages: the file, or the hub data set and its split."""
     columns: list[str]
     malformed: int
     """Rows that were left out on reading."""
     class_names: dict[str, list[str]]
-    """Names of the classes, of the columns for which the source itself knows them."""
+    """Names of the classes by column, for the columns for which the source has them."""
 
     def __len__(self) -> int: ...
 
@@ -30,7 +30,7 @@ class Source(Protocol):
         ...
 
     def where(self, index: int) -> str:
-        """The row's place, as a person would look it up."""
+        """The row's place, as a person would look for it."""
         ...
 
 

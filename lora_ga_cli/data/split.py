@@ -1,4 +1,4 @@
-"""What loading gives: tokenized rows, and what happened to those that are not among them."""
+"""What loading returns: tokenized rows, and how many rows were left out, and why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets.arrow_dataset import Dataset
 
+    from lora_ga_cli.data.examples.base import Form
+
 
 @dataclass(frozen=True)
 class Split:
@@ -16,21 +18,24 @@ class Split:
 
     Args:
         name: ``train``, ``validation``, or as the caller chose.
-        rows: columns ``input_ids``, ``labels`` (-100 where there is no loss; a class number for a classifier) and
-            ``length`` (tokens; of the longer side for seq2seq_lm). ``token_type_ids`` where the tokenizer makes them
-            for pairs. For generation ``prompt`` and ``reference`` (strings: what is shown, and what is expected), and
-            for causal_lm ``prompt_length``: ``input_ids[:prompt_length]`` is the prompt, token by token.
+        rows: columns as the form makes them. The shipped forms make ``input_ids``, ``labels`` (-100 where there is no
+            loss; a class number for a classifier) and ``length`` (tokens; of the longer side for seq2seq_lm), and
+            ``token_type_ids`` where the tokenizer makes them for pairs. For generation they make ``prompt`` and
+            ``reference`` (strings: what is shown, and what is expected), and for causal_lm ``prompt_length``:
+            ``input_ids[:prompt_length]`` is the prompt, token by token.
         skipped: rows that were left out, counted by reason; only reasons that occurred.
-        truncated: rows that were cut to the longest allowed length.
+        truncated: rows that were truncated to the longest allowed length.
+        form: what made the rows; it collates and shows them.
     """
 
     name: str
     rows: Dataset
     skipped: dict[str, int]
     truncated: int
+    form: Form
 
     def summary(self) -> str:
-        """One line for people: rows, tokens, and every row that was skipped or cut."""
+        """One line for people: rows, tokens, and how many rows were skipped or truncated."""
         lengths = self.rows["length"][:]
         rows = "row" if len(lengths) == 1 else "rows"
         middle = statistics.median_low(lengths)

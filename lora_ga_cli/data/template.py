@@ -1,4 +1,4 @@
-"""Templates: ``{column}`` in a text. No expressions, so a recipe from a stranger can do nothing but insert columns."""
+"""Templates: ``{column}`` in a text. There are no expressions: a recipe from a stranger can only insert columns."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Template:
             raise TemplateError(f"{error} in {text!r}; a literal brace is written {{{{ or }}}}") from None
         for literal, field, spec, conversion in parsed:
             if field is not None:
-                whole = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+                shown = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
                 if not field:
-                    raise TemplateError(f"{whole} names no column; a literal brace is written {{{{ or }}}}")
+                    raise TemplateError(f"{shown} names no column; a literal brace is written {{{{ or }}}}")
                 if spec or conversion or any(mark in field for mark in ".[]{}"):
                     raise TemplateError(
-                        f"{whole} is more than a column's name; a column of that name is renamed by dataset.columns"
+                        f"{shown} is more than a column's name; a column of that name is renamed by dataset.columns"
                     )
             self._parts.append((literal, field))
 

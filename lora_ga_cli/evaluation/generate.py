@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from lora_ga_cli.config.schema import Task
-from lora_ga_cli.data.examples.prompt_answer import leading_tokens, plain_tokens
 from lora_ga_cli.data.faults import RowFaults
+from lora_ga_cli.data.tokens import leading_tokens, plain_tokens
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.continuation import continuations, end_tokens, positions_left
 from lora_ga_cli.evaluation.prompt import conversation

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from lora_ga_cli.config.schema import Task
-from lora_ga_cli.data import Collator
 from lora_ga_cli.data.collate import causal_prompts
-from lora_ga_cli.data.examples.base import MASKED
-from lora_ga_cli.data.examples.prompt_answer import plain_tokens
+from lora_ga_cli.data.tokens import MASKED, plain_tokens
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.scoring import ScoringContext
@@ -35,10 +33,9 @@ def label_tokens(context: ScoringContext) -> Score:
     expected = [words.index(reference.strip()) for reference in context.split.rows["reference"]]
     tokens = _first_tokens(context, words)
     _check_first_tokens(context, words, tokens, expected)
-    collator = Collator(context.tokenizer, context.task)
     predicted: list[int] = []
     for rows in context.counted("label of row", context.batches()):
-        logits = _first_logits(context, collator, rows)
+        logits = _first_logits(context, rows)
         predicted += logits[:, tokens].argmax(dim=-1).tolist()
     classes = Classes(predicted, expected, len(words))
     values = {name: measure() for name, measure in classes.measures().items()}
@@ -48,13 +45,14 @@ def label_tokens(context: ScoringContext) -> Score:
 
 
 @torch.no_grad()
-def _first_logits(context: ScoringContext, collator: Collator, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+def _first_logits(context: ScoringContext, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """The logits of each answer's first token, of shape (rows, vocabulary); the answer is not in the input."""
+    collate = context.split.form.collate
     if context.task == "seq2seq_lm":
-        batch = context.to_device(collator(rows))
+        batch = context.to_device(collate(rows))
         # the decoder input is the labels shifted by one: with one label, it is only the token that begins every text
         return context.model(**batch | {"labels": batch["labels"][:, :1]}).logits[:, 0]
-    batch = context.to_device(collator([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
+    batch = context.to_device(collate([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
     logits = context.model(**batch).logits[

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from lora_ga_cli.data import Collator
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.continuation import continuations
 from lora_ga_cli.evaluation.label_tokens import label_tokens
@@ -20,8 +19,8 @@ __all__ = ["METRICS", "Score", "ScoringContext"]
 
 def loss(context: ScoringContext) -> Score:
     """Mean loss per labelled token (or row, for classifiers) in nats; for language models also its exponential."""
-    collator = Collator(context.tokenizer, context.task)
-    batches = (context.to_device(collator(rows)) for rows in context.counted("loss of row", context.batches()))
+    collate = context.split.form.collate
+    batches = (context.to_device(collate(rows)) for rows in context.counted("loss of row", context.batches()))
     total, items = summed_loss(context.model, batches)
     mean = total / items
     values = {"loss": mean}

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_ga_cli.config.schema import Task
-from lora_ga_cli.data import Collator, Split
+from lora_ga_cli.data import Split
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.tasks.base import Progress
 
@@ -64,12 +64,11 @@ class ScoringContext:
     @cached_property
     def classes(self) -> Classes:
         """The class of largest logit for each row, from one pass of a classifier over the rows."""
-        collator = Collator(self.tokenizer, self.task)
         predicted: list[int] = []
         expected: list[int] = []
         count = 0
         for rows in self.counted("class of row", self.batches()):
-            batch = self.to_device(collator(rows))
+            batch = self.to_device(self.split.form.collate(rows))
             expected += batch.pop("labels").tolist()
             with torch.no_grad():
                 logits = self.model(**batch).logits

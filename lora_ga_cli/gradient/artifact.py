@@ -1,4 +1,4 @@
-"""The gradient artifact: the leading singular triplets of every target's gradient, and where they came from."""
+"""The gradient artifact: the leading singular triplets of every target's gradient, and how they were estimated."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MANIFEST_FILE = "artifact.json"
 
 @dataclass(frozen=True)
 class GradientArtifact:
-    """Factors by layer name. Serves every rank whose start needs at most ``capacity`` singular vectors.
+    """Factors by layer name. Serves every rank whose initialization needs at most ``capacity`` singular vectors.
 
     Args:
-        factors: by the target's full module name.
-        capacity: singular vectors kept per layer (fewer in layers whose smaller side is less).
+        factors: by full module name of the target.
+        capacity: singular vectors kept per layer (fewer in layers whose smaller side is smaller than that).
         info: how it was estimated: estimator, items, loss, provenance.
-        key: the content address, where it came from a store.
+        key: its content address if it came from a store, else empty.
     """
 
     factors: Mapping[str, Factors]
@@ -39,7 +39,7 @@ class GradientArtifact:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank that LoRA-GA can start from this artifact."""
+        """The largest rank that LoRA-GA can initialize from this artifact."""
         return self.capacity // 2
 
     @property
@@ -49,22 +49,22 @@ class GradientArtifact:
 
     @property
     def target_modules(self) -> list[str]:
-        """The targets as PEFT's ``target_modules``: endings where they suffice, else full names."""
+        """The targets in the form of PEFT's ``target_modules``: endings if they suffice, else full names."""
         return list(self.info.get("target_modules", self.factors))
 
     def energy(self, rank: int) -> dict[str, float]:
-        """By layer, the share of ``‖G‖²`` that a first step from this rank can follow (2·rank vectors)."""
+        """The share of ``‖G‖²`` that a first step of this rank can follow (2·rank singular vectors), by layer."""
         return {name: factors.energy(2 * rank) for name, factors in self.factors.items()}
 
     def alignment(self, rank: int) -> dict[str, float]:
-        """By layer, how much of the best first step of this rank the start will follow, from 0 to 1."""
+        """How well the first step follows the best first step of this rank, from 0 to 1, by layer."""
         return {name: factors.alignment(2 * rank) for name, factors in self.factors.items()}
 
     def check_serves(self, names: set[str], rank: int) -> None:
-        """Refuses a rank above `max_rank`, or layers this artifact has no gradient for.
+        """Checks that this artifact can initialize some layers at a rank.
 
         Raises:
-            GradientError
+            GradientError: the rank is above `max_rank`, or a layer has no gradient here.
         """
         if rank > self.max_rank:
             raise GradientError(
@@ -79,7 +79,7 @@ class GradientArtifact:
             )
 
     def save(self, folder: Path) -> None:
-        """Writes ``folder`` (safetensors and JSON), atomically, replacing what is there."""
+        """Writes the artifact to ``folder`` (safetensors and JSON), atomically; replaces one that is there."""
         tensors: dict[str, Tensor] = {}
         for name, factors in self.factors.items():
             tensors |= {
@@ -106,14 +106,14 @@ class GradientArtifact:
         """Reads and verifies an artifact.
 
         Raises:
-            ArtifactDamaged: a file is missing, cannot be parsed, or has other bytes than were written.
+            ArtifactDamaged: a file is missing, cannot be parsed, or does not have the bytes that were written.
         """
         try:
             manifest = read_json(folder / MANIFEST_FILE)
             if manifest["format"] != FORMAT:
                 raise ArtifactDamaged(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
             if sha256_file(folder / FACTORS_FILE) != manifest["sha256"]:
-                raise ArtifactDamaged(f"{folder}: {FACTORS_FILE} has other bytes than were written")
+                raise ArtifactDamaged(f"{folder}: {FACTORS_FILE} does not have the bytes that were written")
             tensors = load_file(folder / FACTORS_FILE)
             factors = {
                 name: Factors(
@@ -127,4 +127,4 @@ class GradientArtifact:
             }
             return cls(factors=factors, capacity=manifest["capacity"], info=manifest["info"], key=manifest["key"])
         except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-            raise ArtifactDamaged(f"{folder}: not a whole gradient artifact ({error})") from error
+            raise ArtifactDamaged(f"{folder}: not a complete gradient artifact ({error})") from error

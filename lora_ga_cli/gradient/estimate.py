@@ -1,4 +1,4 @@
-"""Estimating the gradient of a model's loss over some batches: public, and free of data sets and commands."""
+"""Estimating the gradient of a model's loss over some batches; public, and independent of the configuration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.capture import checkpoint_kinds
 from lora_ga_cli.gradient.estimator import Estimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.model.losses import Batch, count_items, model_loss
 from lora_ga_cli.model.targets import ALL_LINEAR, Target, find_targets, shortest_names
 
@@ -41,21 +41,21 @@ def estimate_gradients(
     """Estimates ``G = dL/dW`` for the targets, with L averaged over the batches' items as in training.
 
     An item is a token with a label (language models) or a row (classifiers), so rows with many tokens count as they do
-    in training. The model comes back as it was: parameters, flags, gradients, modes, hooks. Where memory runs out, the
+    in training. The model is left as it was: parameters, flags, gradients, modes, hooks. When memory runs out, the
     batches are halved and the estimation starts again.
 
-    Under torch.distributed every process gives batches of its own rows and receives the same factors.
+    Under torch.distributed every process passes batches of its own rows and receives the same factors.
 
     Args:
-        model: returns ``.loss`` for a batch; in float32, bfloat16 or float16, or quantized (with the sketch).
+        model: returns ``.loss`` for a batch; in float32, bfloat16 or float16, or quantized (for the sketch).
         batches: micro-batches: mappings of tensors with ``labels``, on any device.
         target_modules: see `find_targets`.
         capacity: singular vectors to keep per layer; serves every rank up to half of it.
-        estimator: `SketchEstimator` unless given.
+        estimator: a `SketchEstimator` by default.
         loss_function: the micro-batch's mean loss, if it is not ``model(**batch).loss``.
-        dropout: leave dropout on.
+        dropout: leave the model's dropout on.
         on_batch: called with the number of micro-batches done, over all passes, and the last one's loss.
-        on_retry: called with the rows that a micro-batch has from now on, when memory ran out.
+        on_retry: called when memory ran out, with the number of rows that a micro-batch has from now on.
 
     Raises:
         TargetError: see `find_targets`.
@@ -64,21 +64,21 @@ def estimate_gradients(
     estimator = estimator or SketchEstimator()
     targets = find_targets(model, target_modules)
     estimation = _Estimation(model, targets, estimator, loss_function or model_loss, on_batch or (lambda *_: None))
-    batches = list(batches)  # read once more by a second pass, or in halves
+    batches = list(batches)  # a second pass reads them again
     while True:
         try:
-            with prepared(model, dropout):
+            with prepare_model(model, dropout):
                 factors = estimation.run(batches, capacity)
             break
         except _OutOfMemory as error:
             halves = [half for batch in batches for half in _halves(batch)]
-            most = max((len(batch["labels"]) for batch in halves), default=0)
+            max_rows = max((len(batch["labels"]) for batch in halves), default=0)
             if distributed.sum_number(float(len(halves) - len(batches)), estimation.device) == 0:
                 raise error.cause from None
         batches, estimation.halved = halves, True
         clear_device_cache(garbage_collection=True)
         if on_retry is not None:
-            on_retry(most)
+            on_retry(max_rows)
     info = {
         "estimator": estimator.name,
         "passes": estimator.passes,
@@ -92,7 +92,7 @@ def estimate_gradients(
 
 
 class _OutOfMemory(Exception):
-    """Memory ran out in this process or another."""
+    """Memory ran out in this process or in another one."""
 
     def __init__(self, cause: Exception):
         self.cause = cause
@@ -112,8 +112,8 @@ class _Estimation:
         self.model, self.targets, self.estimator = model, targets, estimator
         self.loss_function, self.on_batch = loss_function, on_batch
         self.device = next(iter(targets.values())).weight.device
-        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-        self.loss_scale = FLOAT16_LOSS_SCALE if half else 1.0
+        float16 = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        self.loss_scale = FLOAT16_LOSS_SCALE if float16 else 1.0
         self.items, self.loss_sum, self.micro_batches = 0, 0.0, 0
         self.halved = False
 
@@ -135,55 +135,66 @@ class _Estimation:
             return dict(self.estimator.factors(float(self.items)))
 
     def _micro_batch(self, batches: Sequence[Batch], index: int) -> None:
-        """One forward and backward pass. A process that has none left repeats its last one without weight, since
-        the others may need it to take part (in gathering a sharded base)."""
+        """One forward and backward pass.
+
+        A process that has no micro-batch left repeats its last one with weight 0, since the others may need it to take
+        part (in gathering a sharded base).
+        """
         failure: Exception | None = None
         items, loss = 0, 0.0
         if batches:
-            own = index < len(batches)
+            counts = index < len(batches)
             try:
-                items, loss = self._backward(batches[min(index, len(batches) - 1)], index + 1, own)
-                self.estimator.end()
+                items, loss = self._backward(batches[min(index, len(batches) - 1)], index + 1, counts)
+                self.estimator.end_micro_batch()
                 if distributed.connected() == 1:
-                    self.estimator.share()
+                    self.estimator.combine_processes()
             except (RuntimeError, GradientError) as error:
                 failure = error
-        # raised everywhere, or the others would wait for this process for ever
+        # raised in every process, or the others would wait for this one forever
         if failed := round(distributed.sum_number(float(failure is not None), self.device)):
             if failure is None:
                 failure = GradientError(
                     f"{failed} of {distributed.connected()} processes failed in micro-batch {index + 1}"
                 )
-            memory = isinstance(failure, RuntimeError) and should_reduce_batch_size(failure)
-            if distributed.sum_number(float(memory), self.device):
-                raise _OutOfMemory(failure.with_traceback(None))  # whose frames hold what fills the memory
+            out_of_memory = isinstance(failure, RuntimeError) and should_reduce_batch_size(failure)
+            if distributed.sum_number(float(out_of_memory), self.device):
+                raise _OutOfMemory(failure.with_traceback(None))  # the frames hold the tensors that fill the memory
             raise failure
         if distributed.connected() > 1:
-            self.estimator.share()
+            self.estimator.combine_processes()
         self.items += items
         self.loss_sum += loss
 
-    def _backward(self, batch: Batch, index: int, own: bool) -> tuple[int, float]:
-        """Items and summed loss of a micro-batch; nothing of one that only keeps the other processes company."""
+    def _backward(self, batch: Batch, index: int, counts: bool) -> tuple[int, float]:
+        """Runs a micro-batch forward and backward.
+
+        Args:
+            index: counted from 1.
+            counts: whether it adds to the gradient; if not, it runs with weight 0 for the other processes.
+
+        Returns:
+            Its number of items and their summed loss; zeros if it does not count.
+        """
         batch = {key: value.to(self.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         items = count_items(self.model, batch)
         if items == 0 and self.halved:  # the other half has them
             if distributed.connected() == 1:
                 return 0, 0.0
-            batch, own = batch | {"labels": batch["labels"].clamp(min=0)}, False  # a mean of no items is no number
+            batch, counts = batch | {"labels": batch["labels"].clamp(min=0)}, False  # a mean over no items is NaN
         elif items == 0:
             raise GradientError(f"micro-batch {index} has no label to learn from: every one is masked")
-        self.estimator.begin(index, items / self.loss_scale if own else 0.0)
+        self.estimator.begin_micro_batch(index, items / self.loss_scale if counts else 0.0)
         loss = self.loss_function(self.model, batch)
         (loss * self.loss_scale).backward()
-        value = float(loss.detach())  # only now: it waits for the device
+        value = float(loss.detach())  # after the backward pass, because it waits for the device
         if not math.isfinite(value):
             raise GradientError(f"the loss of micro-batch {index} is {value}: look at its rows with --preview")
-        return (items, value * items) if own else (0, 0.0)
+        return (items, value * items) if counts else (0, 0.0)
 
 
 def _halves(batch: Batch) -> list[Batch]:
-    """A batch's rows in two batches; a batch of one row as it is."""
+    """A batch split into two batches of half its rows; a batch of one row stays as it is."""
     rows = len(batch["labels"])
     if rows < 2:
         return [batch]
@@ -198,12 +209,12 @@ def _halves(batch: Batch) -> list[Batch]:
 
 
 @contextlib.contextmanager
-def prepared(model: nn.Module, dropout: bool) -> Iterator[None]:
-    """Freezes all parameters, puts their gradients away, and sets the modes; undoes it all on leaving.
+def prepare_model(model: nn.Module, dropout: bool) -> Iterator[None]:
+    """Freezes all parameters, removes their gradients, and sets the modes; undoes all of it on leaving.
 
     With dropout off the model is in evaluation mode, except that transformers only checkpoints activations in
-    layers in training mode: those layers, and not what is in them, are switched to it, with the dropout they apply
-    themselves set to 0.
+    layers in training mode. Those layers, but not the modules in them, are set to training mode, and the dropout that
+    they apply themselves is set to 0.
     """
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
@@ -221,7 +232,7 @@ def prepared(model: nn.Module, dropout: bool) -> Iterator[None]:
                         attributes.append((module, name, getattr(module, name)))
                         setattr(module, name, 0.0)
                 module.training = True
-        hooks.callback(_reach_reentrant_checkpoints(model))
+        hooks.callback(_make_embeddings_need_gradients(model))
         config = getattr(model, "config", None)
         if getattr(config, "use_cache", False):
             attributes.append((config, "use_cache", True))
@@ -238,11 +249,13 @@ def prepared(model: nn.Module, dropout: bool) -> Iterator[None]:
             parameter.grad = grad
 
 
-def _reach_reentrant_checkpoints(model: nn.Module) -> Callable[[], None]:
-    """Makes the embeddings need a gradient where checkpoints are reentrant: those pass on none else.
+def _make_embeddings_need_gradients(model: nn.Module) -> Callable[[], None]:
+    """Makes the outputs of embeddings need a gradient if checkpoints are reentrant.
+
+    A reentrant checkpoint passes a gradient on only if one of its inputs needs one.
 
     Returns:
-        What undoes it.
+        A function that undoes this.
     """
     hooks = contextlib.ExitStack()
     if True in checkpoint_kinds(model):

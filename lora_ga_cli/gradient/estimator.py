@@ -1,10 +1,16 @@
-"""The interface that estimators of the gradient share, and what they may say of a layer."""
+"""The interface that all estimators of the gradient share, and the errors about layers that they raise.
+
+An estimator is one file in `lora_ga_cli.gradient.estimators`, with a class that registers itself:
+
+    @ESTIMATORS.register("sketch")
+    class SketchEstimator: ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import nn
 
@@ -13,23 +19,39 @@ from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.model.targets import Target
 
 
+class EstimatorOptions(Protocol):
+    """The options of the configuration's section ``gradient`` that estimators read."""
+
+    @property
+    def passes(self) -> int: ...
+
+    @property
+    def offload(self) -> bool: ...
+
+
 class Estimator(Protocol):
-    """Watches backward passes and condenses what it saw into factors, one layer at a time.
+    """Watches backward passes and condenses what it sees into factors, one layer at a time.
 
-    `estimate_gradients` drives it: inside `watch`, for each pass over the rows, `begin_pass`; for each micro-batch
-    `begin`, a backward pass of the mean loss, `end`, `share`; then `end_pass`. At last `factors`, once.
+    `estimate_gradients` drives it. Inside `watch`, for each pass over the rows, it calls `begin_pass`; for each
+    micro-batch `begin_micro_batch`, then runs a backward pass of the mean loss, then `end_micro_batch` and
+    `combine_processes`; and at the end of the pass `end_pass`. Last it calls `factors`, once.
 
-    Several processes may estimate together, each from rows of its own: all of them make the same calls, and get the
-    same factors.
+    Several processes may estimate together, each from its own rows. All of them make the same calls and get the same
+    factors.
     """
 
     name: str
-    """What ``gradient.estimator`` calls it; part of an artifact's key."""
+    """Its value of ``gradient.estimator``; part of an artifact's key."""
     passes: int
-    """How often it wants to see the rows."""
+    """The number of passes over the rows."""
+
+    @classmethod
+    def from_options(cls, options: EstimatorOptions) -> Self:
+        """The estimator as the configuration describes it."""
+        ...
 
     def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> AbstractContextManager[None]:
-        """Installs hooks and flags; removes them on leaving, whatever happens.
+        """Installs hooks and sets flags; undoes both on leaving, whatever happens.
 
         Args:
             capacity: singular vectors wanted per target.
@@ -37,19 +59,24 @@ class Estimator(Protocol):
         ...
 
     def begin_pass(self, number: int) -> None:
-        """Announces a pass over all rows, from 1."""
+        """Announces a pass over all rows, counted from 1."""
         ...
 
-    def begin(self, index: int, weight: float) -> None:
-        """Announces micro-batch ``index``, whose mean gradient counts ``weight`` times (its number of items)."""
+    def begin_micro_batch(self, index: int, weight: float) -> None:
+        """Announces a micro-batch.
+
+        Args:
+            index: counted from 1.
+            weight: its number of items; its mean gradient counts so many times.
+        """
         ...
 
-    def end(self) -> None:
+    def end_micro_batch(self) -> None:
         """Closes the micro-batch in this process."""
         ...
 
-    def share(self) -> None:
-        """Takes in what all processes found in this round of micro-batches; each process calls it once a round."""
+    def combine_processes(self) -> None:
+        """Adds the micro-batches of all processes; each process calls this once after each micro-batch."""
         ...
 
     def end_pass(self) -> None:
@@ -61,7 +88,7 @@ class Estimator(Protocol):
         ...
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        """Yields the factors of the gradient's mean over ``total`` items, freeing each layer as it goes.
+        """Yields the factors of the mean gradient over ``total`` items, and frees each layer as it goes.
 
         Raises:
             GradientError: a layer received no gradient, or one that is zero.
@@ -69,26 +96,38 @@ class Estimator(Protocol):
         ...
 
 
-def refuse_bad(names: Sequence[str], micro_batch: int) -> None:
-    """Stops at layers whose gradient is not finite."""
+def refuse_nonfinite_gradients(names: Sequence[str], micro_batch: int) -> None:
+    """Raises an error about layers whose gradient is not finite, if there are any.
+
+    Raises:
+        GradientError
+    """
     if names:
-        raise GradientError(f"the gradient of {_some(names)} is not finite in micro-batch {micro_batch}")
+        raise GradientError(f"the gradient of {_listed(names)} is not finite in micro-batch {micro_batch}")
 
 
-def refuse_silent(names: Sequence[str], why: str) -> None:
-    """Stops at layers that no gradient reached."""
+def refuse_unreached_layers(names: Sequence[str], why: str) -> None:
+    """Raises an error about layers that no gradient reached, if there are any.
+
+    Raises:
+        GradientError
+    """
     if names:
-        raise GradientError(f"no gradient reached {_some(names)}: {why}; or leave it out of target_modules")
+        raise GradientError(f"no gradient reached {_listed(names)}: {why}; or leave it out of target_modules")
 
 
-def refuse_empty(names: Sequence[str]) -> None:
-    """Stops at layers whose gradient is zero."""
+def refuse_zero_gradients(names: Sequence[str]) -> None:
+    """Raises an error about layers whose gradient is zero, if there are any.
+
+    Raises:
+        GradientError
+    """
     if names:
         raise GradientError(
-            f"the gradient of {_some(names)} is zero on all sampled rows, so it has no direction to start from; "
-            "take more rows (gradient.samples) or leave it out of target_modules"
+            f"the gradient of {_listed(names)} is zero on all sampled rows, so there is no direction to initialize "
+            "from; take more rows (gradient.samples) or leave it out of target_modules"
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more layers" if len(names) > 3 else "")

@@ -12,8 +12,8 @@ DIRECT_SIDE = 1024
 OVERSAMPLING = 32
 POWER_ITERATIONS = 8
 CAUTION = 2.0
-"""By how much the first-order estimate of what a direction misses is raised: it leaves out how close the next singular
-values are. Real losses were between 1 and 2.2 times the first-order estimate (MiniLM on CoLA, the bundled base)."""
+"""Factor on the first-order estimate of what a direction misses, which ignores how close the next singular values are.
+Real losses were between 1 and 2.2 times the first-order estimate (MiniLM on CoLA, the bundled base)."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Factors:
         left: (d_out, k), orthonormal columns.
         singular: (k,), descending.
         right: (d_in, k), orthonormal columns.
-        norm: Frobenius norm of the whole G, in units of loss per unit of weight.
-        missed: (k,), the part of ``‖G‖²`` that a step along each direction misses, as far as it is known
-            (`probe_errors`); None for an exact decomposition.
+        norm: Frobenius norm of the full G, in units of loss per unit of weight.
+        missed: (k,), an estimate of the part of ``‖G‖²`` that a step along each direction misses (`probe_errors`);
+            None for an exact decomposition.
     """
 
     left: Tensor
@@ -45,15 +45,15 @@ class Factors:
         return self.left.shape[0], self.right.shape[0]
 
     def transposed(self) -> Factors:
-        """Of the transpose."""
+        """The factors of the transpose of G."""
         left, right = fix_signs(self.right, self.left)
         return Factors(left, self.singular, right, self.norm, self.missed)
 
     def alignment(self, k: int) -> float:
-        """How much of the best step along ``k`` directions these ``k`` follow, from 0 to 1; 1 for exact ones.
+        """How well a step along the first ``k`` directions follows the best step of that rank, from 0 to 1.
 
-        The cosine between step and gradient, over the cosine of the best step of that rank; a cautious estimate, as
-        `CAUTION` says.
+        This is the cosine between step and gradient, over that of the best step. It is 1 for an exact decomposition,
+        else a cautious estimate (`CAUTION`).
         """
         if self.missed is None:
             return 1.0
@@ -62,20 +62,20 @@ class Factors:
         return (followed / (followed + missed)) ** 0.5 if followed else 0.0
 
     def energy(self, k: int) -> float:
-        """Share of ``‖G‖²`` that the first ``k`` singular values hold, from 0 to 1."""
+        """The share of ``‖G‖²`` in the first ``k`` singular values, from 0 to 1."""
         return min(float(self.singular[:k].double().square().sum()) / self.norm**2, 1.0)
 
 
 def truncated_svd(grad: Tensor, k: int) -> Factors:
     """The ``k`` leading singular triplets of a gradient, on the CPU in float32.
 
-    Small matrices are decomposed in float64 by LAPACK or cuSOLVER. Large ones by subspace iteration from a seeded
-    Gaussian start (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithm 4.4) with `POWER_ITERATIONS` rounds,
-    enough for the captured energy to agree with the full decomposition to about 1e-6.
+    Small matrices are decomposed in float64 by LAPACK or cuSOLVER. Large ones are decomposed by subspace iteration from
+    a seeded Gaussian matrix (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithm 4.4). `POWER_ITERATIONS`
+    iterations are enough for the captured energy to agree with the full decomposition to about 1e-6.
 
     Args:
         grad: (d_out, d_in), float32 or float64.
-        k: how many; reduced to the smaller side of ``grad``.
+        k: singular triplets wanted; at most the smaller side of ``grad``.
     """
     k = min(k, *grad.shape)
     if grad.device.type == "mps":
@@ -98,8 +98,8 @@ def truncated_svd(grad: Tensor, k: int) -> Factors:
 def fix_signs(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Flips pairs of singular vectors so that the entry of largest size in each left vector is positive.
 
-    A decomposition leaves the sign of each pair open; a library or a device may choose either. With the sign fixed,
-    the same gradient gives the same factors.
+    A decomposition does not determine the sign of each pair, and libraries and devices choose differently. With fixed
+    signs, the same gradient gives the same factors.
 
     Args:
         left: (…, d_out, k).
@@ -113,19 +113,20 @@ def fix_signs(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def complete(vectors: Tensor) -> Tensor:
     """Replaces columns of zeros, which a gradient of low rank leaves, by directions orthogonal to all others.
 
-    A start needs directions, and along these the gradient is zero, so any do; a full decomposition gives some too.
+    The initialization needs directions. The gradient is zero along these, so any of them will do; a full decomposition
+    gives arbitrary ones too.
 
     Args:
         vectors: (L, d, k), columns orthonormal or zero, k ≤ d.
     """
     empty = (vectors == 0).all(1)  # (L, k)
-    for place in empty.any(1).nonzero().flatten().tolist():
-        known, missing = vectors[place], empty[place]
+    for layer in empty.any(1).nonzero().flatten().tolist():
+        columns, missing = vectors[layer], empty[layer]
         generator = torch.Generator().manual_seed(0)
-        fresh = torch.randn(len(known), int(missing.sum()), generator=generator).to(known)
-        for _ in range(2):  # once more, for what rounding leaves
-            fresh, _ = torch.linalg.qr(fresh - known @ (known.T @ fresh))
-        known[:, missing] = fresh
+        fresh = torch.randn(len(columns), int(missing.sum()), generator=generator).to(columns)
+        for _ in range(2):  # the second time removes what rounding left
+            fresh, _ = torch.linalg.qr(fresh - columns @ (columns.T @ fresh))
+        columns[:, missing] = fresh
     return vectors
 
 
@@ -133,8 +134,8 @@ def _leading_range(grad: Tensor, size: int) -> Tensor:
     """An orthonormal basis (d_out, size) of the dominant column space of ``grad`` (d_out, d_in)."""
     size = min(size, *grad.shape)
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(grad.shape[1], size, generator=generator).to(grad)
-    basis, _ = torch.linalg.qr(grad @ start)
+    gaussian = torch.randn(grad.shape[1], size, generator=generator).to(grad)
+    basis, _ = torch.linalg.qr(grad @ gaussian)
     for _ in range(POWER_ITERATIONS):
         other, _ = torch.linalg.qr(grad.T @ basis)
         basis, _ = torch.linalg.qr(grad @ other)

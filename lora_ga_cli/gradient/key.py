@@ -1,4 +1,10 @@
-"""The content address of a gradient: a hash of what it depends on, and of nothing else."""
+"""The content address of a gradient: a hash of what it depends on, and of nothing else.
+
+Nothing here reads a model's files: the caller passes the identity of the model whose gradient is taken. This is the
+identity of the base model's files, and of every adapter that was merged into the weights since they were loaded
+(`identity_after_merges`). Were it that of the files alone, the second link of a chain would find the gradient of the
+first.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +17,26 @@ from lora_ga_cli.files import sha256_json
 KEY_FORMAT = 1
 KEY_LENGTH = 24
 """Hexadecimal digits kept (96 bits)."""
+LENGTHS = {"length", "prompt_length"}
+"""Columns of a row that follow from the others."""
 
 
 def gradient_key(
     *, model: Mapping[str, str], task: str, dtype: str, rows: str, targets: Sequence[str], estimator: Mapping[str, Any]
 ) -> str:
-    """Hashes what the gradient depends on.
+    """Hashes everything the gradient depends on.
 
-    Tokenizer, template, maximum length, data set, shuffling and sampling enter through ``rows``: the token ids and
-    labels that they led to. Rank, direction, scale, learning rate and capacity do not enter.
+    Tokenizer, template, maximum length, data set, shuffling and sampling enter through ``rows``, the token ids and
+    labels that result from them. Rank, direction, scale, learning rate and capacity do not enter.
 
     Args:
-        model: identity by content (`identify`), with whatever else its weights depend on (a new head's seed).
+        model: the identity of the weights in memory (`identity_after_merges`), with whatever else they depend on (the
+            seed of a new head).
         task: ``model.task``.
-        dtype: type the weights are in while the gradient is taken.
+        dtype: the type of the weights while the gradient is computed.
         rows: `rows_hash` of the sampled rows.
         targets: full names of the target modules.
-        estimator: the estimator's name and the settings that change its result.
+        estimator: the estimator's name and the options that change its result.
     """
     content = {
         "format": KEY_FORMAT,
@@ -41,21 +50,27 @@ def gradient_key(
     return sha256_json(content)[:KEY_LENGTH]
 
 
-def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(
-            sha256_json({name: row[name] for name in ("input_ids", "labels", "token_type_ids") if name in row}).encode()
-        )
-    return digest.hexdigest()
-
-
 def identity_after_merges(base: Mapping[str, str], merged: Sequence[str]) -> dict[str, str]:
-    """The identity of a base with what was merged since it was loaded.
+    """The identity of a model after adapters were merged into its weights.
 
     Args:
-        base: the identity of the base's files.
-        merged: digests of what was merged, in order.
+        base: the identity of the base model's files (`lora_ga_cli.model.loading.identify`).
+        merged: digests of the adapters, in the order in which they were merged. The order counts, since rounding
+            depends on it.
+
+    Returns:
+        ``base`` as it is if nothing was merged, else with an entry ``merged``.
     """
-    return dict(base) | ({"merged": ",".join(merged)} if merged else {})
+    return dict(base) | ({"merged": sha256_json(list(merged))} if merged else {})
+
+
+def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order.
+
+    Every column counts, whatever form the rows have, except lengths and texts: a model reads no text.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        read = {name: value for name, value in row.items() if name not in LENGTHS and not isinstance(value, str)}
+        digest.update(sha256_json(read).encode())
+    return digest.hexdigest()

@@ -1,11 +1,11 @@
-"""Low-rank algebra on stacks of equal shapes: pure functions on tensors.
+"""Algebra of low-rank matrices, on stacks of matrices of equal shape. Pure functions on tensors.
 
-Everything is products and Cholesky factors, which accelerators run for a whole stack at once; decompositions into
+Everything is products and Cholesky factors, which accelerators run for a full stack at once; decompositions into
 singular values or eigenvectors would run one layer after the other. Small matrices are in float64, since they hold
-squares of what they are made from, and those of several stacks go through each step together: launching work costs
-more than the work.
+squares of what they are made from. Those of several stacks go through each step together, because launching a kernel
+costs more than its work.
 
-Shapes are written with L layers, m = d_out, n = d_in, k columns.
+Shapes are written with L matrices in a stack, m = d_out, n = d_in, k columns.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ RIDGE = 1e-14
 MERGE_ITERATIONS = 2
 CHUNK_BYTES = 2**28
 """Temporary memory in float64."""
-Pair = tuple[Tensor, Tensor]
-"""``left`` (L, m, k) and ``right`` (L, n, k), which stand for ``left · rightᵀ``."""
+LowRank = tuple[Tensor, Tensor]
+"""Matrices ``left · rightᵀ``, (L, m, n), as their factors ``left`` (L, m, k) and ``right`` (L, n, k)."""
+Eigen = tuple[Tensor, Tensor]
+"""Eigenvalues (L, k), descending, and eigenvectors (L, k, k)."""
 
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
-    """``leftᵀ · right`` per layer, added up and returned in float32 (float64 if they are).
+    """``leftᵀ · right``, summed over tokens and returned in float32 (in float64 if the arguments are).
 
     Args:
         left: (L, tokens, m).
@@ -44,28 +46,28 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     return left.float().mT @ right.float()
 
 
-def orthonormal(stacks: Sequence[Tensor], kinds: Sequence[torch.dtype] | None = None) -> list[Tensor]:
-    """Orthonormal columns that span the same spaces (Cholesky QR); empty columns stay near zero.
+def orthonormal(stacks: Sequence[Tensor], dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
+    """Orthonormal columns that span the same spaces (Cholesky QR); columns of zeros stay near zero.
 
     Args:
         stacks: (L, m, k) each.
-        kinds: types of the results, if not those of the stacks.
+        dtypes: types of the results, if not those of the stacks.
     """
     wide = [columns.double() for columns in stacks]
     roots = _together(inverse_root, [columns.mT @ columns for columns in wide])
-    kinds = kinds or [columns.dtype for columns in stacks]
-    return [(columns @ root).to(kind) for columns, root, kind in zip(wide, roots, kinds, strict=True)]
+    dtypes = dtypes or [columns.dtype for columns in stacks]
+    return [(columns @ root).to(dtype) for columns, root, dtype in zip(wide, roots, dtypes, strict=True)]
 
 
-def merge(totals: Sequence[Pair], others: Sequence[Pair]) -> None:
-    """Adds the second matrix of each pair to the first, in place, and keeps the first's number of columns.
+def merge(totals: Sequence[LowRank], others: Sequence[LowRank]) -> None:
+    """Adds each of the other matrices to its total, in place, and keeps the total's number of columns.
 
-    The nearest matrix of that rank to ``M = L Rᵀ`` with ``L`` and ``R`` the columns of both, by subspace iteration
-    (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithm 4.4) on coordinates: with ``P = R Z``, ``M P`` is
-    ``L (RᵀR) Z``, so that each round needs products of small matrices only.
+    The result is the nearest matrix of that rank to ``M = L Rᵀ``, with L and R the columns of both, by subspace
+    iteration (Halko, Martinsson, Tropp 2011, arXiv 0909.4061, algorithm 4.4) on coordinates: with ``P = R Z``, ``M P``
+    is ``L (RᵀR) Z``, so each iteration needs products of small matrices only.
 
     Args:
-        totals: receive ``U`` with orthonormal columns, and ``W = Mᵀ U``.
+        totals: become ``U`` with orthonormal columns, and ``W = Mᵀ U``.
         others: of the same shapes.
     """
     small = _together(
@@ -79,24 +81,24 @@ def merge(totals: Sequence[Pair], others: Sequence[Pair]) -> None:
                 total[side][part] = both @ coordinates[side][part].to(both.dtype)
 
 
-def eigenvectors(stacks: Sequence[Tensor]) -> list[Pair]:
-    """Eigenvalues (L, k), descending, and eigenvectors (L, k, k) of the Gram matrices of columns (L, n, k).
+def eigenvectors(stacks: Sequence[Tensor]) -> list[Eigen]:
+    """The eigenvalues and eigenvectors of the Gram matrices ``CᵀC`` of columns C (L, n, k), for each stack.
 
     Computed on the CPU, in threads: accelerators take such matrices one by one.
     """
     grams = [_gram(columns).cpu() for columns in stacks]
     matrices = [matrix for gram in grams for matrix in gram]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        found = list(pool.map(torch.linalg.eigh, matrices))
+        decompositions = list(pool.map(torch.linalg.eigh, matrices))
     results = []
     for gram, columns in zip(grams, stacks, strict=True):
-        own, found = found[: len(gram)], found[len(gram) :]
-        values, vectors = (torch.stack([pair[index] for pair in own]) for index in (0, 1))
+        of_stack, decompositions = decompositions[: len(gram)], decompositions[len(gram) :]
+        values, vectors = (torch.stack([pair[index] for pair in of_stack]) for index in (0, 1))
         results.append((values.flip(-1).to(columns.device), vectors.flip(-1).to(columns.device)))
     return results
 
 
-def singular_triplets(left: Tensor, right: Tensor, eigen: Pair, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+def singular_triplets(left: Tensor, right: Tensor, eigen: Eigen, keep: int) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular triplets of ``left · rightᵀ`` with ``left`` orthonormal.
 
     Args:
@@ -118,7 +120,9 @@ def singular_triplets(left: Tensor, right: Tensor, eigen: Pair, keep: int) -> tu
 
 
 def inverse_root(gram: Tensor) -> Tensor:
-    """``R⁻¹`` with ``RᵀR = gram``: columns with that Gram matrix times ``R⁻¹`` are orthonormal.
+    """``R⁻¹`` for the Cholesky factor R of ``RᵀR = gram``.
+
+    Columns that have this Gram matrix become orthonormal when they are multiplied by ``R⁻¹``.
 
     Args:
         gram: (L, k, k), changed in place by the ridge.
@@ -134,8 +138,8 @@ def _leading_coordinates(gram_left: Tensor, gram_right: Tensor) -> Tensor:
     """Coordinates of U in L and of W in R, (2, L, 2k, k), from their Gram matrices, (L, 2k, 2k); see `merge`."""
     keep = gram_left.shape[-1] // 2
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(2 * keep, keep, generator=generator, dtype=torch.float64)
-    back = start.to(gram_left.device).expand(len(gram_left), -1, -1)
+    gaussian = torch.randn(2 * keep, keep, generator=generator, dtype=torch.float64)
+    back = gaussian.to(gram_left.device).expand(len(gram_left), -1, -1)
     for _ in range(MERGE_ITERATIONS):
         ahead = gram_right @ back
         ahead = ahead @ inverse_root(back.mT @ ahead)  # M · an orthonormal basis, in coordinates of L
@@ -146,7 +150,7 @@ def _leading_coordinates(gram_left: Tensor, gram_right: Tensor) -> Tensor:
 
 
 def _gram(*columns: Tensor) -> Tensor:
-    """``CᵀC`` in float64, of the columns (L, m, k) of all arguments side by side."""
+    """``CᵀC`` in float64, (L, K, K), where C (L, m, K) holds the columns (L, m, k) of all arguments side by side."""
     size = sum(item.shape[2] for item in columns)
     result = torch.empty(len(columns[0]), size, size, dtype=torch.float64, device=columns[0].device)
     for part in _chunks(*columns):
@@ -156,18 +160,23 @@ def _gram(*columns: Tensor) -> Tensor:
 
 
 def _chunks(*columns: Tensor) -> Iterator[slice]:
+    """Slices of the stack, each of which takes at most `CHUNK_BYTES` in float64."""
     layers = len(columns[0])
     size = max(1, CHUNK_BYTES // (8 * sum(item[0].numel() for item in columns)))
     return (slice(begin, begin + size) for begin in range(0, layers, size))
 
 
 def _together(function: Callable[..., Tensor], *arguments: Sequence[Tensor]) -> list[Tensor]:
-    """Calls a function of stacks of small matrices once for all that have one size; results in the order given."""
-    alike = defaultdict(list)
+    """Calls a function of stacks of small matrices once for all stacks whose matrices have the same size.
+
+    Returns:
+        A result for each stack, in the order given.
+    """
+    by_size = defaultdict(list)
     for place, matrices in enumerate(zip(*arguments, strict=True)):
-        alike[matrices[0].shape[-1], matrices[0].device].append(place)
+        by_size[matrices[0].shape[-1], matrices[0].device].append(place)
     results: dict[int, Tensor] = {}
-    for places in alike.values():
+    for places in by_size.values():
         joined = function(*(torch.cat([argument[place] for place in places]) for argument in arguments))
         sizes = [len(arguments[0][place]) for place in places]
         results |= zip(places, joined.split(sizes, dim=-3), strict=True)

@@ -20,7 +20,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact in the store, read from its manifest alone."""
+    """One artifact in the store, as its manifest describes it."""
 
     key: str
     path: Path
@@ -32,14 +32,14 @@ class Entry:
     """Seconds since the epoch."""
     info: dict[str, Any]
     damage: str = ""
-    """What is wrong with it; empty when nothing is known to be."""
+    """What is wrong with it; empty if no damage is known."""
 
 
 class ArtifactStore:
     """Artifacts by key, in ``root/gradients/<key>``.
 
-    A key stands for everything a gradient depends on (see `gradient_key`); the capacity does not belong to it: an
-    artifact of larger capacity serves all requests for a smaller one, and replaces it.
+    A key stands for everything a gradient depends on (`gradient_key`). The capacity is not part of it: an artifact of a
+    larger capacity serves all requests for a smaller one, and replaces the smaller one.
     """
 
     def __init__(self, root: Path):
@@ -56,13 +56,13 @@ class ArtifactStore:
     def get(
         self, key: str, capacity: int, compute: Callable[[], GradientArtifact], notify: Notify
     ) -> tuple[GradientArtifact, bool]:
-        """Loads the artifact, or computes and stores it; two processes that ask for one key compute it once.
+        """Loads the artifact, or computes and stores it. Two processes that ask for one key compute it once.
 
         Args:
             key: content address.
             capacity: singular vectors needed.
             compute: estimates the gradient, with at least ``capacity``.
-            notify: receives lines for the user: what is waited for, what was damaged.
+            notify: receives messages for the user: that it waits, that an artifact is damaged.
 
         Returns:
             The artifact, and whether it was reused.
@@ -114,7 +114,7 @@ class ArtifactStore:
                 yield replace(entry, damage=str(error))
 
     def remove(self, entry: Entry) -> bool:
-        """Removes an artifact, unless a process is estimating it anew; says whether it did."""
+        """Removes an artifact unless a process is estimating it again; returns whether it was removed."""
         try:
             with self._lock(entry.key).acquire(timeout=0):
                 shutil.rmtree(entry.path)
@@ -123,14 +123,14 @@ class ArtifactStore:
         return True
 
     def leftovers(self) -> list[Path]:
-        """What interrupted writes and set-aside artifacts left behind; nothing that a process is writing."""
+        """Folders left by interrupted writes, and damaged artifacts set aside; nothing that a process is writing."""
         if not self.folder.is_dir():
             return []
         items = [item for item in self.folder.iterdir() if item.is_dir() and not _is_artifact(item)]
         return [item for item in items if not self._in_use(item.name.removeprefix(".").partition(".")[0])]
 
     def _lock(self, key: str) -> FileLock:
-        """What a process holds while it computes and writes an artifact. Its file stays: others may wait on it."""
+        """The lock of a process that computes and writes an artifact. Its file stays, since others may wait for it."""
         return FileLock(self.folder / f".{key}.lock")
 
     def _in_use(self, key: str) -> bool:
@@ -161,6 +161,7 @@ class ArtifactStore:
 
 
 def age_in_days(entry: Entry) -> float:
+    """Days since the artifact was written."""
     return (time.time() - entry.created) / 86400
 
 

@@ -62,7 +62,7 @@ class _Offset(LoraVariant):
         if self.inner is not None:
             view: Any = _View(module, active_adapter, *self.effective(module, active_adapter))
             return self.inner.forward(view, active_adapter, x, result, **options)
-        delta_a, delta_b = module.lora_A[active_adapter].weight, module.lora_B[active_adapter].weight
+        delta_a, delta_b = (factor.weight for factor in _factors(module, active_adapter))
         if self._versions != (delta_a._version, delta_b._version) or self.right is None:
             self.refresh(module, active_adapter)
         x = module.lora_dropout[active_adapter](x)
@@ -80,7 +80,8 @@ class _Offset(LoraVariant):
     def keep(self, module: LoraLayer, adapter: str, right: Tensor, left: Tensor) -> None:
         """Keeps the factors for the forward passes until the parameters change."""
         self.right, self.left = right, left
-        self._versions = (module.lora_A[adapter].weight._version, module.lora_B[adapter].weight._version)
+        of_a, of_b = _factors(module, adapter)
+        self._versions = (of_a.weight._version, of_b.weight._version)
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         return orig_weight + self._change(module, active_adapter, orig_weight)
@@ -104,7 +105,7 @@ class AdapterOffset(_Offset):
 
     def effective(self, module: LoraLayer, adapter: str) -> tuple[Tensor, Tensor]:
         """``[A0 + ΔA; ΔA]`` (2·rank, d_in) and ``[ΔB, B0]`` (d_out, 2·rank)."""
-        of_a, of_b = module.lora_A[adapter], module.lora_B[adapter]
+        of_a, of_b = _factors(module, adapter)
         return difference_form(of_a.weight, of_b.weight, getattr(of_a, INITIAL), getattr(of_b, INITIAL))
 
 
@@ -113,7 +114,7 @@ class BaseOffset(_Offset):
 
     def effective(self, module: LoraLayer, adapter: str) -> tuple[Tensor, Tensor]:
         """``A0 + ΔA`` (rank, d_in) and ``B0 + ΔB`` (d_out, rank)."""
-        of_a, of_b = module.lora_A[adapter], module.lora_B[adapter]
+        of_a, of_b = _factors(module, adapter)
         return getattr(of_a, INITIAL) + of_a.weight, getattr(of_b, INITIAL) + of_b.weight
 
 
@@ -141,9 +142,9 @@ def refresh_before_forward(model: nn.Module, layers: Sequence[LoraLayer], adapte
     Args:
         model: whose forward pass uses the layers; the backbone inside it gets the same hook.
     """
-    computed_here = [layer for layer in layers if layer.lora_variant[adapter].inner is None]
-    stacked = [layer for layer in computed_here if isinstance(layer.lora_variant[adapter], AdapterOffset)]
-    alone = [layer for layer in computed_here if isinstance(layer.lora_variant[adapter], BaseOffset)]
+    computed_here = [layer for layer in layers if _offset(layer, adapter).inner is None]
+    stacked = [layer for layer in computed_here if isinstance(_offset(layer, adapter), AdapterOffset)]
+    alone = [layer for layer in computed_here if isinstance(_offset(layer, adapter), BaseOffset)]
     together = _Together(stacked, adapter) if stacked else None
 
     @torch.no_grad()
@@ -151,7 +152,7 @@ def refresh_before_forward(model: nn.Module, layers: Sequence[LoraLayer], adapte
         if together is not None:
             together.refresh()
         for layer in alone:
-            layer.lora_variant[adapter].refresh(layer, adapter)
+            _offset(layer, adapter).refresh(layer, adapter)
 
     backbone = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     for module in {id(module): module for module in (model, backbone) if isinstance(module, nn.Module)}.values():
@@ -168,7 +169,7 @@ class _Together:
 
     def refresh(self) -> None:
         """Writes ``[A0 + ΔA; ΔA]`` and ``s·[ΔB, B0]`` of every layer."""
-        pairs = [(layer.lora_A[self.adapter], layer.lora_B[self.adapter]) for layer in self.layers]
+        pairs = [_factors(layer, self.adapter) for layer in self.layers]
         deltas_a, deltas_b = [of_a.weight.data for of_a, _ in pairs], [of_b.weight.data for _, of_b in pairs]
         initial_a = [getattr(of_a, INITIAL) for of_a, _ in pairs]
         self._make_room(deltas_a, deltas_b)
@@ -181,7 +182,7 @@ class _Together:
         torch._foreach_copy_(lower, deltas_a)
         torch._foreach_copy_(before, torch._foreach_mul(deltas_b, scalings))
         for layer, right, left in zip(self.layers, self.right, self.left, strict=True):
-            layer.lora_variant[self.adapter].keep(layer, self.adapter, right, left)
+            _offset(layer, self.adapter).keep(layer, self.adapter, right, left)
 
     def _make_room(self, deltas_a: list[Tensor], deltas_b: list[Tensor]) -> None:
         if self.right and self.right[0].device == deltas_a[0].device:
@@ -252,6 +253,17 @@ class _AddProduct(torch.autograd.Function):
             of_right = of_right[:rank] + of_right[rank:]
         of_delta_b = (of_rows.T @ hidden[:, :rank]).to(left.dtype).mul_(ctx.scaling)
         return grad, grad_x, of_right, of_delta_b, None, None, None
+
+
+def _factors(module: LoraLayer, adapter: str) -> tuple[Any, Any]:
+    """The modules of A and B, each with what trains as ``weight`` and the initial factor as a buffer."""
+    return module.lora_A[adapter], module.lora_B[adapter]
+
+
+def _offset(layer: LoraLayer, adapter: str) -> _Offset:
+    variant = layer.lora_variant[adapter]
+    assert isinstance(variant, _Offset)
+    return variant
 
 
 def _computing_dtype(x: Tensor, right: Tensor) -> torch.dtype:

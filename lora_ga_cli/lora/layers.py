@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -63,7 +64,8 @@ def lora_pairs(model: PeftModel) -> list[LoraPair]:
     """The factors of every LoRA layer, for optimizers that look at both."""
     pairs = []
     for name, layer in lora_layers(model).items():
-        of_a, of_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+        of_a: Any = layer.lora_A[ADAPTER]
+        of_b: Any = layer.lora_B[ADAPTER]
         initial = (getattr(of_a, INITIAL, None), getattr(of_b, INITIAL, None))
         pairs.append(LoraPair(name, of_a.weight, of_b.weight, *initial, layer.scaling[ADAPTER]))
     return pairs

@@ -176,5 +176,6 @@ def _with_previous_links(module: Any, inputs: tuple[Tensor, ...], output: Tensor
 
 def _scaling(config: LoraConfig, name: str, rank: int) -> float:
     """The s of a layer, as PEFT finds it: the patterns are matched against the layer's name."""
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
+    patterns: dict[str, Any] = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
     return float(alpha) / (rank**0.5 if config.use_rslora else rank)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
     return replace(init, installed_base=actual)
 
 
-def train_differences(layer: nn.Module, offset: str, a0: Tensor | None = None, b0: Tensor | None = None) -> None:
+def train_differences(layer: LoraLayer, offset: str, a0: Tensor | None = None, b0: Tensor | None = None) -> None:
     """Makes ΔA and ΔB, from zero, what trains in a LoRA layer.
 
     Args:
@@ -160,18 +161,18 @@ def train_differences(layer: nn.Module, offset: str, a0: Tensor | None = None, b
         b0: B0 (d_out, rank), likewise.
     """
     for pair, initial in ((layer.lora_A, a0), (layer.lora_B, b0)):
-        linear = pair[ADAPTER]  # type: ignore[index, operator]
+        linear: Any = pair[ADAPTER]
         initial = torch.empty_like(linear.weight) if initial is None else initial
         linear.weight = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
         linear.register_buffer(INITIAL, initial, persistent=False)
     variants: Any = layer.lora_variant
     variants[ADAPTER] = OFFSETS[offset](inner := variants.get(ADAPTER))
     if inner is None:
-        layer.cast_input_dtype_enabled = False  # type: ignore[assignment]  # the product casts, and keeps no copy
+        layer.cast_input_dtype_enabled = False  # the product casts, and keeps no copy
 
 
-def differences(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def differences(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     """ΔA (rank, d_in) and ΔB (d_out, rank) of a layer, float32 on the CPU."""
-    factors = (weight_of(pair).detach().to("cpu", torch.float32) for pair in (layer.lora_A, layer.lora_B))  # type: ignore[arg-type]
+    factors = (weight_of(pair).detach().to("cpu", torch.float32) for pair in (layer.lora_A, layer.lora_B))
     delta_a, delta_b = factors
     return delta_a.contiguous(), delta_b.contiguous()

@@ -230,7 +230,8 @@ class Method:
         Args:
             state: the weights of the complete model, where they are gathered already.
         """
-        model.save_pretrained(folder, state_dict=state)
+        gathered: Any = state
+        model.save_pretrained(str(folder), state_dict=gathered)
 
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         """Reads a checkpoint's weights back into the model that trains.

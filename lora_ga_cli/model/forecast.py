@@ -1,4 +1,4 @@
-"""Memory and time that estimation and training will need, from a model's shapes alone."""
+"""A forecast of the memory and time that estimation and training take, from the shapes of a model alone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from lora_ga_cli.model.blocks import count_blocks
 
 EFFICIENCY = 0.55
-"""Share of a large product's speed that a whole model reaches."""
+"""Share of a large product's speed that a complete model reaches."""
 CALL_COST = 1.5
-"""Time of an operator in a model, with the modules and autograd around it, over that of the smallest operator alone."""
+"""Time of an operator in a model, with its modules and autograd around it, relative to the smallest one alone."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Parts of a peak, in bytes."""
+    """The parts of a peak of memory, in bytes."""
 
     weights: int
     states: int
-    """Trained numbers with gradients and optimizer moments; while estimating, sums of gradients or their sketches."""
+    """Trained parameters with gradients and optimizer moments; in the estimation, sums of gradients or sketches."""
     activations: int
 
     @property
@@ -37,7 +37,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward pass takes.
+    """The work of a forward pass.
 
     Args:
         flops: floating-point operations.
@@ -50,10 +50,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a device is.
+    """The speed of a device.
 
     Args:
-        flops: floating-point operations a second in large products.
+        flops: floating-point operations per second in large products.
         call: seconds to launch the smallest operator.
     """
 
@@ -61,7 +61,7 @@ class Pace:
     call: float
 
     def seconds(self, work: Work, forwards: float) -> float:
-        """Time for as much as ``forwards`` forward passes; a backward pass without weight gradients is one more."""
+        """Seconds for ``forwards`` forward passes; a backward pass without weight gradients counts as one."""
         computing = work.flops / (self.flops * EFFICIENCY)
         return forwards * max(computing, work.calls * self.call * CALL_COST)
 
@@ -70,24 +70,24 @@ def weight_bytes(model: nn.Module, quantized: Iterable[nn.Parameter] = (), bits:
     """Bytes of all parameters and buffers.
 
     Args:
-        quantized: parameters that will take ``bits`` each instead of what they take here.
+        quantized: parameters that will take ``bits`` bits per weight instead of their present type.
     """
-    small = {id(parameter): parameter.numel() for parameter in quantized} if bits is not None else {}
+    sizes = {id(parameter): parameter.numel() for parameter in quantized} if bits is not None else {}
     tensors: Iterable[Tensor] = [*model.parameters(), *model.buffers()]
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors if id(tensor) not in small)
-    return whole + round(sum(small.values()) * (bits or 0) / 8)
+    unchanged = sum(tensor.numel() * tensor.element_size() for tensor in tensors if id(tensor) not in sizes)
+    return unchanged + round(sum(sizes.values()) * (bits or 0) / 8)
 
 
 def state_bytes(model: nn.Module) -> int:
-    """Bytes of the gradients and AdamW's two moments of what trains, each as large as the number itself."""
+    """Bytes of the gradients of trainable parameters and of AdamW's two moments, each as large as the parameters."""
     return sum(
         3 * parameter.numel() * parameter.element_size() for parameter in model.parameters() if parameter.requires_grad
     )
 
 
 def forward_work(model: nn.Module, rows: int, tokens: int, *, task: str) -> Work:
-    """What a forward pass on ``rows`` rows of ``tokens`` tokens takes; the model lies on the meta device."""
-    counter, calls = FlopCounterMode(display=False), _Calls()
+    """The work of a forward pass on ``rows`` rows of ``tokens`` tokens; the model is on the meta device."""
+    counter, calls = FlopCounterMode(display=False), _OperatorCounter()
     with counter, calls, torch.no_grad():
         _forward(model, rows, tokens, task)
     return Work(float(counter.get_total_flops()), calls.count)
@@ -103,15 +103,15 @@ def measure_pace(device: torch.device, dtype: torch.dtype) -> Pace:
 
 
 def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, checkpointing: bool) -> int:
-    """What the forward pass keeps for the backward pass, for ``rows`` rows of ``tokens`` tokens.
+    """Bytes that the forward pass keeps for the backward pass, for ``rows`` rows of ``tokens`` tokens.
 
-    The model lies on the meta device: its forward pass computes shapes only, and every tensor that autograd would keep
-    is counted once. With checkpointing, what one block keeps and a hidden state a block. The gradient of the logits
-    comes on top, in float32 as they are for the loss.
+    The model is on the meta device: its forward pass computes shapes only, and every tensor that autograd would keep is
+    counted once. With checkpointing, these are the tensors of one block and one hidden state per block. The gradient of
+    the logits is added, in float32 like the logits of the loss.
     """
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    alive = []  # a freed storage's address would be used again
+    alive = []  # keeps storages, whose addresses would otherwise be used again
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -120,7 +120,7 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, che
             alive.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _LeanAttention():
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _FusedAttention():
         _forward(model, rows, tokens, task)
     total = sum(kept.values())
     config: Any = model.config
@@ -137,7 +137,7 @@ def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, che
 def _forward(model: nn.Module, rows: int, tokens: int, task: str) -> None:
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
-            # it looks at values, and there are none
+            # it reads values, which meta tensors do not have
             setattr(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)  # noqa: B010
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
@@ -156,8 +156,8 @@ def _fastest(function: Callable[[], object], times: int, device: torch.device) -
     return min(seconds[1:])
 
 
-class _Calls(TorchDispatchMode):
-    """Counts operators."""
+class _OperatorCounter(TorchDispatchMode):
+    """Counts the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,16 +168,19 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class _LeanAttention(TorchFunctionMode):
-    """On the meta device attention keeps its weights; the kernels of real devices keep a sum a row instead."""
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention as the kernels of real devices compute it.
+
+    On the meta device attention keeps its weights; those kernels keep one sum per row instead.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            return _KeptByAttention.apply(*args[:3])
+            return _FusedAttentionFunction.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 
 
-class _KeptByAttention(torch.autograd.Function):
+class _FusedAttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         result = query.new_empty(*query.shape[:-1], value.shape[-1])

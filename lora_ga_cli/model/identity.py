@@ -1,4 +1,4 @@
-"""What a base model is, by content: the part of a gradient's key that stands for the weights."""
+"""The identity of a base model by content: the part of a gradient's key that stands for the weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
 def local_identity(folder: Path, memo: Path) -> dict[str, str]:
-    """Identity of a model in a local folder: hashes of its weights and of its configuration.
+    """The identity of a model in a local folder: hashes of its weights and of its configuration.
 
-    Hashing 13 GB takes long, so a file's hash is remembered in ``memo`` (JSON) by path, size and time of change.
+    Hashing 13 GB takes long, so a file's hash is cached in ``memo`` (JSON) by path, size and time of change.
 
     Returns:
         ``{"weights_sha256": …, "config_sha256": …}``.
@@ -27,15 +27,15 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise ModelError(f"{folder}: no weights there (looked for {', '.join(WEIGHT_FILES)})")
-    known: dict[str, str] = _read_memo(memo)
+    cached: dict[str, str] = _read_memo(memo)
     digests = {}
     for file in files:
         stat = file.stat()
         entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if entry not in known:
-            known[entry] = sha256_file(file)
-            write_json(memo, known)
-        digests[file.name] = known[entry]
+        if entry not in cached:
+            cached[entry] = sha256_file(file)
+            write_json(memo, cached)
+        digests[file.name] = cached[entry]
     try:
         config = read_json(folder / "config.json")
     except ValueError as error:
@@ -44,7 +44,7 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
 
 
 def stored_names(folder: Path) -> set[str] | None:
-    """Names of the tensors in a local folder; None where its files are no safetensors, or damaged."""
+    """Names of the tensors in a local folder; None if its files are damaged or are not safetensors."""
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):
         try:
@@ -56,10 +56,10 @@ def stored_names(folder: Path) -> set[str] | None:
 
 
 def hub_identity(name: str, commit: str | None) -> dict[str, str]:
-    """Identity of a model on the hub: its name and commit, which determine every byte.
+    """The identity of a model on the hub: its name and commit, which determine every byte.
 
     Raises:
-        ModelError: the commit is not known, so two different weights could be taken for one another.
+        ModelError: the commit is not known, so different weights could not be told apart.
     """
     if not commit:
         raise ModelError(f"{name}: its commit on the hub is not known; give model.revision=COMMIT, or a local folder")
@@ -70,7 +70,7 @@ def _read_memo(memo: Path) -> dict[str, str]:
     if not memo.exists():
         return {}
     try:
-        known = read_json(memo)
+        cached = read_json(memo)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return {}  # only a memory of what can be hashed again
-    return known if isinstance(known, dict) else {}
+        return {}  # the files can be hashed again
+    return cached if isinstance(cached, dict) else {}

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from lora_ga_cli.errors import ModelError, suggest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
-from lora_ga_cli.model.quantization import hold_still, loading_arguments
+from lora_ga_cli.model.quantization import disable_cpu_repacking, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ AUTO_CLASS = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from, resolved: a hub name or an absolute folder."""
+    """The place that a model is loaded from: a name on the hub, or an absolute path of a folder."""
 
     path: str
     local: bool
@@ -62,14 +62,14 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
 
 
 def load_config(config: ModelConfig) -> PreTrainedConfig:
-    """The model's own configuration; downloads no weights."""
+    """The model's configuration in transformers; downloads no weights."""
     source = find_source(config)
     with _as_model_error(source, "config"):
         return AutoConfig.from_pretrained(source.path, **source.arguments)
 
 
 def guess_task(path: str) -> Task:
-    """What a model of this path does, by its own configuration."""
+    """The task of the model at this path, according to its configuration."""
     from lora_ga_cli.config.schema import ModelConfig
 
     settings = load_config(ModelConfig(path=path))
@@ -98,17 +98,17 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model on ``device``, in ``config.dtype``, in evaluation mode.
 
-    A sequence classifier may get a new head, drawn from torch's global generator; every other weight has to be in
-    the files. What is new is listed in the model's attribute ``newly_initialized``, by module.
+    A sequence classifier may get a new head, drawn from torch's global generator. Every other weight must be in the
+    files. The model's attribute ``newly_initialized`` lists the new modules.
 
     Args:
-        num_labels: classes of a sequence classifier.
-        label_names: their names, in the order of their numbers.
-        pad_token_id: what batches are padded with; decoders that classify look for it.
-        shards: processes that hold the weights together, each of which calls this (FSDP2).
+        num_labels: the number of classes of a sequence classifier.
+        label_names: the names of the classes, in order.
+        pad_token_id: the padding of batches; decoders that classify look for it.
+        shards: the number of processes that share the weights (FSDP2); each of them calls this function.
 
     Raises:
-        ModelError: it cannot be loaded, or the files lack weights.
+        ModelError: it cannot be loaded, or weights are missing in the files.
     """
     source = find_source(config)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
@@ -134,13 +134,13 @@ def load_model(
     if config.quantization is None and shards == 1:
         model.to(device)
     if shards > 1:
-        model.requires_grad_(False)  # FSDP2 decides at the first gathering what has a gradient
-    hold_still(model)
+        model.requires_grad_(False)  # FSDP2 decides when it first gathers weights which of them have gradients
+    disable_cpu_repacking(model)
     return model.eval()
 
 
 def _new_module(key: str) -> str:
-    """The module that a new weight belongs to: of a head, the outermost, which trains and is saved as one."""
+    """The module that a new weight belongs to; for a head the outermost one, which trains and is saved in full."""
     first = key.split(".")[0]
     return first if first in CLASSIFIER_HEADS else key.rpartition(".")[0]
 
@@ -157,7 +157,7 @@ def _sharding(shards: int) -> Any:
 
 
 def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTrainedModel:
-    """The model's shapes without its weights (on the meta device), and what `load_model` will find new in it."""
+    """The model on the meta device, without its weights; lists the same new modules as `load_model`."""
     source = find_source(config)
     settings = load_config(config)
     if num_labels is not None:
@@ -167,7 +167,7 @@ def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTraine
             settings, trust_remote_code=config.trust_remote_code, dtype=getattr(torch, config.dtype)
         )
     stored = stored_names(Path(source.path)) if source.local else None
-    if stored is None:  # a hub's weights are not looked at: a head is new unless the model was saved with one
+    if stored is None:  # files on the hub are not read: a head is new unless the model was saved with one
         missing = [] if type(model).__name__ in (settings.architectures or []) else _head_keys(model)
     else:
         bare = f"{model.base_model_prefix}."
@@ -182,24 +182,24 @@ def _head_keys(model: PreTrainedModel) -> list[str]:
 
 
 def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
-    """The base model's identity by content, and how it is quantized; see `identity`."""
+    """The identity of the base model by content (`lora_ga_cli.model.identity`), and how it is quantized."""
     source = find_source(config)
     if source.local:
-        found = local_identity(Path(source.path), memo)
+        identity = local_identity(Path(source.path), memo)
     else:
-        found = hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
+        identity = hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
     if config.quantization is not None:
-        found |= {"quantization": config.quantization + (", double" if config.double_quantization else "")}
-    return found
+        identity |= {"quantization": config.quantization + (", double" if config.double_quantization else "")}
+    return identity
 
 
 def max_positions(settings: PreTrainedConfig) -> int | None:
-    """The longest input, in tokens, that the model has positions for; None where they are relative (T5)."""
+    """The longest input, in tokens, that the model has positions for; None if positions are relative (T5)."""
     limit = getattr(settings, "max_position_embeddings", None)
     if limit is None or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
         return None
     if settings.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        return int(limit) - 1 - settings.pad_token_id  # their positions start after the padding index
+        return int(limit) - 1 - settings.pad_token_id  # positions begin after the padding index
     return int(limit)
 
 
@@ -207,7 +207,7 @@ def pick_device(wanted: str) -> torch.device:
     """The device that ``device=`` names; ``auto`` prefers an accelerator.
 
     Raises:
-        ModelError: the device is not there.
+        ModelError: there is no such device.
     """
     if wanted == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -220,10 +220,10 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def quiet() -> None:
-    """Keeps transformers' own progress bars and warnings off the screen; what matters is said by us."""
+    """Hides the progress bars and warnings of transformers; loraga reports what matters itself."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # renamings inside transformers that its own older names still serve
+    # these are about renamed functions inside transformers, whose old names still work
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
@@ -234,7 +234,7 @@ def _in_new_head(config: ModelConfig, key: str) -> bool:
 
 
 class _as_model_error:
-    """Turns what transformers raises while loading into one line."""
+    """Turns the errors that transformers raises while loading into a `ModelError` of one line."""
 
     def __init__(self, source: Source, what: str):
         self.source, self.what = source, what

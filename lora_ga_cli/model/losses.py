@@ -1,4 +1,4 @@
-"""The loss a model gives for a batch, and how many terms it averages."""
+"""The loss that a model returns for a batch, and the number of items it averages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Batch = Mapping[str, Any]
 
 
 def count_items(model: nn.Module, batch: Batch) -> int:
-    """How many terms the mean loss of a batch averages: labelled tokens, or rows for a classifier.
+    """The number of items that the mean loss of a batch averages: labelled tokens, or rows for a classifier.
 
     A decoder predicts each label from the tokens before it, so a row's first label does not count.
 
@@ -33,7 +33,7 @@ def count_items(model: nn.Module, batch: Batch) -> int:
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The model's own mean loss for a batch.
+    """The mean loss that the model returns for a batch.
 
     Raises:
         GradientError: it returns none.
@@ -46,7 +46,7 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def summed_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Sum of the loss over all items of some batches, and the number of items; the model in evaluation mode."""
+    """The sum of the loss over all items of some batches, and the number of items; in evaluation mode."""
     training = model.training
     model.eval()
     total, items = 0.0, 0

@@ -1,4 +1,4 @@
-"""Comparing what two forms of a model compute, on a few rows."""
+"""Checks that two forms of a model compute the same logits, on a few rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest relative difference of logits by the weights' type. In half precision the shifted and the pristine base
-round differently, which is as large as the rounding of the base itself."""
+"""The largest relative difference of logits that is allowed, by the type of the weights. In half precision the offset
+base model rounds differently from the original one, which is as large as the rounding of the original one itself."""
 
 
 @torch.no_grad()
@@ -31,34 +31,42 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
         model.train(training)
     labels, mask = batch["labels"].cpu(), batch["attention_mask"].cpu()
     if logits.dim() == 3:
-        logits = logits[:, -labels.shape[1] :]  # a trained prefix has logits too
+        logits = logits[:, -labels.shape[1] :]  # a trained prefix has logits too, before the others
     if logits.dim() == 3 and mask.shape == logits.shape[:2]:
         return logits[mask.bool()]
     return logits[labels != -100] if logits.dim() == 3 else logits
 
 
 def rounding_type(config: ModelConfig) -> torch.dtype:
-    """The type whose rounding two forms of a model may differ by.
+    """The type whose rounding error is allowed between two forms of a model.
 
-    8-bit layers round their inputs to integers, so that a difference in the last digit becomes one as large as in
-    bfloat16.
+    8-bit layers round their inputs to integers, so a difference in the last digit becomes as large as in bfloat16.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     return torch.bfloat16 if config.quantization == "int8" and dtype == torch.float32 else dtype
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """``‖found - expected‖ / ‖expected‖`` over all logits."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """``‖actual - expected‖ / ‖expected‖`` over all logits."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def check_equal(found: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
-    """Stops when two forms of a model differ by more than rounding; returns the relative difference.
+def check_equal(actual: Tensor, expected: Tensor, dtype: torch.dtype, what: str) -> float:
+    """Checks that two forms of a model differ by no more than rounding.
+
+    Args:
+        actual: logits.
+        expected: logits of the same shape.
+        dtype: `rounding_type`.
+        what: the name of the comparison, for the error message.
+
+    Returns:
+        Their relative difference.
 
     Raises:
-        EqualityError: says ``what`` differs, by how much, and how much is allowed.
+        EqualityError: they differ by more; says by how much, and how much is allowed.
     """
-    difference = relative_difference(found, expected)
+    difference = relative_difference(actual, expected)
     allowed = TOLERANCE[dtype]
     if not difference <= allowed:
         raise EqualityError(f"{what}: logits differ by {difference:.1e} (relative; allowed in {dtype}: {allowed:.0e})")

@@ -1,4 +1,4 @@
-"""Quantized bases: loading them with bitsandbytes, and reading their weights."""
+"""Quantized base models: loading them with bitsandbytes, and reading their weights."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from lora_ga_cli.model.targets import Target
 
 BITS = {"nf4": 4 + 32 / 64, "int8": 8.0}
-"""Bits a weight takes with its scales: NF4 has a float32 scale for 64 weights, int8 one for each row."""
+"""Bits per weight, with its scales: NF4 has a float32 scale for every 64 weights, int8 has one for each row."""
 DOUBLE_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-"""With double quantization (QLoRA, arXiv 2305.14314, section 3): scales in 8 bits, and a float32 one for 256."""
+"""Bits per weight with double quantization (QLoRA, arXiv 2305.14314, section 3): scales take 8 bits, and every 256 of
+them have a float32 scale."""
 
 
 def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """What ``from_pretrained`` needs to quantize while it loads; nothing for a base that is not quantized.
+    """Arguments of ``from_pretrained`` that make it quantize the weights; empty for a base that is not quantized.
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -46,27 +47,27 @@ def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, An
     return {"quantization_config": how, "device_map": {"": str(device)}}
 
 
-def hold_still(model: nn.Module) -> None:
-    """Keeps a CPU from storing 4-bit weights in another order at the first forward pass that needs no gradient."""
+def disable_cpu_repacking(model: nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights on a CPU, which it does in a forward pass without gradients."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010
 
 
 def dense(target: Target) -> Tensor:
-    """A target's W, (d_out, d_in), in a floating-point type, whatever it is stored in."""
+    """A target's weight W, (d_out, d_in), in a floating-point type, whatever type it is stored in."""
     weight = target.weight.detach()
     if not target.quantized:
         return target.oriented(weight)
-    if weight.dtype == torch.int8:  # PEFT's own reading loses the scales of a layer on a CPU
+    if weight.dtype == torch.int8:  # PEFT's function loses the scales of a layer on a CPU
         return weight.float() * target.scales[0].to(weight.device)[:, None] / 127
     from peft.utils.integrations import dequantize_module_weight
 
     return dequantize_module_weight(target.module).detach()
 
 
-def count_numbers(model: nn.Module) -> int:
-    """How many numbers a model's parameters stand for; 4-bit ones are stored several together."""
+def count_parameters(model: nn.Module) -> int:
+    """The number of a model's parameters; 4-bit ones are stored several to a number."""
     return sum(
         parameter.numel() * (2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1)
         for parameter in model.parameters()
@@ -74,7 +75,7 @@ def count_numbers(model: nn.Module) -> int:
 
 
 def bits_per_weight(config: ModelConfig) -> float | None:
-    """Bits that a quantized weight takes in memory; None where weights are not quantized."""
+    """Bits of a quantized weight in memory; None if weights are not quantized."""
     if config.quantization is None:
         return None
     return DOUBLE_BITS if config.double_quantization else BITS[config.quantization]

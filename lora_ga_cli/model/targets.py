@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter is put on, and in which orientation their weights lie."""
+"""The modules of a model that get an adapter, and the orientation in which they store their weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_ga_cli.errors import TargetError, suggest
 
 ALL_LINEAR = "all-linear"
 CLASSIFIER_HEADS = ("classifier", "score")
-"""Names of the heads that transformers puts on a sequence classifier; they train in full, beside the adapter."""
+"""Names of the heads that transformers puts on a sequence classifier. They train in full, together with the adapter."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,34 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in), whatever way the module stores W; a quantized weight has another shape in memory."""
+        """(d_out, d_in), however the module stores W; a quantized weight has another shape in memory."""
         if isinstance(self.module, nn.Linear):
             return self.module.out_features, self.module.in_features
         return self.weight.shape[1], self.weight.shape[0]
 
     @property
     def quantized(self) -> bool:
-        """Whether W is stored in a form that cannot be added to."""
+        """Whether W is stored as integers, so that nothing can be added to it."""
         return not self.weight.is_floating_point()
 
     @property
     def scales(self) -> list[Tensor]:
-        """What a quantized weight is multiplied by to be W, as bitsandbytes keeps it; nothing for any other."""
+        """The scales that bitsandbytes multiplies a quantized weight by to get W; empty for other weights."""
         state = getattr(self.weight, "quant_state", None)  # of 4 bits
         nested = getattr(state, "state2", None)
-        found = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(nested, "absmax", None)]
-        found += [getattr(self.weight, "SCB", None), getattr(getattr(self.module, "state", None), "SCB", None)]
-        return [scale for scale in found[:3] if scale is not None] + [
-            scale for scale in found[3:] if scale is not None
-        ][:1]
+        of_4_bits = [getattr(state, "absmax", None), getattr(state, "offset", None), getattr(nested, "absmax", None)]
+        of_8_bits = [getattr(self.weight, "SCB", None), getattr(getattr(self.module, "state", None), "SCB", None)]
+        return [scale for scale in of_4_bits if scale is not None] + [
+            scale for scale in of_8_bits if scale is not None
+        ][:1]  # the module may have the scales of 8 bits twice
 
     @property
     def sharded(self) -> bool:
-        """Whether W is spread over several processes (FSDP2)."""
+        """Whether W is sharded over several processes (FSDP2)."""
         return isinstance(self.weight.data, DTensor)
 
     def oriented(self, matrix: Tensor) -> Tensor:
-        """A matrix laid out like the stored weight, as (d_out, d_in); its own inverse."""
+        """Turns a matrix in the layout of the stored weight into (d_out, d_in), and back."""
         return matrix.T if self.transposed else matrix
 
 
@@ -100,17 +100,17 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
 
 
 def new_modules(model: nn.Module) -> list[str]:
-    """The modules that a model's files have no weights for, as `load_model` found: they train in full."""
+    """The modules that the model's files have no weights for, as `load_model` lists them; they train in full."""
     return list(getattr(model, "newly_initialized", []))
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
-    """Refuses a rank for which a layer has too few singular vectors.
+    """Checks that every layer has enough singular vectors for a rank.
 
     Args:
         shapes: (d_out, d_in) by layer.
         rank: the rank asked for.
-        vectors: singular vectors the start needs, 2·rank for LoRA-GA.
+        vectors: singular vectors that the initialization needs, 2·rank for LoRA-GA.
 
     Raises:
         TargetError: names the layers whose smaller side is below ``vectors``.
@@ -119,21 +119,21 @@ def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -
     if not small:
         return
     name, shape = min(small.items(), key=lambda item: min(item[1]))
-    most = min(shape) * rank // vectors
+    max_rank = min(shape) * rank // vectors
     others = f"; {len(small)} layers are too small" if len(small) > 1 else ""
     raise TargetError(
         f"rank={rank} needs {vectors} singular vectors, and {name} (d_out {shape[0]}, d_in {shape[1]}) "
-        f"has {min(shape)}{others}: choose rank={max(most, 1)} or less, or leave such layers out of target_modules"
+        f"has {min(shape)}{others}: choose rank={max(max_rank, 1)} or less, or leave such layers out of target_modules"
     )
 
 
 def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int) -> None:
-    """Refuses ranks for which a layer has too few singular vectors.
+    """Checks that every layer has enough singular vectors for its rank.
 
     Args:
         shapes: (d_out, d_in) by layer.
         ranks: by layer.
-        vectors: singular vectors that a start needs for each rank: 2 for LoRA-GA.
+        vectors: singular vectors that the initialization needs, as a multiple of the rank: 2 for LoRA-GA.
 
     Raises:
         TargetError: as `check_rank`.
@@ -175,7 +175,7 @@ def fingerprint(targets: Mapping[str, Target]) -> str:
         head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
         return hashlib.sha256(head + _digest(weight) + scales).digest()
 
-    # shards are gathered by all processes in one order
+    # all processes must gather shards in the same order
     sharded = any(isinstance(target.weight.data, DTensor) for target in targets.values())
     with ThreadPoolExecutor(max_workers=1 if sharded else 4) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, targets.values()))).hexdigest()
@@ -199,7 +199,7 @@ def _matching_pattern(linear: Mapping[str, Target], pattern: str) -> dict[str, T
     if not chosen:
         hint = suggest(pattern, {name.rsplit(".", 1)[-1] for name in linear})
         raise TargetError(
-            f"target_modules={pattern}: as a regular expression it matches no whole name of a linear layer such as "
+            f"target_modules={pattern}: as a regular expression it matches no full name of a linear layer such as "
             f"{next(iter(linear), 'none')}" + (f"; {hint} then write target_modules=[NAME]" if hint else "")
         )
     return chosen
@@ -240,9 +240,9 @@ def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:
 
 
 def _storage(parameter: nn.Parameter) -> int:
-    """What two uses of one weight have in common: its memory, where it has all of it, else the object."""
-    whole = parameter.device.type != "meta" and not isinstance(parameter.data, DTensor)
-    return (parameter.data_ptr() if whole else 0) or id(parameter)
+    """The same number for all uses of a weight: its address in memory, or the object's id if it has no memory."""
+    in_memory = parameter.device.type != "meta" and not isinstance(parameter.data, DTensor)
+    return (parameter.data_ptr() if in_memory else 0) or id(parameter)
 
 
 def _digest(tensor: Tensor) -> bytes:

@@ -78,9 +78,8 @@ def _use(
 ) -> list[str]:
     auto = AUTO_NAME[config.model.task]
     if output.loads_in == "loraga":
-        return [
-            f"`loraga eval {folder}` loads it on its base; in a program, `lora_ga_cli.methods.loading.load_adapter` does."
-        ]
+        loader = "lora_ga_cli.methods.loading.load_adapter"
+        return [f"`loraga eval {folder}` loads it on its base; in a program, `{loader}` does."]
     if output.loads_in == "transformers":
         return [
             "```python",

@@ -1,4 +1,4 @@
-"""The screen: what is said goes to standard output, warnings and errors to standard error."""
+"""What users see: results go to standard output, warnings and errors to standard error."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 
 PIPE_WIDTH = 160
-"""Columns of a table that goes into a file or a pipe, where there is no screen to fit."""
+"""Characters in a line of a table that is written into a file or a pipe, which has no width of its own."""
 _RANK = os.environ.get("RANK", "0")
 
 
 def _console(*, stderr: bool) -> Console:
-    # of several processes that train together one talks, but any may fail
+    # when several processes train together, one prints; any of them may fail and report it
     console = Console(highlight=False, soft_wrap=True, stderr=stderr, quiet=_RANK != "0" and not stderr)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_WIDTH
@@ -27,30 +27,30 @@ err = _console(stderr=True)
 
 
 def say(text: str = "") -> None:
-    """One plain line."""
+    """Prints one line of plain text."""
     out.print(escape(text))
 
 
 def step(name: str, text: str) -> None:
-    """A line that belongs to a stage: its name, then what happens."""
+    """Prints a line that begins with the name of a stage."""
     out.print(f"[bold cyan]{escape(name):>9}[/]  {escape(text)}")
 
 
 def warn(text: str) -> None:
-    """Something the user should see, and that does not stop the run."""
+    """Prints a warning, which does not stop the run."""
     if _RANK == "0":
         err.print(f"[bold yellow]  warning[/]  {escape(text)}")
 
 
 def title(text: str) -> None:
-    """The heading of a job in a sweep."""
+    """Prints the heading of a job in a sweep, or of a cell in a table."""
     out.print()
     out.print(f"[bold]━━ {escape(text)} ━━[/]")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Says nothing meanwhile, but warnings and errors."""
+    """Prints only warnings and errors inside the ``with`` block."""
     before, out.quiet = out.quiet, True
     try:
         yield
@@ -64,7 +64,7 @@ def number(value: int) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people read them, in binary units."""
+    """A number of bytes in binary units: 1.5 MiB."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -74,6 +74,5 @@ def size(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """A length of time as h:mm:ss or m:ss."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
+    hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -1,4 +1,4 @@
-"""Progress of long work: live on a terminal, plain lines in a pipe."""
+"""Progress of long work: a bar on a terminal, lines of text in a pipe."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from lora_ga_cli.report.console import duration, out, say, size
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of a count in a pipe."""
+"""Seconds between two lines of progress in a pipe."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A logged moment of training. Losses are per item; the rate is in tokens (without padding) per second."""
+    """What is logged at a step of training.
+
+    Args:
+        loss, eval_loss: means per label (or per row for classification), in nats.
+        rate: tokens per second, without padding.
+    """
 
     step: int
     loss: float | None
@@ -29,14 +34,14 @@ class Point:
 
 
 def memory() -> float:
-    """Peak memory so far in bytes: of the accelerator if there is one, else of this process now."""
+    """Peak memory of the GPU so far, in bytes; without a GPU, the memory that this process uses now."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return float(psutil.Process().memory_info().rss)
 
 
 class TrainingDisplay:
-    """Loss, learning rate, time left, tokens per second and memory, while training runs."""
+    """Shows loss, learning rate, remaining time, tokens per second and memory during training."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -45,20 +50,25 @@ class TrainingDisplay:
         self._began = 0.0
 
     def start(self, total: int, done: int) -> None:
-        """``total`` steps, of which ``done`` were done by an earlier session."""
+        """Begins the display.
+
+        Args:
+            total: steps of the training.
+            done: steps that an earlier process did.
+        """
         self._total, self._done, self._began = total, done, time.perf_counter()
         if out.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold cyan]    train[/] "),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[values]}"),
                 TextColumn("eta"),
                 TimeRemainingColumn(compact=True),
                 console=out,
                 transient=True,
             )
-            self._task = self._bar.add_task("train", total=total, completed=done, figures="")
+            self._task = self._bar.add_task("train", total=total, completed=done, values="")
             self._bar.start()
 
     def advance(self, step: int) -> None:
@@ -66,31 +76,35 @@ class TrainingDisplay:
             self._bar.update(self._task, completed=step)
 
     def show(self, point: Point) -> None:
-        """A logged point: on a terminal the line changes in place, and evaluations stay; in a pipe each is a line."""
+        """Shows a logged point: in the bar on a terminal, as a line in a pipe. Evaluations are always lines."""
         if point.eval_loss is not None:
             say(f"           step {point.step}: validation loss {point.eval_loss:.4f}")
         elif point.loss is not None:
-            figures = (
+            values = (
                 f"loss {point.loss:.4f}  lr {point.learning_rate or 0:.1e}  {point.rate:,.0f} tok/s  {size(memory())}"
             )
             if self._bar is not None:
-                self._bar.update(self._task, figures=figures)
+                self._bar.update(self._task, values=values)
             else:
-                say(f"    train  step {point.step}/{self._total}  {figures}  eta {self._left(point.step)}")
+                say(f"    train  step {point.step}/{self._total}  {values}  eta {self._remaining(point.step)}")
 
     def stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def _left(self, step: int) -> str:
+    def _remaining(self, step: int) -> str:
         steps = max(step - self._done, 1)
         return duration((time.perf_counter() - self._began) / steps * (self._total - step))
 
 
 @contextlib.contextmanager
 def counting(stage: str, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over ``total`` things on a terminal; in a pipe a line now and then. Yields a function to report with."""
+    """Shows how many of ``total`` items are done: a bar on a terminal, a line every few seconds in a pipe.
+
+    Yields:
+        A function that takes the number of items done.
+    """
     if not out.is_terminal:
         last = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Where and with what something was computed."""
+"""The provenance of a result: software versions, machine, command and time."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def provenance() -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The present time in UTC as ISO 8601, without fractions of a second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def version(package: str) -> str:
-    """The installed version of a package; of loraga itself, this source's."""
+    """The installed version of a package, or "absent". For loraga itself, the version of this source."""
     if package == "loraga":
         from lora_ga_cli import __version__
 

@@ -16,8 +16,8 @@ from lora_ga_cli.report.console import out, say
 if TYPE_CHECKING:
     from lora_ga_cli.gradient.artifact import GradientArtifact
 
-MOST_LINES = 60
-"""Layers up to which each has a line of its own."""
+MAX_LAYER_LINES = 60
+"""A model with more layers than this has one line for each kind of layer, in place of one for each layer."""
 
 
 def print_comparison(
@@ -27,7 +27,8 @@ def print_comparison(
     unranked: Collection[str] = (),
     shares: Collection[str] = (),
 ) -> None:
-    """One line for each run. The best value of each metric is bold; columns with one value are left out.
+    """Prints one line for each run. The best value of each metric is bold. Columns with one value for all runs are
+    replaced by a line below the table.
 
     Args:
         rows: columns by name for each run; those with numbers are metrics.
@@ -37,28 +38,28 @@ def print_comparison(
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
-    about = [name for name in columns if name not in metrics]
-    told = [name for name in about if name in ("run", "method") or len({row[name] for row in rows}) > 1]
+    settings = [name for name in columns if name not in metrics]
+    shown = [name for name in settings if name in ("run", "method") or len({row[name] for row in rows}) > 1]
     methods = {row["method"] for row in rows}
     if len(rows) > 1 and len(methods) == len(rows) and "–" not in methods:
-        told.remove("run")
+        shown.remove("run")
     best = {name: None if name in unranked else _best(name, rows, name in lower_is_better) for name in metrics}
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for name in told:
+    for name in shown:
         table.add_column(escape(name), no_wrap=True)
     for name in metrics:
         table.add_column(escape(name.replace("_", " ")), justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.get(name), best[name], name in shares) for name in metrics]
-        table.add_row(*(escape(str(row[name])) for name in told), *cells)
+        table.add_row(*(escape(str(row[name])) for name in shown), *cells)
     out.print(table, soft_wrap=False)
-    same = [f"{name} {rows[0][name]}" for name in about if name not in told and name != "run"]
+    same = [f"{name} {rows[0][name]}" for name in settings if name not in shown and name != "run"]
     if len(rows) > 1 and same:
         out.print(f"[dim]all: {escape(', '.join(same))}[/]")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> None:
-    """A plain table; the columns named in ``numeric`` are right-aligned."""
+    """Prints a table. The columns named in ``numeric`` are aligned to the right."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
         narrow = index == 0 or column in numeric
@@ -70,15 +71,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: 
 
 
 def gradient_table(artifact: GradientArtifact, rank: int) -> None:
-    """What is known of each layer's gradient; of a model with many layers, the mean of each kind of layer.
+    """Prints how well a first step can follow the gradient: for each layer, or in large models for each kind of layer.
 
     Args:
-        rank: the one asked for, beside some others.
+        rank: the rank of the adapter, which is shown beside some others.
     """
-    many = len(artifact.factors) > MOST_LINES
+    is_large = len(artifact.factors) > MAX_LAYER_LINES
     kinds: dict[str, list[str]] = {}
     for name in artifact.factors:
-        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name) if many else name, []).append(name)
+        kinds.setdefault(re.sub(r"\.\d+\.", ".*.", name) if is_large else name, []).append(name)
     ranks = sorted({rank, *(power for power in (1, 4, 16, 64) if power <= artifact.max_rank)})
     measures = [*(artifact.energy(one) for one in ranks), artifact.alignment(rank)]
     columns = ["layer", "shape", "‖G‖", *(f"r={one}" for one in ranks), "aligned"]
@@ -86,14 +87,14 @@ def gradient_table(artifact: GradientArtifact, rank: int) -> None:
     for kind, names in kinds.items():
         shapes = {f"{d_out}×{d_in}" for d_out, d_in in (artifact.shapes[name] for name in names)}
         norms = [artifact.factors[name].norm for name in names]
-        about = [kind, shapes.pop() if len(shapes) == 1 else "several", f"{statistics.mean(norms):.1e}"]
-        rows.append(about + [f"{statistics.mean(measure[name] for name in names):.1%}" for measure in measures])
+        line = [kind, shapes.pop() if len(shapes) == 1 else "several", f"{statistics.mean(norms):.1e}"]
+        rows.append(line + [f"{statistics.mean(measure[name] for name in names):.1%}" for measure in measures])
     rows.append(["mean", "", "", *(f"{statistics.mean(measure.values()):.1%}" for measure in measures)])
-    rows.append(["least", "", "", *(f"{min(measure.values()):.1%}" for measure in measures)])
+    rows.append(["minimum", "", "", *(f"{min(measure.values()):.1%}" for measure in measures)])
     print_table(columns, rows, numeric=columns[1:])
-    how = "measured with vectors kept out of the sketch" if artifact.info["estimator"] == "sketch" else "exact"
-    say("r=N: share of ‖G‖² that a first step of rank N can follow")
-    say(f"aligned: first step of this start at rank {rank}, over the best possible ({how})")
+    how = "estimated with random test vectors" if artifact.info["estimator"] == "sketch" else "exact"
+    say("r=N: share of ‖G‖² that the first step of an adapter of rank N can follow")
+    say(f"aligned: alignment of the first step at rank {rank}, relative to the best possible one ({how})")
 
 
 def _best(name: str, rows: Sequence[dict[str, Any]], lowest: bool) -> float | None:

@@ -1,4 +1,4 @@
-"""What a cell reads from this machine, by content: a table is not to show values of other data or another base."""
+"""Hashes of the files that a cell reads, so that a table never shows values of other data or of another base."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
 
 
 def digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the local files and the local base of a configuration, by option; what is not there has none."""
-    found = {name: _of_file(path, path.stat().st_mtime_ns) for name, path in _files(config) if path.is_file()}
+    """SHA-256 of the local files and the local base model of a configuration, by option. Missing files have none."""
+    hashes = {name: _hash_file(path, path.stat().st_mtime_ns) for name, path in _files(config) if path.is_file()}
     base = resolve_path(config.model.path)
     if (base / "config.json").exists():
-        found["model.path"] = _of_base(base, cache_root(config.cache_dir) / "digests.json")
-    return found
+        hashes["model.path"] = _hash_base(base, cache_root(config.cache_dir) / "digests.json")
+    return hashes
 
 
 def changed(config: Config, before: Mapping[str, str]) -> list[str]:
-    """Options whose file, or base, is there and another than it was."""
+    """Options whose file or base model exists and differs from before."""
     return [name for name, digest in digests(config).items() if before.get(name, digest) != digest]
 
 
@@ -37,12 +37,12 @@ def _files(config: Config) -> Iterator[tuple[str, Path]]:
 
 
 @lru_cache(maxsize=256)
-def _of_file(path: Path, modified: int) -> str:
+def _hash_file(path: Path, modified: int) -> str:
     return sha256_file(path)
 
 
 @lru_cache(maxsize=64)
-def _of_base(folder: Path, memo: Path) -> str:
+def _hash_base(folder: Path, memo: Path) -> str:
     from lora_ga_cli.model.identity import local_identity
 
     return sha256_json(local_identity(folder, memo))

@@ -1,4 +1,4 @@
-"""The cells of a table: what is trained and measured for each, as configurations."""
+"""The cells of a table, as configurations: what is trained and measured for each one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.files import sha256_json
-from lora_ga_cli.reproduce.table import Part, Seed, Table, missing_columns
+from lora_ga_cli.registry import MEASURES
+from lora_ga_cli.reproduce.measures.base import Measure
+from lora_ga_cli.reproduce.table import Part, RowColumn, Seed, Table, missing_columns
 
-PLACES = {"name", "output_dir", "cache_dir", "device", "overwrite", "recipe"}
-"""Options of where something is done, or what it is called, and not of what is done."""
+NOT_IN_KEY = {"name", "output_dir", "cache_dir", "device", "overwrite", "recipe"}
+"""Options that say where something is computed, or what it is called. They do not change a cell's value."""
 SEED = "seed="
 
 
@@ -28,11 +30,13 @@ def key_of(override: str) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """One training, or estimation, and what is measured of it.
+    """One training, or gradient estimation, and what is measured of it.
 
     Args:
-        row, column, seed: where its value goes.
+        row, column, seed: where its value appears in the table.
         overrides: what its configuration was composed from.
+        measure: name of a registered measure.
+        value: which of the measure's values the table shows.
     """
 
     row: str
@@ -45,15 +49,19 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """What is to be done, wherever, and whatever value of it goes where: tables share what they have in common."""
-        left_out = PLACES if self.measure == "score" else PLACES | {"eval"}
-        done = self.config.model_dump(mode="json", exclude=left_out)
-        return sha256_json({"config": done, "measure": self.measure})[:16]
+        """Identifies what is computed. Cells of several tables with the same key share one result, whichever of its
+        values they show."""
+        excluded = NOT_IN_KEY if self.measure_class.uses_eval else NOT_IN_KEY | {"eval"}
+        config = self.config.model_dump(mode="json", exclude=excluded)
+        return sha256_json({"config": config, "measure": self.measure})[:16]
 
     @property
-    def trains(self) -> bool:
-        """It has a run; else it measures the gradient alone."""
-        return self.measure in ("score", "loss")
+    def measure_class(self) -> type[Measure]:
+        return MEASURES[self.measure]
+
+    @property
+    def position(self) -> RowColumn:
+        return self.row, self.column
 
     @property
     def title(self) -> str:
@@ -63,38 +71,38 @@ class Cell:
 def cells_of(
     table: Table,
     part: Part,
-    further: Sequence[str],
+    extra_overrides: Sequence[str],
     output_dir: Path,
     *,
-    rates: Mapping[tuple[str, str], float] | None = None,
-    last: Sequence[str] = (),
-    own: Path | None = None,
+    rates: Mapping[RowColumn, float] | None = None,
+    final_overrides: Sequence[str] = (),
+    user_dir: Path | None = None,
 ) -> list[Cell]:
     """All cells of a table, with their configurations.
 
     Args:
-        further: overrides from the command line; ``seed=42,43`` are seeds in place of the table's.
-        output_dir: of all runs.
-        rates: learning rates by row and column, in place of the configured ones; what has none is left out.
-        last: overrides that nothing replaces.
-        own: a folder with recipes and choices of the user's own.
+        extra_overrides: overrides from the command line; ``seed=42,43`` replaces the table's seeds.
+        output_dir: the folder of all runs.
+        rates: learning rates by row and column, in place of the configured ones. Cells without a rate are left out.
+        final_overrides: overrides that no other override replaces.
+        user_dir: a folder with recipes and choices of the user.
 
     Raises:
-        InvalidInput: what is wrong with any of them, all faults at once.
+        InvalidInput: everything that is wrong with any cell.
     """
-    lacking = missing_columns(part)
-    if len(lacking) == len(part.columns):
-        raise InvalidInput([Fault(table.title, f"no column can be filled: there is no {', '.join(lacking.values())}")])
-    _refuse_replaced(table, part, further)
-    seeds, further = _seeds(further)
-    flags = [] if own is None else ["--config-dir", str(own)]
+    missing = missing_columns(part)
+    if len(missing) == len(part.columns):
+        raise InvalidInput([Fault(table.title, f"no column can be filled: there is no {', '.join(missing.values())}")])
+    _refuse_overrides_of_headings(table, part, extra_overrides)
+    seeds, extra_overrides = _split_seeds(extra_overrides)
+    flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
     cells, faults = [], []
-    for row, of_row in table.rows.items():
+    for row, row_overrides in table.rows.items():
         for heading, column in part.columns.items():
-            if row in part.leave_out or heading in lacking or (rates is not None and (row, heading) not in rates):
+            if row in part.leave_out or heading in missing or (rates is not None and (row, heading) not in rates):
                 continue
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
-            overrides = (*part.overrides, *of_row, *column.overrides, *further, *rate, *last)
+            overrides = (*part.overrides, *row_overrides, *column.overrides, *extra_overrides, *rate, *final_overrides)
             try:
                 config = compose([*_last_of_each(overrides), *flags], one_of_many=True)
             except InvalidInput as error:
@@ -102,65 +110,70 @@ def cells_of(
                 continue
             for seed in seeds or part.seeds:
                 seeded = config.model_copy(update={"seed": seed, "output_dir": str(output_dir)})
-                given = (*overrides, f"{SEED}{seed}")
-                cells.append(Cell(row, heading, seed, given, seeded, column.measure, column.value))
+                cells.append(
+                    Cell(row, heading, seed, (*overrides, f"{SEED}{seed}"), seeded, column.measure, column.value)
+                )
     if faults:
         raise InvalidInput(list(dict.fromkeys(faults)))
     return cells
 
 
-def check_further(overrides: Sequence[str], own: Path | None = None) -> None:
-    """Refuses overrides of the command line that name nothing, before they are blamed on every cell.
+def check_extra_overrides(overrides: Sequence[str], user_dir: Path | None = None) -> None:
+    """Checks overrides of the command line once, so that a wrong one is not reported for every cell.
 
     Args:
-        own: a folder with recipes and choices of the user's own.
+        user_dir: a folder with recipes and choices of the user.
 
     Raises:
-        InvalidInput
+        InvalidInput: an override that sets nothing, or one that would give all cells the same run.
     """
-    _, others = _seeds(overrides)
-    flags = [] if own is None else ["--config-dir", str(own)]
+    _, others = _split_seeds(overrides)
+    flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
     _, faults = check([*others, *flags], complete=False)
     for option in ("name", "output_dir"):
         if any(key_of(override) == option for override in others):
-            faults.append(Fault("command line", f"{option}= is refused: every cell has a run of its own", "--output"))
+            faults.append(Fault("command line", f"{option}= is refused: every cell has its own run", "--output"))
     if faults:
         raise InvalidInput(faults)
 
 
-def _seeds(further: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Seeds that the command line names, and its other options.
+def _split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The seeds that the command line names, and its other overrides.
 
     Raises:
-        InvalidInput: they are none.
+        InvalidInput: a seed is no number, or out of range.
     """
-    named = [option.split("=", 1)[-1] for option in further if key_of(option) == "seed"]
-    others = [option for option in further if key_of(option) != "seed"]
-    if not named:
+    given = [override.split("=", 1)[-1] for override in overrides if key_of(override) == "seed"]
+    others = [override for override in overrides if key_of(override) != "seed"]
+    if not given:
         return [], others
     try:
-        seeds: list[Any] = TypeAdapter(list[Seed]).validate_python(named[-1].split(","))
+        seeds: list[Any] = TypeAdapter(list[Seed]).validate_python(given[-1].split(","))
     except ValidationError:
-        raise InvalidInput([Fault("command line", f"{SEED}{named[-1]}", "seed=42 or seed=42,43,44")]) from None
+        raise InvalidInput([Fault("command line", f"{SEED}{given[-1]}", "seed=42 or seed=42,43,44")]) from None
     return list(dict.fromkeys(seeds)), others
 
 
 def _last_of_each(overrides: Sequence[str]) -> list[str]:
-    """Overrides of which later ones replace earlier ones of the same name."""
+    """The last override of each option."""
     return list({key_of(override): override for override in overrides}.values())
 
 
-def _refuse_replaced(table: Table, part: Part, further: Sequence[str]) -> None:
-    """Refuses options of the command line that would make the rows, or the columns, other than they are called."""
+def _refuse_overrides_of_headings(table: Table, part: Part, extra_overrides: Sequence[str]) -> None:
+    """Refuses overrides of options that distinguish the rows or the columns: the headings would no longer be true.
+
+    Raises:
+        InvalidInput: there is such an override.
+    """
     faults = []
-    for flag, what, given in (
+    for flag, what, overrides_of_each in (
         ("--rows", "rows", table.rows.values()),
         ("--columns", "columns", (column.overrides for column in part.columns.values())),
     ):
-        told_apart = {key_of(option) for options in given for option in options}
-        for option in further:
-            if key_of(option) in told_apart:
-                text = f"{option}: {key_of(option)} is what tells this table's {what} apart"
-                faults.append(Fault("command line", text, f"{flag} chooses some of them"))
+        distinguishing = {key_of(option) for overrides in overrides_of_each for option in overrides}
+        for option in extra_overrides:
+            if key_of(option) in distinguishing:
+                message = f"{option}: this table's {what} differ in {key_of(option)}"
+                faults.append(Fault("command line", message, f"{flag} selects some of them"))
     if faults:
         raise InvalidInput(faults)

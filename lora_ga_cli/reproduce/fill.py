@@ -1,4 +1,4 @@
-"""The cells of a table that is being made: which there are, and filling them through a launcher."""
+"""Filling the cells of a table: a job describes one table, and a launcher runs what its cells need."""
 
 from __future__ import annotations
 
@@ -10,137 +10,149 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.launch import launch_each
-from lora_ga_cli.files import read_json, sha256_json, write_json
+from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.reproduce.cells import Cell, cells_of
-from lora_ga_cli.reproduce.results import Place
-from lora_ga_cli.reproduce.table import Part, Table, TableScale
-
-Failed = Callable[[Exception], object]
-"""Says what went wrong with a cell."""
+from lora_ga_cli.reproduce.measures.base import Measure
+from lora_ga_cli.reproduce.table import Part, RowColumn, Table, TableScale
 
 
 @dataclass(frozen=True)
-class Reproduction:
+class TableJob:
     """A table that is being made.
 
     Args:
-        fair: every row is trained at its own best learning rate.
-        further: overrides of every cell, from the command line.
-        flags: Hydra's, that choose a launcher.
-        home: the folder of all tables, which share runs and what was measured of them.
-        own: a folder with recipes and choices of the user's own.
+        tune_lr: train every row at its own best learning rate.
+        extra_overrides: overrides of every cell, from the command line.
+        launcher_flags: Hydra's options that choose a launcher.
+        output_dir: the folder of all tables, which share runs and measured values.
+        user_dir: a folder with recipes and choices of the user.
+        report_error: prints what went wrong with a cell.
     """
 
     name: str
     table: Table
     part: Part
     scale: TableScale
-    fair: bool
-    further: tuple[str, ...]
-    flags: tuple[str, ...]
-    home: Path
-    own: Path | None
-    failed: Failed
+    tune_lr: bool
+    extra_overrides: tuple[str, ...]
+    launcher_flags: tuple[str, ...]
+    output_dir: Path
+    user_dir: Path | None
+    report_error: Callable[[Exception], object]
 
     @property
     def folder(self) -> Path:
-        """Where the table itself goes."""
-        kind = [*(["tiny"] if self.scale == "tiny" else []), *(["fair"] if self.fair else [])]
-        return self.home / "-".join([self.name, *kind])
+        """The folder of the table itself."""
+        suffixes = [*(["tiny"] if self.scale == "tiny" else []), *(["tune-lr"] if self.tune_lr else [])]
+        return self.output_dir / "-".join([self.name, *suffixes])
 
     @property
     def title(self) -> str:
-        """What the table shows, and whether it is tiny."""
+        """What the table shows, and whether it is at tiny scale."""
         return (self.part.title or self.table.title) + (" (tiny scale)" if self.scale == "tiny" else "")
 
     def cells(
-        self, part: Part | None = None, rates: Mapping[Place, float] | None = None, held_out: Sequence[str] = ()
+        self,
+        part: Part | None = None,
+        rates: Mapping[RowColumn, float] | None = None,
+        final_overrides: Sequence[str] = (),
     ) -> list[Cell]:
-        """All cells.
+        """All cells; see `cells_of`.
+
+        Args:
+            part: a part in place of the job's.
 
         Raises:
-            InvalidInput: what is wrong with any of them.
+            InvalidInput: everything that is wrong with any cell.
         """
         return cells_of(
-            self.table, part or self.part, self.further, self.home / "runs", rates=rates, last=held_out, own=self.own
+            self.table,
+            part or self.part,
+            self.extra_overrides,
+            self.output_dir / "runs",
+            rates=rates,
+            final_overrides=final_overrides,
+            user_dir=self.user_dir,
         )
 
     def file(self, cell: Cell) -> Path:
-        """Where what was measured of a cell is kept."""
-        return self.home / "cells" / f"{cell.key}.json"
+        """The file that keeps what was measured of a cell."""
+        return self.output_dir / "cells" / f"{cell.key}.json"
 
-    def known(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
-        """What is known of cells, by their key; those that are not filled, or were of other data, are missing."""
+    def stored(self, cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
+        """What was measured before, by the cells' keys. Cells that were measured on other data are missing."""
         from lora_ga_cli.reproduce.cell_inputs import changed
 
-        stored = {cell.key: (cell.config, read_json(self.file(cell))) for cell in cells if self.file(cell).exists()}
-        return {key: content for key, (config, content) in stored.items() if not changed(config, content["inputs"])}
+        contents = {cell.key: (cell.config, read_json(self.file(cell))) for cell in cells if self.file(cell).exists()}
+        return {key: content for key, (config, content) in contents.items() if not changed(config, content["inputs"])}
 
 
-def run_cells(job: Reproduction, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """Fills cells: those of one run together, and those that need most of a gradient first, so that others share it.
+def fill_cells(job: TableJob, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """Measures all cells that were not measured before.
+
+    Cells that share work are measured together. Those that need the most of a gradient come first, so that the others
+    can use it.
 
     Returns:
-        What is known of each, by its key; those that failed are missing.
+        What was measured, by the cells' keys. Cells that failed are missing.
     """
-    distinct, done = {cell.key: cell for cell in cells}, job.known(cells)
-    groups = by_run(cell for key, cell in distinct.items() if key not in done)
-    if done:
-        whole = len(by_run(distinct.values()))
-        step("table", f"{whole - len(groups)} of {whole} trainings and measurements are there already")
+    distinct, done = {cell.key: cell for cell in cells}, job.stored(cells)
+    groups = group_by_work(cell for key, cell in distinct.items() if key not in done)
     count = len(groups)
+    if done:
+        total = len(group_by_work(distinct.values()))
+        step("table", f"{total - count} of {total} trainings and measurements exist already")
 
     def fill_group(number: int) -> None:
         group = groups[number]
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        console.title(f"{number + 1} of {count}: {group[0].title}{more}")
-        outdated = any(job.file(cell).exists() for cell in group)
-        if outdated:
-            warn("data or base are others than when this was measured: it is done anew")
+        others = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        console.title(f"{number + 1} of {count}: {group[0].title}{others}")
+        is_outdated = any(job.file(cell).exists() for cell in group)
+        if is_outdated:
+            warn("data or base model changed since this was measured: it is measured again")
+        measures = {cell.measure: cell.measure_class() for cell in group}
         for index, cell in enumerate(group):
             try:
-                _fill(job, cell, anew=outdated and index == 0)
-            except Exception as error:  # the others go on
-                job.failed(error)
+                _fill(job, cell, measures[cell.measure], overwrite=is_outdated and index == 0)
+            except Exception as error:  # the other cells are still measured
+                job.report_error(error)
 
     if groups:
-        launch_each(count, fill_group, job.flags, str(job.home / ".sweep"))
-    return job.known(cells)
+        launch_each(count, fill_group, job.launcher_flags, str(job.output_dir / ".sweep"))
+    return job.stored(cells)
 
 
-def by_run(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells together that are values of one run, or compare with one gradient; those of the largest ranks first."""
-    groups: dict[object, list[Cell]] = defaultdict(list)
+def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells in groups that share a run or a gradient, those of the largest ranks first."""
+    groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[_shared(cell)].append(cell)
+        groups[cell.measure_class().shared_work(cell.config) or cell.key].append(cell)
     return sorted(groups.values(), key=lambda group: -group[0].config.largest_rank)
 
 
-def _shared(cell: Cell) -> object:
-    from lora_ga_cli.reproduce.measure import of_many
-    from lora_ga_cli.training.run_folder import find_run
+def group_by_position(cells: Sequence[Cell]) -> dict[RowColumn, list[Cell]]:
+    """Cells by row and column; those of one group differ in their seeds."""
+    groups: dict[RowColumn, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        groups[cell.position].append(cell)
+    return groups
 
-    if cell.trains:
-        return find_run(cell.config).path
-    return sha256_json(of_many(cell.config).model_dump(mode="json")) if cell.measure == "similarity" else cell.key
 
-
-def _fill(job: Reproduction, cell: Cell, *, anew: bool) -> None:
-    """Trains, or estimates, and measures.
+def _fill(job: TableJob, cell: Cell, measure: Measure, *, overwrite: bool) -> None:
+    """Measures a cell and stores the values.
 
     Args:
-        anew: set the cell's run aside first, if there is one.
+        overwrite: first set aside the cell's run, if there is one.
     """
     from lora_ga_cli.reproduce.cell_inputs import digests
-    from lora_ga_cli.reproduce.measure import fill
 
     began, inputs = time.perf_counter(), digests(cell.config)
-    values = fill(cell.config.model_copy(update={"overwrite": anew or cell.config.overwrite}), cell.measure)
+    values = measure.compute(cell.config.model_copy(update={"overwrite": overwrite or cell.config.overwrite}))
     if "run" in values:
-        values["run"] = str(Path(values["run"]).relative_to(job.home))
+        values["run"] = str(Path(values["run"]).relative_to(job.output_dir))
     write_json(
         job.file(cell),
         {
@@ -153,11 +165,3 @@ def _fill(job: Reproduction, cell: Cell, *, anew: bool) -> None:
             "time": now(),
         },
     )
-
-
-def planned(cells: Sequence[Cell]) -> dict[Place, list[Cell]]:
-    """Cells by row and column."""
-    places: dict[Place, list[Cell]] = defaultdict(list)
-    for cell in cells:
-        places[cell.row, cell.column].append(cell)
-    return places

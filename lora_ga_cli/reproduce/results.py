@@ -11,36 +11,34 @@ from pathlib import Path
 
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.report.figures import dots
-
-Place = tuple[str, str]
-"""Row and column."""
+from lora_ga_cli.reproduce.table import RowColumn
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured, beside what the paper says.
+    """Measured values beside the values of the paper.
 
     Args:
-        values: by row and column, one of every seed that has come to an end.
-        wanted: seeds that there should be.
+        values: by row and column, one value of every seed that finished.
+        seeds: how many seeds each cell should have.
         percent: columns that are shown times a hundred.
-        paper: mean and standard deviation by row and column.
+        paper: the paper's mean and standard deviation, by row and column.
         notes: what a reader has to know, a line each.
-        rates: the learning rate that each cell was trained at, where rows have their own.
+        rates: the learning rate of each cell, if every row was trained at its own.
     """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
-    values: Mapping[Place, Sequence[float]]
-    wanted: int
+    values: Mapping[RowColumn, Sequence[float]]
+    seeds: int
     percent: Sequence[str]
     paper: Mapping[str, Mapping[str, Sequence[float]]]
     notes: Sequence[str]
-    rates: Mapping[Place, float]
+    rates: Mapping[RowColumn, float]
 
     def measured(self, row: str, column: str) -> tuple[float, float | None] | None:
-        """Mean and standard deviation over seeds (of the sample; None of a single one), as they are shown."""
+        """Mean and sample standard deviation over seeds, as they are shown. One seed has no deviation."""
         values = self.values.get((row, column))
         if not values:
             return None
@@ -50,78 +48,84 @@ class Results:
 
     def text(self, row: str, column: str) -> str:
         """A measured cell: mean ± standard deviation."""
-        found = self.measured(row, column)
-        if found is None:
+        measured = self.measured(row, column)
+        if measured is None:
             return "–"
-        mean, spread = found
+        mean, spread = measured
         digits = 2 if column in self.percent else 3
         text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
-        lacking = self.wanted - len(self.values[row, column])
-        if lacking:
-            text += f" ({self.wanted - lacking} of {self.wanted} seeds)"
+        finished = len(self.values[row, column])
+        if finished < self.seeds:
+            text += f" ({finished} of {self.seeds} seeds)"
         if (row, column) in self.rates:
             text += f" at {self.rates[row, column]:g}"
         return text
 
     def paper_text(self, row: str, column: str) -> str:
-        """The paper's cell, and how far the measured mean is from it."""
+        """The paper's cell, and the difference of the measured mean to it."""
         cell = self.paper.get(row, {}).get(column)
         if not cell:
             return ""
-        found = self.measured(row, column)
+        measured = self.measured(row, column)
         text = f"{cell[0]:.2f}" + (f" ± {cell[1]:.2f}" if len(cell) > 1 else "")
-        return text + (f" ({found[0] - cell[0]:+.2f})" if found is not None else "")
+        return text + (f" ({measured[0] - cell[0]:+.2f})" if measured is not None else "")
 
     @property
     def headings(self) -> list[str]:
-        """Every column, and where the paper has it, a second one with the paper's."""
-        return ["", *(text for column in self.columns for text in self._pair(column, f"{column}, paper"))]
+        """Every column, followed by one with the paper's values if the paper has the column."""
+        return ["", *(text for column in self.columns for text in self._pair(column, column, f"{column}, paper"))]
 
     @property
     def lines(self) -> list[list[str]]:
-        """The table's cells as text, a list a row."""
+        """The cells as text, one list for each row."""
         return [
-            [row, *(text for column in self.columns for text in self._pair(column, self.paper_text(row, column), row))]
+            [
+                row,
+                *(
+                    text
+                    for column in self.columns
+                    for text in self._pair(column, self.text(row, column), self.paper_text(row, column))
+                ),
+            ]
             for row in self.rows
         ]
 
-    def _pair(self, column: str, of_paper: str, row: str | None = None) -> list[str]:
-        ours = column if row is None else self.text(row, column)
-        in_paper = any(column in cells for cells in self.paper.values())
-        return [ours, of_paper] if in_paper else [ours]
+    def _pair(self, column: str, measured: str, paper: str) -> list[str]:
+        return [measured, paper] if any(column in cells for cells in self.paper.values()) else [measured]
 
 
 def markdown(results: Results) -> str:
+    """The table as Markdown, with its notes."""
     lines = [f"# {results.title}", "", _row(results.headings), "|" + "---|" * len(results.headings)]
     lines += [_row(line) for line in results.lines]
     return "\n".join([*lines, "", *(f"{note}\n" for note in results.notes)])
 
 
 def csv_text(results: Results) -> str:
-    """One line a cell: numbers, for programs."""
+    """The table as CSV, one line for each cell, for programs."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", "column", "mean", "standard_deviation", "seeds", "learning_rate", "paper", "difference"])
     for row in results.rows:
         for column in results.columns:
-            found, cell = results.measured(row, column), results.paper.get(row, {}).get(column)
-            mean, spread = found if found is not None else (None, None)
+            cell = results.paper.get(row, {}).get(column)
+            mean, spread = results.measured(row, column) or (None, None)
             difference = mean - cell[0] if mean is not None and cell else None
             seeds = len(results.values.get((row, column), ()))
             rate = results.rates.get((row, column))
-            numbers = [mean, spread, seeds, rate, cell[0] if cell else None, difference]
-            writer.writerow([row, column, *("" if item is None else f"{item:.6g}" for item in numbers)])
+            fields = [mean, spread, seeds, rate, cell[0] if cell else None, difference]
+            writer.writerow([row, column, *("" if item is None else f"{item:.6g}" for item in fields)])
     return out.getvalue()
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Writes table.md, table.csv and table.png; returns the files."""
+    """Writes table.md, table.csv and table.png; returns their paths."""
     files = {"table.md": markdown(results), "table.csv": csv_text(results)}
     for name, text in files.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     measured = {
-        column: {row: found for row in results.rows if (found := results.measured(row, column)) is not None}
+        column: {row: value for row in results.rows if (value := results.measured(row, column)) is not None}
         for column in results.columns
     }
     paper = {

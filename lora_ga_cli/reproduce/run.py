@@ -1,4 +1,4 @@
-"""Making a table: its cells one by one, then what they say together."""
+"""Making a table: its cells are measured, then shown together."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.errors import Fault, InvalidInput, UserError
+from rich.markup import escape
+
+from lora_ga_cli.errors import Fault, InvalidInput, UserError, suggest
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
+from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.reproduce.cells import Cell
-from lora_ga_cli.reproduce.fill import Reproduction, run_cells
-from lora_ga_cli.reproduce.results import Place, Results, write
-from lora_ga_cli.reproduce.table import missing_columns
-from lora_ga_cli.reproduce.tune_lr import check_fair, own_rates
+from lora_ga_cli.reproduce.fill import TableJob, fill_cells
+from lora_ga_cli.reproduce.results import Results, write
+from lora_ga_cli.reproduce.table import RowColumn, missing_columns
+from lora_ga_cli.reproduce.tune_lr import check_tune_lr, find_rates
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
 
 
-def check_tables(jobs: Sequence[Reproduction]) -> None:
-    """Checks all cells of all tables, and what their benchmarks need, before the first one is made.
+def check_jobs(jobs: Sequence[TableJob]) -> None:
+    """Checks all cells of all tables, and what their measures need, before the first table is made.
 
     Raises:
         InvalidInput: everything that is wrong.
@@ -30,104 +33,44 @@ def check_tables(jobs: Sequence[Reproduction]) -> None:
     for job in jobs:
         try:
             cells = job.cells()
-            done = job.known(cells)
-            _check_scoring([cell for cell in cells if cell.key not in done])
-            if job.fair:
-                check_fair(job)
+            done = job.stored(cells)
+            _check_measures([cell for cell in cells if cell.key not in done])
+            if job.tune_lr:
+                check_tune_lr(job)
         except InvalidInput as error:
             faults += error.faults
     if faults:
         raise InvalidInput(list(dict.fromkeys(faults)))
 
 
-def reproduce(job: Reproduction) -> bool:
-    """Makes a table that was checked, as far as it was not made before, and shows it.
+def make_table(job: TableJob) -> bool:
+    """Makes a table that was checked, and shows it. Cells that were measured before are kept.
 
     Returns:
-        Whether every cell could be filled.
+        Whether every cell has a value.
     """
     for heading, needs in missing_columns(job.part).items():
         warn(f"column {heading} is left out: there is no {needs}")
-    rates, notes = own_rates(job) if job.fair else (None, [])
+    rates, notes = find_rates(job) if job.tune_lr else (None, [])
     cells = job.cells(rates=rates)
-    filled = run_cells(job, cells)
+    filled = fill_cells(job, cells)
+    for message in _missing_values(cells, filled):
+        warn(message)
     results = _results(job, cells, filled, rates or {}, notes)
     files = write(results, job.folder)
     if job.table.curves:
-        files += _curves(job, cells, filled)
+        files += _draw_curves(job, cells, filled)
     show(results)
     step("table", ", ".join(str(file) for file in files))
-    wanted = job.cells()
-    lacking = len(wanted) - sum(cell.key in filled for cell in cells)
-    if lacking:
-        warn(f"{lacking} of {len(wanted)} cells are not filled; the same command tries them again")
-    return not lacking
-
-
-def _check_scoring(cells: Sequence[Cell]) -> None:
-    """Asks every benchmark whether it can score, before anything is trained for it.
-
-    Raises:
-        InvalidInput: all that is missing.
-    """
-    from lora_ga_cli.stages.evaluate import check_evaluation
-
-    faults: dict[Fault, None] = {}
-    distinct = {(cell.column, cell.config.eval.model_dump_json()): cell for cell in cells if cell.measure == "score"}
-    for (column, _), cell in distinct.items():
-        try:
-            check_evaluation(cell.config)
-        except InvalidInput as error:
-            for fault in error.faults:
-                ways = [fault.hint, "or leave the column out by --columns"]
-                faults[Fault(column, fault.what, "; ".join(way for way in ways if way))] = None
-        except UserError as error:
-            faults[Fault(column, str(error))] = None
-    if faults:
-        raise InvalidInput(list(faults))
-
-
-def _results(
-    job: Reproduction,
-    cells: Sequence[Cell],
-    filled: Mapping[str, dict[str, Any]],
-    rates: Mapping[Place, float],
-    notes: Sequence[str],
-) -> Results:
-    values: dict[Place, list[float]] = defaultdict(list)
-    for cell in cells:
-        found = filled.get(cell.key, {}).get("values", {})
-        if cell.value in found:
-            values[cell.row, cell.column].append(found[cell.value])
-    part, table = job.part, job.table
-    tiny = job.scale == "tiny"
-    told = list(notes)
-    if tiny:
-        told.insert(0, f"TINY SCALE, not the paper's: {part.note}")
-    changed = [option for option in job.further if not option.startswith("seed=")]
-    if changed:
-        told.append(f"Changed on the command line: {', '.join(changed)}.")
-    if table.paper and not tiny:
-        told.append(f"Paper: {table.source}. {table.provenance}")
-    return Results(
-        title=job.title + (", own learning rates" if job.fair else ""),
-        rows=[row for row in table.rows if row not in part.leave_out],
-        columns=[name for name in part.columns if name not in missing_columns(part)],
-        values=values,
-        wanted=len({cell.seed for cell in cells}),
-        percent=[name for name, column in part.columns.items() if column.percent],
-        paper={} if tiny else table.paper,
-        notes=told,
-        rates=rates,
-    )
+    total = len(job.cells())
+    empty = total - sum(cell.key in filled for cell in cells)
+    if empty:
+        warn(f"{empty} of {total} cells are not filled; run the same command again to retry them")
+    return not empty
 
 
 def show(results: Results) -> None:
     """Prints a table."""
-    from rich.markup import escape
-
-    from lora_ga_cli.report.tables import print_table
-
     console.say()
     console.out.print(f"[bold]{escape(results.title)}[/]")
     print_table(results.headings, results.lines, results.headings[1:])
@@ -136,8 +79,80 @@ def show(results: Results) -> None:
     console.say()
 
 
-def _curves(job: Reproduction, cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[Path]:
-    """A picture of loss curves, each row's first seed, for every column that has runs of its own."""
+def _check_measures(cells: Sequence[Cell]) -> None:
+    """Checks that everything the cells' measures need is available, before anything is trained.
+
+    Raises:
+        InvalidInput: everything that is missing.
+    """
+    faults: dict[Fault, None] = {}
+    distinct = {(cell.column, cell.measure, cell.config.eval.model_dump_json()): cell for cell in cells}
+    for cell in distinct.values():
+        try:
+            cell.measure_class().check(cell.config)
+        except InvalidInput as error:
+            for fault in error.faults:
+                ways = [fault.hint, "or leave the column out with --columns"]
+                faults[Fault(cell.column, fault.what, "; ".join(way for way in ways if way))] = None
+        except UserError as error:
+            faults[Fault(cell.column, str(error))] = None
+    if faults:
+        raise InvalidInput(list(faults))
+
+
+def _missing_values(cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[str]:
+    """A message for every column whose measure did not give the value that the column shows."""
+    messages: dict[str, None] = {}
+    for cell in cells:
+        values = filled[cell.key]["values"] if cell.key in filled else {cell.value: None}
+        if cell.value not in values:
+            hint = suggest(cell.value, (name for name in values if name != "run"))
+            messages[f"column {cell.column}: the measure {cell.measure} gave no value {cell.value!r} ({hint})"] = None
+    return list(messages)
+
+
+def _results(
+    job: TableJob,
+    cells: Sequence[Cell],
+    filled: Mapping[str, dict[str, Any]],
+    rates: Mapping[RowColumn, float],
+    notes: Sequence[str],
+) -> Results:
+    values: dict[RowColumn, list[float]] = defaultdict(list)
+    for cell in cells:
+        measured = filled.get(cell.key, {}).get("values", {})
+        if cell.value in measured:
+            values[cell.position].append(measured[cell.value])
+    part, table = job.part, job.table
+    is_tiny = job.scale == "tiny"
+    return Results(
+        title=job.title + (", each row at its own best learning rate" if job.tune_lr else ""),
+        rows=[row for row in table.rows if row not in part.leave_out],
+        columns=[name for name in part.columns if name not in missing_columns(part)],
+        values=values,
+        seeds=len({cell.seed for cell in cells}),
+        percent=[name for name, column in part.columns.items() if column.percent],
+        paper={} if is_tiny else table.paper,
+        notes=_notes(job, notes),
+        rates=rates,
+    )
+
+
+def _notes(job: TableJob, notes: Sequence[str]) -> list[str]:
+    """What the reader of a table has to know, a line each."""
+    is_tiny = job.scale == "tiny"
+    lines = [f"TINY SCALE, not the paper's: {job.part.note}"] if is_tiny else []
+    lines += notes
+    changed = [option for option in job.extra_overrides if not option.startswith("seed=")]
+    if changed:
+        lines.append(f"Changed on the command line: {', '.join(changed)}.")
+    if job.table.paper and not is_tiny:
+        lines.append(f"Paper: {job.table.source}. {job.table.provenance}")
+    return lines
+
+
+def _draw_curves(job: TableJob, cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[Path]:
+    """Draws the loss curves of each row's first seed, one picture for every column whose runs are its own."""
     drawn: dict[frozenset[str], str] = {}
     files = []
     for column in dict.fromkeys(cell.column for cell in cells):
@@ -148,7 +163,7 @@ def _curves(job: Reproduction, cells: Sequence[Cell], filled: Mapping[str, dict[
                 runs.setdefault(cell.row, run)
         if not runs or drawn.setdefault(frozenset(runs.values()), column) != column:
             continue
-        curves = {row: metrics.read(RunFolder(job.home / run).metrics_file) for row, run in runs.items()}
+        curves = {row: metrics.read(RunFolder(job.output_dir / run).metrics_file) for row, run in runs.items()}
         name = "".join(sign if sign.isalnum() else "_" for sign in column.lower())
         files.append(job.folder / f"loss_{name}.png")
         loss_curves(curves, files[-1], title=f"{job.title}: {column}")

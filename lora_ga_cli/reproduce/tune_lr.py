@@ -1,4 +1,4 @@
-"""The best learning rate of each row: a grid that widens until the best is inside."""
+"""The search for the best learning rate of every row: a grid that grows until the best rate lies inside it."""
 
 from __future__ import annotations
 
@@ -9,139 +9,81 @@ from collections.abc import Mapping, Sequence
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.reproduce.cells import Cell, key_of
-from lora_ga_cli.reproduce.fill import Reproduction, run_cells
-from lora_ga_cli.reproduce.results import Place
-from lora_ga_cli.reproduce.table import Column, Fair
+from lora_ga_cli.reproduce.fill import TableJob, fill_cells
+from lora_ga_cli.reproduce.table import Column, RowColumn, TuneLr
 
 RATES = "rates.json"
-HOLD = "dataset.validation_fraction=0.05"
+HOLD_OUT = "dataset.validation_fraction=0.05"
 
 
-def own_rates(job: Reproduction) -> tuple[dict[Place, float], list[str]]:
-    """The best learning rate of every row and column, by the loss of rows held out from training, at the first seed.
+def find_rates(job: TableJob) -> tuple[dict[RowColumn, float], list[str]]:
+    """Finds the best learning rate of every row and column, by the loss of held-out rows at the first seed.
 
     Returns:
-        The rates, and what a reader of the table has to know of them. A row all of whose trials failed has none.
+        The rates, and notes for the reader of the table. Where all trials failed, there is no rate.
 
     Raises:
-        InvalidInput: as of `check_fair`.
+        InvalidInput: see `check_tune_lr`.
     """
-    fair = check_fair(job)
-    places = list(dict.fromkeys((cell.row, cell.column) for cell in _trials(job, fair, {})))
-    known: dict[Place, dict[float, float]] = {place: {} for place in places}
+    tune_lr = check_tune_lr(job)
+    positions = list(dict.fromkeys(cell.position for cell in _trials(job, tune_lr, {})))
+    losses: dict[RowColumn, dict[float, float]] = {position: {} for position in positions}
     while True:
-        wanted = {place: next_rates(known[place], fair.rates, fair.most) for place in places}
+        wanted = {position: next_rates(losses[position], tune_lr.rates, tune_lr.max_rates) for position in positions}
         if not any(wanted.values()):
             break
-        for place, losses in _tried(job, fair, wanted).items():
-            known[place] |= losses
-    tried = [{"row": row, "column": column, "losses": _finite(known[row, column])} for row, column in places]
-    best = [[*place, rate] for place, rate in _best(known).items()]
-    write_json(job.folder / RATES, {"of": _subject(job, fair), "best": best, "tried": tried})
-    return _best(known), _notes(fair, known)
+        for position, new in _try(job, tune_lr, wanted).items():
+            losses[position] |= new
+    tried = [{"row": row, "column": column, "losses": _for_json(losses[row, column])} for row, column in positions]
+    best = _best(losses)
+    content = {"trials": _trials_key(job, tune_lr), "best": [[*at, rate] for at, rate in best.items()], "tried": tried}
+    write_json(job.folder / RATES, content)
+    return best, _notes(tune_lr, losses)
 
 
-def known_rates(job: Reproduction, fair: Fair) -> dict[Place, float]:
-    """The best rates as they were found before, by the same trials; none before that."""
+def stored_rates(job: TableJob, tune_lr: TuneLr) -> dict[RowColumn, float]:
+    """The best rates that an earlier search with the same trials found; empty if there was none."""
     file = job.folder / RATES
-    found = read_json(file) if file.exists() else {}
-    if found.get("of") != _subject(job, fair):
+    content = read_json(file) if file.exists() else {}
+    if content.get("trials") != _trials_key(job, tune_lr):
         return {}
-    return {(row, column): rate for row, column, rate in found["best"]}
+    return {(row, column): rate for row, column, rate in content["best"]}
 
 
-def _subject(job: Reproduction, fair: Fair) -> str:
-    """What rates are sought for."""
-    return sha256_json(sorted(cell.key for cell in _trials(job, fair, {})))
-
-
-def _best(known: Mapping[Place, Mapping[float, float]]) -> dict[Place, float]:
-    return {place: best_rate(losses) for place, losses in known.items() if not _all_failed(losses)}
-
-
-def _finite(losses: Mapping[float, float]) -> dict[str, float | None]:
-    """Losses by rate for JSON, which has no infinity."""
-    return {f"{rate:g}": None if math.isinf(losses[rate]) else losses[rate] for rate in sorted(losses)}
-
-
-def check_fair(job: Reproduction) -> Fair:
-    """How a table's rates are chosen.
+def check_tune_lr(job: TableJob) -> TuneLr:
+    """How a table's learning rates are searched for.
 
     Raises:
-        InvalidInput: the table has no rates to choose from, holds no rows out for it, or the command line chose a rate.
+        InvalidInput: the table has no rates to choose from, holds out no rows, or the command line sets a rate.
     """
-    fair = job.part.fair
-    if fair is None:
-        raise InvalidInput([Fault("command line", f"table {job.name} has no rates to choose from", "leave out --fair")])
-    if any(key_of(option) == "trainer.learning_rate" for option in job.further):
-        raise InvalidInput([Fault("command line", "--fair chooses trainer.learning_rate", "leave one of them out")])
-    if not all(cell.config.dataset.has_validation for cell in _trials(job, fair, {})):
-        raise InvalidInput([Fault(f"table {job.name}: fair.held_out", "no rows are held out to choose on", HOLD)])
-    return fair
+    tune_lr = job.part.tune_lr
+    if tune_lr is None:
+        message = f"table {job.name} has no learning rates to choose from"
+        raise InvalidInput([Fault("command line", message, "leave out --tune-lr")])
+    if any(key_of(option) == "trainer.learning_rate" for option in job.extra_overrides):
+        raise InvalidInput([Fault("command line", "--tune-lr chooses trainer.learning_rate", "leave out one of them")])
+    if not all(cell.config.dataset.has_validation for cell in _trials(job, tune_lr, {})):
+        message = "no rows are held out to choose a rate on"
+        raise InvalidInput([Fault(f"table {job.name}: tune_lr.held_out", message, HOLD_OUT)])
+    return tune_lr
 
 
-def _trials(job: Reproduction, fair: Fair, rates: Mapping[Place, float]) -> list[Cell]:
-    """One training of every row and column, with rows held out, at these learning rates."""
-    columns = {
-        heading: Column(overrides=column.overrides, measure="loss", value="validation_loss", needs=column.needs)
-        for heading, column in job.part.columns.items()
-    }
-    trial = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
-    places = {(row, column): fair.rates[0] for row in job.table.rows for column in columns}
-    cells = job.cells(trial, places | dict(rates), held_out=fair.held_out)
-    return [cell for cell in cells if cell.seed == cells[0].seed]
-
-
-def _tried(job: Reproduction, fair: Fair, wanted: Mapping[Place, Sequence[float]]) -> dict[Place, dict[float, float]]:
-    """The losses of trials; infinite where one failed, as one does that diverges."""
-    trials: list[tuple[Place, float, Cell]] = []
-    for turn in range(max(map(len, wanted.values()))):
-        rates = {place: of_place[turn] for place, of_place in wanted.items() if turn < len(of_place)}
-        for cell in _trials(job, fair, rates):
-            place = (cell.row, cell.column)
-            if place in rates:
-                trials.append((place, rates[place], cell))
-    filled = run_cells(job, [cell for _, _, cell in trials])
-    found: dict[Place, dict[float, float]] = defaultdict(dict)
-    for place, rate, cell in trials:
-        found[place][rate] = filled[cell.key]["values"]["validation_loss"] if cell.key in filled else math.inf
-    return found
-
-
-def _notes(fair: Fair, known: Mapping[Place, Mapping[float, float]]) -> list[str]:
-    notes = [f"Every row at its own learning rate, the best of {fair.most} at most on rows held out from training."]
-    edges = [
-        f"{row} ({column})" for (row, column), losses in known.items() if at_an_edge(losses) and not _all_failed(losses)
-    ]
-    if edges:
-        notes.append(f"The best rate may lie further out for {', '.join(edges)}: it was the last one tried.")
-    failed = [
-        f"{row} ({column}) at {rate:g}"
-        for (row, column), losses in known.items()
-        for rate, loss in sorted(losses.items())
-        if math.isinf(loss)
-    ]
-    if failed:
-        notes.append(f"These trials failed, and count as the worst: {', '.join(failed)}.")
-    return notes
-
-
-def next_rates(known: Mapping[float, float], grid: Sequence[float], most: int) -> list[float]:
-    """The rates to try next; none when the best lies between two others, or enough were tried.
+def next_rates(losses: Mapping[float, float], grid: Sequence[float], max_rates: int) -> list[float]:
+    """The rates to try next; none if the best rate lies between two others, or enough rates were tried.
 
     Args:
-        known: the loss of every rate tried so far; one that failed has an infinite loss.
-        grid: what to begin with, ascending, evenly spaced in its logarithm.
-        most: rates to try at most.
+        losses: the loss of every rate tried so far; infinite for a rate that failed.
+        grid: the first rates, ascending, evenly spaced on a logarithmic scale.
+        max_rates: how many rates are tried at most.
     """
-    missing = [rate for rate in grid if rate not in known]
+    missing = [rate for rate in grid if rate not in losses]
     if missing:
-        return missing[: most - len(known)]
-    if len(known) >= most or _all_failed(known):
+        return missing[: max_rates - len(losses)]
+    if len(losses) >= max_rates or _all_failed(losses):
         return []
     step = grid[1] / grid[0]
-    rates = sorted(known)
-    best = best_rate(known)
+    rates = sorted(losses)
+    best = best_rate(losses)
     if best == rates[0]:
         return [float(f"{best / step:.3g}")]
     if best == rates[-1]:
@@ -149,15 +91,81 @@ def next_rates(known: Mapping[float, float], grid: Sequence[float], most: int) -
     return []
 
 
-def best_rate(known: Mapping[float, float]) -> float:
-    """The rate of least loss; of equal ones, the smaller."""
-    return min(sorted(known), key=known.__getitem__)
+def best_rate(losses: Mapping[float, float]) -> float:
+    """The rate with the smallest loss; the smaller rate if two are equal."""
+    return min(sorted(losses), key=losses.__getitem__)
 
 
-def at_an_edge(known: Mapping[float, float]) -> bool:
-    """Whether the best rate is the least or largest that was tried."""
-    return best_rate(known) in (min(known), max(known))
+def best_is_at_edge(losses: Mapping[float, float]) -> bool:
+    """Whether the best rate is the smallest or the largest that was tried."""
+    return best_rate(losses) in (min(losses), max(losses))
 
 
-def _all_failed(known: Mapping[float, float]) -> bool:
-    return bool(known) and all(math.isinf(loss) for loss in known.values())
+def _trials_key(job: TableJob, tune_lr: TuneLr) -> str:
+    """Identifies a search: the trainings that it compares, apart from their rates."""
+    return sha256_json(sorted(cell.key for cell in _trials(job, tune_lr, {})))
+
+
+def _trials(job: TableJob, tune_lr: TuneLr, rates: Mapping[RowColumn, float]) -> list[Cell]:
+    """One training of every row and column with held-out rows, at these rates or else at the first of the grid."""
+    columns = {
+        heading: Column(overrides=column.overrides, measure="loss", value="validation_loss", needs=column.needs)
+        for heading, column in job.part.columns.items()
+    }
+    part = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
+    first_rates = {(row, column): tune_lr.rates[0] for row in job.table.rows for column in columns}
+    cells = job.cells(part, first_rates | dict(rates), final_overrides=tune_lr.held_out)
+    return [cell for cell in cells if cell.seed == cells[0].seed]
+
+
+def _try(
+    job: TableJob, tune_lr: TuneLr, wanted: Mapping[RowColumn, Sequence[float]]
+) -> dict[RowColumn, dict[float, float]]:
+    """Runs trials; returns their losses. A trial that failed, for example because it diverged, has an infinite loss."""
+    trials: list[tuple[float, Cell]] = []
+    for index in range(max(map(len, wanted.values()))):
+        rates = {position: of_cell[index] for position, of_cell in wanted.items() if index < len(of_cell)}
+        cells = _trials(job, tune_lr, rates)
+        trials += [(rates[cell.position], cell) for cell in cells if cell.position in rates]
+    results = fill_cells(job, [cell for _, cell in trials])
+    losses: dict[RowColumn, dict[float, float]] = defaultdict(dict)
+    for rate, cell in trials:
+        result = results.get(cell.key)
+        losses[cell.position][rate] = result["values"]["validation_loss"] if result is not None else math.inf
+    return losses
+
+
+def _best(losses: Mapping[RowColumn, Mapping[float, float]]) -> dict[RowColumn, float]:
+    return {position: best_rate(of_cell) for position, of_cell in losses.items() if not _all_failed(of_cell)}
+
+
+def _for_json(losses: Mapping[float, float]) -> dict[str, float | None]:
+    """Losses by rate for JSON, which has no infinity."""
+    return {f"{rate:g}": None if math.isinf(losses[rate]) else losses[rate] for rate in sorted(losses)}
+
+
+def _all_failed(losses: Mapping[float, float]) -> bool:
+    return bool(losses) and all(math.isinf(loss) for loss in losses.values())
+
+
+def _notes(tune_lr: TuneLr, losses: Mapping[RowColumn, Mapping[float, float]]) -> list[str]:
+    """What the reader of the table has to know about the search."""
+    notes = [
+        f"Every row is trained at its own best learning rate, chosen on held-out rows from at most {tune_lr.max_rates}."
+    ]
+    edges = [
+        f"{row} ({column})"
+        for (row, column), of_cell in losses.items()
+        if best_is_at_edge(of_cell) and not _all_failed(of_cell)
+    ]
+    if edges:
+        notes.append(f"The search ended at the edge of the tried rates, a better one may exist: {', '.join(edges)}.")
+    failed = [
+        f"{row} ({column}) at {rate:g}"
+        for (row, column), of_cell in losses.items()
+        for rate, loss in sorted(of_cell.items())
+        if math.isinf(loss)
+    ]
+    if failed:
+        notes.append(f"These trials failed and count as the worst: {', '.join(failed)}.")
+    return notes

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,10 @@ from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
 from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
+from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
@@ -34,38 +33,34 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, pre
 
 DEFAULT_CAPACITY = 32
 SHARED_BATCHES = 8
-"""Micro-batches that there are at least: up to as many processes cut the rows as one does, and get its result."""
-LEAST_ALIGNMENT = 0.98
-"""Below this share of the best first step, a user is told."""
-MOST_PASSES = 8
-"""The limit of ``gradient.passes``."""
+"""The smallest number of micro-batches: so up to this number of processes split the rows as one process does."""
+MIN_ALIGNMENT = 0.98
+"""If the first step follows less than this share of the best one, the user is warned."""
+MAX_PASSES = 8
+"""The largest value of ``gradient.passes``."""
 COVERAGE_FILE = "coverage.png"
 CHECKPOINT = "_gradient_checkpointing_func"
-"""Where transformers' blocks keep the function that checkpoints them; None or absent where they do not."""
-ESTIMATORS: dict[str, Callable[[GradientConfig], Estimator]] = {
-    "sketch": lambda options: SketchEstimator(passes=options.passes),
-    "exact": lambda options: ExactEstimator(offload=options.offload),
-}
+"""The attribute of transformers' blocks for the function that checkpoints them; None or missing without checkpoints."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A gradient that is wanted: its address, and what it takes to compute it.
+    """A gradient that the run needs: its key, and everything that its computation takes.
 
     Args:
-        least: singular vectors that a stored one must keep.
-        capacity: those to keep if it is computed.
+        min_capacity: singular vectors that a stored artifact must keep.
+        capacity: singular vectors to keep if it is computed.
     """
 
     key: str
-    least: int
+    min_capacity: int
     capacity: int
     rows: list[dict[str, Any]]
     targets: list[str]
 
 
 def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
-    """Which gradient this configuration needs; loads no weights.
+    """The gradient that this configuration needs; loads no weights.
 
     Args:
         merged: digests of what was added to the base since it was loaded, such as the earlier links of a chain.
@@ -95,13 +90,15 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
         targets=list(targets),
         estimator=settings,
     )
-    least = max(2 * config.largest_rank, options.capacity or 0)
-    return Request(key, least, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
+    min_capacity = max(2 * config.largest_rank, options.capacity or 0)
+    return Request(key, min_capacity, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
-    """``gradient.samples`` training rows, drawn without replacement by the run's seed; those of fewer samples come
-    first."""
+    """``gradient.samples`` training rows, drawn without replacement with the run's seed.
+
+    A smaller number of samples gives the first of these rows.
+    """
     rows = inputs.train.rows
     order = list(range(len(rows)))
     random.Random(inputs.config.seed).shuffle(order)
@@ -109,7 +106,7 @@ def sample(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def capacity_for(rank: int, configured: int | None) -> int:
-    """Singular vectors to keep: as configured, else a power of two that leaves room for other ranks of a sweep."""
+    """Singular vectors to keep: as configured, else a power of two that also serves other ranks of a sweep."""
     if configured is not None:
         return configured
     capacity = DEFAULT_CAPACITY
@@ -121,17 +118,18 @@ def capacity_for(rank: int, configured: int | None) -> int:
 def rows_at_a_time(options: GradientConfig, rows: int) -> int:
     """Rows of a micro-batch: ``gradient.micro_batch_size``, but at most an eighth of all rows (64 rows: 8).
 
-    So any number of processes up to `SHARED_BATCHES` cuts the rows alike, and finds the same gradient.
+    So any number of processes up to `SHARED_BATCHES` splits the rows in the same way and finds the same gradient.
     """
     return max(1, min(options.micro_batch_size, rows // max(distributed.count(), SHARED_BATCHES)))
 
 
 def store_of(inputs: Inputs) -> ArtifactStore:
+    """The store of gradients that the configuration names."""
     return ArtifactStore(cache_root(inputs.config.cache_dir))
 
 
 def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Sequence[str] = ()) -> GradientArtifact:
-    """The gradient artifact that ``inputs.config`` needs, in every process alike.
+    """The gradient artifact that ``inputs.config`` needs; the same one in every process.
 
     Args:
         model: the base, if it is loaded already.
@@ -159,7 +157,7 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
 
 
 def estimate_alone(config: Config) -> GradientArtifact:
-    """The gradient artifact that a configuration needs, with all that is known of it, for its own sake.
+    """Estimates the gradient that a configuration needs, and prints what is known of it (``loraga estimate-grad``).
 
     Raises:
         UserError: as `estimate`.
@@ -173,7 +171,10 @@ def estimate_alone(config: Config) -> GradientArtifact:
 
 
 def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> tuple[GradientArtifact, bool]:
-    """The artifact, and whether it was there. The main process looks; if it is not, all estimate it together."""
+    """The artifact, and whether it was stored already.
+
+    The main process looks it up; if it is missing, all processes estimate it together.
+    """
     store = store_of(inputs)
 
     def together() -> GradientArtifact:
@@ -181,35 +182,35 @@ def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) 
         return _compute(inputs, wanted, model)
 
     if distributed.is_main():
-        artifact, reused = store.get(wanted.key, wanted.least, together, notify=warn)
+        artifact, reused = store.get(wanted.key, wanted.min_capacity, together, notify=warn)
         if reused:
             distributed.broadcast_flag(False)
         return artifact, reused
     if distributed.broadcast_flag(True):
         return _compute(inputs, wanted, model), False
-    stored = store.find(wanted.key, wanted.least)
+    stored = store.find(wanted.key, wanted.min_capacity)
     assert stored is not None
     return GradientArtifact.load(stored.path), True
 
 
 def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
-    """Says where the estimate may be too coarse for the largest rank asked for, and what helps."""
+    """Warns of layers whose estimate may be too coarse for the largest rank, and says what helps."""
     rank, passes = config.largest_rank, artifact.info["passes"]
     alignments = artifact.alignment(rank)
-    coarse = {name: value for name, value in alignments.items() if value < LEAST_ALIGNMENT}
+    coarse = {name: value for name, value in alignments.items() if value < MIN_ALIGNMENT}
     if not coarse:
         return
     worst = min(coarse, key=lambda name: coarse[name])
-    more = f"gradient.passes={passes + 1} or " if passes < MOST_PASSES else ""
+    more = f"gradient.passes={passes + 1} or " if passes < MAX_PASSES else ""
     warn(
         f"in {len(coarse)} of {len(alignments)} layers the first step of rank {rank} may follow less than "
-        f"{LEAST_ALIGNMENT:.0%} of the best one's (least, {coarse[worst]:.1%}, in {worst}): "
+        f"{MIN_ALIGNMENT:.0%} of the best one's (lowest: {coarse[worst]:.1%}, in {worst}): "
         f"{more}gradient.capacity={2 * artifact.capacity} errs less"
     )
 
 
 def show(artifact: GradientArtifact, config: Config) -> None:
-    """Prints what is known of the gradient, by layer, and draws how much of it each rank covers."""
+    """Prints a table of the gradient by layer, and draws how much of it each rank covers."""
     gradient_table(artifact, config.rank)
     folder = ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
     coverage(artifact, folder / COVERAGE_FILE, title=f"{config.model.path}, {artifact.info['rows']} rows")
@@ -218,18 +219,19 @@ def show(artifact: GradientArtifact, config: Config) -> None:
 
 @contextlib.contextmanager
 def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
-    """Makes gradient checkpoints reentrant while estimating, which takes a quarter less time and gives the same.
+    """Makes gradient checkpoints reentrant during the estimation, which takes a quarter less time for the same result.
 
-    Training has those that are not, which suit adapters; sharded weights are not gathered for reentrant ones.
+    Training uses checkpoints that are not reentrant, which suit adapters. Sharded weights are not gathered for
+    reentrant ones.
     """
-    found = [] if config.model.shard else [item for item in model.modules() if getattr(item, CHECKPOINT, None)]
-    before = [getattr(item, CHECKPOINT) for item in found]
-    for item in found:
+    blocks = [] if config.model.shard else [item for item in model.modules() if getattr(item, CHECKPOINT, None)]
+    before = [getattr(item, CHECKPOINT) for item in blocks]
+    for item in blocks:
         setattr(item, CHECKPOINT, functools.partial(checkpoint, use_reentrant=True))
     try:
         yield
     finally:
-        for item, function in zip(found, before, strict=True):
+        for item, function in zip(blocks, before, strict=True):
             setattr(item, CHECKPOINT, function)
 
 
@@ -237,23 +239,23 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
     model = model if model is not None else inputs.load_model(to_train=True)
     options, collator, together = inputs.config.gradient, inputs.collator, distributed.count()
     if len(wanted.rows) < together:
-        raise GradientError(f"{len(wanted.rows)} rows cannot be shared by {together} processes: more gradient.samples")
+        raise GradientError(f"{len(wanted.rows)} rows are too few for {together} processes: raise gradient.samples")
     size = rows_at_a_time(options, len(wanted.rows))
     batches = [wanted.rows[begin : begin + size] for begin in range(0, len(wanted.rows), size)]
-    own = batches[distributed.index() :: together]
-    estimator = ESTIMATORS[options.estimator](options)
+    of_process = batches[distributed.index() :: together]
+    estimator: Estimator = ESTIMATORS[options.estimator].from_options(options)
     with (
         _fast_checkpoints(model, inputs.config),
-        counting("gradient", "micro-batch", len(own) * estimator.passes) as report,
+        counting("gradient", "micro-batch", len(of_process) * estimator.passes) as report,
     ):
         artifact = estimate_gradients(
             model,
-            (collator(batch) for batch in own),
+            (collator(batch) for batch in of_process),
             target_modules=wanted.targets,
             capacity=wanted.capacity,
             estimator=estimator,
             dropout=options.dropout,
-            on_batch=lambda done, _: report(min(done, len(own) * estimator.passes)),
+            on_batch=lambda done, _: report(min(done, len(of_process) * estimator.passes)),
             on_retry=lambda rows: warn(
                 f"the accelerator's memory is full: estimating again with {rows} rows at a time "
                 f"(gradient.micro_batch_size={rows} does so at once)"

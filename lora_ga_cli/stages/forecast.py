@@ -14,7 +14,7 @@ from torch import nn
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.gradient.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import Link, links_of, method_of
 from lora_ga_cli.model.blocks import count_blocks
@@ -65,7 +65,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         if not method_of(config).needs_gradient:
             return f"not needed by method {config.method.name}"
         wanted = request(inputs)
-        cached = store_of(inputs).find(wanted.key, wanted.least)
+        cached = store_of(inputs).find(wanted.key, wanted.min_capacity)
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"

@@ -18,7 +18,7 @@ from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method, PreparedModel, links_of, method_of
 from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
-from lora_ga_cli.model.quantization import count_numbers
+from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
@@ -166,5 +166,5 @@ def _say_initialized(method: Method, prepared: PreparedModel, difference: float 
     equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
     if method.output.is_adapter:
         step("init", ", ".join(part for part in parts if part) + equal)
-    total, trained = count_numbers(prepared.model), prepared.parameters
+    total, trained = count_parameters(prepared.model), prepared.parameters
     step("init", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")

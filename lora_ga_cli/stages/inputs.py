@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.data import Collator, Data, Split, load_data, load_file_split
+from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
@@ -28,6 +28,7 @@ from lora_ga_cli.model.loading import (
 )
 from lora_ga_cli.report.console import step
 
+Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
 PROBE_ROWS = 2
 
 
@@ -56,7 +57,8 @@ class Inputs:
 
     @property
     def collator(self) -> Collator:
-        return Collator(self.tokenizer, self.config.model.task)
+        """Makes batches of rows."""
+        return (self.data.validation or self.train).form.collate
 
     def probe_batch(self) -> dict[str, Any]:
         """A batch of the first rows, on which forms of the model are compared."""

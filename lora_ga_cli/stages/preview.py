@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.data import render
 from lora_ga_cli.report.console import out
 from lora_ga_cli.stages.inputs import prepare_inputs
 
 
 def preview(config: Config, rows: int = 3) -> None:
-    """Prints the first training rows; what carries no loss is dimmed."""
+    """Prints the first training rows; what has no loss is dimmed."""
     inputs = prepare_inputs(config)
     split = inputs.train
     for index in range(min(rows, len(split.rows))):
         row = split.rows[index]
         out.print()
         out.print(f"[bold]row {index + 1}[/] · {row['length']} tokens", style="cyan")
-        out.print(render(row, inputs.tokenizer, config.model.task, label_names=inputs.data.label_names))
+        out.print(split.form.show(row))
     out.print()
     out.print("[dim]dimmed: seen by the model, without loss[/]")

@@ -20,7 +20,7 @@ from lora_ga_cli.methods.base import Link, method_of
 IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
 }  # fmt: skip
-"""Options that leave a run's result as it is; two runs that differ only in them are the same run."""
+"""Options that do not change the result of a run: two runs that differ only in them are the same run."""
 IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
@@ -210,8 +210,8 @@ def require_format(run: RunFolder) -> None:
     """
     if run.manifest.get("format", 1) != FORMAT:
         raise RunError(
-            f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give another "
-            "name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
+            f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give "
+            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
         )
 
 

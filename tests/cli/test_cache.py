@@ -1,4 +1,4 @@
-"""``loraga cache``: what is stored, whether it is whole, and getting rid of it."""
+"""``loraga cache``: listing, verifying and removing stored gradients."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def test_a_cache_elsewhere_can_be_named(
     assert KEYS[0] in capsys.readouterr().out
 
 
-def test_verify_passes_when_all_are_whole(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_passes_when_all_are_complete(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "verify"]) == 0
-    assert capsys.readouterr().out.count("whole") == 3
+    assert capsys.readouterr().out.count(": ok") == 3
 
 
 def test_verify_names_the_damaged_and_exits_with_1(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_verify_names_the_damaged_and_exits_with_1(store: ArtifactStore, capsys:
     (store.path("bbb333") / MANIFEST_FILE).unlink()
     assert main(["cache", "verify"]) == 1
     printed = capsys.readouterr()
-    assert "aaa111: whole" in printed.out
+    assert "aaa111: ok" in printed.out
     assert "aaa222" in printed.err
     assert "bbb333" in printed.err
     assert keys(store) == list(KEYS)

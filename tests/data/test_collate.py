@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lora_ga_cli.data import Collator, generation_batch
+from lora_ga_cli.data import collate_tokens, generation_batch
+from lora_ga_cli.data.collate import collate_classes
 from lora_ga_cli.errors import DataError
 
 CAUSAL = [
@@ -25,7 +26,7 @@ def lists(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
 def test_causal_rows_are_padded_on_the_right_and_other_columns_left_out(
     make_tokenizer: Callable[..., Any],
 ) -> None:
-    assert lists(Collator(make_tokenizer(pad=True), "causal_lm")(CAUSAL)) == {
+    assert lists(collate_tokens(make_tokenizer(pad=True), CAUSAL)) == {
         "input_ids": [[5, 6, 7], [8, 9, PAD]],
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[-100, 6, 7], [-100, 9, -100]],
@@ -33,18 +34,18 @@ def test_causal_rows_are_padded_on_the_right_and_other_columns_left_out(
 
 
 def test_a_tokenizer_without_padding_token_pads_with_its_end_and_stays_as_it_is(tokenizer: Any) -> None:
-    assert Collator(tokenizer, "causal_lm")(CAUSAL)["input_ids"].tolist() == [[5, 6, 7], [8, 9, END]]
+    assert collate_tokens(tokenizer, CAUSAL)["input_ids"].tolist() == [[5, 6, 7], [8, 9, END]]
     assert tokenizer.pad_token is None
 
 
 def test_a_tokenizer_with_neither_is_an_error(make_tokenizer: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="neither a padding nor an end-of-text token"):
-        Collator(make_tokenizer(eos=False), "causal_lm")(CAUSAL)
+        collate_tokens(make_tokenizer(eos=False), CAUSAL)
 
 
 def test_encoder_decoder_sides_have_their_own_length(ended: Any) -> None:
     rows = [{"input_ids": [5, 1], "labels": [6, 7, 1]}, {"input_ids": [5, 6, 7, 1], "labels": [1]}]
-    assert lists(Collator(ended, "seq2seq_lm")(rows)) == {
+    assert lists(collate_tokens(ended, rows)) == {
         "input_ids": [[5, 1, PAD, PAD], [5, 6, 7, 1]],
         "attention_mask": [[1, 1, 0, 0], [1, 1, 1, 1]],
         "labels": [[6, 7, 1], [1, -100, -100]],
@@ -56,7 +57,7 @@ def test_a_classifiers_labels_are_one_number_a_row(paired: Any) -> None:
         {"input_ids": [0, 5, 1, 6, 1], "token_type_ids": [0, 0, 0, 1, 1], "labels": 1},
         {"input_ids": [0, 5, 1], "token_type_ids": [0, 0, 0], "labels": 0},
     ]
-    assert lists(Collator(paired, "sequence_classification")(rows)) == {
+    assert lists(collate_classes(paired, rows)) == {
         "input_ids": [[0, 5, 1, 6, 1], [0, 5, 1, PAD, PAD]],
         "attention_mask": [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]],
         "token_type_ids": [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]],
@@ -85,7 +86,7 @@ def test_nothing_generates_from_no_token(tokenizer: Any) -> None:
         generation_batch(tokenizer, [{**CAUSAL[0], "prompt_length": 0}])
 
 
-def test_it_serves_a_data_loader(tokenizer: Any, jsonl: Callable[..., str]) -> None:
+def test_the_form_of_a_split_collates_for_a_data_loader(tokenizer: Any, jsonl: Callable[..., str]) -> None:
     """Rows of a loaded split go in as they are."""
     from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data import load_data
@@ -94,7 +95,7 @@ def test_it_serves_a_data_loader(tokenizer: Any, jsonl: Callable[..., str]) -> N
     config = DatasetConfig(train_file=path, prompt="{q}", answer="{a}", shuffle=False)
     split = load_data(config, task="causal_lm", tokenizer=tokenizer, seed=0).train
     assert split is not None
-    (batch,) = torch.utils.data.DataLoader(split.rows, batch_size=2, collate_fn=Collator(tokenizer, "causal_lm"))
+    (batch,) = torch.utils.data.DataLoader(split.rows, batch_size=2, collate_fn=split.form.collate)
     assert batch["input_ids"].shape == (2, 5)
     assert tokenizer.batch_decode(batch["input_ids"]) == ["<s>abc</s>", "<s>de</s></s>"]
     prompts = generation_batch(tokenizer, list(split.rows))["input_ids"]

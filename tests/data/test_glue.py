@@ -1,4 +1,4 @@
-"""The GLUE tasks that are ready to choose; the hub is replaced by rows as it has them."""
+"""The data sets of GLUE in ``conf/dataset``. Rows like the hub's, one of each class, stand in for the hub's."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PROMPTS = {
     "mnli": "classify the semantic similarity of the text: PREMISE\nHYPOTHESIS\nresult: ",
 }
 WORDS = NAMES | {"mrpc": ["different", "equivalent"]}
-"""The words that are learned; of MRPC's classes other ones than the hub's."""
+"""The words that are learned. Those of MRPC differ from the hub's names of its classes."""
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
-    """Puts a row of each class behind `datasets.load_dataset`; what it was asked for."""
+    """Makes `datasets.load_dataset` return a row of each class; collects what it was asked for."""
     made: list[tuple[str, str, str]] = []
 
     def load_dataset(path: str, *, name: str, revision: str | None, split: str) -> datasets.Dataset:

@@ -74,8 +74,8 @@ def test_only_the_split_that_is_wanted_is_read(hub: Hub, tokenizer: Any) -> None
 
 def test_rows_are_found_by_number(hub: Hub, tokenizer: Any) -> None:
     hub({"train": datasets.Dataset.from_list([{"q": "x", "a": "y"}, {"q": "x", "a": None}])})
-    (said,) = faults_of(config(), tokenizer)
-    assert said.startswith("org/name (train):row 2: column 'a' is null (mend them, or dataset.on_bad_row=skip")
+    (fault,) = faults_of(config(), tokenizer)
+    assert fault.startswith("org/name (train):row 2: column 'a' is null (fix them, or dataset.on_bad_row=skip")
 
 
 def test_the_data_sets_own_class_names_are_taken_and_its_unlabelled_rows_are_bad(hub: Hub, paired: Any) -> None:
@@ -97,7 +97,7 @@ def test_unknown_splits_are_named_both_with_the_nearest(hub: Hub, tokenizer: Any
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (
             ValueError("BuilderConfig 'man' not found. Available: ['main', 'socratic']"),
@@ -135,10 +135,10 @@ def test_unknown_splits_are_named_both_with_the_nearest(hub: Hub, tokenizer: Any
     ],
 )
 def test_the_librarys_errors_become_a_line_with_the_next_step(
-    hub: Hub, tokenizer: Any, error: Exception, said: str
+    hub: Hub, tokenizer: Any, error: Exception, message: str
 ) -> None:
     hub(error)
-    assert faults_of(config(subset="man", revision="abc"), tokenizer) == [said]
+    assert faults_of(config(subset="man", revision="abc"), tokenizer) == [message]
 
 
 def test_an_empty_split(hub: Hub, tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Loading a data set: splits, limits, long and bad rows, and everything wrong said at once."""
+"""Loading a data set: splits, limits, long and bad rows, and everything that is wrong reported at once."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class TestOrder:
         assert prompts(load(tokenizer, config(train_file=hundred), seed=8)) != one
 
     def test_max_rows_is_the_beginning_of_the_shuffled_order(self, tokenizer: Any, hundred: str) -> None:
-        whole = prompts(load(tokenizer, config(train_file=hundred)))
-        assert prompts(load(tokenizer, config(train_file=hundred, max_rows=5))) == whole[:5]
+        in_full = prompts(load(tokenizer, config(train_file=hundred)))
+        assert prompts(load(tokenizer, config(train_file=hundred, max_rows=5))) == in_full[:5]
         assert prompts(load(tokenizer, config(train_file=hundred, max_rows=5, shuffle=False))) == [
             "0",
             "1",
@@ -65,39 +65,39 @@ class TestOrder:
         ]
 
     def test_held_out_rows_are_no_training_rows_and_do_not_move_them(self, tokenizer: Any, hundred: str) -> None:
-        whole = prompts(load(tokenizer, config(train_file=hundred)))
+        in_full = prompts(load(tokenizer, config(train_file=hundred)))
         data = load(tokenizer, config(train_file=hundred, validation_fraction=0.1))
-        assert prompts(data) == whole[:90]
-        assert prompts(data, "validation") == whole[90:]
+        assert prompts(data) == in_full[:90]
+        assert prompts(data, "validation") == in_full[90:]
         few = load(tokenizer, config(train_file=hundred, validation_fraction=0.1, max_rows=20, max_validation_rows=3))
-        assert prompts(few) == whole[:20]
-        assert prompts(few, "validation") == whole[90:93]
+        assert prompts(few) == in_full[:20]
+        assert prompts(few, "validation") == in_full[90:93]
 
     def test_at_least_one_row_is_held_out_and_one_left(self, tokenizer: Any, jsonl: Write) -> None:
         path = jsonl("two.jsonl", numbered(2))
         for fraction in (0.01, 0.99):
             data = load(tokenizer, config(train_file=path, validation_fraction=fraction))
             assert (len(prompts(data)), len(prompts(data, "validation"))) == (1, 1)
-        said = faults_of(tokenizer, config(train_file=jsonl("one.jsonl", numbered(1)), validation_fraction=0.5))
-        assert said == [
+        faults = faults_of(tokenizer, config(train_file=jsonl("one.jsonl", numbered(1)), validation_fraction=0.5))
+        assert faults == [
             "dataset.validation_fraction: one.jsonl has one row, of which none can be held out "
             "(dataset.validation_fraction=0)"
         ]
 
     def test_a_validation_file_keeps_its_order(self, tokenizer: Any, hundred: str, jsonl: Write) -> None:
-        own = jsonl("v.jsonl", numbered(30))
-        data = load(tokenizer, config(train_file=hundred, validation_file=own, max_validation_rows=2))
+        held_out = jsonl("v.jsonl", numbered(30))
+        data = load(tokenizer, config(train_file=hundred, validation_file=held_out, max_validation_rows=2))
         assert prompts(data, "validation") == ["0", "1"]
 
     def test_only_the_splits_that_are_asked_for(self, tokenizer: Any, hundred: str) -> None:
         settings = config(train_file=hundred, validation_fraction=0.1)
-        whole = load(tokenizer, settings)
+        in_full = load(tokenizer, settings)
         only = load(tokenizer, settings, splits=("train",))
         assert only.validation is None
-        assert prompts(only) == prompts(whole)
+        assert prompts(only) == prompts(in_full)
         only = load(tokenizer, settings, splits=("validation",))
         assert only.train is None
-        assert prompts(only, "validation") == prompts(whole, "validation")
+        assert prompts(only, "validation") == prompts(in_full, "validation")
         assert load(tokenizer, config(train_file=hundred)).validation is None
 
 
@@ -114,21 +114,21 @@ class TestLongRows:
 
     def test_are_listed_with_their_tokens_and_the_cure(self, tokenizer: Any, mixed: str) -> None:
         long = "more than dataset.max_length=8"
-        said = faults_of(tokenizer, self.settings(mixed))
-        assert said == [
+        faults = faults_of(tokenizer, self.settings(mixed))
+        assert faults == [
             f"d.jsonl:2: 9 tokens, {long}",
             f"d.jsonl:4: 11 tokens, {long} "
             "(dataset.max_length=11 takes all of them, or dataset.on_long_row=skip or truncate)",
         ]
-        said = faults_of(tokenizer, self.settings(mixed), max_positions=10)
-        assert said[-1] == f"d.jsonl:4: 11 tokens, {long} (dataset.on_long_row=skip or truncate)"
+        faults = faults_of(tokenizer, self.settings(mixed), max_positions=10)
+        assert faults[-1] == f"d.jsonl:4: 11 tokens, {long} (dataset.on_long_row=skip or truncate)"
 
     def test_or_skipped(self, tokenizer: Any, mixed: str) -> None:
         train = load(tokenizer, self.settings(mixed, on_long_row="skip")).train
         assert train is not None
         assert (train.rows["length"][:], train.skipped, train.truncated) == ([3, 4, 5], {"longer than 8 tokens": 2}, 0)
 
-    def test_or_cut_to_their_beginning(self, tokenizer: Any, mixed: str) -> None:
+    def test_or_truncated_to_their_beginning(self, tokenizer: Any, mixed: str) -> None:
         train = load(tokenizer, self.settings(mixed, on_long_row="truncate")).train
         assert train is not None
         assert (train.rows["length"][:], train.skipped, train.truncated) == ([3, 8, 4, 8, 5], {}, 2)
@@ -143,17 +143,17 @@ class TestLongRows:
         assert load(tokenizer, self.settings(mixed, max_rows=1)).train is not None
         assert len(faults_of(tokenizer, self.settings(mixed, max_rows=2))) == 1
 
-    def test_a_row_whose_answer_is_cut_off_is_bad(self, tokenizer: Any, jsonl: Write) -> None:
+    def test_a_row_whose_answer_is_truncated_away_is_bad(self, tokenizer: Any, jsonl: Write) -> None:
         path = jsonl("d.jsonl", [{"q": "q" * 9, "a": "a"}, {"q": "q", "a": "a"}])
-        (said,) = faults_of(tokenizer, self.settings(path, on_long_row="truncate"))
-        assert said.startswith("d.jsonl:1: no token left to learn from in the first 8 of 12 (mend them, or")
+        (fault,) = faults_of(tokenizer, self.settings(path, on_long_row="truncate"))
+        assert fault.startswith("d.jsonl:1: no token left to learn from in the first 8 of 12 (fix them, or")
         train = load(tokenizer, self.settings(path, on_long_row="truncate", on_bad_row="skip")).train
         assert train is not None
         assert (len(train.rows), train.skipped, train.truncated) == (1, {"no token left to learn from": 1}, 0)
 
     def test_more_than_the_model_takes_is_refused_before_reading(self, tokenizer: Any, write: Write) -> None:
-        said = faults_of(tokenizer, config(train_file=write("d.jsonl", "{"), max_length=1024), max_positions=512)
-        assert said == [
+        faults = faults_of(tokenizer, config(train_file=write("d.jsonl", "{"), max_length=1024), max_positions=512)
+        assert faults == [
             "dataset.max_length: 1024 tokens are more than the model's 512 positions (dataset.max_length=512)"
         ]
 
@@ -165,15 +165,15 @@ class TestBadRows:
         return write("d.jsonl", "\n".join(lines))
 
     def test_unreadable_ones_come_first(self, tokenizer: Any, mixed: str) -> None:
-        (said,) = faults_of(tokenizer, config(train_file=mixed))
-        assert said.startswith("d.jsonl:3: not JSON")
+        (fault,) = faults_of(tokenizer, config(train_file=mixed))
+        assert fault.startswith("d.jsonl:3: not JSON")
 
-    def test_all_are_listed_with_one_cure(self, tokenizer: Any, write: Write) -> None:
+    def test_all_are_listed_with_one_fix(self, tokenizer: Any, write: Write) -> None:
         path = write("d.jsonl", '{"q": "x", "a": null}\n\n{"q": "x"}\n{"q": "x", "a": ["y"]}')
         assert faults_of(tokenizer, config(train_file=path, shuffle=False)) == [
             "d.jsonl:1: column 'a' is null",
             "d.jsonl:3: column 'a' is missing in this row",
-            "d.jsonl:4: column 'a' holds a list, not a text or a number (mend them, or dataset.on_bad_row=skip leaves "
+            "d.jsonl:4: column 'a' holds a list, not a text or a number (fix them, or dataset.on_bad_row=skip leaves "
             "such rows out and counts them)",
         ]
 
@@ -184,15 +184,15 @@ class TestBadRows:
 
     def test_nothing_left_is_an_error(self, tokenizer: Any, write: Write) -> None:
         path = write("d.jsonl", '{"q": "x", "a": null}\n{"q": "xxxxxxxxxxx", "a": "y"}')
-        said = faults_of(tokenizer, config(train_file=path, max_length=8, on_bad_row="skip", on_long_row="skip"))
-        assert said == ["d.jsonl: no row is left for train (1 skipped: malformed; 1 skipped: longer than 8 tokens)"]
+        faults = faults_of(tokenizer, config(train_file=path, max_length=8, on_bad_row="skip", on_long_row="skip"))
+        assert faults == ["d.jsonl: no row is left for train (1 skipped: malformed; 1 skipped: longer than 8 tokens)"]
 
 
 class TestColumns:
     def test_a_missing_column_is_named_with_the_nearest(self, tokenizer: Any, jsonl: Write) -> None:
         path = jsonl("d.jsonl", [{"question": "x", "answers": "y"}])
-        said = faults_of(tokenizer, config(train_file=path, prompt="{qestion} {zzz}", answer="{answers}"))
-        assert said == [
+        faults = faults_of(tokenizer, config(train_file=path, prompt="{qestion} {zzz}", answer="{answers}"))
+        assert faults == [
             "dataset.prompt: d.jsonl has no column 'qestion' (did you mean question? columns: question, answers)",
             "dataset.prompt: d.jsonl has no column 'zzz' (columns: question, answers)",
         ]
@@ -251,8 +251,8 @@ class TestLabels:
 
     def test_a_class_that_training_does_not_have_is_a_bad_row(self, paired: Any, table: str, write: Write) -> None:
         settings = self.settings(table, validation_file=write("v.csv", "q,y\na,1\nb,3\n"))
-        (said,) = faults_of(paired, settings, task="sequence_classification")
-        assert said.startswith("v.csv:3: column 'y' holds '3', which is no class (known: 0, 1, 2)")
+        (fault,) = faults_of(paired, settings, task="sequence_classification")
+        assert fault.startswith("v.csv:3: column 'y' holds '3', which is no class (known: 0, 1, 2)")
 
     def test_a_generation_task_has_none(self, tokenizer: Any, jsonl: Write) -> None:
         assert load(tokenizer, config(train_file=jsonl("d.jsonl", numbered(2)))).label_names is None
@@ -273,17 +273,17 @@ class TestLabels:
         twice = config(train_file=table, answer="{y}", label="y", label_names=["a", "a", "b"])
         assert faults_of(tokenizer, twice) == ["dataset.label_names: 'a' stands there twice"]
         few = config(train_file=table, answer="{y}", label="y", label_names=["low", "mid"])
-        (said,) = faults_of(tokenizer, few)
-        assert said.startswith("d.csv:3: column 'y' holds '2', which is no class (known: low, mid)")
+        (fault,) = faults_of(tokenizer, few)
+        assert fault.startswith("d.csv:3: column 'y' holds '2', which is no class (known: low, mid)")
 
 
-def test_all_that_is_wrong_before_reading_is_said_at_once(tokenizer: Any, jsonl: Write, tmp_path: Path) -> None:
+def test_all_that_is_wrong_before_reading_is_reported_at_once(tokenizer: Any, jsonl: Write, tmp_path: Path) -> None:
     jsonl("train.jsonl", numbered(1))
     settings = config(
         train_file=str(tmp_path / "trian.jsonl"), validation_file=[], prompt="{q!r}", answer="{", max_length=64
     )
-    said = faults_of(tokenizer, settings, max_positions=32)
-    assert [fault.split(":")[0] for fault in said] == [
+    faults = faults_of(tokenizer, settings, max_positions=32)
+    assert [fault.split(":")[0] for fault in faults] == [
         "dataset.prompt",
         "dataset.answer",
         "dataset.max_length",
@@ -292,7 +292,7 @@ def test_all_that_is_wrong_before_reading_is_said_at_once(tokenizer: Any, jsonl:
     ]
 
 
-def test_bad_rows_of_both_splits_are_said_at_once(tokenizer: Any, jsonl: Write) -> None:
+def test_bad_rows_of_both_splits_are_reported_at_once(tokenizer: Any, jsonl: Write) -> None:
     settings = config(
         train_file=jsonl("t.jsonl", [{"q": 1, "a": None}]), validation_file=jsonl("v.jsonl", [{"q": None, "a": 1}])
     )
@@ -305,8 +305,8 @@ def test_more_rows_than_a_batch_keep_order_and_places(tokenizer: Any, jsonl: Wri
     assert train is not None
     assert list(train.rows["prompt"]) == [row["q"] for row in rows]
     rows[2400]["a"] = None
-    (said,) = faults_of(tokenizer, config(train_file=jsonl("d.jsonl", rows)))
-    assert said.startswith("d.jsonl:2401: column 'a' is null")
+    (fault,) = faults_of(tokenizer, config(train_file=jsonl("d.jsonl", rows)))
+    assert fault.startswith("d.jsonl:2401: column 'a' is null")
 
 
 def test_a_file_to_score_is_read_as_the_data_set_is(tokenizer: Any, jsonl: Write) -> None:
@@ -330,7 +330,7 @@ def test_a_file_to_score_takes_the_runs_classes(paired: Any, write: Write) -> No
 def test_a_null_cell_is_reported_and_never_searched_as_a_text(tokenizer: Any, jsonl: Write) -> None:
     rows = [{"q": "1", "a": "x"}, {"q": "2", "a": None}]
     path = jsonl("d.jsonl", rows)
-    (said,) = faults_of(tokenizer, config(train_file=path, extract={"a": "(.+)"}))
-    assert said.startswith("d.jsonl:2: column 'a' is null")
+    (fault,) = faults_of(tokenizer, config(train_file=path, extract={"a": "(.+)"}))
+    assert fault.startswith("d.jsonl:2: column 'a' is null")
     data = load(tokenizer, config(train_file=path, keep={"a": "."}))
     assert prompts(data) == ["1"]

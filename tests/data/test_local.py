@@ -1,4 +1,4 @@
-"""Files of every format: rows, their places, and what is said of a broken one."""
+"""Files of every format: rows, their places, and the message about a broken one."""
 
 from __future__ import annotations
 
@@ -131,12 +131,10 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "content", "fault"), BROKEN)
-def test_a_malformed_row_is_named_by_its_line_with_the_cure(
-    write: Write, name: str, content: bytes, fault: str
-) -> None:
-    (said,) = faults_of(write(name, content))
-    assert said.startswith(fault)
-    assert said.endswith("(mend them, or dataset.on_bad_row=skip leaves such rows out and counts them)")
+def test_a_malformed_row_is_named_by_its_line_with_the_fix(write: Write, name: str, content: bytes, fault: str) -> None:
+    (message,) = faults_of(write(name, content))
+    assert message.startswith(fault)
+    assert message.endswith("(fix them, or dataset.on_bad_row=skip leaves such rows out and counts them)")
 
 
 @pytest.mark.parametrize(("name", "content", "fault"), BROKEN)
@@ -152,11 +150,11 @@ def test_the_rows_after_a_malformed_one_keep_their_lines(write: Write) -> None:
 
 
 def test_all_faults_are_counted_and_ten_are_shown(write: Write) -> None:
-    said = faults_of(write("d.jsonl", "{\n" * 13), write("e.tsv", "a\tb\n1\n"))
-    assert len(said) == 12
-    assert said[9].startswith("d.jsonl:10: ")
-    assert said[10].startswith("d.jsonl: and 3 more of the same kind (mend them, ")
-    assert said[11].startswith("e.tsv:2: ")
+    messages = faults_of(write("d.jsonl", "{\n" * 13), write("e.tsv", "a\tb\n1\n"))
+    assert len(messages) == 12
+    assert messages[9].startswith("d.jsonl:10: ")
+    assert messages[10].startswith("d.jsonl: and 3 more of the same kind (fix them, ")
+    assert messages[11].startswith("e.tsv:2: ")
 
 
 @pytest.mark.parametrize(
@@ -195,14 +193,14 @@ def test_all_faults_are_counted_and_ten_are_shown(write: Write) -> None:
     ],
 )
 def test_a_file_that_cannot_serve_at_all(write: Write, name: str, content: bytes, fault: str) -> None:
-    (said,) = faults_of(write(name, content), bad="skip")
-    assert said.startswith(fault)
+    (message,) = faults_of(write(name, content), bad="skip")
+    assert message.startswith(fault)
 
 
 def test_a_quote_that_never_closes_is_no_row_to_skip(write: Write) -> None:
     """It swallows the rest of the file: counting that as one bad row would hide the loss."""
-    (said,) = faults_of(write("d.csv", 'a,b\n1,2\n"3,4\n5,6\n7,8\n'), bad="skip")
-    assert said == "d.csv:3: a quote that opens in this row is never closed (double a literal quote)"
+    (message,) = faults_of(write("d.csv", 'a,b\n1,2\n"3,4\n5,6\n7,8\n'), bad="skip")
+    assert message == "d.csv:3: a quote that opens in this row is never closed (double a literal quote)"
 
 
 def test_nothing_but_malformed_rows_is_an_error_even_when_they_are_skipped(write: Write) -> None:
@@ -211,18 +209,18 @@ def test_nothing_but_malformed_rows_is_an_error_even_when_they_are_skipped(write
 
 def test_column_names_of_another_number_than_the_fields(write: Write) -> None:
     path = write("d.tsv", "1\t2\t3\n4\t5\t6\n")
-    (said,) = faults_of(path, names=["a", "b"])
-    assert said == "dataset.column_names: 2 names, and the file's first row has 3 fields (d.tsv:1)"
+    (message,) = faults_of(path, names=["a", "b"])
+    assert message == "dataset.column_names: 2 names, and the file's first row has 3 fields (d.tsv:1)"
 
 
 def test_a_damaged_gzip_file(write: Write, tmp_path: Path) -> None:
     path = Path(write("d.jsonl.gz", '{"q": 1}\n' * 1000))
     path.write_bytes(path.read_bytes()[:-12])
-    (said,) = faults_of(str(path))
-    assert said.startswith("d.jsonl.gz: damaged gzip file: ")
+    (message,) = faults_of(str(path))
+    assert message.startswith("d.jsonl.gz: damaged gzip file: ")
     (tmp_path / "e.jsonl.gz").write_bytes(b"plain")
-    (said,) = faults_of(str(tmp_path / "e.jsonl.gz"))
-    assert said.startswith("e.jsonl.gz: damaged gzip file: Not a gzipped file")
+    (message,) = faults_of(str(tmp_path / "e.jsonl.gz"))
+    assert message.startswith("e.jsonl.gz: damaged gzip file: Not a gzipped file")
 
 
 def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> None:
@@ -232,16 +230,16 @@ def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> N
     write("f.csv/a.jsonl", "{}")
     names = ["trian.jsonl", "notes.txt", "train.josnl", "d.parquet.gz", "plain", "f.csv", "train.jsonl"]
     faults = files_faults([str(tmp_path / name) for name in names], ["a", "a"])
-    said = [str(fault).replace(f"{tmp_path}/", "") for fault in faults]
-    known = "known: .jsonl, .json, .csv, .tsv, .parquet, the text forms also .gz"
-    assert said == [
+    messages = [str(fault).replace(f"{tmp_path}/", "") for fault in faults]
+    known = "known: .jsonl, .json, .csv, .tsv, .parquet, the text formats also .gz"
+    assert messages == [
         "trian.jsonl: no such file (did you mean train.jsonl?)",
         f"notes.txt: no reader for the extension '.txt' ({known})",
         f"train.josnl: no reader for the extension '.josnl' (did you mean .jsonl? {known})",
         f"d.parquet.gz: no reader for the extension '.parquet.gz' ({known})",
         f"plain: no extension, which tells the format ({known})",
         "f.csv: is a folder (known: a.jsonl)",
-        "dataset.column_names: names the columns of a .csv or .tsv file, and train.jsonl has its own "
+        "dataset.column_names: names the columns of a .csv or .tsv file, and train.jsonl names its columns itself "
         "(dataset.columns={new: old} renames)",
         "dataset.column_names: 'a' stands there twice",
     ]

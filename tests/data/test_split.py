@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import datasets
 
+from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import Split
+from lora_ga_cli.data.examples.chat import Chat
 
 
 def split(lengths: list[int], skipped: dict[str, int] | None = None, truncated: int = 0) -> Split:
-    return Split("train", datasets.Dataset.from_dict({"length": lengths}), skipped or {}, truncated)
+    form = Chat(DatasetConfig(train_file="d.jsonl", messages="m"), tokenizer=None)
+    return Split("train", datasets.Dataset.from_dict({"length": lengths}), skipped or {}, truncated, form)
 
 
 def test_the_summary_is_one_line_that_hides_nothing() -> None:

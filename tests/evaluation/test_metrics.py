@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lora_ga_cli.config.schema import DatasetConfig, Task
-from lora_ga_cli.data import Collator, Split, load_file_split
+from lora_ga_cli.data import Split, load_file_split
 from lora_ga_cli.errors import DataError
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.metrics import METRICS, Score, ScoringContext
@@ -191,7 +191,7 @@ class TestLabelTokens:
             max_new_tokens=16,
             answer_pattern=r"^\s*(.+?)\s*$",
         )
-        batch = Collator(context.tokenizer, "seq2seq_lm")([*context.split.rows])
+        batch = context.split.form.collate([*context.split.rows])
         optimizer = torch.optim.Adam(context.model.parameters(), lr=1e-2)
         for _ in range(60):
             optimizer.zero_grad()

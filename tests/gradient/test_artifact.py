@@ -78,11 +78,11 @@ def flip_a_byte(file: Path, position: int) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a byte of the factors": lambda folder: flip_a_byte(folder / FACTORS_FILE, -1),
     "a byte of their header": lambda folder: flip_a_byte(folder / FACTORS_FILE, 12),
-    "factors cut off": lambda folder: (folder / FACTORS_FILE).write_bytes((folder / FACTORS_FILE).read_bytes()[:-4]),
+    "short factors": lambda folder: (folder / FACTORS_FILE).write_bytes((folder / FACTORS_FILE).read_bytes()[:-4]),
     "empty factors": lambda folder: (folder / FACTORS_FILE).write_bytes(b""),
     "no factors": lambda folder: (folder / FACTORS_FILE).unlink(),
     "no manifest": lambda folder: (folder / MANIFEST_FILE).unlink(),
-    "manifest cut off": lambda folder: (folder / MANIFEST_FILE).write_bytes((folder / MANIFEST_FILE).read_bytes()[:40]),
+    "short manifest": lambda folder: (folder / MANIFEST_FILE).write_bytes((folder / MANIFEST_FILE).read_bytes()[:40]),
     "empty manifest": lambda folder: (folder / MANIFEST_FILE).write_text("{}", encoding="utf-8"),
     "manifest of another kind": lambda folder: (folder / MANIFEST_FILE).write_text("[]", encoding="utf-8"),
     "manifest not text": lambda folder: (folder / MANIFEST_FILE).write_bytes(b"\xff\xfe"),

@@ -1,4 +1,4 @@
-"""The exact estimator against plain autograd; and of any estimation, what goes wrong, and what it leaves: nothing."""
+"""The exact estimator against plain autograd; and for all estimators, their errors, and that they leave no trace."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from transformers import PreTrainedModel
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
-from tests.gradient import ESTIMATORS, HALF, WHOLE, Batch, autograd, cut, multiplied, relative
+from tests.gradient import (
+    ESTIMATORS,
+    FULL_CAPACITY,
+    HALF,
+    Batch,
+    assert_singular_values_close,
+    autograd,
+    multiplied,
+    relative,
+    split_batch,
+)
 
 both_estimators = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 EstimatorType = Callable[[], Estimator]
 
 
-class Remembering(ExactEstimator):
-    """Keeps the averaged gradients themselves, (d_out, d_in), to be compared."""
+class KeepsGradients(ExactEstimator):
+    """Keeps the averaged gradients, (d_out, d_in), so that tests can compare them."""
 
     grads: dict[str, Tensor]
 
@@ -34,9 +44,9 @@ class Remembering(ExactEstimator):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_gradient_of_the_training_loss(family: str) -> None:
+def test_the_estimate_is_the_gradient_of_the_training_loss(family: str) -> None:
     model, batch = build_model(family).eval(), build_batch(family)
-    estimator = Remembering()
+    estimator = KeepsGradients()
     estimate_gradients(model, [batch], estimator=estimator)
     expected = autograd(model, batch)
     assert set(estimator.grads) == set(expected)
@@ -44,7 +54,7 @@ def test_it_is_the_gradient_of_the_training_loss(family: str) -> None:
 
 
 def test_means_are_handed_over_layer_by_layer() -> None:
-    """So that whoever keeps them does not hold the sums beside them."""
+    """A caller that keeps the means does not also hold the sums in memory."""
 
     class Counting(ExactEstimator):
         left: tuple[int, ...] = ()
@@ -59,15 +69,15 @@ def test_means_are_handed_over_layer_by_layer() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_does_not_depend_on_how_rows_are_cut(family: str) -> None:
+def test_the_gradient_does_not_depend_on_how_rows_are_split(family: str) -> None:
     """Rows carry different numbers of labels, so a mean of micro-batch means would differ."""
     model, batch = build_model(family).eval(), build_batch(family, rows=6)
     if family != "bert":
         batch["labels"][0, :-2] = -100
-    whole, parts = Remembering(), Remembering()
-    one = estimate_gradients(model, [batch], estimator=whole)
-    other = estimate_gradients(model, cut(batch, 1), estimator=parts)
-    assert max(relative(parts.grads[name], grad) for name, grad in whole.grads.items()) < 1e-5
+    full, parts = KeepsGradients(), KeepsGradients()
+    one = estimate_gradients(model, [batch], estimator=full)
+    other = estimate_gradients(model, split_batch(batch, 1), estimator=parts)
+    assert max(relative(parts.grads[name], grad) for name, grad in full.grads.items()) < 1e-5
     assert one.info["loss"] == pytest.approx(other.info["loss"], rel=1e-6)
     assert one.info["items"] == other.info["items"]
 
@@ -75,8 +85,8 @@ def test_it_does_not_depend_on_how_rows_are_cut(family: str) -> None:
 def test_bfloat16_gradients_add_up_in_float32() -> None:
     """256 micro-batches of a bfloat16 model: within 1e-5 of their float64 sum; a bfloat16 sum errs by a percent."""
     model = build_model("llama").to(torch.bfloat16).eval()
-    batches = cut(build_batch("llama", rows=256, tokens=10), 1)
-    estimator = Remembering()
+    batches = split_batch(build_batch("llama", rows=256, tokens=10), 1)
+    estimator = KeepsGradients()
     estimate_gradients(model, batches, estimator=estimator)
     items = torch.tensor([int((batch["labels"][:, 1:] != -100).sum()) for batch in batches])
     name = "model.layers.0.mlp.down_proj"
@@ -93,8 +103,8 @@ def checkpoint(model: PreTrainedModel, *, reentrant: bool) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
-def checkpoint_alone(model: PreTrainedModel) -> None:
-    """As versions of transformers do that leave it to others that embeddings need a gradient."""
+def checkpoint_without_input_gradients(model: PreTrainedModel) -> None:
+    """Checkpoints as those versions of transformers do that do not make embeddings need a gradient."""
     checkpoint(model, reentrant=True)
     if hasattr(model, "_require_grads_hook"):
         model.disable_input_require_grads()
@@ -109,22 +119,21 @@ def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) ->
     Dropout stays off although transformers only checkpoints in training mode.
     """
     model, batch = build_model(family).eval(), build_batch(family)
-    plain, checkpointed = Remembering(), Remembering()
+    plain, checkpointed = KeepsGradients(), KeepsGradients()
     estimate_gradients(model, [batch], estimator=plain)
-    sketched = estimate_gradients(model, [batch], capacity=WHOLE, estimator=SketchEstimator())
+    sketched = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, estimator=SketchEstimator())
     forwards = []
     checkpoint(model, reentrant=reentrant)
     layer = next(module for name, module in model.named_modules() if name.endswith(("mlp", "DenseReluDense")))
     hook = layer.register_forward_pre_hook(lambda *_: forwards.append(1))
     estimate_gradients(model, [batch], estimator=checkpointed)
     assert len(forwards) == 2  # once forward, and once more for the backward pass: it was really checkpointed
-    again = estimate_gradients(model, [batch], capacity=WHOLE, estimator=SketchEstimator())
+    again = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, estimator=SketchEstimator())
     assert len(forwards) == 4
     hook.remove()
     assert max(relative(checkpointed.grads[name], grad) for name, grad in plain.grads.items()) < 1e-5
     for name, factors in sketched.factors.items():
-        largest = float(factors.singular[0])
-        torch.testing.assert_close(again.factors[name].singular, factors.singular, rtol=0, atol=1e-6 * largest)
+        assert_singular_values_close(again.factors[name], factors)
         assert relative(multiplied(again.factors[name]), multiplied(factors)) < HALF, name
         assert again.factors[name].norm == pytest.approx(factors.norm, rel=1e-5)
 
@@ -139,11 +148,11 @@ def test_gradient_checkpointing_changes_nothing(family: str, reentrant: bool) ->
     ],
 )
 def test_reentrant_checkpoints_are_reached(family: str, estimator: EstimatorType) -> None:
-    """They pass a gradient on only to inputs that need one, and with a frozen base none does by itself."""
+    """They pass a gradient on only to inputs that need one, and with a frozen base model no input needs one."""
     model, batch = build_model(family).eval(), build_batch(family)
-    plain = estimate_gradients(model, [batch], capacity=WHOLE, estimator=estimator())
-    checkpoint_alone(model)
-    found = estimate_gradients(model, [batch], capacity=WHOLE, estimator=estimator())
+    plain = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, estimator=estimator())
+    checkpoint_without_input_gradients(model)
+    found = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, estimator=estimator())
     for name, factors in plain.factors.items():
         assert relative(multiplied(found.factors[name]), multiplied(factors)) < HALF, name
 
@@ -181,7 +190,7 @@ def test_the_model_comes_back_as_it_was(
     embedding = model.model.embed_tokens.weight
     kept = embedding.grad = torch.ones_like(embedding)
     if checkpoints:
-        checkpoint_alone(model)
+        checkpoint_without_input_gradients(model)
     before = {name: (item.requires_grad, item.clone()) for name, item in model.named_parameters()}
     modes = [module.training for module in model.modules()]
 
@@ -205,14 +214,14 @@ def test_the_model_comes_back_as_it_was(
 
 @both_estimators
 def test_progress_is_told_over_all_passes(estimator: EstimatorType) -> None:
-    model, batches = build_model("llama").eval(), cut(build_batch("llama"), 2)
-    chosen, told = estimator(), []
+    model, batches = build_model("llama").eval(), split_batch(build_batch("llama"), 2)
+    chosen, reported = estimator(), []
     chosen.passes = 3 if chosen.name == "sketch" else 1
     artifact = estimate_gradients(
-        model, batches, estimator=chosen, on_batch=lambda done, loss: told.append((done, loss))
+        model, batches, estimator=chosen, on_batch=lambda done, loss: reported.append((done, loss))
     )
-    assert [done for done, _ in told] == list(range(1, 2 * chosen.passes + 1))
-    assert told[-1][1] == pytest.approx(artifact.info["loss"], rel=1e-6)
+    assert [done for done, _ in reported] == list(range(1, 2 * chosen.passes + 1))
+    assert reported[-1][1] == pytest.approx(artifact.info["loss"], rel=1e-6)
     counted = {name: artifact.info[name] for name in ("estimator", "passes", "micro_batches", "items")}
     labels = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     assert counted == {"estimator": chosen.name, "passes": chosen.passes, "micro_batches": 2, "items": labels}
@@ -220,7 +229,7 @@ def test_progress_is_told_over_all_passes(estimator: EstimatorType) -> None:
 
 def test_offloaded_sums_are_the_same() -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
-    one, other = Remembering(), Remembering(offload=True)
+    one, other = KeepsGradients(), KeepsGradients(offload=True)
     estimate_gradients(model, [batch], estimator=one)
     estimate_gradients(model, [batch], estimator=other)
     assert all(torch.equal(one.grads[name], other.grads[name]) for name in one.grads)
@@ -230,7 +239,7 @@ def test_offloaded_sums_are_the_same() -> None:
 def test_a_layer_that_the_loss_does_not_reach_is_named(estimator: EstimatorType) -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     model.model.layers[1].mlp.forward = lambda x: torch.zeros_like(x)  # type: ignore[method-assign]
-    with torch.no_grad():  # whose gradients are zero, which is said after
+    with torch.no_grad():  # whose gradients are zero, which is reported after this
         model.model.layers[0].mlp.down_proj.weight.zero_()
     with pytest.raises(GradientError, match=r"no gradient reached model\.layers\.1\.mlp\.gate_proj.*target_modules"):
         estimate_gradients(model, [batch], estimator=estimator())
@@ -283,7 +292,7 @@ def exploding(layer: str, call: int) -> Callable[[nn.Module, Batch], Tensor]:
 )
 def test_a_gradient_that_is_not_finite_names_layer_and_batch(estimator: EstimatorType, call: int) -> None:
     """The loss itself is finite, and the other layers' gradients are."""
-    model, batches = build_model("llama").eval(), cut(build_batch("llama", rows=3), 1)
+    model, batches = build_model("llama").eval(), split_batch(build_batch("llama", rows=3), 1)
     layer = "model.layers.0.self_attn.v_proj"
     with pytest.raises(GradientError, match=rf"^the gradient of {layer} is not finite in micro-batch 2$"):
         estimate_gradients(model, batches, loss_function=exploding(layer, call), estimator=estimator())
@@ -310,7 +319,7 @@ def test_batches_without_anything_to_learn_are_errors(estimator: EstimatorType) 
 
 @both_estimators
 def test_float16_gradients_do_not_vanish(estimator: EstimatorType) -> None:
-    """Gradients of 1e-9 round to zero in float16; they are taken of a larger loss, and divided again."""
+    """Gradients of 1e-9 round to zero in float16, so the loss is scaled up and the gradients are divided again."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16)).to(torch.float16)
     x = torch.randn(4, 16).half()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.gradient.key import gradient_key, rows_hash
+from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
 
 BASE: dict[str, Any] = {
     "model": {"weights_sha256": "a", "config_sha256": "b"},
@@ -39,7 +39,7 @@ def test_the_same_ingredients_give_the_same_key() -> None:
 
 
 def test_the_key_is_the_same_in_every_process_and_version() -> None:
-    """Who changes what is hashed changes KEY_FORMAT and this literal: old artifacts are then not found any more."""
+    """If what is hashed changes, KEY_FORMAT and this literal must change: old artifacts are then not found any more."""
     assert gradient_key(**BASE) == "a8379f6f8f86215ac7bf14aa"
 
 
@@ -57,8 +57,20 @@ def test_the_test_above_covers_every_ingredient() -> None:
 
 
 def test_the_order_of_targets_and_of_settings_does_not_matter() -> None:
-    turned = {name: dict(reversed(value.items())) for name, value in BASE.items() if isinstance(value, dict)}
-    assert gradient_key(**{**BASE, **turned, "targets": BASE["targets"][::-1]}) == gradient_key(**BASE)
+    reordered = {name: dict(reversed(value.items())) for name, value in BASE.items() if isinstance(value, dict)}
+    assert gradient_key(**{**BASE, **reordered, "targets": BASE["targets"][::-1]}) == gradient_key(**BASE)
+
+
+def test_a_merged_adapter_changes_the_key_of_the_next_gradient() -> None:
+    """Every sequence of merges gives a model of its own, and no merge leaves the base model."""
+    base = BASE["model"]
+    merges = ["first"], ["second"], ["first", "second"], ["second", "first"], ["first", "first"], ["firstsecond"]
+    keys = [gradient_key(**BASE | {"model": identity_after_merges(base, merged)}) for merged in ([], *merges)]
+    assert keys[0] == gradient_key(**BASE)
+    assert len(set(keys)) == len(keys)
+    assert identity_after_merges(base, []) == base
+    assert identity_after_merges(base, ["first"]) == identity_after_merges(dict(base), ("first",))
+    assert "merged" not in base
 
 
 @pytest.mark.parametrize(
@@ -75,8 +87,13 @@ def test_the_order_of_targets_and_of_settings_does_not_matter() -> None:
     ],
     ids=["token", "label", "type ids", "order", "one less", "one twice", "joined", "none"],
 )
-def test_rows_are_told_apart_by_what_the_model_sees(rows: list[dict[str, Any]]) -> None:
+def test_rows_that_the_model_sees_differently_have_different_hashes(rows: list[dict[str, Any]]) -> None:
     assert rows_hash(rows) != rows_hash(ROWS)
+
+
+def test_columns_of_any_form_of_a_row_matter() -> None:
+    """A form that a user adds may give the model other columns than the shipped forms do."""
+    assert rows_hash([row | {"rejected_ids": [7]} for row in ROWS]) != rows_hash(ROWS)
 
 
 def test_columns_that_the_model_does_not_see_do_not_matter() -> None:

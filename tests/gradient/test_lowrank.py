@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_ga_cli.gradient import lowrank
-from lora_ga_cli.gradient.lowrank import Pair, eigenvectors, merge, orthonormal, outer, singular_triplets
+from lora_ga_cli.gradient.lowrank import LowRank, eigenvectors, merge, orthonormal, outer, singular_triplets
 
 FLAT, GRADED = 1.0, 1e-4
 """The least singular value of a matrix, relative to the largest."""
@@ -37,7 +37,7 @@ def columns(shape: tuple[int, int, int], rank: int, *, least: float = FLAT, scal
 
 def pair(
     shape: tuple[int, int, int, int], rank: int, *, least: float = FLAT, scale: float = 1.0, seed: int = 0
-) -> Pair:
+) -> LowRank:
     """``left`` (L, m, k) and ``right`` (L, n, k), whose product has a rank and a spectrum; neither is orthonormal."""
     layers, m, n, k = shape
     generator = torch.Generator().manual_seed(seed)

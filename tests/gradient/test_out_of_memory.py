@@ -10,12 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_ga_cli.gradient import sketch
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.sketch_batch import Call
+from lora_ga_cli.gradient.estimators import sketch
+from lora_ga_cli.gradient.sketch_batch import LayerCall
 from tests.conftest import FAMILIES, build_batch, build_model
-from tests.gradient import ESTIMATORS, HALF, WHOLE, Batch, cut, multiplied, relative
+from tests.gradient import (
+    ESTIMATORS,
+    FULL_CAPACITY,
+    HALF,
+    Batch,
+    assert_singular_values_close,
+    multiplied,
+    relative,
+    split_batch,
+)
 
 both_estimators = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 EstimatorType = Callable[[], Estimator]
@@ -44,22 +53,22 @@ def full_in_backpropagation(layer: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def forward(most: int) -> LossFunction:
+def forward(max_rows: int) -> LossFunction:
     """A loss function that has memory for so many rows, and notices it at once."""
 
     def loss_function(model: nn.Module, batch: Batch) -> Tensor:
-        if len(batch["labels"]) > most:
+        if len(batch["labels"]) > max_rows:
             raise torch.OutOfMemoryError(FULL)
         return model(**batch).loss
 
     return loss_function
 
 
-def backward(most: int) -> LossFunction:
+def backward(max_rows: int) -> LossFunction:
     """A loss function that has memory for so many rows, and notices it when half of the layers are done."""
 
     def loss_function(model: nn.Module, batch: Batch) -> Tensor:
-        if len(batch["labels"]) <= most:
+        if len(batch["labels"]) <= max_rows:
             return model(**batch).loss
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         with full_in_backpropagation(linear[len(linear) // 2]):
@@ -70,20 +79,23 @@ def backward(most: int) -> LossFunction:
 
 @pytest.mark.parametrize("limited", [forward, backward])
 @both_estimators
-def test_the_gradient_is_that_of_whole_batches(
-    estimator: EstimatorType, limited: Callable[[int], LossFunction]
-) -> None:
-    """Batches of 6 and 4 rows, and memory for 2: 6 are cut to 3 and 3, those to 1 and 2."""
+def test_the_gradient_is_that_of_full_batches(estimator: EstimatorType, limited: Callable[[int], LossFunction]) -> None:
+    """Batches of 6 and 4 rows, and memory for 2: 6 are split into 3 and 3, and those into 1 and 2."""
     model, batches = build_model("llama").eval(), [build_batch("llama", rows=6), build_batch("llama", rows=4, seed=5)]
-    expected = estimate_gradients(model, batches, capacity=WHOLE, estimator=estimator())
-    told: list[int] = []
+    expected = estimate_gradients(model, batches, capacity=FULL_CAPACITY, estimator=estimator())
+    reported: list[int] = []
     found = estimate_gradients(
-        model, batches, capacity=WHOLE, estimator=estimator(), loss_function=limited(2), on_retry=told.append
+        model,
+        batches,
+        capacity=FULL_CAPACITY,
+        estimator=estimator(),
+        loss_function=limited(2),
+        on_retry=reported.append,
     )
-    assert told == [3, 2]
+    assert reported == [3, 2]
     for name, factors in expected.factors.items():
-        ours, largest = found.factors[name], float(factors.singular[0])
-        torch.testing.assert_close(ours.singular, factors.singular, rtol=0, atol=1e-5 * largest)
+        ours = found.factors[name]
+        assert_singular_values_close(ours, factors)
         assert relative(multiplied(ours), multiplied(factors)) < (1e-5 if found.info["estimator"] == "exact" else HALF)
         assert ours.norm == pytest.approx(factors.norm, rel=1e-5)
     assert found.info["items"] == expected.info["items"]
@@ -92,16 +104,16 @@ def test_the_gradient_is_that_of_whole_batches(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_s_batches_can_be_cut(family: str) -> None:
+def test_batches_of_every_family_can_be_halved(family: str) -> None:
     model, batch = build_model(family).eval(), build_batch(family)
-    expected = estimate_gradients(model, [batch], capacity=WHOLE)
-    found = estimate_gradients(model, [batch], capacity=WHOLE, loss_function=forward(2))
+    expected = estimate_gradients(model, [batch], capacity=FULL_CAPACITY)
+    found = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, loss_function=forward(2))
     assert found.info["micro_batches"] == 2
     for name, factors in expected.factors.items():
         assert relative(multiplied(found.factors[name]), multiplied(factors)) < HALF, name
 
 
-def test_what_is_no_row_stays_whole() -> None:
+def test_entries_that_are_not_rows_are_not_split() -> None:
     """A batch may hold numbers, texts and tables for all of its rows."""
     model, batch = build_model("llama").eval(), build_batch("llama")
     seen: list[Any] = []
@@ -121,7 +133,7 @@ def test_what_is_no_row_stays_whole() -> None:
 def test_memory_that_runs_out_in_a_later_pass_begins_again_with_the_first() -> None:
     model, batch = build_model("llama").eval(), build_batch("llama")
     estimator = ESTIMATORS["sketch"]
-    told, calls = [], []
+    reported, calls = [], []
 
     def loss_function(model: nn.Module, batch: Batch) -> Tensor:
         calls.append(len(batch["labels"]))
@@ -130,11 +142,11 @@ def test_memory_that_runs_out_in_a_later_pass_begins_again_with_the_first() -> N
     first, again = estimator(), estimator()
     first.passes = again.passes = 2
     found = estimate_gradients(
-        model, [batch], capacity=WHOLE, estimator=first, loss_function=loss_function, on_retry=told.append
+        model, [batch], capacity=FULL_CAPACITY, estimator=first, loss_function=loss_function, on_retry=reported.append
     )
-    assert told == [2]
+    assert reported == [2]
     assert calls == [4, 4, 2, 2, 2, 2]
-    expected = estimate_gradients(model, cut(batch, 2), capacity=WHOLE, estimator=again)
+    expected = estimate_gradients(model, split_batch(batch, 2), capacity=FULL_CAPACITY, estimator=again)
     for name, factors in expected.factors.items():
         assert torch.equal(found.factors[name].singular, factors.singular)
         assert found.factors[name].norm == factors.norm
@@ -151,10 +163,10 @@ def test_a_row_that_does_not_fit_alone_is_an_error(
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     kept = model.model.embed_tokens.weight.grad = torch.ones_like(model.model.embed_tokens.weight)
     flags = [item.requires_grad for item in model.parameters()]
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
-        estimate_gradients(model, [batch], estimator=estimator(), loss_function=limited(0), on_retry=told.append)
-    assert told == [2, 1]
+        estimate_gradients(model, [batch], estimator=estimator(), loss_function=limited(0), on_retry=reported.append)
+    assert reported == [2, 1]
     assert [item.requires_grad for item in model.parameters()] == flags
     assert [item.grad for item in model.parameters()] == [kept] + [None] * (len(flags) - 1)
     assert all(module.training and not module._forward_hooks for module in model.modules())
@@ -162,42 +174,42 @@ def test_a_row_that_does_not_fit_alone_is_an_error(
 
 
 def test_other_failures_are_not_tried_again() -> None:
-    told: list[int] = []
+    reported: list[int] = []
 
     def broken(_: nn.Module, __: Batch) -> Tensor:
         raise RuntimeError("out of patience")
 
     with pytest.raises(RuntimeError, match="patience"):
-        estimate_gradients(build_model("llama"), [build_batch("llama")], loss_function=broken, on_retry=told.append)
-    assert told == []
+        estimate_gradients(build_model("llama"), [build_batch("llama")], loss_function=broken, on_retry=reported.append)
+    assert reported == []
 
 
 def test_memory_that_runs_out_in_condensing_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is condensed at the end of a micro-batch, and its copies take memory of their own."""
-    whole, told = sketch.condense, []
+    """The queue is condensed at the end of a micro-batch, and its stacked copies take memory too."""
+    original, reported = sketch.condense, []
 
-    def condense(calls: list[Call], weight: float) -> None:
+    def condense(calls: list[LayerCall], weight: float) -> None:
         if any(len(call.x) > 24 for call in calls):  # two rows of 12 tokens
             raise torch.OutOfMemoryError(FULL)
-        whole(calls, weight)
+        original(calls, weight)
 
     monkeypatch.setattr(sketch, "condense", condense)
-    found = estimate_gradients(build_model("llama").eval(), [build_batch("llama")], on_retry=told.append)
-    assert told == [2]
+    found = estimate_gradients(build_model("llama").eval(), [build_batch("llama")], on_retry=reported.append)
+    assert reported == [2]
     assert found.info["micro_batches"] == 2
 
 
 def test_a_half_may_be_without_labels() -> None:
-    """As long as the whole batch has some: a row without counts for nothing, alone or beside others."""
+    """As long as the full batch has some: a row without labels does not count, alone or with others."""
     model, batch = build_model("llama").eval(), build_batch("llama")
     batch["labels"][:2] = -100
-    expected = estimate_gradients(model, [batch], capacity=WHOLE)
-    found = estimate_gradients(model, [batch], capacity=WHOLE, loss_function=forward(2))
+    expected = estimate_gradients(model, [batch], capacity=FULL_CAPACITY)
+    found = estimate_gradients(model, [batch], capacity=FULL_CAPACITY, loss_function=forward(2))
     for name, factors in expected.factors.items():
         assert relative(multiplied(found.factors[name]), multiplied(factors)) < HALF, name
 
 
-def test_a_number_in_a_tensor_stays_whole() -> None:
+def test_a_scalar_tensor_is_not_split() -> None:
     def loss_function(model: nn.Module, batch: Batch) -> Tensor:
         assert float(batch.pop("scale")) == 0.5
         return forward(2)(model, batch)

@@ -18,11 +18,11 @@ from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from tests.conftest import build_batch, build_model
-from tests.gradient import HALF, WHOLE, Batch, cut, multiplied, relative
+from tests.gradient import FULL_CAPACITY, HALF, Batch, assert_singular_values_close, multiplied, relative, split_batch
 from tests.gradient.test_estimate import exploding
 from tests.gradient.test_out_of_memory import forward
 
@@ -77,11 +77,11 @@ def rows(count: int, each: int = 1) -> list[Batch]:
     """Micro-batches of random rows, with different numbers of labels."""
     batch = build_batch("llama", rows=count * each)
     batch["labels"][0, :-2] = -100
-    return cut(batch, each)
+    return split_batch(batch, each)
 
 
 def one_row_without_labels() -> list[Batch]:
-    """Of the second process: a half that has nothing to learn from, once its batch is cut in two."""
+    """Batches of which the second process has one whose half, if it is split, has no labels."""
     batches = rows(4, each=2)
     batches[1]["labels"][1] = -100
     return batches
@@ -140,7 +140,7 @@ CASES = {
         one_row_without_labels(),
         sharded_llama,
         loss_functions=(lambda: forward(1), lambda: forward(1)),
-        capacity=WHOLE,
+        capacity=FULL_CAPACITY,
     ),
     "sketch, sharded, one fewer": Case(lambda: SketchEstimator(passes=2), rows(5), sharded_llama),
 }
@@ -188,7 +188,7 @@ class Results:
     def artifacts(self, case: str) -> list[GradientArtifact]:
         return [GradientArtifact.load(self.folder / str(rank) / case) for rank in range(PROCESSES)]
 
-    def said(self, what: str) -> list[Any]:
+    def reported(self, what: str) -> list[Any]:
         return [json.loads((self.folder / f"{rank}.json").read_text())[what] for rank in range(PROCESSES)]
 
 
@@ -201,12 +201,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def halves(batches: list[Batch]) -> list[Batch]:
     """Single rows in the order in which both processes come to them."""
-    parts = [[row for batch in batches[rank::PROCESSES] for row in cut(batch, 1)] for rank in range(PROCESSES)]
+    parts = [[row for batch in batches[rank::PROCESSES] for row in split_batch(batch, 1)] for rank in range(PROCESSES)]
     return [row for together in zip(*parts, strict=True) for row in together]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_both_find_what_one_process_finds(name: str, results: Results) -> None:
+def test_two_processes_find_what_one_process_finds(name: str, results: Results) -> None:
     case = CASES[name]
     first, second = results.artifacts(name)
     batches = halves(case.batches) if "memory" in name else case.batches
@@ -224,7 +224,7 @@ def test_both_find_what_one_process_finds(name: str, results: Results) -> None:
             if getattr(one, part) is not None:
                 assert torch.equal(getattr(one, part), getattr(other, part)), layer
         assert one.norm == other.norm == pytest.approx(factors.norm, rel=1e-5)
-        torch.testing.assert_close(one.singular, factors.singular, rtol=0, atol=1e-5 * float(factors.singular[0]))
+        assert_singular_values_close(one, factors)
         assert relative(multiplied(one), multiplied(factors)) < (1e-5 if factors.missed is None else HALF), layer
     assert first.info["micro_batches"] == len(batches)
     counted = ("items", "estimator", "passes")
@@ -235,30 +235,30 @@ def test_both_find_what_one_process_finds(name: str, results: Results) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FAILURES if "a loss" in name])
 def test_a_loss_that_is_not_finite_in_one_stops_both(name: str, results: Results) -> None:
-    first, second = (errors[name] for errors in results.said("errors"))
+    first, second = (errors[name] for errors in results.reported("errors"))
     assert first == "1 of 2 processes failed in micro-batch 2"
     assert second.startswith("the loss of micro-batch 2 is nan")
 
 
 @pytest.mark.parametrize("name", [name for name in FAILURES if "a gradient" in name])
 def test_a_gradient_that_is_not_finite_in_one_is_named_by_both(name: str, results: Results) -> None:
-    assert [errors[name] for errors in results.said("errors")] == [
+    assert [errors[name] for errors in results.reported("errors")] == [
         f"the gradient of {LAYER} is not finite in micro-batch 2"
     ] * 2
 
 
 def test_the_exact_estimator_refuses_shards(results: Results) -> None:
-    for errors in results.said("errors"):
+    for errors in results.reported("errors"):
         assert "gradient=sketch" in errors["exact, shards"]
         assert "\n" not in errors["exact, shards"]
 
 
 def test_nothing_else_failed(results: Results) -> None:
     """A case that stops in both processes would otherwise be noticed as a missing file only."""
-    for errors in results.said("errors"):
+    for errors in results.reported("errors"):
         assert set(errors) == set(FAILURES)
 
 
-def test_shards_have_the_fingerprint_of_the_whole(results: Results) -> None:
-    whole = fingerprint(find_targets(llama()))
-    assert results.said("fingerprints") == [[whole, whole]] * 2
+def test_shards_have_the_fingerprint_of_the_full_weights(results: Results) -> None:
+    full = fingerprint(find_targets(llama()))
+    assert results.reported("fingerprints") == [[full, full]] * 2

@@ -1,4 +1,4 @@
-"""What a sketch says of its own error, against the error it has."""
+"""The error that a sketch estimates for itself, against its true error."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import CAUTION, Factors
 from lora_ga_cli.gradient.quality import probe_errors
-from lora_ga_cli.gradient.sketch import SketchEstimator
 from tests.gradient.conftest import RANK, Quickstart
 
 D_OUT, D_IN, KEPT = 12, 9, 4
@@ -22,7 +22,7 @@ def orthonormal(generator: torch.Generator, rows: int) -> Tensor:
     return torch.linalg.qr(torch.randn(2, rows, KEPT, generator=generator))[0]
 
 
-def test_errors_are_the_energy_that_directions_miss() -> None:
+def test_estimated_errors_are_the_energy_that_directions_miss() -> None:
     """For a known error E, over many probes: ``(‖Eᵀ u‖² + ‖E v‖²) / 2`` of each triplet, and ``‖E‖²``."""
     generator = torch.Generator().manual_seed(0)
     left, right = orthonormal(generator, D_OUT), orthonormal(generator, D_IN)
@@ -30,11 +30,13 @@ def test_errors_are_the_energy_that_directions_miss() -> None:
     error = torch.randn(2, D_OUT, D_IN, generator=generator)
     error += 3 * left[..., :1] @ torch.randn(2, 1, D_IN, generator=generator)  # most of it along the first direction
     grad = (left * singular[:, None]) @ right.mT + error
-    probes = 40_000
-    left_tests = torch.randn(D_OUT, probes, generator=generator)
-    right_tests = torch.randn(D_IN, probes, generator=generator)
+    count = 40_000
+    left_probes = torch.randn(D_OUT, count, generator=generator)
+    right_probes = torch.randn(D_IN, count, generator=generator)
     missed, rest = probe_errors(
-        (left, singular, right), tests=(left_tests, right_tests), seen=(grad.mT @ left_tests, grad @ right_tests)
+        (left, singular, right),
+        probes=(left_probes, right_probes),
+        products=(grad.mT @ left_probes, grad @ right_probes),
     )
     lost_left = (error.mT @ left).double().square().sum(1)
     lost_right = (error @ right).double().square().sum(1)
@@ -43,13 +45,13 @@ def test_errors_are_the_energy_that_directions_miss() -> None:
     assert float(lost_left[0, 0] / lost_left[0, 1]) > 3  # so that a mix-up of directions would be seen
 
 
-def test_nothing_missed_is_no_error() -> None:
+def test_the_estimated_error_of_an_exact_sketch_is_zero() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = orthonormal(generator, D_OUT), orthonormal(generator, D_IN)
     singular = torch.tensor([4.0, 3.0, 2.0, 1.0]).expand(2, -1)
     grad = (left * singular[:, None]) @ right.mT
-    tests = torch.randn(D_OUT, 10, generator=generator), torch.randn(D_IN, 10, generator=generator)
-    missed, rest = probe_errors((left, singular, right), tests, (grad.mT @ tests[0], grad @ tests[1]))
+    probes = torch.randn(D_OUT, 10, generator=generator), torch.randn(D_IN, 10, generator=generator)
+    missed, rest = probe_errors((left, singular, right), probes, (grad.mT @ probes[0], grad @ probes[1]))
     assert float(missed.max()) < 1e-10
     assert float(rest.max()) < 1e-10
 
@@ -95,7 +97,7 @@ def test_an_estimated_loss_is_small_where_the_true_one_is(tight: GradientArtifac
     assert min(estimated[name] for name in good) > 0.99
 
 
-def test_the_norm_is_that_of_the_whole_gradient(tight: GradientArtifact, quickstart: Quickstart) -> None:
+def test_the_norm_is_that_of_the_full_gradient(tight: GradientArtifact, quickstart: Quickstart) -> None:
     """Of which 16 singular values hold too small a part for this to be their own norm."""
     for name, grad in quickstart.grads.items():
         factors = tight.factors[name]

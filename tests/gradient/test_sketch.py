@@ -1,4 +1,4 @@
-"""The sketch: the exact gradient where it has room for it, and where it has not, what a first step needs of it."""
+"""The sketch: it is exact if its capacity suffices; if not, it keeps what the first step needs."""
 
 from __future__ import annotations
 
@@ -15,33 +15,41 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from tests.conftest import FAMILIES, build_batch, build_model
-from tests.gradient import HALF, WHOLE, Batch, autograd_in_float64, cosine, cut, multiplied, relative
+from tests.gradient import (
+    FULL_CAPACITY,
+    HALF,
+    ROUNDING,
+    Batch,
+    assert_singular_values_close,
+    autograd_in_float64,
+    cosine,
+    multiplied,
+    relative,
+    split_batch,
+)
 from tests.gradient.conftest import Quickstart
-
-ROUNDING = 1e-5
-"""Of singular values, relative to the largest."""
 
 
 def assert_same(found: GradientArtifact, expected: GradientArtifact, rounding: float = ROUNDING) -> None:
     """The same gradients: singular values as near as float32 gives them, directions as near as float16."""
     assert list(found.factors) == list(expected.factors)
     for name, factors in expected.factors.items():
-        ours, largest = found.factors[name], float(factors.singular[0])
-        torch.testing.assert_close(ours.singular, factors.singular, rtol=0, atol=rounding * largest)
+        ours = found.factors[name]
+        assert_singular_values_close(ours, factors, rounding)
         assert relative(multiplied(ours), multiplied(factors)) < HALF, name
         assert ours.norm == pytest.approx(factors.norm, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("passes", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_room_for_the_whole_gradient_it_is_exact(family: str, passes: int) -> None:
+def test_with_full_capacity_the_sketch_is_exact(family: str, passes: int) -> None:
     """Tall, wide and square layers, and GPT-2's, which store their weights transposed."""
-    model, batches = build_model(family).eval(), cut(build_batch(family, rows=6), 2)
-    sketched = estimate_gradients(model, batches, capacity=WHOLE, estimator=SketchEstimator(passes))
-    exact = estimate_gradients(model, batches, capacity=WHOLE, estimator=ExactEstimator())
+    model, batches = build_model(family).eval(), split_batch(build_batch(family, rows=6), 2)
+    sketched = estimate_gradients(model, batches, capacity=FULL_CAPACITY, estimator=SketchEstimator(passes))
+    exact = estimate_gradients(model, batches, capacity=FULL_CAPACITY, estimator=ExactEstimator())
     assert_same(sketched, exact)
     for name, grad in autograd_in_float64(model, build_batch(family, rows=6)).items():
         factors = sketched.factors[name]
@@ -51,7 +59,7 @@ def test_with_room_for_the_whole_gradient_it_is_exact(family: str, passes: int) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_room_it_does_not_depend_on_how_rows_are_cut(family: str) -> None:
+def test_with_full_capacity_the_sketch_does_not_depend_on_how_rows_are_split(family: str) -> None:
     """Rows carry different numbers of labels, so a mean of micro-batch means would differ.
 
     Within a micro-batch, directions below some 3e-4 of the leading one are lost: the power iteration squares them away.
@@ -59,30 +67,32 @@ def test_with_room_it_does_not_depend_on_how_rows_are_cut(family: str) -> None:
     model, batch = build_model(family).eval(), build_batch(family, rows=6)
     if family != "bert":
         batch["labels"][0, :-2] = -100
-    at_once, *others = [estimate_gradients(model, cut(batch, rows), capacity=WHOLE) for rows in (6, 4, 1)]
+    at_once, *others = [
+        estimate_gradients(model, split_batch(batch, rows), capacity=FULL_CAPACITY) for rows in (6, 4, 1)
+    ]
     for other in others:
         assert_same(other, at_once, rounding=1e-4)
 
 
-def test_it_does_not_depend_on_when_the_queue_is_condensed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sketch_does_not_depend_on_when_the_queue_is_condensed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long inputs are condensed layer by layer while backpropagation goes on, short ones together at its end."""
-    model, batches = build_model("llama").eval(), cut(build_batch("llama"), 2)
+    model, batches = build_model("llama").eval(), split_batch(build_batch("llama"), 2)
     together = estimate_gradients(model, batches, capacity=8)
-    monkeypatch.setattr("lora_ga_cli.gradient.sketch.QUEUE_BYTES", 0)
+    monkeypatch.setattr("lora_ga_cli.gradient.estimators.sketch.QUEUE_BYTES", 0)
     one_by_one = estimate_gradients(model, batches, capacity=8)
     assert_same(one_by_one, together)
 
 
-def test_a_bfloat16_model_is_followed_as_far_as_its_own_rounding_goes() -> None:
+def test_the_gradient_of_a_bfloat16_model_is_right_up_to_its_rounding() -> None:
     """Against the gradient of the same rounded weights in float64."""
-    model, batches = build_model("llama").to(torch.bfloat16).eval(), cut(build_batch("llama", rows=6), 2)
-    artifact = estimate_gradients(model, batches, capacity=WHOLE)
+    model, batches = build_model("llama").to(torch.bfloat16).eval(), split_batch(build_batch("llama", rows=6), 2)
+    artifact = estimate_gradients(model, batches, capacity=FULL_CAPACITY)
     for name, grad in autograd_in_float64(model, build_batch("llama", rows=6)).items():
         assert cosine(multiplied(artifact.factors[name]), grad) > 0.99, name
 
 
 @pytest.mark.parametrize("capacity", [32, 16])
-def test_real_gradients_are_followed_in_one_pass_and_better_in_more(quickstart: Quickstart, capacity: int) -> None:
+def test_one_pass_aligns_with_real_gradients_and_more_align_better(quickstart: Quickstart, capacity: int) -> None:
     """Rank 8 needs 16 directions: a capacity of 16 leaves nothing to spare but what the sketch adds itself."""
     found = []
     for passes in (1, 2, 3):
@@ -99,7 +109,7 @@ def test_real_gradients_are_followed_in_one_pass_and_better_in_more(quickstart: 
 
 
 def test_many_micro_batches_lose_little(quickstart: Quickstart) -> None:
-    """16 merges, each of which cuts off what has no room."""
+    """16 merges, each of which truncates the sum."""
     artifact = estimate_gradients(quickstart.model, quickstart.batches(1), capacity=16)
     alignments = quickstart.alignments(artifact)
     assert min(alignments.values()) > 0.99
@@ -107,7 +117,7 @@ def test_many_micro_batches_lose_little(quickstart: Quickstart) -> None:
 
 
 def test_a_seed_gives_the_same_factors_to_the_bit(quickstart: Quickstart) -> None:
-    """Whatever state torch's own generator is in; another seed gives others, so that this says something."""
+    """Whatever the state of torch's global generator. Another seed gives other factors, so the test can fail."""
     artifacts = []
     for seed in (0, 0, 1):
         torch.rand(seed + 1)
@@ -122,7 +132,7 @@ def test_a_seed_gives_the_same_factors_to_the_bit(quickstart: Quickstart) -> Non
 
 
 def test_one_estimator_serves_one_model_after_another() -> None:
-    """What it has seen of the first is gone."""
+    """The estimator keeps nothing of the first model."""
     estimator = SketchEstimator(passes=2)
     batch = build_batch("llama")
     estimate_gradients(build_model("llama", seed=1).eval(), [batch], estimator=estimator)
@@ -147,8 +157,8 @@ def test_an_artifact_keeps_every_bit(tmp_path: Path) -> None:
 
 
 def test_frozen_weights_stay_frozen_and_get_no_gradient() -> None:
-    model, batches = build_model("llama").eval(), cut(build_batch("llama"), 2)
-    expected = estimate_gradients(model, batches, capacity=WHOLE)
+    model, batches = build_model("llama").eval(), split_batch(build_batch("llama"), 2)
+    expected = estimate_gradients(model, batches, capacity=FULL_CAPACITY)
     model.requires_grad_(False)
     asked, received = [], []
 
@@ -157,7 +167,7 @@ def test_frozen_weights_stay_frozen_and_get_no_gradient() -> None:
         received.append(any(item.grad is not None for item in model.parameters()))
         return model(**batch).loss
 
-    found = estimate_gradients(model, batches, capacity=WHOLE, loss_function=loss_function)
+    found = estimate_gradients(model, batches, capacity=FULL_CAPACITY, loss_function=loss_function)
     assert_same(found, expected)
     assert not any([*asked, *received])
     assert all(item.grad is None and not item.requires_grad for item in model.parameters())
@@ -231,7 +241,7 @@ def test_every_token_counts_once_for_every_call(batches: list[dict[str, Any]], p
 
 
 def test_a_layer_that_is_not_called_in_some_micro_batches() -> None:
-    """Not with no tokens, but not at all."""
+    """The layer is not called at all, not even with no tokens."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
     batches = [{"x": torch.randn(4, 6), "labels": torch.ones(4), "names": names} for names in ("b", "ab", "a")]
@@ -247,7 +257,7 @@ def test_a_layer_that_is_not_called_in_some_micro_batches() -> None:
 
 
 def test_an_activation_may_overwrite_the_output_of_a_layer() -> None:
-    """As plain autograd lets it, frozen or not."""
+    """Plain autograd allows this too, frozen or not."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
     x = torch.randn(10, 8)

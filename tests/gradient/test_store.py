@@ -105,11 +105,11 @@ def lose_the_manifest(folder: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off, lose_the_manifest])
 def test_a_damaged_artifact_is_set_aside_and_computed_again(asked: Asked, damage: Callable[[Path], None]) -> None:
-    whole, _ = asked.get(4)
+    full, _ = asked.get(4)
     damage(asked.store.path(KEY))
     artifact, reused = asked.get(4)
     assert (reused, asked.computed) == (False, 2)
-    assert torch.equal(artifact.factors["layer"].left, whole.factors["layer"].left)
+    assert torch.equal(artifact.factors["layer"].left, full.factors["layer"].left)
     assert len(asked.told) == 1
     assert "damaged" in asked.told[0]
     assert [item.name for item in asked.store.leftovers()] == [f"{KEY}.damaged"]

@@ -13,8 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from lora_ga_cli import GradientArtifact, estimate_gradients, export_adapter, initialize
 from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.exact import ExactEstimator
-from lora_ga_cli.gradient.sketch import SketchEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.lora.difference import _AddProduct, difference_form
 from lora_ga_cli.lora.layers import base_targets, lora_pairs
 from lora_ga_cli.lora.offset import LoraInit, install

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lora_ga_cli.gradient.sketch import QUEUE_BYTES, queue_bytes, sketch_bytes
-from lora_ga_cli.gradient.sketch_batch import Stack
+from lora_ga_cli.gradient.estimators.sketch import QUEUE_BYTES, queue_bytes, sketch_bytes
+from lora_ga_cli.gradient.sketch_batch import SketchBatch
 from lora_ga_cli.model.forecast import (
     Pace,
     Work,
@@ -76,10 +76,10 @@ def test_attention_weights_are_not_counted() -> None:
 
 def test_checkpointing_keeps_one_block_and_a_hidden_state_a_block() -> None:
     model, tokens = llama("meta"), 512
-    whole = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
-    lean = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
+    total = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
+    checkpointed = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
     logits = 3 * tokens * VOCABULARY * 4
-    assert lean == pytest.approx((whole - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
+    assert checkpointed == pytest.approx((total - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
 
 
 def test_work_is_two_operations_a_weight_and_token() -> None:
@@ -118,15 +118,15 @@ def test_adapters_have_gradients_and_two_moments() -> None:
     assert state_bytes(model) == 3 * 4 * LAYERS * 4 * (WIDTH + WIDTH)
 
 
-def test_a_sketch_takes_what_its_stacks_hold() -> None:
+def test_the_memory_of_a_sketch_is_that_of_its_tensors() -> None:
     shape, layers = (96, 64), 3
-    stack = Stack([str(number) for number in range(layers)], shape, torch.device("cpu"), 16, seed=0)
-    held, _ = sketch_bytes([shape] * layers, 16, 128, 4, limit=QUEUE_BYTES)
-    batch = [torch.zeros(layers, side, stack.k) for side in shape]
-    sums = [torch.zeros(layers, side, stack.k) for side in shape]
-    probes = [tensor for name, tensor in vars(stack).items() if name.startswith("_probed")]
+    sketches = SketchBatch([str(number) for number in range(layers)], shape, torch.device("cpu"), 16, seed=0)
+    total, _ = sketch_bytes([shape] * layers, 16, 128, 4, limit=QUEUE_BYTES)
+    batch = [torch.zeros(layers, side, sketches.k) for side in shape]
+    sums = [torch.zeros(layers, side, sketches.k) for side in shape]
+    probes = [tensor for name, tensor in vars(sketches).items() if name.endswith("_probes")]
     assert len(probes) == 2
-    assert held == sum(tensor.nbytes for tensor in [*batch, *sums, *probes])
+    assert total == sum(tensor.nbytes for tensor in [*batch, *sums, *probes])
 
 
 def test_what_waits_is_bounded() -> None:

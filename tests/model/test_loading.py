@@ -66,7 +66,7 @@ def test_damaged_files_are_named(saved_bases: dict[str, Path], tmp_path: Path) -
         local_identity(folder, tmp_path / "memo.json")
 
 
-def test_identity_is_the_content_and_not_the_place(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+def test_the_identity_depends_on_content_and_not_on_the_folder(saved_bases: dict[str, Path], tmp_path: Path) -> None:
     build_model("llama").save_pretrained(tmp_path / "copy")
     build_model("llama", seed=1).save_pretrained(tmp_path / "other")
     memo = tmp_path / "digests.json"
@@ -108,7 +108,7 @@ def test_a_device_that_is_not_there() -> None:
             pick_device("cuda")
 
 
-def test_names_of_weights_are_read_where_files_are_whole(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+def test_names_of_weights_are_read_if_no_file_is_damaged(saved_bases: dict[str, Path], tmp_path: Path) -> None:
     assert "encoder.layer.0.output.dense.weight" in (stored_names(saved_bases["bert"]) or ())
     assert stored_names(tmp_path) is None
     (tmp_path / "model.safetensors").write_bytes(b"cut off")

@@ -15,11 +15,11 @@ from tests.conftest import FAMILIES, build_batch, build_model
 def test_the_mean_over_items_does_not_depend_on_batches(family: str) -> None:
     model, batch = build_model(family).train(), build_batch(family)
     parts = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(4)]
-    whole, items = summed_loss(model, [batch])
+    summed, items = summed_loss(model, [batch])
     split, same = summed_loss(model, parts)
     assert items == same == count_items(model, batch)
-    assert split == pytest.approx(whole, rel=1e-5)
-    assert float(model.eval()(**batch).loss.detach()) == pytest.approx(whole / items, rel=1e-5)
+    assert split == pytest.approx(summed, rel=1e-5)
+    assert float(model.eval()(**batch).loss.detach()) == pytest.approx(summed / items, rel=1e-5)
 
 
 def test_items_are_what_the_loss_averages() -> None:

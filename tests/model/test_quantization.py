@@ -1,4 +1,4 @@
-"""Bases that bitsandbytes quantizes: their gradient, their start, and a whole run on one."""
+"""Base models that bitsandbytes quantizes: their gradient, the initialization on them, and a complete run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from lora_ga_cli.methods.build import Trainable, build
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,17 +19,16 @@ from lora_ga_cli import GradientArtifact, estimate_gradients, initialize
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import GradientError, TargetError
-from lora_ga_cli.gradient.exact import ExactEstimator
+from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.lora.offset import lora_layers
-from lora_ga_cli.methods.build import Trainable, build
 from lora_ga_cli.model.loading import load_model
-from lora_ga_cli.model.quantization import count_numbers, dense
+from lora_ga_cli.model.quantization import count_parameters, dense
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import prepare_inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_batch, byte_tokenizer
-from tests.gradient import WHOLE, autograd, cosine, cut, multiplied, relative
+from tests.gradient import FULL_CAPACITY, autograd, cosine, multiplied, relative, split_batch
 from tests.helpers import Arguments, Loraga, only_run, points
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_the_weights_it_computes_with(base: Path, kind: 
     assert all(target.quantized for target in targets.values())
     expected = autograd(float_copy(model), batch)
     before = {name: item.clone() for name, item in model.state_dict().items()}
-    artifact = estimate_gradients(model, cut(batch, 2), capacity=WHOLE)
+    artifact = estimate_gradients(model, split_batch(batch, 2), capacity=FULL_CAPACITY)
     assert set(artifact.factors) == set(expected)
     for name, grad in expected.items():
         assert artifact.factors[name].shape == grad.shape
@@ -139,7 +139,7 @@ def test_weights_are_read_back_as_they_were_rounded(base: Path, kind: str, dtype
         assert found.shape == target.shape == weight.shape
         assert relative(found, rounded(weight, kind)) < allowed, name
     numbers = sum(item.numel() for item in plain.parameters())
-    assert count_numbers(model) == count_numbers(plain) == numbers
+    assert count_parameters(model) == count_parameters(plain) == numbers
 
 
 @every_kind
@@ -245,7 +245,7 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
     """Plain gradient descent on A and B, by autograd, moves each product along the gradient of the float copy."""
     model, batch = load(base, "nf4"), build_batch("llama")
     grads = autograd(float_copy(model), batch)
-    artifact = estimate_gradients(model, [batch], capacity=WHOLE)
+    artifact = estimate_gradients(model, [batch], capacity=FULL_CAPACITY)
     peft = wrapped(model, artifact)
     initialize(peft, artifact, scale=scale)
     peft(**batch).loss.backward()
@@ -272,10 +272,10 @@ def test_a_run_trains_resumes_evaluates_and_merges(
     from lora_ga_cli.training.trainer import LoragaTrainer
 
     overrides = (f"model.path={base}", "model.quantization=nf4", "trainer.save_steps=2")
-    printed = loraga("train", *arguments("llama", *overrides, "output_dir=whole"))
+    printed = loraga("train", *arguments("llama", *overrides, "output_dir=uninterrupted"))
     assert "taken off in the adapter" in printed
-    whole = only_run("whole")
-    losses = [point["loss"] for point in points(whole) if "loss" in point]
+    full_run = only_run("uninterrupted")
+    losses = [point["loss"] for point in points(full_run) if "loss" in point]
     assert losses[-1] < losses[0]
 
     step, calls = LoragaTrainer.training_step, []
@@ -291,7 +291,7 @@ def test_a_run_trains_resumes_evaluates_and_merges(
         loraga("train", *arguments("llama", *overrides), code=130)
     assert "restored" in loraga("train", *arguments("llama", *overrides))
     run = only_run()
-    resumed, uninterrupted = (load_file(folder / "adapter_model.safetensors") for folder in (run, whole))
+    resumed, uninterrupted = (load_file(folder / "adapter_model.safetensors") for folder in (run, full_run))
     assert set(resumed) == set(uninterrupted)
     assert all(torch.equal(tensor, uninterrupted[name]) for name, tensor in resumed.items())
 

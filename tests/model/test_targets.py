@@ -44,7 +44,7 @@ def test_endings_full_names_and_patterns() -> None:
         (["q_proj", "v_prj"], r"'v_prj' matches no module \(did you mean v_proj\?\)"),
         (["embed_tokens"], "embed_tokens, a Embedding; only linear layers"),
         ([], "an empty list"),
-        ("q_proj", "matches no whole name"),
+        ("q_proj", "matches no full name"),
         ("q_(proj", "not a regular expression"),
         (["lm_head"], r"lm_head: its weight is shared with model\.embed_tokens\.weight"),
     ],

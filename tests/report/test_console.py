@@ -1,4 +1,4 @@
-"""What is said is for people: plain in a pipe, errors on standard error."""
+"""Output for people: plain text in a pipe, warnings on standard error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress in a pipe is plain lines."""
+"""Progress in a pipe is printed as lines of text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def test_training_prints_a_line_for_each_logged_point(capsys: pytest.CaptureFixt
     assert second.split() == ["step", "2:", "validation", "loss", "1.5000"]
 
 
-def test_counting_takes_reports_without_printing_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_counting_prints_at_most_one_line_for_many_reports(capsys: pytest.CaptureFixture[str]) -> None:
     with counting("estimate", "rows", 1000) as report:
         for done in range(1000):
             report(done)
     assert len(capsys.readouterr().out.splitlines()) <= 1
 
 
-def test_memory_is_what_this_process_holds() -> None:
+def test_memory_is_that_of_this_process_in_bytes() -> None:
     assert memory() > 10 * 1024**2

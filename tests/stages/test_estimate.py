@@ -55,6 +55,6 @@ def test_a_coarse_estimate_is_told_by_the_largest_rank(
 
 
 def test_the_limit_of_passes_is_the_configurations() -> None:
-    GradientConfig(passes=estimate.MOST_PASSES)
+    GradientConfig(passes=estimate.MAX_PASSES)
     with pytest.raises(ValueError, match="passes"):
-        GradientConfig(passes=estimate.MOST_PASSES + 1)
+        GradientConfig(passes=estimate.MAX_PASSES + 1)

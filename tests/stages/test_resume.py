@@ -16,7 +16,7 @@ from tests.helpers import Arguments, Loraga, after, between_two_checkpoints, die
 
 
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.gradient.sketch import SketchEstimator
+    from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 
     patch.setattr(SketchEstimator, "end", after(1, SketchEstimator.end))
 

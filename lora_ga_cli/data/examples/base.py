@@ -1,23 +1,41 @@
-"""The forms of an example: what each needs of a row, and the tokens it makes of it."""
+"""What a form of a row is. A form is one file: it is written and registered there, and found by its name.
+
+.. code-block:: python
+
+    @EXAMPLES.register("joined_lines")  # chosen by dataset.form=joined_lines
+    class JoinedLines(Form):
+        tasks = ("causal_lm",)
+
+        def read(self, row): ...
+        def tokenize(self, parts): ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lora_ga_cli.data.patterns import pattern_faults
+from lora_ga_cli.data.collate import collate_tokens
+from lora_ga_cli.data.show import append_tokens
 from lora_ga_cli.data.template import Template, TemplateError
+from lora_ga_cli.data.tokens import MASKED
 from lora_ga_cli.errors import Fault
 
 if TYPE_CHECKING:
+    import torch
     from datasets.features import Features
+    from rich.text import Text
 
-    from lora_ga_cli.config.schema import DatasetConfig, Task
+    from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data.source import Row
 
-MASKED = -100
-"""The label of a token without loss, as PyTorch's cross entropy ignores it."""
+TEMPLATES = ("prompt", "answer", "text", "text_pair")
+"""Options of `dataset` that hold a template."""
+COLUMNS = ("messages", "label")
+"""Options of `dataset` that hold the name of a column."""
 
 
 @dataclass(frozen=True)
@@ -26,92 +44,122 @@ class Example:
 
     Args:
         row: the columns of `Split.rows`.
-        keep: what the form needs to cut the row later.
+        keep: what the form needs to truncate the row later.
     """
 
     row: dict[str, Any]
     keep: Any = field(default=None, repr=False)
 
 
-class Form(Protocol):
-    """Makes examples of rows in two steps, so that texts are checked row by row and tokenized many at once."""
+class Form(ABC):
+    """How rows become examples, batches, and text for people.
 
-    features: Features
-    """Columns of the examples."""
+    A form states which options select it, reads a row, and tokenizes what it read. Reading and tokenizing are apart, so
+    that texts are checked row by row and tokenized many at once. Everything else has a default, which is right for a
+    causal model: its rows have ``input_ids`` and ``labels`` of the same length.
 
-    def read(self, row: Row) -> Any:
-        """What is tokenized of a row. Raises `BadRow`."""
-        ...
+    Args:
+        config: how the data set is read; without `faults`.
+        tokenizer: a tokenizer of transformers; it is not changed.
+        label_names: for a form with `has_classes`, the names of the classes in the order of their numbers.
+    """
 
-    def tokenize(self, parts: Sequence[Any]) -> list[Example]:
-        """Examples of what `read` gave, whatever their length."""
-        ...
+    tasks: ClassVar[tuple[str, ...]]
+    """The values of ``model.task`` that the form serves."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """Options of `dataset` that select the form when all of them are given. Without any, only ``dataset.form`` selects
+    it."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Other options of `dataset` that the form reads, out of `config.row_forms.ROW_OPTIONS`."""
+    extra_options: ClassVar[tuple[str, ...]] = ()
+    """Names inside ``dataset.options`` that the form reads."""
+    has_classes: ClassVar[bool] = False
+    """Whether the labels are class numbers, so that the data set's classes have names."""
 
-    def cut(self, example: Example, max_length: int) -> Example:
-        """The example with only the beginning of its tokens."""
-        ...
+    def __init__(self, config: DatasetConfig, tokenizer: Any, label_names: Sequence[str] | None = None):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.label_names = label_names
 
-    def learns(self, example: Example) -> bool:
-        """Whether any token (or the class) has a loss."""
-        ...
+    @classmethod
+    def problems(cls, config: DatasetConfig) -> Iterator[str]:
+        """Options that do not go together, a line each. Asked when the configuration is checked."""
+        yield from ()
 
-
-def form_faults(config: DatasetConfig, task: Task, tokenizer: Any) -> list[Fault]:
-    """What is wrong with templates and tokenizer, before any row is read."""
-    faults = pattern_faults(config)
-    for option in ("prompt", "answer", "text", "text_pair"):
-        if (text := getattr(config, option)) is not None:
+    @classmethod
+    def faults(cls, config: DatasetConfig, tokenizer: Any) -> list[Fault]:
+        """What is wrong with templates and tokenizer. Asked before any row is read."""
+        faults = []
+        for option, text in cls._given(config, TEMPLATES):
             try:
                 Template(text)
             except TemplateError as error:
                 faults.append(Fault(f"dataset.{option}", str(error)))
-    if task == "causal_lm" and config.messages is not None and not tokenizer.chat_template:
-        hint = "take a chat model, or its tokenizer by model.tokenizer=NAME, or give dataset.prompt and dataset.answer"
-        faults.append(Fault("dataset.messages", "the tokenizer has no chat template", hint))
-    if task == "causal_lm" and config.messages is None and tokenizer.eos_token_id is None:
-        faults.append(
-            Fault("model.tokenizer", "the tokenizer has no end-of-text token, which ends each answer", "take another")
-        )
-    return faults
+        return faults
 
-
-def form_for(config: DatasetConfig, task: Task, tokenizer: Any, label_names: Sequence[str] | None) -> Form:
-    """The form that a configuration without `form_faults` describes."""
-    if task == "sequence_classification":
-        from lora_ga_cli.data.examples.classification import Classify
-
-        return Classify(config, tokenizer, label_names or [])
-    if task == "seq2seq_lm":
-        from lora_ga_cli.data.examples.text_to_text import TextToText
-
-        return TextToText(config, tokenizer)
-    if config.messages is not None:
-        from lora_ga_cli.data.examples.chat import Chat
-
-        return Chat(config, tokenizer)
-    from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
-
-    return PromptAnswer(config, tokenizer)
-
-
-def form_needs(config: DatasetConfig) -> dict[str, str]:
-    """Columns that the configuration names (after renaming), with the option that names each first."""
-    needs: dict[str, str] = {}
-    for option in ("prompt", "answer", "text", "text_pair"):
-        if (text := getattr(config, option)) is not None:
+    @classmethod
+    def columns(cls, config: DatasetConfig) -> dict[str, str]:
+        """The columns (after renaming) that the form reads, with the option that names each first."""
+        columns: dict[str, str] = {}
+        for option, text in cls._given(config, TEMPLATES):
             for column in Template(text).columns:
-                needs.setdefault(column, f"dataset.{option}")
-    for option in ("messages", "label"):
-        if (column := getattr(config, option)) is not None:
-            needs.setdefault(column, f"dataset.{option}")
-    for option in ("keep", "extract"):
-        for column in getattr(config, option):
-            needs.setdefault(column, f"dataset.{option}")
-    return needs
+                columns.setdefault(column, f"dataset.{option}")
+        for option, column in cls._given(config, COLUMNS):
+            columns.setdefault(column, f"dataset.{option}")
+        return columns
+
+    @classmethod
+    def _given(cls, config: DatasetConfig, options: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Those of the options that the form reads and the configuration gives."""
+        for option in options:
+            if option in (*cls.required, *cls.optional) and getattr(config, option) is not None:
+                yield option, getattr(config, option)
+
+    @cached_property
+    def features(self) -> Features:
+        """Names and types of the columns of `Example.row`. ``length``, in tokens, is always one of them."""
+        return features_of(
+            tokens=["input_ids", "labels"], numbers=["length", "prompt_length"], texts=["prompt", "reference"]
+        )
+
+    @abstractmethod
+    def read(self, row: Row) -> Any:
+        """What is tokenized of a row.
+
+        Raises:
+            BadRow: the row cannot become an example.
+        """
+
+    @abstractmethod
+    def tokenize(self, parts: Sequence[Any]) -> list[Example]:
+        """Examples of what `read` returned, whatever their length."""
+
+    def truncate(self, example: Example, max_length: int) -> Example:
+        """The example with only the first tokens. An end-of-text token goes too: the model must not learn to stop
+        there."""
+        row = example.row
+        first = {name: row[name][:max_length] for name in ("input_ids", "labels")}
+        return Example({**row, **first, "length": len(first["input_ids"])}, keep=example.keep)
+
+    def learns(self, example: Example) -> bool:
+        """Whether any token has a loss. A causal model predicts no first token, so that one does not count."""
+        return any(label != MASKED for label in example.row["labels"][1:])
+
+    def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of rows, as the model takes it for a forward pass with loss; all tensors are int64."""
+        return collate_tokens(self.tokenizer, rows)
+
+    def show(self, row: Mapping[str, Any]) -> Text:
+        """A row as the model sees it, for people. What has no loss is dim; special tokens are magenta."""
+        from rich.text import Text
+
+        text = Text()
+        append_tokens(text, self.tokenizer, row["input_ids"], [label != MASKED for label in row["labels"]])
+        return text
 
 
-def columns_of(*, tokens: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()) -> Features:
-    """Types of an example's columns: a list of token numbers, a whole number, or a text a row."""
+def features_of(*, tokens: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()) -> Features:
+    """Types of an example's columns: lists of token numbers, whole numbers, and texts."""
     from datasets.features import Features, List, Value
 
     types: dict[str, Any] = {name: List(Value("int32")) for name in tokens}

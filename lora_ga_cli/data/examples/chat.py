@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.data.examples.base import MASKED, Example, columns_of
-from lora_ga_cli.data.examples.prompt_answer import causal_learns, cut_causal, plain_tokens
+from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.template import as_text
-from lora_ga_cli.data.texts import same_start
+from lora_ga_cli.data.tokens import MASKED, common_prefix_length, plain_tokens
 from lora_ga_cli.errors import DataError, Fault, suggest
+from lora_ga_cli.registry import EXAMPLES
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
@@ -23,31 +23,46 @@ ROLES = ("system", "developer", "user", "tool", "assistant")
 
 @dataclass(frozen=True)
 class Turn:
-    """An assistant's turn: where its tokens start, what was shown before it, and what it says."""
+    """An assistant's turn.
+
+    Args:
+        start: the number of tokens before it.
+        prompt: the text before it, as for generation.
+        reference: what the assistant says.
+    """
 
     start: int
     prompt: str
     reference: str
 
 
-class Chat:
+@EXAMPLES.register("chat")
+class Chat(Form):
     """A column of messages (``role``, ``content``); every turn of the assistant is learned.
 
     Where a turn starts is found by rendering the chat up to there as for generation, and again with the turn: the first
-    must be how the second begins. What comes after the last turn of the assistant is left out. ``prompt`` and
+    must be the beginning of the second. What comes after the last turn of the assistant is left out. ``prompt`` and
     ``reference`` are those of the last turn.
     """
 
-    def __init__(self, config: DatasetConfig, tokenizer: Any):
+    tasks = ("causal_lm",)
+    required = ("messages",)
+    optional = ("label_names",)
+
+    def __init__(self, config: DatasetConfig, tokenizer: Any, label_names: Sequence[str] | None = None):
         assert config.messages is not None
-        self.features = columns_of(
-            tokens=["input_ids", "labels"], numbers=["length", "prompt_length"], texts=["prompt", "reference"]
-        )
+        super().__init__(config, tokenizer, label_names)
         self._column = config.messages
-        self._tokenizer = tokenizer
+
+    @classmethod
+    def faults(cls, config: DatasetConfig, tokenizer: Any) -> list[Fault]:
+        if tokenizer.chat_template:
+            return []
+        hint = "take a chat model, or its tokenizer by model.tokenizer=NAME, or give dataset.prompt and dataset.answer"
+        return [Fault("dataset.messages", "the tokenizer has no chat template", hint)]
 
     def read(self, row: Row) -> Example:
-        # tokenized here already: only rendering tells whether the template takes these messages
+        # tokenized here already: only rendering shows whether the template takes these messages
         return self._example(checked_messages(row, self._column))
 
     def tokenize(self, parts: Sequence[Example]) -> list[Example]:
@@ -68,10 +83,10 @@ class Chat:
             done = self._render(messages[: index + 1], for_generation=False)
             ids = self._longer(ids, prompt, done)
             labels += ids[len(labels) :]
-        return self._with_last(Example({"input_ids": ids, "labels": labels, "length": len(ids)}, keep=turns))
+        return self._with_last_turn(Example({"input_ids": ids, "labels": labels, "length": len(ids)}, keep=turns))
 
-    def _with_last(self, example: Example) -> Example:
-        # of a row that was cut, the last turn that has a token left
+    def _with_last_turn(self, example: Example) -> Example:
+        # of a row that was truncated, the last turn that has a token left
         turn = [turn for turn in example.keep if turn.start < example.row["length"]] or example.keep[:1]
         last = {"prompt_length": turn[-1].start, "prompt": turn[-1].prompt, "reference": turn[-1].reference}
         return Example({**example.row, **last}, keep=example.keep)
@@ -80,7 +95,7 @@ class Chat:
         from jinja2 import TemplateError
 
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=for_generation
             )
         except (TemplateError, TypeError, ValueError) as error:
@@ -88,25 +103,23 @@ class Chat:
         return text
 
     def _longer(self, ids: list[int], text: str, longer: str) -> list[int]:
-        """Tokens of ``longer``, which begins with ``text``, whose tokens are ``ids``: they begin with ``ids``."""
+        """Tokens of ``longer``, a text that begins with ``text``. They begin with ``ids``, the tokens of ``text``."""
         if not longer.startswith(text):
             raise DataError([_no_prefix(text, longer)])
-        (whole,) = plain_tokens(self._tokenizer, [longer])
-        if whole[: len(ids)] == ids:
-            return whole
-        # characters on both sides of the seam merge into one token: keep the seam, as generation does
-        (rest,) = plain_tokens(self._tokenizer, [longer[len(text) :]])
+        (all_ids,) = plain_tokens(self.tokenizer, [longer])
+        if all_ids[: len(ids)] == ids:
+            return all_ids
+        # characters on both sides of the border merge into one token: keep them apart, as generation does
+        (rest,) = plain_tokens(self.tokenizer, [longer[len(text) :]])
         return ids + rest
 
-    def cut(self, example: Example, max_length: int) -> Example:
-        return self._with_last(Example(cut_causal(example.row, max_length), keep=example.keep))
-
-    def learns(self, example: Example) -> bool:
-        return causal_learns(example.row)
+    def truncate(self, example: Example, max_length: int) -> Example:
+        """The first tokens; ``prompt`` and ``reference`` are those of the last turn that has a token left."""
+        return self._with_last_turn(super().truncate(example, max_length))
 
 
 def _no_prefix(text: str, longer: str) -> Fault:
-    same = same_start(text, longer)
+    same = common_prefix_length(text, longer)
     what = (
         "the tokenizer's chat template writes earlier messages differently once a message follows, so that the "
         f"assistant's turns cannot be told apart: {text[same : same + 40]!r} becomes {longer[same : same + 40]!r}"
@@ -124,8 +137,8 @@ def checked_messages(row: Row, column: str) -> list[Message]:
     """
     messages = row.get(column)
     if not isinstance(messages, list) or not messages:
-        held = "an empty list" if messages == [] else "null" if messages is None else f"a {type(messages).__name__}"
-        raise BadRow(f"column {column!r} holds {held}, not a list of messages")
+        value = "an empty list" if messages == [] else "null" if messages is None else f"a {type(messages).__name__}"
+        raise BadRow(f"column {column!r} holds {value}, not a list of messages")
     checked = [_checked(message, number) for number, message in enumerate(messages, start=1)]
     roles = [message["role"] for message in checked]
     if "assistant" not in roles:
@@ -142,13 +155,13 @@ def _checked(message: object, number: int) -> Message:
         if key not in message:
             raise BadRow(f"message {number} has no {key!r} (it has: {', '.join(map(str, message)) or 'nothing'})")
         if not isinstance(message[key], str):
-            raise BadRow(f"message {number} has {_held(message[key])} as its {key}, not a text")
+            raise BadRow(f"message {number} has {_described(message[key])} as its {key}, not a text")
     if message["role"] not in ROLES:
         raise BadRow(f"message {number} has the unknown role {message['role']!r} ({suggest(message['role'], ROLES)})")
     as_text(message, "content")
-    # what else a message has (a name, calls of tools) is the template's to use; null is how a table says absent
+    # the template may use what else a message has (a name, calls of tools); in a table, null means absent
     return {str(key): value for key, value in message.items() if value is not None}
 
 
-def _held(value: object) -> str:
+def _described(value: object) -> str:
     return "null" if value is None else f"a value of type {type(value).__name__}"

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import DatasetConfig
-from lora_ga_cli.data.examples.base import Example, Form, form_faults, form_for
+from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.errors import DataError
+from tests.data.examples import learned_tokens, make_form, one_example, tokens
 
 CONFIG = DatasetConfig(train_file="d.jsonl", messages="m")
 
 
 def chat_form(tokenizer: Any) -> Form:
-    return form_for(CONFIG, "causal_lm", tokenizer, None)
+    return make_form(CONFIG, "causal_lm", tokenizer)
 
 
 def say(*turns: str) -> dict[str, Any]:
@@ -24,35 +26,21 @@ def say(*turns: str) -> dict[str, Any]:
     return {"m": [dict(zip(("role", "content"), turn.split(":", 1), strict=True)) for turn in turns]}
 
 
-def one(form: Form, row: dict[str, Any]) -> Example:
-    (example,) = form.tokenize([form.read(row)])
-    return example
-
-
-def learned(tokenizer: Any, example: Example) -> str:
-    labels = example.row["labels"]
-    return " ".join("." if label == -100 else tokenizer.convert_ids_to_tokens(label) for label in labels)
-
-
-def tokens(tokenizer: Any, example: Example) -> str:
-    return " ".join(tokenizer.convert_ids_to_tokens(example.row["input_ids"]))
-
-
 def test_each_turn_of_the_assistant_is_learned(chatty: Any) -> None:
     row = say("system:s", "user:a", "assistant:bc", "user:d", "assistant:e")
-    example = one(chat_form(chatty), row)
+    example = one_example(chat_form(chatty), row)
     assert tokens(chatty, example) == (
         "<s> <|system|> s <|end|> <|user|> a <|end|> <|assistant|> b c <|end|> "
         "<|user|> d <|end|> <|assistant|> e <|end|>"
     )
-    assert learned(chatty, example) == ". . . . . . . . b c <|end|> . . . . e <|end|>"
+    assert learned_tokens(chatty, example) == ". . . . . . . . b c <|end|> . . . . e <|end|>"
     assert example.row["prompt_length"] == 15
     assert example.row["prompt"].endswith("bc<|end|><|user|>d<|end|><|assistant|>")
     assert example.row["reference"] == "e"
 
 
 def test_what_follows_the_last_answer_is_left_out(chatty: Any) -> None:
-    example = one(chat_form(chatty), say("user:a", "assistant:b", "user:thanks"))
+    example = one_example(chat_form(chatty), say("user:a", "assistant:b", "user:thanks"))
     assert tokens(chatty, example) == "<s> <|user|> a <|end|> <|assistant|> b <|end|>"
 
 
@@ -65,22 +53,22 @@ def test_the_prompts_tokens_are_those_of_generation_even_where_characters_merge(
         "{% if add_generation_prompt %}a\n{% endif %}"
     )
     tokenizer = make_tokenizer(chat=template, merges=[("Ċ", "Ċ")])
-    example = one(chat_form(tokenizer), say("user:q", "assistant:\nx", "user:r", "assistant:y"))
+    example = one_example(chat_form(tokenizer), say("user:q", "assistant:\nx", "user:r", "assistant:y"))
     assert tokens(tokenizer, example) == "u Ċ q ; a Ċ Ċ x ; u Ċ r ; a Ċ y ;"
-    assert learned(tokenizer, example) == ". . . . . . Ċ x ; . . . . . . y ;"
+    assert learned_tokens(tokenizer, example) == ". . . . . . Ċ x ; . . . . . . y ;"
 
 
-def test_a_cut_row_is_prompted_for_the_last_answer_that_is_left(chatty: Any) -> None:
+def test_a_truncated_row_is_prompted_for_the_last_answer_that_has_a_token_left(chatty: Any) -> None:
     form = chat_form(chatty)
-    example = one(form, say("user:a", "assistant:bc", "user:d", "assistant:e"))
-    cut = form.cut(example, 10)
-    assert learned(chatty, cut) == ". . . . . b c <|end|> . ."
-    assert (cut.row["prompt_length"], cut.row["reference"]) == (5, "bc")
-    assert form.learns(cut)
-    assert not form.learns(form.cut(example, 5))
+    example = one_example(form, say("user:a", "assistant:bc", "user:d", "assistant:e"))
+    truncated = form.truncate(example, 10)
+    assert learned_tokens(chatty, truncated) == ". . . . . b c <|end|> . ."
+    assert (truncated.row["prompt_length"], truncated.row["reference"]) == (5, "bc")
+    assert form.learns(truncated)
+    assert not form.learns(form.truncate(example, 5))
 
 
-def test_a_template_that_rewrites_what_was_said_cannot_tell_turns(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_template_that_rewrites_earlier_messages_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     """As templates do that drop the reasoning of earlier turns."""
     template = (
         "{% for m in messages %}{{ m.role }}:"
@@ -88,18 +76,19 @@ def test_a_template_that_rewrites_what_was_said_cannot_tell_turns(make_tokenizer
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     form = chat_form(make_tokenizer(chat=template))
-    assert one(form, say("user:a", "assistant:b"))
+    assert one_example(form, say("user:a", "assistant:b"))
     with pytest.raises(DataError) as error:
-        one(form, say("user:a", "assistant:b", "user:c", "assistant:d"))
+        one_example(form, say("user:a", "assistant:b", "user:c", "assistant:d"))
     assert "writes earlier messages differently once a message follows" in str(error.value)
     assert "'<think>b;' becomes 'b;user:c;assistant:'" in str(error.value)
     assert "keep one assistant turn a row" in str(error.value)
 
 
-def test_further_keys_of_a_message_are_the_templates(make_tokenizer: Callable[..., Any], chatty: Any) -> None:
+def test_the_template_may_use_other_keys_of_a_message(make_tokenizer: Callable[..., Any], chatty: Any) -> None:
     tokenizer = make_tokenizer(chat=chatty.chat_template.replace("<|{{ m.role }}|>", "<|{{ m.role }}|>{{ m.name }}"))
     row = {"m": [{"role": "user", "content": "a", "name": "N"}, {"role": "assistant", "content": "b", "name": None}]}
-    assert tokens(tokenizer, one(chat_form(tokenizer), row)) == "<s> <|user|> N a <|end|> <|assistant|> b <|end|>"
+    example = one_example(chat_form(tokenizer), row)
+    assert tokens(tokenizer, example) == "<s> <|user|> N a <|end|> <|assistant|> b <|end|>"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +123,7 @@ def test_messages_that_the_template_refuses_are_a_bad_row(make_tokenizer: Callab
 
 
 def test_a_tokenizer_without_template_is_named_with_the_ways_out(tokenizer: Any) -> None:
-    (fault,) = form_faults(CONFIG, "causal_lm", tokenizer)
+    (fault,) = row_form(CONFIG, "causal_lm").faults(CONFIG, tokenizer)
     assert str(fault) == (
         "dataset.messages: the tokenizer has no chat template (take a chat model, or its tokenizer by "
         "model.tokenizer=NAME, or give dataset.prompt and dataset.answer)"

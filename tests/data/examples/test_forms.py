@@ -7,27 +7,13 @@ from typing import Any
 
 import pytest
 
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import DatasetConfig
-from lora_ga_cli.data.examples.base import Example, Form, form_faults, form_for, form_needs
+from lora_ga_cli.data.build import needed_columns
+from lora_ga_cli.data.examples.base import Form
+from tests.data.examples import learned_tokens, make_form, one_example, tokens
 
 SPLIT = {"train_file": "d.jsonl"}
-
-
-def one(form: Form, row: dict[str, Any]) -> Example:
-    (example,) = form.tokenize([form.read(row)])
-    return example
-
-
-def tokens(tokenizer: Any, example: Example, column: str = "input_ids") -> str:
-    return " ".join(tokenizer.convert_ids_to_tokens(example.row[column]))
-
-
-def learned(tokenizer: Any, example: Example) -> str:
-    """The tokens with the masked ones as a dot."""
-    pairs = zip(example.row["input_ids"], example.row["labels"], strict=True)
-    assert all(label in (-100, token) for token, label in pairs)
-    labels = example.row["labels"]
-    return " ".join("." if label == -100 else tokenizer.convert_ids_to_tokens(label) for label in labels)
 
 
 class TestPromptAnswer:
@@ -38,9 +24,9 @@ class TestPromptAnswer:
         return DatasetConfig(**SPLIT, prompt="Q{q} A", answer="{a}")
 
     def test_the_answer_and_the_end_are_learned(self, config: DatasetConfig, tokenizer: Any) -> None:
-        example = one(form_for(config, "causal_lm", tokenizer, None), {"q": "x", "a": "yz"})
+        example = one_example(make_form(config, "causal_lm", tokenizer), {"q": "x", "a": "yz"})
         assert tokens(tokenizer, example) == "<s> Q x Ġ A y z </s>"
-        assert learned(tokenizer, example) == ". . . . . y z </s>"
+        assert learned_tokens(tokenizer, example) == ". . . . . y z </s>"
         assert example.row["prompt_length"] == 5
         assert example.row["length"] == 8
         assert (example.row["prompt"], example.row["reference"]) == ("Qx A", "yz")
@@ -58,7 +44,7 @@ class TestPromptAnswer:
         self, config: DatasetConfig, make_tokenizer: Callable[..., Any], template: str | None, expected: str
     ) -> None:
         tokenizer = make_tokenizer(template=template)
-        example = one(form_for(config, "causal_lm", tokenizer, None), {"q": "x", "a": "y"})
+        example = one_example(make_form(config, "causal_lm", tokenizer), {"q": "x", "a": "y"})
         assert tokens(tokenizer, example) == expected
 
     def test_no_token_lies_across_prompt_and_answer(
@@ -67,26 +53,26 @@ class TestPromptAnswer:
         """So that the prompt is the same tokens in training as in generation."""
         tokenizer = make_tokenizer(merges=[("A", "y")])
         assert tokenizer.tokenize("Ay") == ["Ay"]
-        example = one(form_for(config, "causal_lm", tokenizer, None), {"q": "x", "a": "y"})
+        example = one_example(make_form(config, "causal_lm", tokenizer), {"q": "x", "a": "y"})
         assert tokens(tokenizer, example) == "<s> Q x Ġ A y </s>"
 
-    def test_a_cut_keeps_the_beginning_and_loses_the_end_token(self, config: DatasetConfig, tokenizer: Any) -> None:
-        form = form_for(config, "causal_lm", tokenizer, None)
-        example = form.cut(one(form, {"q": "x", "a": "yz"}), 7)
-        assert learned(tokenizer, example) == ". . . . . y z"
+    def test_truncation_drops_the_end_token(self, config: DatasetConfig, tokenizer: Any) -> None:
+        form = make_form(config, "causal_lm", tokenizer)
+        example = form.truncate(one_example(form, {"q": "x", "a": "yz"}), 7)
+        assert learned_tokens(tokenizer, example) == ". . . . . y z"
         assert (example.row["length"], example.row["prompt_length"], example.row["reference"]) == (7, 5, "yz")
         assert form.learns(example)
-        assert not form.learns(form.cut(example, 5))
+        assert not form.learns(form.truncate(example, 5))
 
-    def test_a_first_token_is_not_predicted_so_it_teaches_nothing(self, make_tokenizer: Callable[..., Any]) -> None:
+    def test_a_first_token_is_not_predicted_so_it_has_no_loss(self, make_tokenizer: Callable[..., Any]) -> None:
         config = DatasetConfig(**SPLIT, prompt="", answer="{a}")
         tokenizer = make_tokenizer(template=None)
-        form = form_for(config, "causal_lm", tokenizer, None)
-        assert not form.learns(one(form, {"a": ""}))
-        assert form.learns(one(form, {"a": "x"}))
+        form = make_form(config, "causal_lm", tokenizer)
+        assert not form.learns(one_example(form, {"a": ""}))
+        assert form.learns(one_example(form, {"a": "x"}))
 
     def test_a_tokenizer_without_end_token(self, config: DatasetConfig, make_tokenizer: Callable[..., Any]) -> None:
-        (fault,) = form_faults(config, "causal_lm", make_tokenizer(eos=False))
+        (fault,) = row_form(config, "causal_lm").faults(config, make_tokenizer(eos=False))
         assert str(fault) == (
             "model.tokenizer: the tokenizer has no end-of-text token, which ends each answer (take another)"
         )
@@ -97,83 +83,83 @@ class TestTextToText:
 
     @pytest.fixture
     def form(self, ended: Any) -> Form:
-        return form_for(DatasetConfig(**SPLIT, prompt="{q}", answer="{a}"), "seq2seq_lm", ended, None)
+        return make_form(DatasetConfig(**SPLIT, prompt="{q}", answer="{a}"), "seq2seq_lm", ended)
 
     def test_each_side_ends(self, form: Form, ended: Any) -> None:
-        example = one(form, {"q": "abc", "a": "x"})
+        example = one_example(form, {"q": "abc", "a": "x"})
         assert tokens(ended, example) == "a b c </s>"
         assert tokens(ended, example, "labels") == "x </s>"
         assert example.row["length"] == 4
         assert (example.row["prompt"], example.row["reference"]) == ("abc", "x")
 
     def test_the_end_is_added_to_the_answer_where_the_tokenizer_does_not(self, tokenizer: Any) -> None:
-        form = form_for(DatasetConfig(**SPLIT, prompt="{q}", answer="{a}"), "seq2seq_lm", tokenizer, None)
-        assert tokens(tokenizer, one(form, {"q": "a", "a": "x"}), "labels") == "<s> x </s>"
+        form = make_form(DatasetConfig(**SPLIT, prompt="{q}", answer="{a}"), "seq2seq_lm", tokenizer)
+        assert tokens(tokenizer, one_example(form, {"q": "a", "a": "x"}), "labels") == "<s> x </s>"
 
-    def test_a_cut_input_ends_as_texts_do_and_a_cut_answer_does_not(self, form: Form, ended: Any) -> None:
-        cut = form.cut(one(form, {"q": "abcd", "a": "wxyz"}), 3)
-        assert tokens(ended, cut) == "a b </s>"
-        assert tokens(ended, cut, "labels") == "w x y"
-        assert cut.row["length"] == 3
+    def test_truncation_keeps_the_end_token_of_the_input_only(self, form: Form, ended: Any) -> None:
+        truncated = form.truncate(one_example(form, {"q": "abcd", "a": "wxyz"}), 3)
+        assert tokens(ended, truncated) == "a b </s>"
+        assert tokens(ended, truncated, "labels") == "w x y"
+        assert truncated.row["length"] == 3
 
-    def test_only_the_long_side_is_cut(self, form: Form, ended: Any) -> None:
-        cut = form.cut(one(form, {"q": "a", "a": "wxyz"}), 3)
-        assert tokens(ended, cut) == "a </s>"
+    def test_only_the_long_side_is_truncated(self, form: Form, ended: Any) -> None:
+        truncated = form.truncate(one_example(form, {"q": "a", "a": "wxyz"}), 3)
+        assert tokens(ended, truncated) == "a </s>"
 
 
 @pytest.mark.parametrize("task", ["seq2seq_lm", "causal_lm"])
 def test_templates_insert_the_name_of_a_class(task: Any, ended: Any) -> None:
     named = {"label": "y", "label_names": ["no", "yes"]}
     config = DatasetConfig(**SPLIT, prompt="{q}? ", answer="({y})", **named)
-    form = form_for(config, task, ended, None)
-    assert form_needs(config) == {"q": "dataset.prompt", "y": "dataset.answer"}
-    example = one(form, {"q": "ab", "y": 1})
+    form = make_form(config, task, ended)
+    assert needed_columns(type(form), config) == {"q": "dataset.prompt", "y": "dataset.answer"}
+    example = one_example(form, {"q": "ab", "y": 1})
     assert (example.row["prompt"], example.row["reference"]) == ("ab? ", "(yes)")
     labels = [label for label in example.row["labels"] if label != -100]
     assert ended.decode(labels) == "(yes)</s>"
 
 
-class TestClassify:
+class TestClassification:
     """sequence_classification."""
 
     def test_one_text(self, paired: Any) -> None:
         config = DatasetConfig(**SPLIT, text="{q}", label="y")
-        form = form_for(config, "sequence_classification", paired, ["no", "yes"])
-        example = one(form, {"q": "ab", "y": "yes"})
+        form = make_form(config, "sequence_classification", paired, ["no", "yes"])
+        example = one_example(form, {"q": "ab", "y": "yes"})
         assert tokens(paired, example) == "<s> a b </s>"
         assert example.row.keys() == {"input_ids", "labels", "length"}
         assert (example.row["labels"], example.row["length"]) == (1, 4)
 
     def test_a_pair_has_type_ids_where_the_tokenizer_makes_them(self, paired: Any) -> None:
         config = DatasetConfig(**SPLIT, text="{q}", text_pair="{r}", label="y")
-        form = form_for(config, "sequence_classification", paired, ["no", "yes"])
-        example = one(form, {"q": "ab", "r": "c", "y": 0})
+        form = make_form(config, "sequence_classification", paired, ["no", "yes"])
+        example = one_example(form, {"q": "ab", "r": "c", "y": 0})
         assert tokens(paired, example) == "<s> a b </s> c </s>"
         assert example.row["token_type_ids"] == [0, 0, 0, 0, 1, 1]
 
-    def test_a_cut_keeps_the_frame_and_cuts_the_longer_first(self, paired: Any) -> None:
+    def test_truncation_keeps_the_added_tokens_and_shortens_the_longer_text_first(self, paired: Any) -> None:
         config = DatasetConfig(**SPLIT, text="{q}", text_pair="{r}", label="y")
-        form = form_for(config, "sequence_classification", paired, ["no", "yes"])
-        cut = form.cut(one(form, {"q": "abcdef", "r": "xy", "y": 1}), 7)
-        assert tokens(paired, cut) == "<s> a b </s> x y </s>"
-        assert cut.row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
-        assert (cut.row["labels"], cut.row["length"]) == (1, 7)
+        form = make_form(config, "sequence_classification", paired, ["no", "yes"])
+        truncated = form.truncate(one_example(form, {"q": "abcdef", "r": "xy", "y": 1}), 7)
+        assert tokens(paired, truncated) == "<s> a b </s> x y </s>"
+        assert truncated.row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+        assert (truncated.row["labels"], truncated.row["length"]) == (1, 7)
 
-    def test_a_cut_keeps_the_beginning_whatever_side_the_tokenizer_prefers(
+    def test_truncation_keeps_the_beginning_whatever_side_the_tokenizer_truncates(
         self, make_tokenizer: Callable[..., Any]
     ) -> None:
         tokenizer = make_tokenizer(template="<s> $A </s>")
         tokenizer.truncation_side = "left"
         config = DatasetConfig(**SPLIT, text="{q}", label="y")
-        form = form_for(config, "sequence_classification", tokenizer, ["no", "yes"])
-        cut = form.cut(one(form, {"q": "abcdef", "y": 1}), 4)
-        assert tokens(tokenizer, cut) == "<s> a b </s>"
+        form = make_form(config, "sequence_classification", tokenizer, ["no", "yes"])
+        truncated = form.truncate(one_example(form, {"q": "abcdef", "y": 1}), 4)
+        assert tokens(tokenizer, truncated) == "<s> a b </s>"
         assert tokenizer.truncation_side == "left"
 
 
 def test_every_faulty_template_is_named_by_its_option(tokenizer: Any) -> None:
     config = DatasetConfig(**SPLIT, prompt="{a.b}", answer="{")
-    assert [fault.where for fault in form_faults(config, "causal_lm", tokenizer)] == [
+    assert [fault.where for fault in row_form(config, "causal_lm").faults(config, tokenizer)] == [
         "dataset.prompt",
         "dataset.answer",
     ]

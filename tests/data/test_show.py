@@ -6,11 +6,17 @@ from typing import Any
 
 from rich.text import Text
 
-from lora_ga_cli.data import render
+from lora_ga_cli.config.schema import DatasetConfig
+from lora_ga_cli.data.examples.base import Form
+from tests.data.examples import make_form
 
 
 def spans(text: Text) -> list[tuple[str, str]]:
     return [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+
+
+def language_form(tokenizer: Any, task: str) -> Form:
+    return make_form(DatasetConfig(train_file="d.jsonl", prompt="{q}", answer="{a}"), task, tokenizer)
 
 
 def row_of(tokenizer: Any, prompt: str, answer: str) -> dict[str, Any]:
@@ -20,29 +26,31 @@ def row_of(tokenizer: Any, prompt: str, answer: str) -> dict[str, Any]:
 
 
 def test_the_part_without_loss_is_dim_and_special_tokens_stand_out(tokenizer: Any) -> None:
-    text = render(row_of(tokenizer, "<s>Wer da? ", "Ich.</s>"), tokenizer, "causal_lm")
+    text = language_form(tokenizer, "causal_lm").show(row_of(tokenizer, "<s>Wer da? ", "Ich.</s>"))
     assert text.plain == "<s>Wer da? Ich.</s>"
     assert spans(text) == [("<s>", "magenta dim"), ("Wer da? ", "dim"), ("</s>", "magenta")]
 
 
-def test_a_character_whose_bytes_lie_on_both_sides_is_whole(tokenizer: Any) -> None:
+def test_a_character_is_shown_once_where_only_its_second_byte_has_a_loss(tokenizer: Any) -> None:
     row = row_of(tokenizer, "é", "")
     row["labels"] = [-100, row["input_ids"][1]]
-    assert render(row, tokenizer, "causal_lm").plain == "é"
+    assert language_form(tokenizer, "causal_lm").show(row).plain == "é"
 
 
 def test_markup_in_a_text_is_text(tokenizer: Any) -> None:
-    assert render(row_of(tokenizer, "[bold]x", "[/bold]"), tokenizer, "causal_lm").plain == "[bold]x[/bold]"
+    assert language_form(tokenizer, "causal_lm").show(row_of(tokenizer, "[bold]x", "[/bold]")).plain == "[bold]x[/bold]"
 
 
-def test_encoder_decoder(ended: Any) -> None:
+def test_an_encoder_decoders_labels_follow_an_arrow(ended: Any) -> None:
     row = {"input_ids": ended("ab")["input_ids"], "labels": ended("c")["input_ids"]}
-    assert render(row, ended, "seq2seq_lm").plain == "ab</s>\n→ c</s>"
+    assert language_form(ended, "seq2seq_lm").show(row).plain == "ab</s>\n→ c</s>"
 
 
 def test_a_class_is_shown_by_name(paired: Any) -> None:
     row = {"input_ids": paired("ab", "c")["input_ids"], "labels": 1}
-    text = render(row, paired, "sequence_classification", label_names=["no", "yes"])
+    config = DatasetConfig(train_file="d.jsonl", text="{q}", text_pair="{r}", label="y")
+    text = make_form(config, "sequence_classification", paired, ["no", "yes"]).show(row)
     assert text.plain == "<s>ab</s>c</s>\n→ yes"
     assert spans(text)[-1] == ("yes", "bold")
-    assert render(row, paired, "sequence_classification").plain.endswith("→ 1")
+    without_names = make_form(config, "sequence_classification", paired)
+    assert without_names.show(row).plain.endswith("→ 1")

@@ -1,0 +1,38 @@
+"""Tokens as text for people: what has no loss is dim, special tokens are magenta."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lora_ga_cli.data.tokens import common_prefix_length
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+MASKED_STYLE = "dim"
+SPECIAL_STYLE = "magenta"
+ARROW = "\n→ "
+"""Between what a model reads and what it is to answer, where these are two texts."""
+
+
+def append_tokens(text: Text, tokenizer: Any, ids: Sequence[int], has_loss: Sequence[bool]) -> None:
+    """Appends the decoded tokens, in runs of one style.
+
+    A run is what decoding adds to all that comes before it: decoded alone, it could lose the space it begins with.
+    """
+    special = set(tokenizer.all_special_ids)
+    end = 0
+    before = ""
+    kinds = [(token in special, learned) for token, learned in zip(ids, has_loss, strict=True)]
+    for (is_special, learned), run in groupby(kinds):
+        end += len(list(run))
+        after = tokenizer.decode(list(ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # a character whose bytes lie on both sides of the border changes what was decoded before
+        same = common_prefix_length(before, after)
+        styles = [SPECIAL_STYLE] * is_special + [MASKED_STYLE] * (not learned)
+        if same < len(before):
+            text.right_crop(len(before) - same)
+        text.append(after[same:], " ".join(styles))
+        before = after
