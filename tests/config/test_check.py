@@ -152,6 +152,11 @@ def test_a_flag_with_a_wrong_or_missing_value_is_a_fault_like_any_other(argument
     assert arguments[0] in fault
 
 
+def test_flags_that_exclude_each_other_are_refused() -> None:
+    (fault,) = refused(QUICKSTART, "rank=1,2", "-m", "--cfg", "job")
+    assert fault == "command line: --multirun and --cfg do not go together (give one of them)"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--config-path", "x"], ["--config-name", "x"], ["--experimental-rerun", "x"], ["hydra.searchpath=[x]"]],
