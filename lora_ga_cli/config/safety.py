@@ -14,7 +14,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
-from omegaconf.grammar_parser import parse
+from omegaconf.grammar_parser import parse  # OmegaConf has no other way to look into an interpolation
 
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, nested
 from lora_ga_cli.config.overrides import how_to_write, is_hydras, parse_override
