@@ -1,6 +1,6 @@
 """What two sections rule out together, each in a line that names the options.
 
-What a method or a benchmark rules out is said by its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
+What a method or a task rules out is in its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def problems(config: Config) -> list[str]:
-    """Everything of a whole configuration that does not go together."""
+    """Everything in a configuration that two sections rule out together."""
     subjects = (_of_task, _of_trainer, _of_gradient, _of_base)
     return [problem for subject in subjects for problem in subject(config)]
 
 
 def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
-    """Options for adapters that the method does not use, and without which another result was wanted.
+    """Messages for options that change what an adapter is, and that the method does not use.
 
     Args:
         uses: the shared options that the method uses.
@@ -32,7 +32,7 @@ def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
 
 
 def dataset_problems(dataset: DatasetConfig) -> list[str]:
-    """Everything of a data set's options that does not go together."""
+    """Everything in the options of a data set that does not go together."""
     return [*_of_source(dataset), *form_problems(dataset)]
 
 
@@ -82,13 +82,13 @@ def _of_trainer(config: Config) -> Iterator[str]:
 
 def _of_gradient(config: Config) -> Iterator[str]:
     if config.gradient.estimator == "exact" and config.gradient.passes > 1:
-        yield "gradient.passes is of gradient=sketch; gradient=exact needs one pass"
+        yield "gradient.passes does nothing with gradient=exact, which needs one pass"
     if config.gradient.estimator == "sketch" and config.gradient.offload:
-        yield "gradient.offload is of gradient=exact; the sketch is small"
+        yield "gradient.offload does nothing with gradient=sketch, which needs little memory"
 
 
 def _of_base(config: Config) -> Iterator[str]:
-    """What a base rules out whose weights stay as they are stored: quantized, or in shards."""
+    """What quantized and sharded base models rule out."""
     if config.model.double_quantization and config.model.quantization != "nf4":
         yield "model.double_quantization goes with model.quantization=nf4"
     if config.model.shard and config.model.quantization is not None:
