@@ -211,7 +211,8 @@ def require_format(run: RunFolder) -> None:
     if run.manifest.get("format", 1) != FORMAT:
         raise RunError(
             f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give "
-            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
+            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert "
+            "writes it in the present form"
         )
 
 
