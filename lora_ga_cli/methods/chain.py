@@ -84,4 +84,4 @@ class ChainLoraGA(Chain, LoraGA):
 
         type: Literal["chain_lora_ga"] = "chain_lora_ga"
 
-    example = ("method.links=2",)
+    example = ("method.links=2", "trainer.max_steps=8")
