@@ -61,9 +61,10 @@ def command(
     chosen = MergeOptions(output, dtype, max_shard_size, base)
     if folders:
         from lora_ga_cli.config.compose import reconfigured
-        from lora_ga_cli.stages.trained import folder_of
+        from lora_ga_cli.stages.trained import folder_of, require_finished
 
         for run in [folder_of(folder) for folder in folders]:
+            require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
             merge(run, reconfigured(run.read_config(), options), chosen)
         return
 

@@ -78,8 +78,15 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
         if key.endswith(".lora_A.weight"):
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             a, b = (tensors[found].float() for found in lora_keys(name))
-            changes[name] = LowRank(_scaling(config, name, a.shape[0]) * b, a)
+            changes[name] = LowRank(layer_scaling(config, name, a.shape[0]) * b, a)
     return changes
+
+
+def layer_scaling(config: LoraConfig, name: str, rank: int) -> float:
+    """The s of a layer of a saved adapter, as PEFT finds it: it matches the patterns against the layer's name."""
+    patterns: dict[str, Any] = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
+    return float(alpha) / (rank**0.5 if config.use_rslora else rank)
 
 
 def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
@@ -172,10 +179,3 @@ def _with_previous_links(module: Any, inputs: tuple[Tensor, ...], output: Tensor
     left, right = (getattr(module, buffer) for buffer in PREVIOUS)
     x = inputs[0].to(right.dtype)
     return output + functional.linear(functional.linear(x, right), left).to(output.dtype)
-
-
-def _scaling(config: LoraConfig, name: str, rank: int) -> float:
-    """The s of a layer, as PEFT finds it: the patterns are matched against the layer's name."""
-    patterns: dict[str, Any] = config.alpha_pattern or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
-    return float(alpha) / (rank**0.5 if config.use_rslora else rank)

@@ -210,8 +210,9 @@ def require_format(run: RunFolder) -> None:
     """
     if run.manifest.get("format", 1) != FORMAT:
         raise RunError(
-            f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give "
-            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
+            f"{run.path} was made by an earlier version of loraga, and this version cannot resume, score or merge it. "
+            f"To go on using its adapter, write it in the new form: loraga convert {run.path} --output DIR. "
+            "To train again, give another name=, or overwrite=true, which sets the old run aside"
         )
 
 
