@@ -14,7 +14,7 @@ def command(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="An adapter, or a run, that an earlier version saved.", show_default=False
+            metavar="FOLDER", help="An adapter or a run of an earlier version.", show_default=False
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder to write the converted adapter to.")],
