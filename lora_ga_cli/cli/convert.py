@@ -13,9 +13,7 @@ from lora_ga_cli.cli.common import Debug
 def command(
     folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER", help="An adapter or a run of an earlier version.", show_default=False
-        ),
+        typer.Argument(metavar="FOLDER", help="An adapter or a run of an earlier version.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder to write the converted adapter to.")],
     debug: Debug = False,

@@ -221,7 +221,7 @@ def _unfit(document: Document) -> list[Fault]:
     for path, value in document.values.items():
         full = (*document.package, *path)
         if path[0] == "hydra" or any(re.fullmatch(r"_\w+_", part) for part in path):
-            continue  # said by `unsafe`
+            continue  # `unsafe` reports it
         if needs_types(full) or needs_types(full[:-1]):
             continue
         problem = None if unknown(full[:-1]) else unknown(full) or misfit(full, value)

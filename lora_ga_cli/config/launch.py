@@ -51,8 +51,8 @@ def launch(
     Args:
         arguments: Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
         task: what to do with each configuration.
-        invalid: told of a job of a sweep whose options do not go together, instead of ``task``, with its title.
-        note: told, once each, of options that the method has no use for, though they are no mistake.
+        invalid: called instead of ``task`` with the error and the title of a job whose options do not go together.
+        note: called once for each option that has no effect with the method, although it is not an error.
         one_of_many: see `compose`.
 
     Raises:

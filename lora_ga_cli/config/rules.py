@@ -1,6 +1,6 @@
 """What two sections rule out together, each in a line that names the options.
 
-What a method or a benchmark rules out is said by its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
+What a method or a benchmark rules out stands in its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def problems(config: Config) -> list[str]:
-    """Everything of a whole configuration that does not go together."""
+    """Describes all options of a complete configuration that do not go together."""
     subjects = (_of_task, _of_trainer, _of_gradient, _of_base)
     return [problem for subject in subjects for problem in subject(config)]
 

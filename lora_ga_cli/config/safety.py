@@ -71,7 +71,7 @@ def unsafe_options(options: Sequence[str], place: str, *, reads_anywhere: bool =
         place: where the file has them.
         reads_anywhere: data and models may lie outside the working folder. What is written may not.
     """
-    found = [Fault(place, *said) for option in options for said in _unsafe_option(option, reads_anywhere)]
+    found = [Fault(place, *problem) for option in options for problem in _unsafe_option(option, reads_anywhere)]
     return list(dict.fromkeys(found))
 
 
@@ -98,7 +98,7 @@ def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[s
     """What is wrong with an option in a file, and a hint.
 
     Args:
-        path: in the whole configuration.
+        path: the path in the complete configuration.
         reads: it may lie anywhere, if it names what is read.
     """
     name = ".".join(path)

@@ -122,7 +122,7 @@ class ModelConfig(Section):
     num_labels: Positive | None = None
     """Classes of a sequence classifier; counted in the training data when null."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository carries. From the command line only."""
+    """Run Python code from the model's repository. From the command line only."""
 
 
 class DatasetConfig(Section):
@@ -275,7 +275,7 @@ class TrainerConfig(Section):
     save_steps: Positive | None = None
     """Steps between two checkpoints; null saves after each epoch."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
-    """Checkpoints kept (at least 2, so that one is whole while another is written)."""
+    """Checkpoints kept (at least 2, so that one is complete while another is written)."""
     load_best: bool = False
     """End with the checkpoint of lowest validation loss instead of the last."""
     early_stopping_patience: Positive | None = None
@@ -299,7 +299,7 @@ class EvalOptions(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """The configuration of a run."""
 
     recipe: Name | None = None
     """The recipe this run was composed from; set by ``recipe=NAME``."""

@@ -156,7 +156,7 @@ def no_option_for(section: TypedSection, path: KeyPath, options: dict[str, Any],
 
 
 def choice_with_type(section: TypedSection, types: Sequence[str], locations: Locations) -> str | None:
-    """A choice of the section that has one of the types: the plainest one, which has its type's name and a short one."""
+    """A choice of the section with one of the types: the simplest one, whose name is that of its type, and short."""
     found = {}
     for choice, file in locations.choices(section.name).items():
         document, _ = read_document(file, section.name)

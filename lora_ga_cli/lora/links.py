@@ -1,4 +1,4 @@
-"""Sums of LoRA adapters: the links of a chain, added to a base, written as one adapter, or cut to a lower rank.
+"""Sums of LoRA adapters: the links of a chain, added to a base, written as one adapter, or truncated to a lower rank.
 
 A link changes the weight of a layer by ``s·B A``. Here a change is held as `LowRank`, with s inside the left factor,
 so that changes of different ranks and s add up by putting their factors side by side.
@@ -77,7 +77,7 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
     for key in tensors:
         if key.endswith(".lora_A.weight"):
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            a, b = (tensors[found].float() for found in lora_keys(name))
+            a, b = (tensors[item].float() for item in lora_keys(name))
             changes[name] = LowRank(layer_scaling(config, name, a.shape[0]) * b, a)
     return changes
 
@@ -103,7 +103,7 @@ def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
 
 @torch.no_grad()
 def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
-    """Makes a freshly loaded base compute with the changes of earlier links, in place.
+    """Adds the changes of earlier links to a freshly loaded base, in place.
 
     A float32 weight becomes the original weight plus the sum of all changes, rounded once: however many links there
     were, no error accumulates. Any other weight (half precision, quantized, sharded) stays as it is, because adding
@@ -144,10 +144,10 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
 
     Args:
         like: a saved adapter whose configuration the sum takes, apart from ranks.
-        max_rank: the rank to cut every layer to; None keeps the sum of the ranks, exactly.
+        max_rank: the rank that every layer is truncated to; None keeps the sum of the ranks, exactly.
 
     Returns:
-        The largest rank that was written, and the relative error of the cut in the Frobenius norm over all layers.
+        The largest rank that was written, and the relative error of the truncation (Frobenius norm, over all layers).
     """
     config = LoraConfig.from_pretrained(str(like))
     assert isinstance(config, LoraConfig)
