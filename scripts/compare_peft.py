@@ -1,4 +1,4 @@
-"""Measures, in one run, what the README says of PEFT's LoRA-GA and of ours, on the bundled base and data.
+"""Measures, in one run, what the README says about LoRA-GA in PEFT and in loraga, on the bundled base and data.
 
     python scripts/compare_peft.py
 
@@ -104,14 +104,14 @@ def reloaded(folder: str, batch: dict[str, Tensor]) -> Tensor:
 
 
 def report(
-    name: str, start: PeftModel, scaled: PeftModel, grads: dict[str, Tensor], trained: Tensor, found: Tensor
+    name: str, initialized: PeftModel, scaled: PeftModel, grads: dict[str, Tensor], trained: Tensor, actual: Tensor
 ) -> None:
-    pairs, others = factors(start), factors(scaled)
+    pairs, others = factors(initialized), factors(scaled)
     alignment = [first_step_alignment(grads[layer], *pairs[layer]) for layer in grads]
     growth = [float(others[layer][1].norm() / pairs[layer][1].norm()) for layer in grads]
     print(
         f"| {name} | {sum(alignment) / len(alignment):.3f} / {min(alignment):.3f} | ×{sum(growth) / len(growth):.0f} | "
-        f"{float((found - trained).abs().max()):.2g} of {float(trained.abs().max()):.2g} |"
+        f"{float((actual - trained).abs().max()):.2g} of {float(trained.abs().max()):.2g} |"
     )
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     batch = rows_of_quickstart()
-    ours, start = of_loraga(batch)
+    ours, init = of_loraga(batch)
     grads = full_gradients(batch, list(factors(ours)))
     columns = ["", "first-step alignment, mean / worst layer", "B at 1000 × the loss", "saved, reloaded: logits off by"]
     print(f"| {' | '.join(columns)} |")
@@ -132,7 +132,7 @@ def main() -> None:
         report(f"PEFT {peft_version}", before, of_peft(batch, 1000), grads, trained, reloaded(f"{folder}/peft", batch))
         before = copy.deepcopy(ours)
         trained = step(ours, batch)
-        export_adapter(ours, Path(folder) / "ours", start)
+        export_adapter(ours, Path(folder) / "ours", init)
         report("loraga", before, of_loraga(batch, 1000)[0], grads, trained, reloaded(f"{folder}/ours", batch))
 
 

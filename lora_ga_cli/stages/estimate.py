@@ -119,7 +119,7 @@ def capacity_for(rank: int, configured: int | None) -> int:
 def rows_at_a_time(options: GradientConfig, rows: int) -> int:
     """Rows of a micro-batch: ``gradient.micro_batch_size``, but at most an eighth of all rows (64 rows: 8).
 
-    So any number of processes up to `SHARED_BATCHES` splits the rows in the same way and finds the same gradient.
+    So any number of processes up to `SHARED_BATCHES` splits the rows in the same way and computes the same gradient.
     """
     return max(1, min(options.micro_batch_size, rows // max(distributed.count(), SHARED_BATCHES)))
 
@@ -134,7 +134,7 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
 
     Args:
         model: the base, if it is loaded already.
-        merged: digests of what was added to it since; the gradient is kept apart from that of the original base.
+        merged: digests of what was added to it since; this gradient is stored beside that of the original base.
 
     Raises:
         TargetError, GradientError, ModelError
@@ -142,7 +142,10 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
     wanted, config = request(inputs, merged), inputs.config
     began = time.perf_counter()
     if len(wanted.rows) < config.gradient.samples:
-        warn(f"gradient.samples={config.gradient.samples}, and there are only {len(wanted.rows)} training rows")
+        warn(
+            f"gradient.samples={config.gradient.samples}, but there are only {len(wanted.rows)} training rows; all are "
+            "used"
+        )
     artifact, reused = _from_store(inputs, wanted, model)
     if reused:
         step("gradient", f"reused {wanted.key} ({artifact.info['rows']} rows, serves ranks up to {artifact.max_rank})")
@@ -158,7 +161,7 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
 
 
 def estimate_alone(config: Config) -> GradientArtifact:
-    """Estimates the gradient that a configuration needs, and prints what is known of it (``loraga estimate-grad``).
+    """Estimates the gradient that a configuration needs, and prints a table of it (``loraga estimate-grad``).
 
     Raises:
         UserError: as `estimate`.
@@ -206,7 +209,7 @@ def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
     warn(
         f"in {len(coarse)} of {len(alignments)} layers the first step of rank {rank} may follow less than "
         f"{MIN_ALIGNMENT:.0%} of the best one's (lowest: {coarse[worst]:.1%}, in {worst}): "
-        f"{more}gradient.capacity={2 * artifact.capacity} errs less"
+        f"{more}gradient.capacity={2 * artifact.capacity} makes the estimate more exact"
     )
 
 
@@ -215,7 +218,7 @@ def show(artifact: GradientArtifact, config: Config) -> None:
     gradient_table(artifact, config.rank)
     folder = ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
     coverage(artifact, folder / COVERAGE_FILE, title=f"{config.model.path}, {artifact.info['rows']} rows")
-    step("gradient", f"how much each rank covers: {folder / COVERAGE_FILE}")
+    step("gradient", f"figure of the share of the gradient that each rank covers: {folder / COVERAGE_FILE}")
 
 
 @contextlib.contextmanager
@@ -258,8 +261,8 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
             dropout=options.dropout,
             on_batch=lambda done, _: report(min(done, len(of_process) * estimator.passes)),
             on_retry=lambda rows: warn(
-                f"the accelerator's memory is full: estimating again with {rows} rows at a time "
-                f"(gradient.micro_batch_size={rows} does so at once)"
+                f"the accelerator's memory is full: the estimation starts again with {rows} rows at a time "
+                f"(gradient.micro_batch_size={rows} would do so from the beginning)"
             ),
         )
     artifact.info.update(rows=len(wanted.rows), model=inputs.config.model.path, provenance=provenance())
