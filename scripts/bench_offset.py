@@ -1,22 +1,23 @@
 """Measures a training step with LoRA-GA's two forms beside a standard LoRA: time, memory, and logits at step 0.
 
-    python scripts/bench_offset.py                GPU: Llama-2-7B's shapes, random bfloat16 weights, rank 8
+    python scripts/bench_offset.py                GPU: Llama-2-7B's shapes, random bfloat16 weights, rank 8 (60 GiB)
     python scripts/bench_offset.py --tiny         CPU: the bundled base, in bfloat16
 
 ``base``: ``s·B0 A0`` is subtracted from the base's weights. ``adapter``: the base stays as it is, and the adapter
-computes the difference form ``s·[ΔB, B0] [A; ΔA] x``. ``LoRA``: PEFT's own, rank 8 from zero. Steps are forward, backward
-and AdamW on 1 × 1024 tokens with and without gradient checkpointing, where a GPU waits for the CPU that
-launches its kernels, and on 4 × 1024 with it, where it does not (with --tiny: the base's own rows). The forms take turns;
-the median and the least time of all rounds are shown, and both divided by those of LoRA. Logits are compared with those of the original base.
+computes the difference form ``s·[ΔB, B0] [A; ΔA] x``. ``LoRA``: PEFT's own, rank 8 from zero. A step is forward,
+backward and AdamW on 1 × 1024 tokens, with and without gradient checkpointing (there a GPU waits for the CPU that
+launches its kernels), and on 4 × 1024 with it (there it does not wait); with --tiny on the base's own rows. The forms
+take turns, a few steps each. Shown are the median and the least time, both also divided by those of LoRA; the memory
+that a step takes above weights and optimizer; and by how much the logits at step 0 differ from the original base's.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import bench_gradient as bench
@@ -27,75 +28,83 @@ from transformers import AutoModelForCausalLM
 from lora_ga_cli import estimate_gradients, initialize
 from lora_ga_cli.files import resolve_path
 
-RANK, WARM, STEPS, ROUNDS = 8, 3, 8, 4
+RANK, WARM, STEPS, ROUNDS = 8, 2, 5, 8
 CASES = ((1, True), (1, False), (4, True))
 """Rows of 1,024 tokens in a batch, and whether activations are checkpointed."""
 FORMS = ("LoRA", "base", "adapter")
-Build = Callable[[], tuple[Any, list[dict[str, torch.Tensor]]]]
+Batch = dict[str, torch.Tensor]
+Build = Callable[[], tuple[Any, list[Batch]]]
 
 
-def tiny() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+def tiny() -> tuple[torch.nn.Module, list[Batch]]:
     model = AutoModelForCausalLM.from_pretrained(str(resolve_path("bundled:tiny_base")), dtype=torch.bfloat16)
     _, batches = bench.from_recipe(["recipe=quickstart", "device=cpu"])
     return model, batches
 
 
-def step_seconds(
-    form: str, build: Build, artifact: Any, expected: torch.Tensor, *, rows: int, checkpointing: bool
-) -> tuple[list[float], float, float]:
-    """Seconds of single steps, peak memory in GiB, and the relative difference of the logits at step 0."""
-    model, batches = build()
-    device = next(model.parameters()).device
-    first = batches[0]["input_ids"]
+@dataclass
+class Contestant:
+    """A model in one form, with what was measured of it in the present case."""
+
+    form: str
+    model: Any
+    optimizer: torch.optim.Optimizer
+    off: float
+    seconds: list[float]
+    above: float = 0.0
+
+    @classmethod
+    def prepare(cls, form: str, build: Build, artifact: Any, expected: torch.Tensor) -> Contestant:
+        model, batches = build()
+        config = LoraConfig(r=RANK, lora_alpha=16, use_rslora=True, target_modules=artifact.target_modules)
+        peft = get_peft_model(model, config)
+        if form != "LoRA":
+            initialize(peft, artifact, offset=form)
+        with torch.no_grad():
+            actual = peft.eval()(input_ids=batches[0]["input_ids"]).logits.float().cpu()
+        off = float((actual - expected).norm() / expected.norm())
+        trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
+        return cls(form, peft.train(), torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0), off, [])
+
+    def run(self, batches: list[Batch]) -> None:
+        """A few steps, of which the first do not count."""
+        device = next(self.model.parameters()).device
+        for number in range(WARM + STEPS):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            bench.synchronize(device)
+            began = time.perf_counter()
+            self.model(**batches[number % len(batches)]).loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            bench.synchronize(device)
+            if number >= WARM:
+                self.seconds.append(time.perf_counter() - began)
+                if device.type == "cuda":
+                    self.above = (torch.cuda.max_memory_allocated() - before) / bench.GIB
+
+
+def compare(contestants: list[Contestant], batches: list[Batch], rows: int, checkpointing: bool) -> None:
     if rows > 1:
         names = ("input_ids", "labels")
         batches = [{name: torch.cat([batch[name] for batch in batches[:rows]]) for name in names}]
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    config = LoraConfig(r=RANK, lora_alpha=16, use_rslora=True, target_modules=artifact.target_modules)
-    peft = get_peft_model(model, config)
-    if form != "LoRA":
-        initialize(peft, artifact, offset=form)
-    with torch.no_grad():
-        actual = peft.eval()(input_ids=first).logits.float()
-    off = float((actual - expected.to(device)).norm() / expected.norm())
-    trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0)
-    peft.train()
-    seconds = []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    for number in range(WARM + STEPS):
-        bench.synchronize(device)
-        began = time.perf_counter()
-        peft(**batches[number % len(batches)]).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        bench.synchronize(device)
-        if number >= WARM:
-            seconds.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() / bench.GIB if device.type == "cuda" else 0.0
-    return seconds, peak, off
-
-
-def compare(build: Build, artifact: Any, expected: torch.Tensor, *, rows: int, checkpointing: bool) -> None:
-    seconds: dict[str, list[float]] = {form: [] for form in FORMS}
-    peaks, off = {}, {}
+    for one in contestants:
+        one.seconds = []
+        if checkpointing:
+            one.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            one.model.gradient_checkpointing_disable()
     for _ in range(ROUNDS):
-        for form in FORMS:
-            found, peaks[form], off[form] = step_seconds(
-                form, build, artifact, expected, rows=rows, checkpointing=checkpointing
-            )
-            seconds[form] += found
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    lora = statistics.median(seconds["LoRA"]), min(seconds["LoRA"])
-    for form in FORMS:
-        median, least = statistics.median(seconds[form]), min(seconds[form])
+        for one in contestants:
+            one.run(batches)
+    lora = contestants[0].seconds
+    for one in contestants:
+        median, least = statistics.median(one.seconds), min(one.seconds)
         print(
-            f"| {form} | {rows} | {'yes' if checkpointing else 'no'} | {1000 * median:.0f} ms | {1000 * least:.0f} ms "
-            f"| {median / lora[0]:.3f} | {least / lora[1]:.3f} | {peaks[form]:.2f} GiB | {off[form]:.1e} |",
+            f"| {one.form} | {rows} | {'yes' if checkpointing else 'no'} | {1000 * median:.0f} ms "
+            f"| {1000 * least:.0f} ms | {median / statistics.median(lora):.3f} | {least / min(lora):.3f} "
+            f"| {one.above:.2f} GiB | {one.off:.1e} |",
             flush=True,
         )
 
@@ -109,10 +118,11 @@ def main() -> None:
     with torch.no_grad():
         expected = model.eval()(input_ids=batches[0]["input_ids"]).logits.float().cpu()
     del model
-    print("| form | rows | checkpointing | median | least | over LoRA | of the least | peak memory | logits off |")
+    contestants = [Contestant.prepare(form, build, artifact, expected) for form in FORMS]
+    print("| form | rows | checkpointing | median | least | over LoRA | of the least | memory | logits off |")
     print("|---|---|---|---|---|---|---|---|---|")
     for rows, checkpointing in CASES:
-        compare(build, artifact, expected, rows=1 if build is tiny else rows, checkpointing=checkpointing)
+        compare(contestants, batches, 1 if build is tiny else rows, checkpointing)
 
 
 if __name__ == "__main__":

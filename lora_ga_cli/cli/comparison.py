@@ -59,10 +59,10 @@ def _row(target: EvalTarget) -> dict[str, Any]:
 
 
 def _each(items: Iterable[Item], do: Callable[[Item], Done]) -> list[Done]:
-    """What was done with the items, without those whose run or model stood in the way, if there are others.
+    """The results for all items, with a warning for each item whose run or model fails.
 
     Raises:
-        UserError: it could be done with none, or the trouble is nobody's own, as with wrong options.
+        UserError: every item fails, or the error concerns all of them, such as a wrong option.
     """
     from lora_ga_cli.errors import ModelError, RunError
     from lora_ga_cli.report.console import warn

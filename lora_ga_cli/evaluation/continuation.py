@@ -105,8 +105,7 @@ def vectors_before(model: Any) -> int:
     """How many positions before the input are taken by trained vectors."""
     if has_prefix(model):
         return int(model.active_peft_config.num_virtual_tokens)
-    inserted = getattr(model, "inserted", None)
-    return int(inserted["about"].get("length", 0)) if inserted is not None else 0
+    return int(getattr(model, "leading_positions", 0))  # set by a method that inserts vectors itself
 
 
 def has_prefix(model: Any) -> bool:

@@ -18,14 +18,8 @@ from lora_ga_cli.data.tokens import leading_tokens, plain_tokens
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.continuation import continuations, end_tokens, positions_left
 from lora_ga_cli.evaluation.prompt import conversation
-from lora_ga_cli.evaluation.tasks.base import (
-    Benchmark,
-    Completion,
-    GenerationOptions,
-    Problem,
-    Progress,
-    problems_of,
-)
+from lora_ga_cli.evaluation.tasks.base import Progress
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem, problems_of
 from lora_ga_cli.files import read_json
 from lora_ga_cli.model.loading import max_positions
 

@@ -123,7 +123,7 @@ class Judge:
             faults.append(Fault("eval.judge.key_variable", what, f"export {name}=..."))
         elif not (key.isascii() and key.isprintable()):
             # it becomes a header, and what refuses it there would print it
-            what = f"{name} holds characters that no key has"
+            what = f"{name} has characters that a key cannot have"
             faults.append(Fault("eval.judge.key_variable", what, "export it again, as one line of ASCII"))
         return faults
 

@@ -27,7 +27,7 @@ def label_tokens(context: ScoringContext) -> Score:
     class. White space around an answer does not count.
 
     Raises:
-        DataError: no label words, words that begin with the same token, or a reference that is none of them.
+        DataError: no label words, words that begin with the same token, or a reference that is not one of them.
     """
     words = _words(context)
     expected = [words.index(reference.strip()) for reference in context.split.rows["reference"]]
@@ -55,9 +55,8 @@ def _first_logits(context: ScoringContext, rows: Sequence[Mapping[str, Any]]) ->
     batch = context.to_device(collate([{"input_ids": ids, "labels": ids} for ids in causal_prompts(rows)]))
     del batch["labels"]
     last = batch["attention_mask"].sum(dim=1) - 1
-    logits = context.model(**batch).logits[
-        :, -batch["input_ids"].shape[1] :
-    ]  # a trained prefix has logits too, which are dropped
+    # a trained prefix has logits too, which are dropped
+    logits = context.model(**batch).logits[:, -batch["input_ids"].shape[1] :]
     return logits[torch.arange(len(rows), device=last.device), last]
 
 
@@ -70,7 +69,7 @@ def _words(context: ScoringContext) -> list[str]:
     other = next((text for text in context.split.rows["reference"] if text.strip() not in words), None)
     if other is not None:
         what = f"the answer {other[:60]!r} is not one of {', '.join(words)}"
-        raise DataError([Fault(OPTION, what, "label_tokens is for rows whose whole answer is a label word")])
+        raise DataError([Fault(OPTION, what, "label_tokens is for rows whose complete answer is a label word")])
     return words
 
 

@@ -44,7 +44,10 @@ class _Offset(LoraVariant):
         """The right factor (k, d_in) of the product that the layer adds, as `refresh` found it."""
         self.left: Tensor | None = None
         """The left factor (d_out, k), with s inside."""
-        self._versions = (-1, -1)
+        self.scaling = 1.0
+        self.deltas: tuple[Tensor, Tensor] | None = None
+        """ΔA and ΔB, whose `versions` the factors were computed from."""
+        self.versions = (-1, -1)
 
     @staticmethod
     def init(module: LoraLayer, adapter_name: str, **_: Any) -> None:
@@ -62,13 +65,13 @@ class _Offset(LoraVariant):
         if self.inner is not None:
             view: Any = _View(module, active_adapter, *self.effective(module, active_adapter))
             return self.inner.forward(view, active_adapter, x, result, **options)
-        delta_a, delta_b = (factor.weight for factor in _factors(module, active_adapter))
-        if self._versions != (delta_a._version, delta_b._version) or self.right is None:
+        if self.deltas is None or self.versions != (self.deltas[0]._version, self.deltas[1]._version):
             self.refresh(module, active_adapter)
-        x = module.lora_dropout[active_adapter](x)
-        added: Tensor = _AddProduct.apply(  # type: ignore[no-untyped-call]
-            result, x, delta_a, delta_b, self.right, self.left, module.scaling[active_adapter]
-        )
+            assert self.deltas is not None
+        dropout = module.lora_dropout[active_adapter]
+        if type(dropout) is not nn.Identity:
+            x = dropout(x)
+        added: Tensor = _AddProduct.apply(result, x, *self.deltas, self)  # type: ignore[no-untyped-call]
         return added
 
     @torch.no_grad()
@@ -79,9 +82,10 @@ class _Offset(LoraVariant):
 
     def keep(self, module: LoraLayer, adapter: str, right: Tensor, left: Tensor) -> None:
         """Keeps the factors for the forward passes until the parameters change."""
-        self.right, self.left = right, left
         of_a, of_b = _factors(module, adapter)
-        self._versions = (of_a.weight._version, of_b.weight._version)
+        self.right, self.left, self.scaling = right, left, module.scaling[adapter]
+        self.deltas = of_a.weight, of_b.weight
+        self.versions = (of_a.weight._version, of_b.weight._version)
 
     def merge_safe(self, module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:  # type: ignore[override]
         return orig_weight + self._change(module, active_adapter, orig_weight)
@@ -143,16 +147,16 @@ def refresh_before_forward(model: nn.Module, layers: Sequence[LoraLayer], adapte
         model: whose forward pass uses the layers; the backbone inside it gets the same hook.
     """
     computed_here = [layer for layer in layers if _offset(layer, adapter).inner is None]
-    stacked = [layer for layer in computed_here if isinstance(_offset(layer, adapter), AdapterOffset)]
-    alone = [layer for layer in computed_here if isinstance(_offset(layer, adapter), BaseOffset)]
-    together = _Together(stacked, adapter) if stacked else None
+    kinds: list[tuple[type[_Offset], type[_Together]]] = [(AdapterOffset, _Stacked), (BaseOffset, _Single)]
+    groups = []
+    for offset, kind in kinds:
+        if chosen := [layer for layer in computed_here if isinstance(_offset(layer, adapter), offset)]:
+            groups.append(kind(chosen, adapter))
 
     @torch.no_grad()
     def refresh(*_: Any) -> None:
-        if together is not None:
-            together.refresh()
-        for layer in alone:
-            _offset(layer, adapter).refresh(layer, adapter)
+        for group in groups:
+            group.refresh()
 
     backbone = getattr(model, str(getattr(model, "base_model_prefix", "")), None)
     for module in {id(module): module for module in (model, backbone) if isinstance(module, nn.Module)}.values():
@@ -160,38 +164,68 @@ def refresh_before_forward(model: nn.Module, layers: Sequence[LoraLayer], adapte
 
 
 class _Together:
-    """The stacked factors of all layers with the difference form, in memory of their own that is written again."""
+    """The factors of several layers, computed by operations on lists, which launch one kernel for many tensors."""
 
     def __init__(self, layers: Sequence[LoraLayer], adapter: str):
-        self.layers, self.adapter = layers, adapter
-        self.right: list[Tensor] = []
-        self.left: list[Tensor] = []
+        pairs = [_factors(layer, adapter) for layer in layers]
+        self.offsets = [_offset(layer, adapter) for layer in layers]
+        self.modules_a, self.modules_b = [of_a for of_a, _ in pairs], [of_b for _, of_b in pairs]
+        self.scalings = [layer.scaling[adapter] for layer in layers]
+        self.device: torch.device | None = None
 
     def refresh(self) -> None:
-        """Writes ``[A0 + ΔA; ΔA]`` and ``s·[ΔB, B0]`` of every layer."""
-        pairs = [_factors(layer, self.adapter) for layer in self.layers]
-        deltas_a, deltas_b = [of_a.weight.data for of_a, _ in pairs], [of_b.weight.data for _, of_b in pairs]
-        initial_a = [getattr(of_a, INITIAL) for of_a, _ in pairs]
-        self._make_room(deltas_a, deltas_b)
-        ranks = [delta.shape[0] for delta in deltas_a]
-        upper = [right[:rank] for right, rank in zip(self.right, ranks, strict=True)]
-        lower = [right[rank:] for right, rank in zip(self.right, ranks, strict=True)]
-        before = [left[:, :rank] for left, rank in zip(self.left, ranks, strict=True)]
-        scalings = [layer.scaling[self.adapter] for layer in self.layers]
-        torch._foreach_copy_(upper, torch._foreach_add(initial_a, deltas_a))
-        torch._foreach_copy_(lower, deltas_a)
-        torch._foreach_copy_(before, torch._foreach_mul(deltas_b, scalings))
-        for layer, right, left in zip(self.layers, self.right, self.left, strict=True):
-            _offset(layer, self.adapter).keep(layer, self.adapter, right, left)
+        """Computes the factors of every layer from what the parameters are now."""
+        if self.device != self.modules_a[0].weight.device:
+            self.prepare()
+        self.compute()
+        for offset, delta_a, delta_b in zip(self.offsets, self.deltas_a, self.deltas_b, strict=True):
+            offset.versions = (delta_a._version, delta_b._version)
 
-    def _make_room(self, deltas_a: list[Tensor], deltas_b: list[Tensor]) -> None:
-        if self.right and self.right[0].device == deltas_a[0].device:
-            return
-        self.right = [torch.cat([delta, delta]) for delta in deltas_a]
-        self.left = []
-        for layer, delta in zip(self.layers, deltas_b, strict=True):
-            b0 = getattr(layer.lora_B[self.adapter], INITIAL)
-            self.left.append(torch.cat([delta, layer.scaling[self.adapter] * b0], dim=1))
+    def prepare(self) -> None:
+        """Looks the parameters and the initial factors up, once for a device."""
+        self.deltas_a, self.deltas_b = ([module.weight for module in of] for of in (self.modules_a, self.modules_b))
+        self.initial_a, self.initial_b = (
+            [getattr(module, INITIAL) for module in of] for of in (self.modules_a, self.modules_b)
+        )
+        for number, offset in enumerate(self.offsets):
+            offset.scaling, offset.deltas = self.scalings[number], (self.deltas_a[number], self.deltas_b[number])
+        self.device = self.deltas_a[0].device
+
+    def compute(self) -> None:
+        raise NotImplementedError
+
+
+class _Single(_Together):
+    """``A0 + ΔA`` and ``s·(B0 + ΔB)`` of every layer."""
+
+    def compute(self) -> None:
+        right = torch._foreach_add(self.initial_a, self.deltas_a)
+        left = torch._foreach_mul(torch._foreach_add(self.initial_b, self.deltas_b), self.scalings)
+        for number, offset in enumerate(self.offsets):
+            offset.right, offset.left = right[number], left[number]
+
+
+class _Stacked(_Together):
+    """``[A0 + ΔA; ΔA]`` and ``s·[ΔB, B0]`` of every layer, in memory of their own that is written again."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        right = [torch.cat([delta, delta]) for delta in self.deltas_a]  # (2·rank, d_in)
+        left = [
+            torch.cat([delta, scaling * b0], dim=1)  # (d_out, 2·rank)
+            for delta, b0, scaling in zip(self.deltas_b, self.initial_b, self.scalings, strict=True)
+        ]
+        ranks = [len(delta) for delta in self.deltas_a]
+        self.upper = [factor[:rank] for factor, rank in zip(right, ranks, strict=True)]
+        self.lower = [factor[rank:] for factor, rank in zip(right, ranks, strict=True)]
+        self.before = [factor[:, :rank] for factor, rank in zip(left, ranks, strict=True)]
+        for number, offset in enumerate(self.offsets):
+            offset.right, offset.left = right[number], left[number]
+
+    def compute(self) -> None:
+        torch._foreach_copy_(self.upper, torch._foreach_add(self.initial_a, self.deltas_a))
+        torch._foreach_copy_(self.lower, self.deltas_a)
+        torch._foreach_copy_(self.before, torch._foreach_mul(self.deltas_b, self.scalings))
 
 
 class _AddProduct(torch.autograd.Function):
@@ -203,14 +237,7 @@ class _AddProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        result: Tensor,
-        x: Tensor,
-        delta_a: Tensor,
-        delta_b: Tensor,
-        right: Tensor,
-        left: Tensor,
-        scaling: float,
+        ctx: Any, result: Tensor, x: Tensor, delta_a: Tensor, delta_b: Tensor, offset: _Offset
     ) -> Tensor:
         """
         Args:
@@ -218,19 +245,21 @@ class _AddProduct(torch.autograd.Function):
             x: (…, d_in).
             delta_a: ΔA (rank, d_in).
             delta_b: ΔB (d_out, rank).
-            right: (k, d_in), k = rank or 2·rank.
-            left: (d_out, k), with s inside.
+            offset: has the factors ``right`` (k, d_in), k = rank or 2·rank, and ``left`` (d_out, k) with s inside.
         """
+        right, left = offset.right, offset.left
+        assert right is not None
+        assert left is not None
         dtype = _computing_dtype(x, right)
-        rows = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-        hidden = rows.to(dtype) @ right.to(dtype).T  # (tokens, k)
-        added = (hidden @ left.to(dtype).T).view(result.shape)
-        ctx.save_for_backward(rows, hidden)
+        if right.dtype != dtype:
+            right, left = right.to(dtype), left.to(dtype)
+        hidden = functional.linear(x if x.dtype == dtype else x.to(dtype), right)  # (…, k)
+        added = functional.linear(hidden, left)
+        ctx.save_for_backward(x, hidden)
         # not saved as tensors: they are written again, with the same values, by a second forward pass
-        ctx.factors, ctx.deltas = (right, left), (delta_a, delta_b)
-        ctx.versions = (delta_a._version, delta_b._version)
-        ctx.rank, ctx.scaling, ctx.leading = delta_a.shape[0], scaling, x.shape[:-1]
-        if result._is_view() or result.is_leaf:
+        ctx.factors, ctx.deltas, ctx.versions = (right, left), (delta_a, delta_b), offset.versions
+        ctx.scaling = offset.scaling
+        if result.is_leaf or result._is_view():
             return (result + added).to(result.dtype)
         ctx.mark_dirty(result)
         return result.add_(added)
@@ -238,21 +267,29 @@ class _AddProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.versions != tuple(delta._version for delta in ctx.deltas):
+        delta_a, delta_b = ctx.deltas
+        if ctx.versions != (delta_a._version, delta_b._version):
             raise RuntimeError("a LoRA factor changed between the forward and the backward pass")
-        rows, hidden = ctx.saved_tensors
+        x, hidden = ctx.saved_tensors
         right, left = ctx.factors
-        dtype, rank = hidden.dtype, ctx.rank
-        of_rows = grad.reshape(-1, grad.shape[-1]).to(dtype)  # (tokens, d_out)
-        of_hidden = of_rows @ left.to(dtype)  # (tokens, k)
+        dtype, rank = hidden.dtype, delta_a.shape[0]
+        of_rows = grad.reshape(-1, grad.shape[-1])  # (tokens, d_out)
+        of_rows = of_rows if of_rows.dtype == dtype else of_rows.to(dtype)
+        of_hidden = torch.mm(of_rows, left)  # (tokens, k)
         grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = (of_hidden @ right.to(dtype)).to(rows.dtype).view(*ctx.leading, right.shape[1])
-        of_right = (of_hidden.T @ rows.to(dtype)).to(right.dtype)  # (k, d_in)
-        if len(of_right) > rank:
-            of_right = of_right[:rank] + of_right[rank:]
-        of_delta_b = (of_rows.T @ hidden[:, :rank]).to(left.dtype).mul_(ctx.scaling)
-        return grad, grad_x, of_right, of_delta_b, None, None, None
+            grad_x = torch.mm(of_hidden, right).to(x.dtype).view(x.shape)
+        rows, hidden = x.reshape(-1, x.shape[-1]), hidden.view(-1, hidden.shape[-1])
+        rows = rows if rows.dtype == dtype else rows.to(dtype)  # (tokens, d_in)
+        if len(right) > rank:  # ΔA stands in both halves
+            of_hidden = of_hidden[:, :rank] + of_hidden[:, rank:]
+            hidden = hidden[:, :rank]
+        grad_a = torch.mm(of_hidden.t(), rows)  # (rank, d_in)
+        if dtype == delta_b.dtype:  # (d_out, rank), times s in the same operation
+            grad_b = torch.addmm(delta_b, of_rows.t(), hidden, beta=0, alpha=ctx.scaling)
+        else:
+            grad_b = torch.mm(of_rows.t(), hidden).mul_(ctx.scaling).to(delta_b.dtype)
+        return grad, grad_x, grad_a.to(delta_a.dtype), grad_b, None
 
 
 def _factors(module: LoraLayer, adapter: str) -> tuple[Any, Any]:

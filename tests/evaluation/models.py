@@ -1,4 +1,4 @@
-"""Models whose every answer is known beforehand, or depends on all that they read."""
+"""Models whose answers are known, or depend on the complete input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small MT-Bench: four questions, the judge's prompts and references, answers and what they are worth."""
+"""A small MT-Bench: four questions, the judge's prompts and references, answers and their score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.evaluation.judge import JudgeOptions
-from lora_ga_cli.evaluation.tasks.base import Completion
+from lora_ga_cli.evaluation.tasks.benchmark import Completion
 from lora_ga_cli.evaluation.tasks.mt_bench import MtBench, MtBenchOptions
 from tests.evaluation.endpoints import VARIABLE, says
 
@@ -49,12 +49,12 @@ def write(file: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 @dataclass
 class Bench:
-    """Builds benchmarks whose three files lie in a folder."""
+    """Builds benchmarks whose three files are in one folder."""
 
     folder: Path
 
     def options(self, url: str, **fields: Any) -> MtBenchOptions:
-        """Those of a benchmark at an endpoint; ``judge`` holds further fields of the judge."""
+        """The options of a benchmark with the judge at an endpoint; ``judge`` has more fields of the judge."""
         files = {"prompts": prompt_rows(), "references": reference_rows()}
         written = {name: write(self.folder / f"{name}.jsonl", rows) for name, rows in files.items()}
         base = {"base_url": url, "key_variable": VARIABLE, "model": "judge", "concurrency": 2} | written
@@ -67,7 +67,7 @@ class Bench:
 
 
 def completions(bench: MtBench, texts: Sequence[Sequence[str]], samples: int = 1) -> list[Completion]:
-    """The problems' completions, each problem's samples one after the other."""
+    """Completions of the problems, with the samples of each problem in a row."""
     kinds = [(problem, sample) for problem in bench.problems() for sample in range(samples)]
     return [
         Completion(problem, sample, problem.turns, tuple(found))

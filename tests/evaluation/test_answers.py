@@ -1,4 +1,4 @@
-"""Taking the answer out of a text, and what makes two answers the same."""
+"""Extracting the answer from a text, and comparing two answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_pattern_without_a_group_is_the_answer_itself() -> None:
     assert extract("between 3 and 14", r"\d+") == "14"
 
 
-def test_a_group_that_took_no_part_is_no_answer() -> None:
+def test_a_group_that_matched_nothing_is_no_answer() -> None:
     assert extract("yes", r"yes|no (\w+)") is None
 
 
@@ -52,7 +52,7 @@ def test_a_group_that_took_no_part_is_no_answer() -> None:
         ("", ""),
     ],
 )
-def test_what_does_not_change_an_answer_is_stripped(answer: str, same: str) -> None:
+def test_spaces_full_stops_currency_and_thousands_are_removed(answer: str, same: str) -> None:
     assert normalize(answer) == same
 
 

@@ -18,8 +18,9 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Generator, append_completions, read_completions
 from lora_ga_cli.evaluation.prompt import check_conversation
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, GenerationOptions, Problem, Progress, Score
-from lora_ga_cli.methods import inserted
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
+from lora_ga_cli.methods.prefix import insert
 from lora_ga_cli.report.progress import counting
 from tests.conftest import TASKS, byte_tokenizer
 from tests.evaluation.models import alphabet, restless
@@ -112,7 +113,7 @@ def test_a_trained_prefix_stays_beside_its_prompt(answer: Answer) -> None:
         assert completion.texts[0] == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_samples_are_those_of_their_seed(answer: Answer) -> None:
+def test_a_seed_gives_the_same_samples(answer: Answer) -> None:
     model, options = restless("llama"), {"samples": 2, "temperature": 1.5, "top_p": 0.9}
     first = answer(model, Bench(PROMPTS), file="a", **options)
     torch.manual_seed(5)
@@ -131,7 +132,7 @@ def test_samples_are_those_of_their_seed(answer: Answer) -> None:
 def test_an_interruption_changes_no_answer(
     answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, batches: int
 ) -> None:
-    """Two turns, so that an interruption falls within a batch too; what was kept is not made again."""
+    """Two turns, so that an interruption can be within a batch; stored answers are not generated again."""
     bench = Bench([(prompt, "And?") for prompt in PROMPTS], chat=True)
     options = {"prompt": "{question}", "temperature": temperature, "max_new_tokens": 5}
     model = restless("llama")
@@ -149,7 +150,7 @@ def test_an_interruption_changes_no_answer(
     assert (tmp_path / "again.jsonl").read_bytes().startswith(kept)
 
 
-def test_an_answer_that_was_half_written_is_made_again(answer: Answer, tmp_path: Path) -> None:
+def test_an_incomplete_stored_answer_is_generated_again(answer: Answer, tmp_path: Path) -> None:
     model, options = restless("llama"), {"temperature": 1.0}
     whole = answer(model, Bench(PROMPTS), file="x", **options)
     partial = tmp_path / "x.jsonl"
@@ -158,7 +159,7 @@ def test_an_answer_that_was_half_written_is_made_again(answer: Answer, tmp_path:
 
 
 def test_a_file_of_completions_gives_its_complete_lines_wherever_it_ends(tmp_path: Path) -> None:
-    """Every length of a file whose texts hold all that some readers take for the end of a line."""
+    """Every length of a file whose texts contain all characters that some readers take for the end of a line."""
     problems = {name: Problem(name, ("?",)) for name in ("a", "b")}
     texts = ["é\u2028\u2029\x85", "\n\r\x0b\x0c\x1c\x1e", "plain"]
     completions = [
@@ -240,8 +241,8 @@ def test_a_completion_with_a_truncated_turn_is_truncated(answer: Answer) -> None
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_a_text_begins_once(answer: Answer, monkeypatch: pytest.MonkeyPatch, chat: bool) -> None:
-    """What a tokenizer puts before every text is there, and not again where a chat template has written it."""
+def test_the_first_token_of_a_text_is_there_once(answer: Answer, monkeypatch: pytest.MonkeyPatch, chat: bool) -> None:
+    """The token that a tokenizer puts before every text is not repeated if a chat template has written it."""
     tokenizer, model = byte_tokenizer(), alphabet()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.chat_template = "<s>" + TEMPLATE
@@ -267,8 +268,8 @@ def test_a_conversation_needs_a_chat_template_or_a_prompt() -> None:
     check_conversation(None, tokenizer)
 
 
-def test_mt_bench_is_answered_as_fastchat_has_it() -> None:
-    """Of its ``gen_model_answer.py``: 1024 tokens at most; greedy, as most of its questions are."""
+def test_mt_bench_is_answered_with_the_options_of_fastchat() -> None:
+    """FastChat's ``gen_model_answer.py`` generates at most 1024 tokens, greedily for most questions."""
     options = compose(["model=causal_lm", "model.path=x", "dataset=quickstart", "eval=mt_bench"]).eval
     assert (options.task, options.max_new_tokens, options.temperature) == ("mt_bench", 1024, 0.0)
     assert (options.samples, options.prompt) == (1, None)
@@ -287,8 +288,8 @@ def test_partial_completions_are_stored_as_json_lines(answer: Answer, tmp_path: 
     assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "truncated": False}
 
 
-def test_an_answer_ends_with_the_models_positions_and_its_neighbours_do_not(answer: Answer) -> None:
-    """Of 256 positions: prompts that leave room for 3 tokens, for 1 and for as many as are wanted."""
+def test_an_answer_ends_at_the_models_last_position_and_others_do_not(answer: Answer) -> None:
+    """The model has 256 positions; the prompts leave room for 3 tokens, for 1, and for all."""
     completions = answer(alphabet(), Bench(["t" * 253, "a" * 255, "t"]))
     assert [(completion.texts[0], completion.truncated) for completion in completions] == [
         ("uvw", True),
@@ -297,8 +298,8 @@ def test_an_answer_ends_with_the_models_positions_and_its_neighbours_do_not(answ
     ]
 
 
-def test_learned_positions_are_used_to_the_last(answer: Answer) -> None:
-    """Against transformers alone, where a further token would be an IndexError."""
+def test_every_learned_position_is_used(answer: Answer) -> None:
+    """Against transformers alone, where one more token would be an IndexError."""
     model, tokenizer = restless("gpt2"), byte_tokenizer()
     questions = ["a" * 253, "c", "b" * 255]
     completions = answer(model, Bench(questions), max_new_tokens=12)
@@ -320,7 +321,7 @@ def test_a_prompt_that_fills_all_positions_is_refused_with_its_name(answer: Answ
     assert second.startswith("problem bench/2: its prompt has 1,300 tokens, and the model 256 positions (leave it out")
 
 
-def test_a_second_turn_without_room_is_answered_with_nothing(answer: Answer) -> None:
+def test_a_second_turn_without_a_position_left_has_an_empty_answer(answer: Answer) -> None:
     bench = Bench([("w", "w"), ("w", "w" * 254)], chat=True)
     completions = answer(alphabet(), bench, prompt="{question}")
     assert [(completion.texts, completion.truncated) for completion in completions] == [
@@ -344,7 +345,8 @@ def bart() -> BartForConditionalGeneration:
 def test_vectors_before_a_prompt_take_positions(answer: Answer, family: str, method: str) -> None:
     base = bart() if family == "bart" else restless(family)
     if method == "prefix_layer":
-        model: Any = inserted.insert(base, "prefix_layer", {"length": 3}).eval()
+        insert(base, 3)
+        model: Any = base.eval()
     else:
         kind = "SEQ_2_SEQ_LM" if family == "bart" else "CAUSAL_LM"
         options = PromptTuningConfig(task_type=kind, num_virtual_tokens=3, num_transformer_submodules=1)

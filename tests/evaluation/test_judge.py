@@ -1,4 +1,4 @@
-"""The judge: asked once, patient with its endpoint, plain about what went wrong, and silent about the key."""
+"""The judge: each request is sent once, failures are tried again and explained, and the key is never shown."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trouble(judge: Judge) -> str:
 
 
 def nothing(done: int) -> None:
-    """Reports to nobody."""
+    """A report that is not shown."""
 
 
 def test_a_question_is_sent_as_it_is_and_answered(judge: Judge, endpoint: Endpoint) -> None:
@@ -52,7 +52,7 @@ def test_a_question_is_sent_as_it_is_and_answered(judge: Judge, endpoint: Endpoi
     assert endpoint.keys == [f"Bearer {KEY}"]
 
 
-def test_what_was_asked_is_not_asked_again(judge: Judge, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_stored_judgement_is_not_requested_again(judge: Judge, endpoint: Endpoint, tmp_path: Path) -> None:
     first = judge.ask(question())
     assert judge.ask(question()) == first
     assert Judge(options(endpoint, concurrency=3, retries=1), judge.folder).ask(question()) == first
@@ -63,7 +63,7 @@ def test_what_was_asked_is_not_asked_again(judge: Judge, endpoint: Endpoint, tmp
     assert stored["request"]["messages"] == question()
 
 
-def test_everything_that_a_reply_depends_on_makes_another_question(judge: Judge, endpoint: Endpoint) -> None:
+def test_a_judgement_is_stored_for_its_endpoint_model_and_options(judge: Judge, endpoint: Endpoint) -> None:
     judge.ask(question())
     judge.ask(question("and now?"))
     judge.ask(question(), attempt=1)
@@ -82,7 +82,7 @@ def test_one_question_from_several_threads_is_asked_once(endpoint: Endpoint, tmp
 
 
 @pytest.mark.parametrize("content", [b"", b'{"request": {}, "rep', b"[]", b'{"reply": {"text": "7"}}', b"\xff"])
-def test_a_damaged_file_is_asked_for_again_and_mended(judge: Judge, endpoint: Endpoint, content: bytes) -> None:
+def test_a_damaged_file_is_requested_again_and_replaced(judge: Judge, endpoint: Endpoint, content: bytes) -> None:
     first = judge.ask(question())
     (file,) = judge.folder.iterdir()
     whole = file.read_bytes()
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_asked_for_again_and_mended(judge: Judge, endpoint: En
     assert file.read_bytes() == whole
 
 
-def test_a_reply_that_was_withheld_or_cut_within_a_character_is_kept(judge: Judge, endpoint: Endpoint) -> None:
+def test_a_withheld_judgement_and_one_truncated_within_a_character_are_stored(judge: Judge, endpoint: Endpoint) -> None:
     endpoint.script = [says(None, "content_filter"), says("half a smile: \ud83d", "length")]
     assert judge.ask(question()).finish == "content_filter"
     assert judge.ask(question()).text == ""
@@ -101,13 +101,13 @@ def test_a_reply_that_was_withheld_or_cut_within_a_character_is_kept(judge: Judg
     assert len(endpoint) == 2
 
 
-def test_an_endpoint_that_asks_for_patience_gets_it(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
+def test_the_wait_that_an_endpoint_asks_for_is_kept(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
     endpoint.script = [refuses(429, headers={"Retry-After": "7"}), refuses(429, headers={"Retry-After": "31"})]
     assert judge.ask(question()).text == "Rating: [[7]]"
     assert waits == [7.0, 31.0]
 
 
-def test_each_wait_is_twice_the_one_before(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
+def test_waits_between_attempts_double(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
     endpoint.script = [refuses(status) for status in (429, 500, 503, 502)]
     assert judge.ask(question()).text == "Rating: [[7]]"
     # the client takes up to a quarter off, at random, so that clients do not return all at once
@@ -174,7 +174,7 @@ def test_the_key_is_in_no_message_and_no_file(
         (Answer({"choices": [{"message": {"content": ["a", "part"]}}]}), ["has no text"]),
     ],
 )
-def test_every_trouble_names_what_happened_and_the_next_step(
+def test_every_error_names_what_happened_and_the_next_step(
     judge: Judge, endpoint: Endpoint, answer: Answer, words: list[str]
 ) -> None:
     endpoint.script = [answer]
@@ -192,7 +192,7 @@ def test_no_connection_names_the_address(judge: Judge, endpoint: Endpoint, waits
     assert len(waits) == judge.options.retries
 
 
-def test_an_endpoint_that_never_answers_is_said(
+def test_an_endpoint_that_never_answers_is_reported(
     judge: Judge, endpoint: Endpoint, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
@@ -205,7 +205,7 @@ def test_an_endpoint_that_never_answers_is_said(
         over.set()
 
 
-def test_a_model_that_wants_the_limit_under_its_newer_name_gets_it(judge: Judge, endpoint: Endpoint) -> None:
+def test_a_model_that_needs_the_newer_name_of_the_token_limit_gets_it(judge: Judge, endpoint: Endpoint) -> None:
     def newer(request: dict[str, Any]) -> Answer:
         known = "max_completion_tokens" in request and "max_tokens" not in request
         return says("[[9]]") if known else refuses(400, "Use 'max_completion_tokens' instead of 'max_tokens'.")
@@ -254,7 +254,7 @@ def test_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "pip install 'loraga[judge]'" in str(fault)
 
 
-def test_a_local_endpoint_is_sent_a_stand_in_and_no_proxy_is_asked(
+def test_a_local_endpoint_gets_a_placeholder_key_and_no_proxy_is_used(
     judge: Judge, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE)
@@ -267,7 +267,7 @@ def test_a_local_endpoint_is_sent_a_stand_in_and_no_proxy_is_asked(
         judge.ask(question("another"))
 
 
-def test_the_probe_is_sent_every_time_and_not_kept(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
+def test_the_probe_is_sent_every_time_and_not_stored(judge: Judge, endpoint: Endpoint, waits: list[float]) -> None:
     judge.probe()
     judge.probe()
     assert len(endpoint) == 2
@@ -279,7 +279,7 @@ def test_the_probe_is_sent_every_time_and_not_kept(judge: Judge, endpoint: Endpo
     assert len(waits) == 2
 
 
-def test_as_many_are_under_way_as_the_options_say(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_as_many_requests_run_at_once_as_the_options_say(endpoint: Endpoint, tmp_path: Path) -> None:
     together = threading.Barrier(3)
 
     def meet(request: dict[str, Any]) -> Answer:
@@ -295,7 +295,7 @@ def test_as_many_are_under_way_as_the_options_say(endpoint: Endpoint, tmp_path: 
     assert endpoint.most_underway == 3
 
 
-def test_an_interrupted_run_loses_nothing(judge: Judge, endpoint: Endpoint) -> None:
+def test_an_interrupted_run_loses_no_judgement(judge: Judge, endpoint: Endpoint) -> None:
     items = [question(str(number)) for number in range(200)]
 
     def interrupt(done: int) -> None:
@@ -310,12 +310,12 @@ def test_an_interrupted_run_loses_nothing(judge: Judge, endpoint: Endpoint) -> N
 
 
 def grade(base: JudgeOptions, folder: Path, questions: list[str]) -> None:
-    """In a process of its own, which will be killed."""
+    """Runs in a child process that will be killed."""
     judge = Judge(base, folder)
     judge.each(judge.ask, [question(text) for text in questions], nothing)
 
 
-def test_a_killed_run_goes_on_where_it_stopped(judge: Judge, endpoint: Endpoint) -> None:
+def test_a_killed_run_continues_where_it_stopped(judge: Judge, endpoint: Endpoint) -> None:
     fourth, killed = threading.Event(), threading.Event()
 
     def hold(request: dict[str, Any]) -> Answer:

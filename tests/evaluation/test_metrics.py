@@ -61,7 +61,7 @@ class TestClasses:
         assert list(classes.measures()) == ["accuracy", "matthews_correlation"]
 
     @pytest.mark.parametrize("matrix", [(4, 3, 0, 0), (0, 0, 4, 3), (0, 0, 0, 5), (0, 2, 0, 3), (0, 0, 2, 0)])
-    def test_what_is_not_defined_is_zero_and_no_warning(self, matrix: tuple[int, int, int, int]) -> None:
+    def test_an_undefined_measure_is_zero_without_a_warning(self, matrix: tuple[int, int, int, int]) -> None:
         tp, fp, fn, _ = matrix
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -124,7 +124,7 @@ class TestClassifier:
         assert [list(score.values) for score in scores] == [["accuracy"], ["matthews_correlation"]]
         assert scores[0].verdicts == scores[1].verdicts
 
-    def test_the_classes_are_those_of_each_row_alone(self, context: ScoringContext) -> None:
+    def test_the_classes_are_the_same_as_for_each_row_alone(self, context: ScoringContext) -> None:
         found = METRICS["accuracy"](context)
         for row, verdict in zip(context.split.rows, found.verdicts, strict=True):
             with torch.no_grad():
@@ -208,7 +208,7 @@ class TestLabelTokens:
             METRICS["label_tokens"](rows.context(family, SENTIMENT, split))
 
     @pytest.mark.parametrize(
-        ("names", "said"),
+        ("names", "message"),
         [
             (None, "dataset.label_names: label_tokens in eval.metrics needs the words that are answers"),
             (["negative", "neutral"], "'negative' and 'neutral' begin with the same token, 'n'"),
@@ -216,19 +216,21 @@ class TestLabelTokens:
             (["negative", ""], "'' has no token"),
         ],
     )
-    def test_words_that_cannot_be_told_apart_are_refused(self, rows: Rows, names: list[str] | None, said: str) -> None:
+    def test_words_that_begin_with_the_same_token_are_refused(
+        self, rows: Rows, names: list[str] | None, message: str
+    ) -> None:
         split = rows.split("causal_lm", SENTIMENT, [{"text": "a", "label": 0}])
         with pytest.raises(DataError) as error:
             METRICS["label_tokens"](rows.context("llama", names, split))
-        assert said in str(error.value)
+        assert message in str(error.value)
 
     def test_a_prompt_without_token_is_refused(self, rows: Rows) -> None:
         split = rows.split("causal_lm", SENTIMENT, sentences(2), prompt="", answer="{label}")
         with pytest.raises(DataError, match="a prompt without any token"):
             METRICS["label_tokens"](rows.context("llama", SENTIMENT, split))
 
-    def test_an_answer_that_begins_otherwise_than_its_word_is_refused(self, rows: Rows) -> None:
-        """As where a chat template puts a space between, which is no part of the reference."""
+    def test_an_answer_that_begins_with_another_token_than_its_word_is_refused(self, rows: Rows) -> None:
+        """For example if a chat template adds a space, which is not part of the reference."""
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "negative"}]
         split = rows.split("causal_lm", None, [{"m": messages}], messages="m")
         context = rows.context("llama", SENTIMENT, split)

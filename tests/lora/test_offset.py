@@ -15,7 +15,7 @@ from lora_ga_cli.errors import GradientError, RunError, TargetError
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
-from lora_ga_cli.lora.difference import _AddProduct, difference_form
+from lora_ga_cli.lora.difference import AdapterOffset, _AddProduct, difference_form
 from lora_ga_cli.lora.layers import base_targets, lora_pairs
 from lora_ga_cli.lora.offset import LoraInit, install
 from lora_ga_cli.model.targets import find_targets, fingerprint
@@ -239,8 +239,10 @@ def test_the_difference_form_has_the_gradients_of_autograd(artifacts: dict[str, 
     x, delta_a, delta_b = (random(*shape).requires_grad_() for shape in ((2, 5, 7), (3, 7), (6, 3)))
     a0, b0, scaling = random(3, 7), random(6, 3), 1.7
     expected = scaling * (x @ (a0 + delta_a).T @ (b0 + delta_b).T - x @ a0.T @ b0.T)
-    right, left = difference_form(delta_a.detach(), delta_b.detach(), a0, b0)
-    actual = _AddProduct.apply(torch.zeros(2, 5, 6).double(), x, delta_a, delta_b, right, scaling * left, scaling)
+    offset = AdapterOffset()
+    offset.right, left = difference_form(delta_a.detach(), delta_b.detach(), a0, b0)
+    offset.left, offset.scaling, offset.versions = scaling * left, scaling, (delta_a._version, delta_b._version)
+    actual = _AddProduct.apply(torch.zeros(2, 5, 6).double(), x, delta_a, delta_b, offset)
     torch.testing.assert_close(actual, expected)
     weights = random(*expected.shape)
     inputs = (x, delta_a, delta_b)

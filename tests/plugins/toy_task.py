@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, GenerationOptions, Problem, Progress, Score
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
 from lora_ga_cli.registry import TASKS
 
 

@@ -1,4 +1,4 @@
-"""`loraga eval` of runs, adapters and models: which is which, where results go, and when they are used again."""
+"""`loraga eval` of runs, adapters and models: how they are recognized, where results go, and when they are reused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lora_ga_cli.cli.app import main
 from lora_ga_cli.evaluation.generate import Generator
 from lora_ga_cli.evaluation.judge import JudgeOptions
 from lora_ga_cli.report import console
+from lora_ga_cli.stages.eval_targets import find_target
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
 from tests.helpers import Loraga
@@ -45,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setenv("LORAGA_CACHE", str(home / "cache"))
-        for name, method in (("plain", "lora"), ("inserted", "bottleneck_adapter")):
+        for name, method in (("plain", "lora"), ("custom", "bottleneck_adapter")):
             command = ["train", "model=causal_lm", f"model.path={home / 'base'}", FLOAT, "device=cpu", f"name={name}"]
             data = ["dataset=jsonl", f"dataset.train_file={home / 'rows.jsonl'}", "dataset.max_length=64"]
             options = ["trainer.max_steps=3", "trainer.learning_rate=0.3", "trainer.warmup_ratio=0", "rank=4"]
@@ -56,13 +57,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def laid_out(home: Path) -> None:
     """Copies of the runs, the plain one's adapter alone, and problems, in the test's own folder."""
-    for name in ("plain", "inserted"):
+    for name in ("plain", "custom"):
         shutil.copytree(home / "runs" / name, f"runs/{name}")
     Path("exported").mkdir()
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(home / "runs" / "plain" / file, "exported")
     Path("moved").mkdir()
-    for file in home.glob("runs/inserted/inserted.*"):
+    for file in home.glob("runs/custom/custom_adapter.*"):
         shutil.copy(file, "moved")
     lines = [json.dumps({"question": question, "answer": solution}) + "\n" for question, solution in PROBLEMS]
     Path("problems.jsonl").write_text("".join(lines))
@@ -110,7 +111,7 @@ def digits() -> Path:
     return Path("digits")
 
 
-def test_a_run_and_its_exported_adapter_have_one_score(loraga: Loraga, home: Path) -> None:
+def test_a_run_and_its_exported_adapter_have_the_same_score(loraga: Loraga, home: Path) -> None:
     """Against PEFT alone, a problem at a time; an adapter's results lie beside the runs, and not in its folder."""
     before = listing("exported")
     loraga("eval", "runs/plain", *BENCHMARK)
@@ -126,7 +127,7 @@ def test_a_run_and_its_exported_adapter_have_one_score(loraga: Loraga, home: Pat
     assert set(listing("runs/plain/eval")) == {f"gsm8k-{run['identity'][:8]}{end}" for end in (".json", ".jsonl")}
 
 
-def test_rows_give_a_run_and_its_adapter_one_loss(loraga: Loraga, home: Path) -> None:
+def test_a_run_and_its_exported_adapter_have_the_same_loss(loraga: Loraga, home: Path) -> None:
     rows = [f"eval.file={home / 'rows.jsonl'}", "eval.limit=8", "device=cpu"]
     data = ["dataset=jsonl", f"dataset.train_file={home / 'rows.jsonl'}", "dataset.max_length=64"]
     loraga("eval", "runs/plain", *rows)
@@ -136,13 +137,13 @@ def test_rows_give_a_run_and_its_adapter_one_loss(loraga: Loraga, home: Path) ->
     assert (adapter["rows"], run["rows"]) == (8, 8)
 
 
-def test_an_inserted_adapter_is_scored_on_the_base_that_is_named(loraga: Loraga, home: Path) -> None:
+def test_a_custom_adapter_is_scored_on_the_base_that_is_named(loraga: Loraga, home: Path) -> None:
     before = listing("moved")
     assert "which base is this adapter for? (model.path=ORG/MODEL)" in loraga("eval", "moved", *BENCHMARK, code=2)
     loraga("eval", "moved", *BENCHMARK, FLOAT, f"model.path={home / 'base'}")
-    loraga("eval", "runs/inserted", *BENCHMARK)
-    assert texts("runs/eval-moved") == texts("runs/inserted")
-    assert texts("runs/inserted") != written_by(AutoModelForCausalLM.from_pretrained(home / "base"))
+    loraga("eval", "runs/custom", *BENCHMARK)
+    assert texts("runs/eval-moved") == texts("runs/custom")
+    assert texts("runs/custom") != written_by(AutoModelForCausalLM.from_pretrained(home / "base"))
     assert listing("moved") == before
 
 
@@ -157,7 +158,7 @@ def test_a_model_in_a_folder_is_scored_as_it_is(loraga: Loraga, digits: Path) ->
     assert listing(digits) == before
 
 
-def test_a_folder_is_called_by_its_name_wherever_one_stands(
+def test_a_target_has_the_name_of_its_folder_from_any_working_folder(
     loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     options = [*BENCHMARK, f"eval.file={tmp_path / 'problems.jsonl'}", f"output_dir={tmp_path / 'elsewhere'}"]
@@ -174,7 +175,7 @@ def test_an_encoder_decoder_is_scored_too(loraga: Loraga, saved_bases: dict[str,
     assert results("runs/eval-t5")[0]["values"]["no_answer"] == 1
 
 
-def test_the_same_again_is_reused_and_other_options_stand_beside_it(loraga: Loraga) -> None:
+def test_a_result_is_reused_and_other_options_add_another(loraga: Loraga) -> None:
     for command in (["runs/plain", *BENCHMARK], ["exported", *BENCHMARK, FLOAT]):
         folder = Path("runs/plain" if command[0] == "runs/plain" else "runs/eval-exported")
         loraga("eval", *command)
@@ -208,7 +209,7 @@ def correct_solution() -> None:
 
 
 @pytest.mark.parametrize("change", [retrain, replace_base, correct_solution])
-def test_a_score_of_something_else_is_not_taken_for_this_one(
+def test_a_result_is_not_reused_after_the_model_has_changed(
     loraga: Loraga, home: Path, change: Callable[[], None]
 ) -> None:
     """The same command, after what it names has become another."""
@@ -227,7 +228,7 @@ def test_a_model_in_another_precision_is_another(loraga: Loraga, digits: Path) -
     assert len(results("runs/eval-digits")) == 2
 
 
-def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_benchmark_continues(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
     generate, asked = Generator._generate, []
 
     def once(*arguments: Any) -> Any:
@@ -248,7 +249,7 @@ def test_an_interrupted_benchmark_goes_on(loraga: Loraga, monkeypatch: pytest.Mo
     assert texts("runs/plain") == texts("runs/eval-exported")
 
 
-def test_runs_adapters_and_models_stand_in_one_table(
+def test_runs_adapters_and_models_are_in_one_table(
     loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.out, "_width", 160)
@@ -264,7 +265,7 @@ def test_runs_adapters_and_models_stand_in_one_table(
 
 
 def tamper(**changes: Any) -> None:
-    """Other ``eval`` options in a run's own configuration."""
+    """Changes ``eval`` options in the run's stored configuration."""
     file = Path("runs/plain/config.yaml")
     config = yaml.safe_load(file.read_text())
     config["eval"] |= changes
@@ -280,14 +281,10 @@ def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.M
     assert not Path("runs/plain/eval").exists()
 
 
-def test_a_strangers_run_does_not_choose_who_receives_the_key(loraga: Loraga) -> None:
+def test_a_strangers_run_does_not_choose_who_receives_the_key() -> None:
     judge = {"base_url": "http://evil.example/v1", "key_variable": "SECRET", "model": "kept"}
-    tamper(task="mt_bench", judge=judge, metrics=None, answer_pattern=None)
-    seen: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_ga_cli.stages.evaluate.evaluate", lambda target: seen.append(target.config) or {})
-        main(["eval", "runs/plain"])
-    assert seen[0].eval.judge == JudgeOptions(model="kept")
+    tamper(task="mt_bench", judge=judge)
+    assert find_target("runs/plain", []).config.eval.judge == JudgeOptions(model="kept")
 
 
 def test_a_strangers_adapter_does_not_read_the_environment(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +305,7 @@ def test_an_adapter_that_does_not_name_its_base_asks_for_it(loraga: Loraga, home
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nothing", "nothing: no such run folder, adapter or model"),
         ("runs/nothing", "runs/nothing: no such run folder, adapter or model"),
@@ -321,20 +318,20 @@ def test_an_adapter_that_does_not_name_its_base_asks_for_it(loraga: Loraga, home
     ],
 )
 @pytest.mark.parametrize("options", [[], BENCHMARK])
-def test_a_name_of_nothing_is_an_error_of_one_line(loraga: Loraga, name: str, said: str, options: list[str]) -> None:
+def test_an_unknown_name_is_an_error_of_one_line(loraga: Loraga, name: str, message: str, options: list[str]) -> None:
     out = loraga("eval", name, *options, code=2)
     assert len(out.splitlines()) == 1
-    assert said in out
+    assert message in out
 
 
-def test_a_name_of_nothing_on_the_hub_is_one_too(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_on_the_hub_is_an_error_of_one_line(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the library reads the variable only once
     out = loraga("eval", "nobody/nothing", *BENCHMARK, code=2)
     assert len(out.splitlines()) == 1
     assert "cannot load the config of nobody/nothing (on the hub): " in out
 
 
-def test_a_classifier_does_not_write(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
+def test_a_benchmark_refuses_a_classifier(loraga: Loraga, saved_bases: dict[str, Path]) -> None:
     data = ["dataset=classification", "dataset.train_file=unread", "model=classifier"]
     for benchmark in (BENCHMARK, ["eval=mt_bench"], ["eval=lm_eval", "eval.tasks=[mmlu]"]):
         out = loraga("eval", str(saved_bases["bert"]), *data, *benchmark, code=2)
@@ -361,6 +358,6 @@ def test_hydras_flags_are_refused(loraga: Loraga, flags: list[str]) -> None:
         assert "goes with a recipe" in loraga("eval", name, *BENCHMARK, *flags, code=2)
 
 
-def test_faults_of_a_command_line_come_together(loraga: Loraga) -> None:
+def test_faults_of_a_command_line_are_reported_together(loraga: Loraga) -> None:
     out = loraga("eval", "moved", "eval=gsm8k", "sed=2", "modle.dtype=float32", code=2)
     assert [word for word in ("seed?", "model.dtype?", "which base") if word not in out] == []

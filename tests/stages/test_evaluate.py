@@ -121,7 +121,7 @@ def test_an_unfinished_run_is_left_out(loraga: Loraga, arguments: Arguments) -> 
     assert "no such run folder" in loraga("eval", "runs/nothing", code=2)
 
 
-def test_an_answer_that_no_reference_holds_is_an_error(loraga: Loraga, arguments: Arguments) -> None:
+def test_an_answer_pattern_that_matches_no_reference_is_an_error(loraga: Loraga, arguments: Arguments) -> None:
     loraga("train", *arguments())
     out = loraga("eval", str(only_run()), "eval=exact_match", "eval.answer_pattern='= (.+)'", code=2)
     assert "is in no reference, such as '#### " in out

@@ -1,4 +1,4 @@
-"""Results of benchmarks: what makes them others, what new answers, and what is refused before either."""
+"""Results of benchmarks: when they are reused, when answers are reused, and what is refused beforehand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.generate import Generator
-from lora_ga_cli.evaluation.tasks.base import ANSWER_OPTIONS, GenerationOptions
+from lora_ga_cli.evaluation.tasks.benchmark import ANSWER_OPTIONS, GenerationOptions
 from lora_ga_cli.registry import TASKS
 from lora_ga_cli.stages.evaluate import check_evaluation
 from tests.conftest import byte_tokenizer
@@ -70,8 +70,10 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in Path("runs/eval-model/eval").glob("*.json")]
 
 
-def test_what_changes_no_score_asks_nobody(judged: Eval, endpoint: Endpoint, bench: Bench, made: list[int]) -> None:
-    """Neither the model nor the judge, which is not even probed."""
+def test_options_that_change_no_score_reuse_the_result(
+    judged: Eval, endpoint: Endpoint, bench: Bench, made: list[int]
+) -> None:
+    """Neither the model nor the judge is asked, and the judge is not probed."""
     judged()
     asked, answered = len(endpoint), len(made)
     moved = {
@@ -105,7 +107,7 @@ def test_another_judgement_needs_no_new_answers(
     assert [json.loads(line)["texts"] for line in first] == [json.loads(line)["texts"] for line in second]
 
 
-def test_answers_that_are_no_longer_whole_are_made_again(judged: Eval, made: list[int]) -> None:
+def test_incomplete_stored_answers_are_generated_again(judged: Eval, made: list[int]) -> None:
     judged()
     answered = len(made)
     (lines,) = Path("runs/eval-model/eval").glob("*.jsonl")
@@ -114,16 +116,14 @@ def test_answers_that_are_no_longer_whole_are_made_again(judged: Eval, made: lis
     assert len(made) == 2 * answered
 
 
-def test_other_answers_are_made(judged: Eval, made: list[int]) -> None:
+def test_options_of_generation_give_new_answers(judged: Eval, made: list[int]) -> None:
     judged()
     answered = len(made)
     judged(max_new_tokens=3)
     assert len(made) == 2 * answered
 
 
-def test_a_judge_that_broke_off_leaves_the_answers_to_the_next(
-    judged: Eval, endpoint: Endpoint, made: list[int]
-) -> None:
+def test_answers_are_reused_after_a_judge_has_failed(judged: Eval, endpoint: Endpoint, made: list[int]) -> None:
     endpoint.answer = lambda request: says("I would rather not say.")
     assert "contains a rating" in judged(code=1)
     answered = len(made)
@@ -149,21 +149,21 @@ def refused(*options: str) -> str:
     return str(caught.value)
 
 
-def test_rows_that_are_not_there_are_missed_before_training(saved_bases: dict[str, Path], sums_file: Path) -> None:
+def test_missing_rows_are_reported_before_training(saved_bases: dict[str, Path], sums_file: Path) -> None:
     options = ["model=causal_lm", f"model.path={saved_bases['llama']}", "dataset=jsonl"]
     options += [f"dataset.train_file={sums_file}", "dataset.validation_fraction=0"]
     assert "there are no rows to evaluate on (eval.file=FILE" in refused(*options)
     check_evaluation(compose([*options, f"eval.file={sums_file}"]))
 
 
-def test_a_missing_chat_template_is_missed_before_training(
+def test_a_missing_chat_template_is_reported_before_training(
     saved_bases: dict[str, Path], bench: Bench, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Together with what else is wrong."""
     monkeypatch.delenv(VARIABLE)
     options = bench.options("http://judge.example/v1")
     files = [f"eval.file={options.file}", f"eval.judge.prompts={options.judge.prompts}"]
-    said = refused(
+    message = refused(
         "model=causal_lm",
         f"model.path={saved_bases['llama']}",
         "dataset=quickstart",
@@ -171,7 +171,7 @@ def test_a_missing_chat_template_is_missed_before_training(
         *files,
         f"eval.judge.key_variable={VARIABLE}",
     )
-    assert [line.partition(": ")[0] for line in said.splitlines()] == [
+    assert [line.partition(": ")[0] for line in message.splitlines()] == [
         "eval.prompt",
         "eval.judge.references",
         "eval.judge.key_variable",
@@ -179,7 +179,7 @@ def test_a_missing_chat_template_is_missed_before_training(
 
 
 @pytest.mark.parametrize(("method", "refused"), [("lora", False), ("prefix_embedding", True), ("prefix_layer", True)])
-def test_a_prompt_without_room_is_missed_before_training(
+def test_a_prompt_without_room_is_refused_before_training(
     saved_bases: dict[str, Path], sums_file: Path, tmp_path: Path, method: str, refused: bool
 ) -> None:
     """Trained vectors before it count."""
@@ -192,7 +192,7 @@ def test_a_prompt_without_room_is_missed_before_training(
         check_evaluation(config)
 
 
-def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp_path: Path) -> None:
+def test_a_repeated_problem_is_a_fault(loraga: Loraga, model: Path, tmp_path: Path) -> None:
     row = {"task_id": "x", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    pass\n"}
     options = ["eval=humaneval", f"eval.file={write(tmp_path / 'programs.jsonl', [row, row])}", "device=cpu"]
     out = loraga("eval", str(model), *options, code=2)
@@ -205,7 +205,7 @@ def test_a_problem_that_stands_twice_is_a_fault(loraga: Loraga, model: Path, tmp
 
 
 def test_a_model_that_cannot_be_loaded_is_left_out(loraga: Loraga, model: Path, tmp_path: Path) -> None:
-    """Whether that shows when it is looked for or when it is scored; wrong options stop everything."""
+    """Whether that is noticed early or late; wrong options stop everything."""
     for name in ("weightless", "headless"):
         shutil.copytree(model, tmp_path / name)
     (tmp_path / "weightless" / "model.safetensors").unlink()

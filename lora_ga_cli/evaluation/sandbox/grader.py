@@ -75,7 +75,7 @@ def run_tests(task: dict[str, str], candidate: CandidateFunction) -> dict[str, s
         candidate.ask(task["entry_point"])
         candidate.answer("ready")
         exec(compile(task["prompt"], "prompt.py", "exec"), names)
-        names[task["entry_point"]] = candidate  # some tests call it by its own name
+        names[task["entry_point"]] = candidate  # some tests call it by its name
         exec(compile(task["test"], "test.py", "exec"), names)
         names["check"](candidate)
     except NoAnswer:

@@ -128,7 +128,7 @@ def build(machine: str) -> bytes:
         machine: the machine that `os.uname` names.
 
     Raises:
-        KeyError: the numbers of its system calls are not known here.
+        KeyError: the numbers of its system calls are not in `DENIED`.
     """
     parts = [
         instruction(LOAD, ARCHITECTURE),

@@ -17,7 +17,8 @@ from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.benchmark_rows import benchmark_rows
 from lora_ga_cli.evaluation.numbers import as_decimal, read_number, read_plain
 from lora_ga_cli.evaluation.prompt import question_template
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, GenerationOptions, Problem, Progress, Score
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
 from lora_ga_cli.registry import TASKS
 
 PROMPT = "Q: {question}\nA: "

@@ -22,15 +22,8 @@ from lora_ga_cli.evaluation.prompt import question_template
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
 from lora_ga_cli.evaluation.sandbox.sandbox import Limits
 from lora_ga_cli.evaluation.sandbox.verdict import PASSED, CandidateProgram, grade
-from lora_ga_cli.evaluation.tasks.base import (
-    Benchmark,
-    Completion,
-    GenerationOptions,
-    Problem,
-    Progress,
-    Score,
-    collect_faults,
-)
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem, collect_faults
 from lora_ga_cli.registry import TASKS
 
 PROMPT = "{question}"

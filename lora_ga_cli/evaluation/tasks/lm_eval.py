@@ -101,10 +101,10 @@ def check(options: LmEvalOptions) -> None:
         faults.append(Fault("eval.execute_code", what, "eval.execute_code=true on the command line allows it"))
     if faults:
         raise InvalidInput(faults)
-    known = _manager(options).all_tasks
+    available = _manager(options).all_tasks
     for name in options.tasks:
-        if name not in known:
-            faults.append(Fault("eval.tasks", f"lm-evaluation-harness has no task {name}", suggest(name, known)))
+        if name not in available:
+            faults.append(Fault("eval.tasks", f"lm-evaluation-harness has no task {name}", suggest(name, available)))
     if faults:
         raise InvalidInput(faults)
 

@@ -17,13 +17,12 @@ from typing import Any, ClassVar, Literal
 from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
 from lora_ga_cli.evaluation.judge import Judge, Judgement, JudgeOptions, Message
-from lora_ga_cli.evaluation.tasks.base import (
+from lora_ga_cli.evaluation.tasks.base import Progress, Score
+from lora_ga_cli.evaluation.tasks.benchmark import (
     Benchmark,
     Completion,
     GenerationOptions,
     Problem,
-    Progress,
-    Score,
     collect_faults,
     problems_of,
 )

@@ -11,7 +11,7 @@ from lora_ga_cli.data.source import Row
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.benchmark_rows import FILE, file_rows
 from lora_ga_cli.evaluation.judge import Message
-from lora_ga_cli.evaluation.tasks.base import Problem, collect_faults
+from lora_ga_cli.evaluation.tasks.benchmark import Problem, collect_faults
 
 QUESTIONS, PROMPTS, REFERENCES = FILE, "eval.judge.prompts", "eval.judge.references"
 FASTCHAT = "it is in github.com/lm-sys/FastChat: fastchat/llm_judge/data/"

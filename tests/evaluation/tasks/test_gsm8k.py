@@ -1,4 +1,4 @@
-"""GSM8K: which number an answer gives, and what its completions are worth."""
+"""GSM8K: the number that is read from an answer, and the score of completions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from lora_ga_cli.errors import DataError, InvalidInput
 from lora_ga_cli.evaluation.numbers import as_decimal, read_number, read_plain
-from lora_ga_cli.evaluation.tasks.base import Completion, Problem, Score
+from lora_ga_cli.evaluation.tasks.base import Score
+from lora_ga_cli.evaluation.tasks.benchmark import Completion, Problem
 from lora_ga_cli.evaluation.tasks.gsm8k import Gsm8k, Gsm8kOptions
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA
@@ -100,7 +101,7 @@ class TestNumbers:
         assert found is not None
         assert as_decimal(found) == value
 
-    def test_a_fraction_that_is_no_decimal_stays_one(self) -> None:
+    def test_a_fraction_without_a_decimal_form_stays_a_fraction(self) -> None:
         assert read_number("1/3") == Fraction(1, 3)
         assert as_decimal(Fraction(1, 3)) == "1/3"
         assert read_number("0.333") != read_number("1/3")
@@ -130,18 +131,18 @@ class TestNumbers:
             "٣",
         ],
     )
-    def test_what_is_no_number_is_none(self, text: str) -> None:
+    def test_a_text_that_is_not_a_number_gives_none(self, text: str) -> None:
         assert read_number(text) is None
 
     @pytest.mark.parametrize(
         "text",
         ["3 or 4", "3-4", "5 to 6 kg", "-5 or 5", "2 1/2", "2\\frac{1}{2}", "5:30", "2^3", "3 * 10^4", "1/2 or 1"],
     )
-    def test_two_numbers_do_not_say_which(self, text: str) -> None:
+    def test_two_different_numbers_are_ambiguous(self, text: str) -> None:
         assert read_number(text) is None
 
     @pytest.mark.parametrize("text", ["1e999999999", "1e-999999999", "9" * 20_000, "1e" + "0" * 20_000 + "1"])
-    def test_a_runaway_is_no_number_and_takes_no_time(self, text: str) -> None:
+    def test_a_very_long_number_is_refused_at_once(self, text: str) -> None:
         assert read_number(text) is None
 
     @pytest.mark.parametrize("text", ["18", "-5", "1,000", "3.50", "1,234,567.8"])
@@ -191,7 +192,7 @@ class TestReadings:
     @pytest.mark.parametrize(
         "text", ["", "The answer is 4.", "####", "#### four", "#### 4 or 5", "Q: ?\n\nQ: ?\n#### 4"]
     )
-    def test_no_answer_is_counted_apart_even_where_zero_would_be_right(self, text: str) -> None:
+    def test_no_answer_is_counted_separately_even_if_zero_would_be_right(self, text: str) -> None:
         found = score(text, "0")
         assert found.values == {"accuracy": 0.0, "strict": 0.0, "no_answer": 1.0}
         assert (found.verdicts[0]["answer"], found.verdicts[0]["outcome"]) == (None, "no answer")
@@ -204,23 +205,23 @@ class TestReadings:
             ("{{q}} {question}", "#### 4\n{q} y\n#### 5"),
         ],
     )
-    def test_a_further_question_begins_as_the_prompt_does(self, prompt: str, text: str) -> None:
+    def test_another_question_begins_like_the_prompt(self, prompt: str, text: str) -> None:
         assert score(text, "4", prompt=prompt).values["strict"] == 1.0
 
-    def test_writing_may_stop_there(self) -> None:
+    def test_another_question_ends_generation(self) -> None:
         assert Gsm8k(Gsm8kOptions()).stops == ("\nQ:",)
         assert Gsm8k(Gsm8kOptions(prompt="Solve.\n\n### Question:\n{question}\n")).stops == ("\n### Question:",)
         assert Gsm8k(Gsm8kOptions(prompt="{question}\n")).stops == ()
 
 
 class TestProblems:
-    def test_each_is_asked_as_the_authors_do(self, options: Options) -> None:
+    def test_each_problem_is_asked_with_the_authors_prompt(self, options: Options) -> None:
         problems = Gsm8k(options()).problems()
         assert [problem.id for problem in problems] == ["gsm8k/0", "gsm8k/1", "gsm8k/2"]
         assert problems[1].turns == ("Q: A {thousand}?\nA: ",)
         assert [problem.row["expected"] for problem in problems] == ["4", "1000", "-5"]
 
-    def test_a_prompt_of_ones_own(self, options: Options) -> None:
+    def test_a_users_prompt_replaces_the_default(self, options: Options) -> None:
         benchmark = Gsm8k(options(prompt="{question} Think.", limit=1))
         benchmark.check_requirements()
         assert [problem.turns for problem in benchmark.problems()] == [("Two and two? Think.",)]
@@ -243,7 +244,7 @@ class TestProblems:
 
 
 def test_samples_give_means_and_a_vote(options: Options) -> None:
-    """Three samples each: a majority, a tie that the first wins, and one that nobody answers."""
+    """Three samples for each problem: a majority, a tie that the first number wins, and no answer at all."""
     texts = [
         ["#### 4", "#### 5", "so #### 4"],
         ["#### 7", "?", "#### 1,000"],

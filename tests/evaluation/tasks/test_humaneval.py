@@ -15,7 +15,8 @@ import pytest
 from lora_ga_cli.errors import DataError, InvalidInput, UserError
 from lora_ga_cli.evaluation.sandbox.verdict import CandidateProgram
 from lora_ga_cli.evaluation.tasks import humaneval
-from lora_ga_cli.evaluation.tasks.base import Benchmark, Completion, Problem, Score
+from lora_ga_cli.evaluation.tasks.base import Score
+from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, Problem
 from lora_ga_cli.evaluation.tasks.humaneval import HumanEval, HumanEvalOptions, extract_program, pass_at_k
 from lora_ga_cli.report.progress import counting
 from tests.conftest import SHARED_DATA

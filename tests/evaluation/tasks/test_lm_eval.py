@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness: its scores are those of the model, and nothing of it reaches the screen."""
+"""Tasks of lm-evaluation-harness: scores agree with the model, and the harness prints nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.errors import InvalidInput
-from lora_ga_cli.evaluation.tasks.lm_eval import LmEvalOptions, check
+from lora_ga_cli.evaluation.tasks.lm_eval import LmEvalOptions, _score, check
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import restless
 from tests.helpers import Loraga
@@ -33,7 +33,7 @@ LEAVE = "eval.execute_code=true"
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """A folder with a task of one's own, as the harness wants it, and its questions."""
+    """A folder with a user's task in the harness's form, and its questions."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
@@ -108,10 +108,10 @@ def test_accuracy_is_that_of_the_likeliest_choices(
     assert f"tiny choice/acc {sum(right) / len(right):.4f}" in out
 
 
-def test_nothing_of_the_harness_reaches_the_screen(
+def test_no_output_of_the_harness_reaches_the_screen(
     tasks: Path, bases: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither its bars, log and prints, nor what git says where there is no repository."""
+    """Neither its progress bars, logs and prints, nor git's message if there is no repository."""
     base = bases("llama")
     capfd.readouterr()
     assert main(["eval", str(base), *COMMAND, LEAVE]) == 0
@@ -141,14 +141,14 @@ def test_a_task_that_fails_is_an_error_of_the_harness(
 
 
 def faults(**options: Any) -> list[str]:
-    """What is wrong with options before a model is loaded."""
+    """The faults of options that are reported before a model is loaded."""
     with pytest.raises(InvalidInput) as caught:
         check(LmEvalOptions(**options))
     return [str(fault) for fault in caught.value.faults]
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the harness's own, a few, since all take ten seconds to read; a pattern is not a name."""
+    """Only a few of the harness's tasks are indexed, as all take ten seconds to read; a pattern is not a name."""
     manager = importlib.import_module("lm_eval.tasks.manager")
     for name in ("hellaswag", "arc", "mmlu/default"):
         shutil.copytree(Path(str(manager.__file__)).parent / name, tmp_path / "few" / name)
@@ -163,7 +163,7 @@ def test_no_task_named_is_refused() -> None:
     assert faults() == ["eval.tasks: no task is named (eval.tasks=[mmlu,hellaswag])"]
 
 
-def test_tasks_of_ones_own_need_leave_to_run_code(tasks: Path) -> None:
+def test_the_users_tasks_need_permission_to_run_code(tasks: Path) -> None:
     """Their templates alone can: the harness fills them in without a sandbox."""
     own = {"tasks": ["tiny_choice"], "file": str(tasks)}
     (fault,) = faults(**own)
@@ -172,7 +172,7 @@ def test_tasks_of_ones_own_need_leave_to_run_code(tasks: Path) -> None:
 
 
 def test_a_strangers_recipe_does_not_run_its_tasks(loraga: Loraga, tasks: Path, saved_bases: dict[str, Path]) -> None:
-    """A template that makes a folder, which it does with leave only."""
+    """A template that makes a folder, which it can do only with the user's permission."""
     trap = "{{ cycler.__init__.__globals__.os.makedirs('trap', exist_ok=True) or question }}"
     task = yaml.safe_load((tasks / "tiny.yaml").read_text())
     (tasks / "tiny.yaml").write_text(yaml.safe_dump(task | {"doc_to_text": trap}))
@@ -187,7 +187,7 @@ def test_a_strangers_recipe_does_not_run_its_tasks(loraga: Loraga, tasks: Path, 
     assert Path("trap").exists()
 
 
-def test_a_missing_folder_is_said_with_everything_else() -> None:
+def test_a_missing_folder_is_reported_with_the_other_faults() -> None:
     assert [fault.split(": ")[0] for fault in faults(file="nowhere")] == [
         "eval.tasks",
         "eval.file",
@@ -200,3 +200,25 @@ def test_the_missing_package_is_refused_with_the_command_that_installs_it(monkey
     assert faults(tasks=["mmlu"]) == [
         "eval.task=lm_eval: lm-evaluation-harness is not installed (pip install 'loraga[lm-eval]')"
     ]
+
+
+def test_the_harness_says_which_values_are_better() -> None:
+    """By metric; a standard error is neither better nor worse, whatever the filter."""
+    results = {
+        "results": {
+            "wikitext": {"word_perplexity,none": 9.0, "word_perplexity_stderr,none": "N/A", "alias": "wikitext"},
+            "arc": {"acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 7},
+            "gsm8k": {"exact_match,strict-match": 0.2, "exact_match_stderr,strict-match": 0.01},
+        },
+        "higher_is_better": {"wikitext": {"word_perplexity": False}, "arc": {"acc": True}, "gsm8k": {}},
+    }
+    score = _score(results)
+    assert list(score.values) == [
+        "wikitext/word_perplexity",
+        "arc/acc",
+        "arc/acc_stderr",
+        "gsm8k/exact_match/strict-match",
+        "gsm8k/exact_match_stderr/strict-match",
+    ]
+    assert score.lower_is_better == {"wikitext/word_perplexity"}
+    assert score.unranked == {"arc/acc_stderr", "gsm8k/exact_match_stderr/strict-match"}

@@ -1,4 +1,4 @@
-"""MT-Bench: prompts as FastChat builds them, ratings as the judge meant them, means as a hand computes them."""
+"""MT-Bench: FastChat's prompts, the judge's ratings, and means that agree with a computation by hand."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_prompts_are_filled_by_turn_and_category(bench: Bench, endpoint: Endpoin
     ]
 
 
-def test_means_are_those_of_a_hand_and_what_is_unrated_is_in_none(bench: Bench, endpoint: Endpoint) -> None:
+def test_means_agree_with_a_hand_computation_and_leave_out_unrated_turns(bench: Bench, endpoint: Endpoint) -> None:
     endpoint.answer = by_last_character
     found = bench(endpoint.url)
     counted: list[tuple[str, str, int]] = []
@@ -200,7 +200,9 @@ def test_every_sample_counts(bench: Bench, endpoint: Endpoint) -> None:
     assert [verdict["turns"][0]["rating"] for verdict in score.verdicts] == [9, 1, 4, 6]
 
 
-def test_a_scoring_that_stopped_asks_only_for_the_rest(bench: Bench, endpoint: Endpoint, waits: list[float]) -> None:
+def test_a_stopped_scoring_requests_only_the_missing_judgements(
+    bench: Bench, endpoint: Endpoint, waits: list[float]
+) -> None:
     endpoint.script = [says("[[1]]"), says("hm"), says("[[2]]"), says("[[3]]")]
     endpoint.answer = lambda request: refuses(503)
     found = bench(endpoint.url, judge={"concurrency": 1, "retries": 1})
@@ -227,7 +229,7 @@ def test_the_key_is_in_no_file(bench: Bench, endpoint: Endpoint, tmp_path: Path)
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"MT-Bench is not in {SHARED_DATA}")
-def test_all_of_mt_bench_is_asked_as_it_was_published(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_published_files_of_mt_bench_are_read_completely(endpoint: Endpoint, tmp_path: Path) -> None:
     judge = JudgeOptions(
         base_url=endpoint.url,
         key_variable=VARIABLE,

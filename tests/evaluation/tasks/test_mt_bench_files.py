@@ -28,7 +28,7 @@ def test_problems_are_the_questions_with_what_grading_needs(bench: Bench) -> Non
     assert [problem.id for problem in bench("http://localhost:1/v1", limit=2).problems()] == ["1", "2"]
 
 
-def test_without_files_key_and_address_all_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_key_and_package_are_reported_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     bench = MtBench(MtBenchOptions(judge=JudgeOptions(key_variable=VARIABLE)), tmp_path)
@@ -49,7 +49,7 @@ def test_without_files_key_and_address_all_is_said_at_once(tmp_path: Path, monke
 
 
 def faults(bench: MtBench) -> list[str]:
-    """What its check finds before anything is asked."""
+    """The faults that are reported before the judge is asked."""
     with pytest.raises(InvalidInput) as caught:
         bench.check_requirements()
     return [str(fault) for fault in caught.value.faults]
@@ -84,7 +84,7 @@ def test_a_wrong_key_is_found_before_anything_is_generated(bench: Bench, endpoin
         ),
     ],
 )
-def test_questions_that_are_none_are_faults(
+def test_malformed_questions_are_faults(
     bench: Bench, endpoint: Endpoint, tmp_path: Path, rows: list[dict[str, Any]], words: list[str]
 ) -> None:
     (text,) = faults(bench(endpoint.url, file=write(tmp_path / "mine.jsonl", rows)))
@@ -122,7 +122,7 @@ def test_only_the_prompts_that_the_questions_need_must_be_there(
     bench(endpoint.url, judge=prompts, limit=1).check_requirements()
 
 
-def test_faults_of_all_files_come_together(bench: Bench, endpoint: Endpoint, tmp_path: Path) -> None:
+def test_faults_of_all_files_are_reported_together(bench: Bench, endpoint: Endpoint, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", QUESTIONS)
     references = {"references": str(tmp_path / "reference.jsonl"), "prompts": prompts}
     found = faults(bench(endpoint.url, file=str(tmp_path / "question.jsonl"), judge=references))

@@ -101,7 +101,7 @@ def healthy(port: int) -> bool:
 
 
 def test_a_served_model_judges(bench: Bench, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through `transformers serve`: the check, a score whose means are known, and nothing asked twice."""
+    """Through `transformers serve`: the check, a score with known means, and no request sent twice."""
     monkeypatch.delenv(VARIABLE, raising=False)
     found = bench(served.url, judge={"model": served.model, "max_tokens": 8})
     found.check_requirements()

@@ -1,0 +1,218 @@
+"""What a benchmark is: a task whose problems a model answers in text, and a score of the answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from lora_ga_cli.config.schema import EvalOptions, Positive
+from lora_ga_cli.data.faults import RowFaults
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.evaluation.prompt import check_conversation
+from lora_ga_cli.evaluation.tasks.base import EvalInputs, Progress, Result, Score, Task
+from lora_ga_cli.files import sha256_json
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import Config
+
+Loaded = TypeVar("Loaded")
+
+
+class GenerationOptions(EvalOptions):
+    """Options of a benchmark whose problems the model answers in text."""
+
+    max_new_tokens: Positive = 256
+    """Longest generated answer, in tokens."""
+    prompt: str | None = None
+    """Template around a question, with ``{question}``. Null uses the benchmark's default; for a conversation that is
+    the tokenizer's chat template."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Sampling temperature of the answers; 0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens whose probabilities sum to at least this."""
+    samples: Positive = 1
+    """Answers per problem."""
+
+
+ANSWER_OPTIONS = {"task", "prompt", "max_new_tokens", "temperature", "top_p", "samples"}
+"""Options that an answer depends on, besides the batch size of sampling."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question, of one turn or several.
+
+    Args:
+        id: unique in its benchmark.
+        turns: what the model is asked, in order; each turn is shown with the earlier turns and their answers.
+        row: what else the score needs.
+    """
+
+    id: str
+    turns: tuple[str, ...]
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample of a model's answers to a problem.
+
+    Args:
+        sample: number of the sample, from 0.
+        prompts: the complete inputs of the model, one for every turn.
+        texts: its answers, one for every turn.
+        truncated: whether an answer ended at ``eval.max_new_tokens`` or at the model's last position.
+    """
+
+    problem: Problem
+    sample: int
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    truncated: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        stored = {"sample": self.sample, "prompts": self.prompts, "texts": self.texts, "truncated": self.truncated}
+        return {"id": self.problem.id, **stored}
+
+
+class Benchmark(Task):
+    """A task whose problems the model answers in text. A subclass states its problems and scores the completions."""
+
+    Options: ClassVar[type[EvalOptions]] = GenerationOptions
+    options: GenerationOptions
+    chat: ClassVar[bool] = False
+    """Whether the turns are messages of a user in a conversation, and not the model's complete input."""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer."""
+
+    @abstractmethod
+    def problems(self) -> Sequence[Problem]:
+        """All problems, in order.
+
+        Raises:
+            DataError: their file is missing or malformed.
+        """
+
+    @abstractmethod
+    def score(self, completions: Sequence[Completion], progress: Progress) -> Score:
+        """Scores the completions of all problems, in the order of problems and of their ``eval.samples`` samples."""
+
+    def grading(self) -> Mapping[str, Any]:
+        """What the score depends on besides completions and options, by content; plain data.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        return {}
+
+    def check_requirements(self) -> None:
+        """Refuses files and options with which `score` would fail, and services that it needs and cannot reach.
+
+        Raises:
+            UserError
+        """
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        options: Any = config.eval
+        if options.samples > 1 and options.temperature == 0:
+            yield (
+                f"eval.samples={options.samples} with eval.temperature=0 would be the same answer {options.samples} "
+                "times: eval.temperature=0.8"
+            )
+
+    def check_ready(self, inputs: EvalInputs) -> None:
+        faults: list[Fault] = []
+        if self.chat:
+            tokenizer = inputs.tokenizer if self.options.prompt is None else None
+            collect_faults(faults, lambda: check_conversation(self.options.prompt, tokenizer))
+        collect_faults(faults, self.check_requirements)
+        if faults:
+            raise InvalidInput(faults)
+        if self.options.file is not None:
+            problems_of(self)
+
+    def check_before_training(self, inputs: EvalInputs) -> None:
+        self.check_ready(inputs)
+        if self.options.file is not None:
+            self._generator(inputs, inputs.empty_model()).check_room(self)
+
+    def relevant_options(self) -> dict[str, Any]:
+        sampled = {"batch_size": self.options.batch_size} if self.options.temperature > 0 else {}
+        return super().relevant_options() | sampled
+
+    def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
+        problems = [[problem.id, problem.turns, dict(problem.row)] for problem in problems_of(self)]
+        return {"problems": problems, "grading": dict(self.grading())}
+
+    def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
+        """Reuses completions that another result in the folder holds, or an interrupted evaluation has left."""
+        from lora_ga_cli.evaluation.generate import stored_completions
+
+        problems = problems_of(self)
+        answers = self._answers_identity(inputs, problems)
+        partial = file.with_name(f"{self.name}-{answers[:8]}.partial.jsonl")
+        lines, completions = stored_completions(file.parent, answers, problems)
+        if len(completions) == len(problems) * self.options.samples:
+            inputs.note(f"answers as in {lines}")
+        else:
+            completions = self._generator(inputs, inputs.model()).completions(self, partial, inputs.progress)
+        score = self.score(completions, inputs.progress)
+        truncated = sum(completion.truncated for completion in completions) / len(completions)
+        return Result(
+            replace(
+                score,
+                values={**score.values, "truncated": truncated},
+                lower_is_better=score.lower_is_better | {"truncated"},
+                shares=score.shares | {"truncated"},
+            ),
+            len(problems),
+            self.name,
+            [{**one.as_json(), **verdict} for one, verdict in zip(completions, score.verdicts, strict=True)],
+            {"answers": answers},
+            [partial],
+        )
+
+    def _answers_identity(self, inputs: EvalInputs, problems: Sequence[Problem]) -> str:
+        """What the answers depend on, whoever grades them."""
+        sampled = {"batch_size"} if self.options.temperature > 0 else set()
+        chosen = self.options.model_dump(mode="json", include=ANSWER_OPTIONS | sampled)
+        asked = [[problem.id, problem.turns] for problem in problems]
+        return sha256_json({"eval": chosen, "model": inputs.state, "seed": inputs.config.seed, "asked": asked})
+
+    def _generator(self, inputs: EvalInputs, model: Any) -> Any:
+        from lora_ga_cli.evaluation.generate import Generator
+
+        config = inputs.config
+        return Generator(model, inputs.tokenizer, config.model.task, self.options, config.seed)
+
+
+def problems_of(benchmark: Benchmark) -> Sequence[Problem]:
+    """All problems of a benchmark. Completions are stored by the problem's id, so no two may share one.
+
+    Raises:
+        DataError
+    """
+    problems, bad = benchmark.problems(), RowFaults("eval.file")
+    for name, count in Counter(problem.id for problem in problems).items():
+        if count > 1:
+            bad.add("repeated", "eval.file", f"problem {name} is there {count} times")
+    if len(bad):
+        raise DataError(bad.faults({"repeated": "each needs an id of its own"}))
+    return problems
+
+
+def collect_faults(faults: list[Fault], read: Callable[[], Loaded]) -> Loaded | None:
+    """The value that ``read`` returns; if it raises `InvalidInput`, None, and its faults are added to the others."""
+    try:
+        return read()
+    except InvalidInput as error:
+        faults += error.faults
+        return None
