@@ -27,7 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
-from lora_ga_cli.registry import METHODS, TASKS, Registry
+from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -213,12 +213,18 @@ class MethodOptions(Section):
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
 
 
+def _registered_estimator(name: str) -> str:
+    if ESTIMATORS.find(name) is None:
+        raise ValueError(f"names no gradient estimator; {suggest(name, ESTIMATORS.names())}")
+    return name
+
+
 class GradientConfig(Section):
     """How the gradient at the start is estimated."""
 
-    estimator: Literal["sketch", "exact"] = "sketch"
+    estimator: Literal["sketch", "exact"] | Annotated[str, AfterValidator(_registered_estimator)] = "sketch"
     """``sketch``: its leading part, condensed while backpropagation passes, in a few hundred megabytes, for any base.
-    ``exact``: the full gradient of each target, accumulated in float32."""
+    ``exact``: the full gradient of each target, accumulated in float32. Or the name of an estimator of yours."""
     passes: Annotated[int, Field(ge=1, le=8)] = 1
     """Passes of the sketch over the same rows; each one more projects again on the range found, for a smaller error."""
     samples: Positive = 64
