@@ -25,15 +25,15 @@ def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:
     """The original base model with a saved adapter on it, in evaluation mode.
 
     Raises:
-        RunError: the files are damaged, or of another model.
-        InvalidInput: no method of this name is registered (`--code FILE` registers those of a user's own file).
+        RunError: the files are damaged, or belong to another model.
+        InvalidInput: no method of this name is registered (`--code FILE` registers those in a user's file).
     """
     if is_custom_adapter(folder):
         return _custom_class(folder).load(base, folder, device)
     kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
     classes = (METHODS[name] for name in METHODS.names())
-    found = next((method for method in classes if method.peft_type == kind), Method)
-    return found.load(base, folder, device)
+    chosen = next((method for method in classes if method.peft_type == kind), Method)
+    return chosen.load(base, folder, device)
 
 
 def _custom_class(folder: Path) -> type[custom.CustomAdapter]:
