@@ -29,7 +29,7 @@ class Locations:
     """The folders that a composition may read.
 
     Args:
-        user_dir: the folder given by ``--config-dir``; what lies there wins over what is shipped.
+        user_dir: the folder given by ``--config-dir``. Its files win over the shipped ones.
     """
 
     user_dir: Path | None = None

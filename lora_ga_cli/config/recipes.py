@@ -1,4 +1,4 @@
-"""The recipes at hand, and what each says of itself."""
+"""The recipes that there are, with their commands and summaries."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
         dtype: the type of the merged weights.
     """
     for name, layer in lora_layers(model).items():
-        if layer.lora_variant:  # magnitudes and the like are merged by PEFT
-            continue
+        if layer.lora_variant or not isinstance(layer.lora_A, nn.ModuleDict):
+            continue  # magnitudes and triplets are merged by PEFT
         target = Target(name, layer.get_base_layer())
         a, b = (weight_of(pair).double() for pair in (layer.lora_A, layer.lora_B))
         change = layer.scaling[ADAPTER] * (b @ a)

@@ -123,6 +123,8 @@ class Method:
     ``target_modules``, ``rank_pattern``, ``adapter_dropout``."""
     peft_type: ClassVar[str] = ""
     """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
+    options_without_cost: ClassVar[frozenset[str]] = frozenset()
+    """Options of the section ``method`` that change neither the memory nor the time of a run."""
     example: ClassVar[tuple[str, ...]] = ()
     """Options with which the test of every method trains it on its small model."""
 

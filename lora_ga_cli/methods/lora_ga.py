@@ -47,6 +47,8 @@ class LoraGA(NonzeroInit):
 
         type: Literal["lora_ga"] = "lora_ga"
 
+    options_without_cost = frozenset({"direction", "gamma"})
+
     @property
     def needs_gradient(self) -> bool:
         return bool(self.options.init == "gradient")

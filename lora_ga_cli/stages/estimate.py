@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config, GradientConfig
+from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
+from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
 from lora_ga_cli.registry import ESTIMATORS

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import sha256_file
-from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit

@@ -1,4 +1,4 @@
-"""``loraga convert``: an adapter of the old form computes the same in the difference form, and loses less in bfloat16."""
+"""``loraga convert``: an adapter of the old form computes the same in the new form, and loses less in bfloat16."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.initialization import first_step_alignment, starting_factors
+from lora_ga_cli.lora.initialization import first_step_alignment, initial_factors
 from lora_ga_cli.stages.estimate import sample
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.gradient import Batch, autograd_in_float64
@@ -37,7 +37,7 @@ class Quickstart:
     def alignments(self, artifact: GradientArtifact) -> dict[str, float]:
         """How well the first step of rank 8 follows the gradient, by layer; 1 is as well as its rank allows."""
         return {
-            name: first_step_alignment(grad, *starting_factors(artifact.factors[name], RANK), best=self.best[name])
+            name: first_step_alignment(grad, *initial_factors(artifact.factors[name], RANK), best=self.best[name])
             for name, grad in self.grads.items()
         }
 
