@@ -51,7 +51,7 @@ class Chain(Method):
         yield from super().check(config)
         options: Any = config.method
         if config.trainer.load_best or config.trainer.early_stopping_patience is not None:
-            yield "a chain does not go with trainer.load_best and trainer.early_stopping_patience, which look at one link"
+            yield "a chain does not go with trainer.load_best and trainer.early_stopping_patience, which see one link"
         if getattr(options, "use_dora", False):
             yield "method.use_dora=true does not go with a chain: magnitudes of several links do not add up"
         if config.trainer.max_steps is not None and config.trainer.max_steps < options.links:
@@ -84,4 +84,4 @@ class ChainLoraGA(Chain, LoraGA):
 
         type: Literal["chain_lora_ga"] = "chain_lora_ga"
 
-    example = ("method.links=2",)
+    example = ("method.links=2", "trainer.max_steps=8")
