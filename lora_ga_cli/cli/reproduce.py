@@ -69,7 +69,7 @@ def command(
 
     Finished cells are kept: run the same command again to continue, and to retry cells that failed.
 
-    loraga reproduce ablation --scale tiny
+    Example: loraga reproduce ablation --scale tiny
     """
     _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
     user_dir = find_user_dir(config_dir)
