@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lora_ga_cli.methods.build import Trainable, build, build_empty, count_trained
 from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -15,7 +16,6 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.offset import lora_layers
-from lora_ga_cli.methods.build import Trainable, build, build_empty, count_trained
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.conftest import build_batch, build_model

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_ga_cli.methods.forms import FORMS
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.config.locations import Locations
-from lora_ga_cli.methods.forms import FORMS
 from tests.helpers import Arguments, Loraga, between_two_checkpoints, killed, only_run
 from tests.methods.test_build import configured
 

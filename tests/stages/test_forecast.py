@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from lora_ga_cli.methods.build import build, build_empty, count_trained
 from transformers import DistilBertConfig, DistilBertModel
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import GradientConfig
 from lora_ga_cli.methods import adalora
-from lora_ga_cli.methods.build import build, build_empty, count_trained
 from lora_ga_cli.model.targets import find_targets, new_modules
 from lora_ga_cli.stages.estimate import rows_at_a_time
 from lora_ga_cli.stages.inputs import prepare_inputs
