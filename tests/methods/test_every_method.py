@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lora_ga_cli.methods.forms import FORMS
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.config.locations import Locations
-from tests.helpers import Arguments, Loraga, between_two_checkpoints, killed, only_run
-from tests.methods.test_build import configured
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.methods.base import method_of
+from tests.conftest import build_model
+from tests.helpers import Arguments, Loraga, between_two_checkpoints, configured, empty, killed, only_run
 
-METHODS = sorted(Locations().choices("method"))
-FAMILY = {"bitfit": "gpt2"}
-"""Llama has no bias to train."""
-OPTIONS = {
-    "full_top_layers": ["method.top_layers=1"],
-    "prefix_embedding": ["method.prefix_length=3"],
-    "prefix_layer": ["method.prefix_length=3"],
-    "adalora": ["method.adalora.interval=1"],
-}
-NEEDS_64 = ("qlora", "qlora_ga")
-"""On a CPU, bitsandbytes packs NF4 rows of multiples of 64 only."""
+
+def selected() -> list[Any]:
+    """Every method of ``conf/method``; those whose every step another one of them takes too are slow."""
+    seen: set[tuple[str, str]] = set()
+    methods = []
+    for name in sorted(Locations().choices("method")):
+        config = configured(name)
+        steps = (config.model.quantization or config.method.type, method_of(config).output.label)
+        methods.append(pytest.param(name, marks=[pytest.mark.slow] if steps in seen else []))
+        seen.add(steps)
+    return methods
+
+
+def family_for(config: Config) -> str:
+    """A model that has something for the method to train: Llama has no bias, for one."""
+    try:
+        empty(build_model("llama"), config)
+    except TargetError:
+        return "gpt2"
+    return "llama"
 
 
 def loss_by(model: torch.nn.Module, tokenizer: object, file: Path, rows: int) -> float:
@@ -45,23 +57,7 @@ def loss_by(model: torch.nn.Module, tokenizer: object, file: Path, rows: int) ->
     return total / count
 
 
-ALIKE = {
-    "full",
-    "full_top_layers",
-    "rslora",
-    "lora_plus",
-    "lora_gaussian",
-    "lora_so",
-    "lora_ga_unscaled",
-    "lora_ga_plus",
-    "qlora",
-}
-"""Methods whose every step another method here takes too."""
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in METHODS]
-)
+@pytest.mark.parametrize("method", selected())
 def test_a_method_trains_resumes_reloads_and_merges(
     loraga: Loraga,
     arguments: Arguments,
@@ -70,28 +66,28 @@ def test_a_method_trains_resumes_reloads_and_merges(
     sums_file: Path,
     method: str,
 ) -> None:
-    family = FAMILY.get(method, "llama")
-    base = wide_base if method in NEEDS_64 else saved_bases[family]
-    options = [f"method={method}", f"model.path={base}", *OPTIONS.get(method, [])]
-    loraga("train", *arguments(family, *options, "output_dir=whole"))
+    config = configured(method)
+    quantized, family = config.model.quantization is not None, family_for(config)
+    base = wide_base if quantized else saved_bases[family]
+    options = [f"method={method}", f"model.path={base}", *method_of(config).example]
+    loraga("train", *arguments(family, *options, "output_dir=uninterrupted"))
     killed(arguments(family, *options), between_two_checkpoints)
     assert "resuming after step 2" in loraga("train", *arguments(family, *options))
-    whole, run = only_run("whole"), only_run()
-    losses = [json.loads((folder / "manifest.json").read_text())["training_loss"] for folder in (whole, run)]
+    uninterrupted, run = only_run("uninterrupted"), only_run()
+    losses = [json.loads((folder / "manifest.json").read_text())["training_loss"] for folder in (uninterrupted, run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
     loraga("eval", str(run), f"eval.file={sums_file}", "eval.limit=8")
     scored = json.loads((run / "eval.json").read_text())["values"]["loss"]
-    form = FORMS[configured(method).method.adapter]
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    if form.loads_in == "PEFT" and method not in NEEDS_64:
+    output, tokenizer = method_of(config).output, AutoTokenizer.from_pretrained(base)
+    if output.loads_in == "PEFT" and not quantized:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run).eval()
         assert loss_by(model, tokenizer, sums_file, 8) == pytest.approx(scored, rel=1e-4)
-    if not form.merges:
+    if not output.mergeable:
         assert "cannot be merged" in loraga("merge", str(run), code=2)
         return
     loraga("merge", str(run))
     merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32).eval()
     # merging into a quantized base would round, so it goes into the base before that
-    allowed = 0.1 if method in NEEDS_64 else 1e-4
+    allowed = 0.1 if quantized else 1e-4
     assert loss_by(merged, tokenizer, sums_file, 8) == pytest.approx(scored, rel=allowed)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lora_ga_cli.methods.build import build, build_empty, count_trained
 from transformers import DistilBertConfig, DistilBertModel
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import GradientConfig
-from lora_ga_cli.methods import adalora
+from lora_ga_cli.lora.layers import trained_parameters
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.targets import find_targets, new_modules
 from lora_ga_cli.stages.estimate import rows_at_a_time
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.conftest import byte_tokenizer
-
-Loraga = Callable[..., str]
-Arguments = Callable[..., list[str]]
+from tests.helpers import Arguments, Loraga, empty, prepare
 
 
 def test_a_cached_gradient_counts_if_the_run_would_take_it(loraga: Loraga, arguments: Arguments) -> None:
@@ -30,31 +26,33 @@ def test_a_cached_gradient_counts_if_the_run_would_take_it(loraga: Loraga, argum
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["eval.metrics=[loss,exact_match]"], "to do: loss, exact_match"),
         (["eval.task=gsm8k"], "to do: gsm8k"),
         (["eval.task=lm_eval", "eval.tasks=[arc_easy]"], "to do: lm_eval, arc_easy"),
     ],
 )
-def test_what_will_be_scored_is_said(loraga: Loraga, arguments: Arguments, overrides: list[str], said: str) -> None:
-    assert said in loraga("eval", "--dry-run", *arguments("llama", *overrides))
+def test_what_will_be_scored_is_listed(
+    loraga: Loraga, arguments: Arguments, overrides: list[str], message: str
+) -> None:
+    assert message in loraga("eval", "--dry-run", *arguments("llama", *overrides))
 
 
 def test_what_is_scored_already_is_named(loraga: Loraga, arguments: Arguments) -> None:
-    """A result of another task is none."""
+    """A result of another task does not count."""
     loraga("eval", *arguments("llama", "method=lora"))
     (run,) = (folder for folder in Path("runs").iterdir() if folder.is_dir())
 
-    def said(*options: str) -> str:
+    def planned(*options: str) -> str:
         return loraga("eval", "--dry-run", *arguments("llama", "method=lora", *options)).replace("\n", "")
 
-    assert f"done: {run / 'eval.json'}" in said()
-    assert "to do: gsm8k" in said("eval.task=gsm8k")
+    assert f"done: {run / 'eval.json'}" in planned()
+    assert "to do: gsm8k" in planned("eval.task=gsm8k")
     (run / "eval").mkdir()
     (run / "eval" / "gsm8k-0123abcd.json").write_text("{}")
-    assert "gsm8k-0123abcd.json" in said("eval.task=gsm8k")
-    assert "to do: mt_bench" in said("eval.task=mt_bench")
+    assert "gsm8k-0123abcd.json" in planned("eval.task=gsm8k")
+    assert "to do: mt_bench" in planned("eval.task=mt_bench")
 
 
 def test_rows_at_a_time_are_at_most_an_eighth_of_all() -> None:
@@ -78,21 +76,18 @@ def distilbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_new_head_is_forecast_as_it_is_built(distilbert: Path, arguments: Arguments, method: str) -> None:
     config = compose(arguments("bert", f"model.path={distilbert}", f"method={method}"))
     inputs = prepare_inputs(config)
-    empty, model = inputs.empty_model(), inputs.load_model()
-    assert new_modules(empty) == new_modules(model) == ["classifier", "pre_classifier"]
-    assert list(find_targets(empty)) == list(find_targets(model))
-    no_gradient: Any = None
-    built = build(model, config, steps=100, artifact=no_gradient, stored=None)
-    assert count_trained(build_empty(empty, config), config) == built.parameters
+    shapes, model = inputs.empty_model(), inputs.load_model()
+    assert new_modules(shapes) == new_modules(model) == ["classifier", "pre_classifier"]
+    assert list(find_targets(shapes)) == list(find_targets(model))
+    assert trained_parameters(empty(shapes, config)) == prepare(model, config).parameters
 
 
 def test_adaloras_importance_is_as_large_as_its_allocator_keeps(arguments: Arguments) -> None:
     config = compose(arguments("llama", "method=adalora"))
     inputs = prepare_inputs(config)
-    no_gradient: Any = None
-    model = build(inputs.load_model(), config, steps=100, artifact=no_gradient, stored=None).model
+    model = prepare(inputs.load_model(), config).model
     model(**inputs.probe_batch()).loss.backward()
     allocator = model.base_model.rankallocator
     allocator.update_ipt(model.base_model.model)
     kept = [*allocator.ipt.values(), *allocator.exp_avg_ipt.values(), *allocator.exp_avg_unc.values()]
-    assert adalora.importance_bytes(model) == sum(tensor.nbytes for tensor in kept)
+    assert method_of(config).extra_bytes(model) == sum(tensor.nbytes for tensor in kept)
