@@ -109,9 +109,9 @@ class RunError(UserError):
     exit_code = 2
 
 
-def suggest(word: str, known: Iterable[str], label: str = "did you mean") -> str:
+def suggest(word: str, valid: Iterable[str], label: str = "did you mean") -> str:
     """A hint for a misspelled word: the closest valid one, or all of them if they are few; empty if none is close."""
-    choices = sorted(set(known))
+    choices = sorted(set(valid))
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if close:
         return f"{label} {close[0]}?"

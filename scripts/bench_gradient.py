@@ -8,10 +8,11 @@
 minilm: a CPU, MiniLM-L6 with a new head on CoLA, 8 × 8 rows. tiny: a CPU, the bundled base on its rows, 8 × 8 rows.
 7b: a GPU, Llama-2-7B's shapes with random bfloat16 weights, 8 × 1 × 1024 random tokens. nf4: the same, quantized.
 
-Time is the median of three runs after a first one; with factors, since a start needs them. Memory is the accelerator's
-peak above what the weights take. Alignment is that of the start of rank 8, by layer (mean, worst), with the exact
-gradient: the cosine of the first step, over the best of its rank (1 is optimal). ``floor``: forward and backward pass
-without any weight's gradient. ``autograd``: with all of them, added up in the weights' type, and no factors.
+Time is the median of three runs after a first one, with the factors that an initialization needs. Memory is the
+accelerator's peak above what the weights take. Alignment is that of the initialization of rank 8, by layer (mean,
+worst), with the exact gradient: the cosine of the first step, over the best of its rank (1 is optimal). ``floor``:
+forward and backward pass without any weight's gradient. ``autograd``: with all of them, added up in the weights' type,
+and no factors.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Case:
 
 
 class Remembering(ExactEstimator):
-    """Keeps the mean gradients themselves."""
+    """The exact estimator, which also keeps the mean gradients."""
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
         self.grads = dict(self.means(total))
@@ -93,7 +94,7 @@ def autograd(case: Case) -> None:
 
 
 def of_peft(case: Case) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """PEFT's estimation; with its starting factors, where their full decompositions end within minutes."""
+    """PEFT's estimation; with its initial factors, where their full decompositions end within minutes."""
     from peft import LoraConfig, LoraGAConfig, get_peft_model
     from peft.tuners.lora.loraga import preprocess_loraga
 
@@ -141,7 +142,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(case: Case, method: Callable[[Case], Any]) -> tuple[float, float, Any]:
-    """Seconds (median), peak bytes above the weights, and the last result."""
+    """Seconds (median), peak memory in bytes above the weights, and the last result."""
     seconds, result, peak, cuda = [], None, 0.0, case.device.type == "cuda"
     for number in range(RUNS + 1):
         result = None
@@ -201,8 +202,8 @@ def report(title: str, case: Case) -> None:
 def from_recipe(overrides: list[str], micro_batch: int = 8) -> tuple[nn.Module, list[dict[str, Tensor]]]:
     inputs = prepare_inputs(compose([*overrides, "gradient.samples=64"]))
     rows, model = sample(inputs), inputs.load_model()
-    cut = [rows[begin : begin + micro_batch] for begin in range(0, len(rows), micro_batch)]
-    return model, [inputs.collator(part) for part in cut]
+    parts = [rows[begin : begin + micro_batch] for begin in range(0, len(rows), micro_batch)]
+    return model, [inputs.collator(part) for part in parts]
 
 
 def cola(model: str, rows: str) -> list[str]:

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from lora_ga_cli import estimate_gradients, initialize
 from lora_ga_cli.files import resolve_path
 
-RANK, WARM, STEPS, ROUNDS = 8, 2, 5, 8
+RANK, WARM, STEPS, ROUNDS = 8, 1, 4, 8
 CASES = ((1, True), (1, False), (4, True))
 """Rows of 1,024 tokens in a batch, and whether activations are checkpointed."""
 FORMS = ("LoRA", "base", "adapter")

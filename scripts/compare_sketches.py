@@ -11,8 +11,8 @@ Without options on the bundled base and its rows, else on MiniLM and CoLA; 64 ro
 - ``merged``: each micro-batch's own gradient condensed with a power iteration, and the factors merged (what
   ``gradient=sketch`` does).
 
-Kept: numbers a layer, over d_out + d_in. Products: columns of thin products for each token, what a sketch costs.
-Alignment: first step of the start, over the best of rank 8 (1 is optimal), by layer.
+Kept: stored numbers per layer, over d_out + d_in. Products: columns of thin products for each token (the cost of
+a sketch). Alignment: first step of the initialization, over the best of rank 8 (1 is optimal), by layer.
 """
 
 from __future__ import annotations

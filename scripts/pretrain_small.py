@@ -1,10 +1,10 @@
-"""Pretrain a Llama of 33 million parameters on the Python source that this environment holds: a base to compare on.
+"""Pretrains a Llama of 33 million parameters on the Python files of this environment: a base to compare methods on.
 
     python scripts/pretrain_small.py small_llama        # 4.5 minutes on an H100
     loraga reproduce methods model=causal_lm model.path=small_llama model.dtype=float32 ...
 
-It has read code and no arithmetic word problem, so GSM8K is new to it, and every method has something to learn. Which
-files an environment holds differs, and so do the weights: compare numbers only on one base.
+It has read code and no arithmetic word problem, so GSM8K is new to it, and every method has something to learn. Other
+environments have other files, and so other weights: compare results only on one base.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretraining import Pretraining, build_llama, encode_documents, held_out_los
 
 VOCABULARY = 16_384
 TOKENIZER_BYTES = 30_000_000
-HELD_OUT = 0.005  # of the files
+HELD_OUT = 0.005  # share of the files
 SMALLEST, LARGEST = 1_000, 200_000  # bytes of a file
 
 MODEL: dict[str, Any] = {
@@ -34,11 +34,11 @@ MODEL: dict[str, Any] = {
 }
 
 
-def python_sources(most: int, seed: int) -> list[str]:
+def python_sources(max_bytes: int, seed: int) -> list[str]:
     """Python files of the standard library and the installed packages, each once, drawn at random.
 
     Args:
-        most: bytes.
+        max_bytes: no more files are read after so many bytes.
     """
     folders = dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     files = sorted({file for folder in folders for file in Path(folder).rglob("*.py")})
@@ -46,7 +46,7 @@ def python_sources(most: int, seed: int) -> list[str]:
     texts: dict[str, None] = {}
     total = 0
     for file in files:
-        if total >= most:
+        if total >= max_bytes:
             break
         if not SMALLEST <= file.stat().st_size <= LARGEST:
             continue
@@ -84,9 +84,9 @@ def main() -> None:
     """Parses the command line and builds."""
     parser = argparse.ArgumentParser(description="Pretrain a small Llama on Python source.")
     parser.add_argument("out", type=Path, help="folder of the model")
-    parser.add_argument("--steps", type=int, default=4_000, help="of 64 windows of 512 tokens")
-    parser.add_argument("--megabytes", type=int, default=300, help="of source that are read, at most")
-    parser.add_argument("--seed", type=int, default=20, help="of the choice of files, the windows and the weights")
+    parser.add_argument("--steps", type=int, default=4_000, help="optimizer steps, each on 64 windows of 512 tokens")
+    parser.add_argument("--megabytes", type=int, default=300, help="the largest amount of source that is read")
+    parser.add_argument("--seed", type=int, default=20, help="seed of the choice of files, the windows and the weights")
     arguments = parser.parse_args()
     build(arguments.out, arguments.steps, arguments.megabytes, arguments.seed)
 

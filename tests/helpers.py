@@ -1,4 +1,5 @@
-"""What tests of several rooms share: types of fixtures, the run that a command made, and a process that is killed."""
+"""What tests of several folders share: types of fixtures, configurations, prepared models, the run that a command made,
+and a process that is killed."""
 
 from __future__ import annotations
 
@@ -9,13 +10,53 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
+from transformers import PreTrainedModel
 
+from lora_ga_cli import GradientArtifact, estimate_gradients
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.methods.base import PreparedModel, method_of
+from tests.conftest import build_batch
 
 Loraga = Callable[..., str]
 """The fixture ``loraga``: runs a command line, and returns what it printed."""
 Arguments = Callable[..., list[str]]
 """The fixture ``arguments``: the overrides of a short run of a model family."""
+
+
+def configured(method: str, *overrides: str) -> Config:
+    """The configuration of a method for a small causal model in float32."""
+    model = ["model=causal_lm", "model.path=x", "model.dtype=float32"]
+    return compose([*model, "dataset=jsonl", "dataset.train_file=x", f"method={method}", "rank=4", *overrides])
+
+
+def configured_classifier(method: str, *overrides: str) -> Config:
+    """The configuration of a method for a small classifier."""
+    rows = ["dataset=classification", "dataset.train_file=x"]
+    return compose(["model=classifier", "model.path=x", *rows, f"method={method}", "rank=4", *overrides])
+
+
+def no_gradient() -> GradientArtifact:
+    """For methods that need no gradient."""
+    raise AssertionError("no gradient is needed")
+
+
+def prepare(model: PreTrainedModel, config: Config, *, steps: int = 100) -> PreparedModel:
+    """A model with its method on it, in place; a gradient is estimated only where the method needs one."""
+    method = method_of(config)
+
+    def estimated() -> GradientArtifact:
+        return estimate_gradients(model, [build_batch("llama")])
+
+    gradient = estimated if method.needs_gradient else no_gradient
+    return method.prepare(model, steps=steps, gradient=gradient, stored=None)
+
+
+def empty(model: PreTrainedModel, config: Config) -> nn.Module:
+    """The shapes of a model as it trains, without weights."""
+    return method_of(config).attach_empty(model.to("meta"))
 
 
 def only_run(folder: str = "runs") -> Path:

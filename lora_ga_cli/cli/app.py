@@ -1,4 +1,4 @@
-"""The command tree. Nothing here imports torch; a command does when it runs."""
+"""The command tree. Nothing here imports torch; a command imports it when it runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 from typer.core import TyperGroup
 
 from lora_ga_cli import __version__, distributed
-from lora_ga_cli.cli import cache, estimate_grad, evaluate, init, merge, recipes, reproduce, train
+from lora_ga_cli.cli import cache, convert, estimate_grad, evaluate, init, merge, recipes, reproduce, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
 
 
 class Commands(TyperGroup):
-    """The command tree, where an interruption is told from a failure: Typer would end without a word."""
+    """The command tree. It reports an interruption, where Typer would end without a message."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted("run the same command again: it goes on from the last checkpoint") from error
+            raise Interrupted("run the same command again to continue from the last checkpoint") from error
 
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune language models with low-rank adapters that start where the gradient points (LoRA-GA).",
+    help="Fine-tune language models with low-rank adapters that are initialized from the gradient (LoRA-GA).",
     epilog="Try it: [bold]loraga train recipe=quickstart[/] (offline, two minutes on two cores)",
 )
 
@@ -58,6 +58,7 @@ app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
+app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="List, verify and prune the stored gradients.")
 CacheDir = Annotated[
     str | None,
-    typer.Option("--cache-dir", help="The cache (default: $LORAGA_CACHE or ~/.cache/loraga).", show_default=False),
+    typer.Option(
+        "--cache-dir", help="Folder of the cache (default: $LORAGA_CACHE or ~/.cache/loraga).", show_default=False
+    ),
 ]
 
 
@@ -25,7 +27,7 @@ def _store(cache_dir: str | None) -> ArtifactStore:
 
 @app.command("list")
 def list_artifacts(cache_dir: CacheDir = None) -> None:
-    """All stored gradients, newest first."""
+    """List all stored gradients, newest first."""
     from lora_ga_cli.gradient.store import age_in_days
     from lora_ga_cli.report.console import say, size
     from lora_ga_cli.report.tables import print_table
@@ -33,7 +35,7 @@ def list_artifacts(cache_dir: CacheDir = None) -> None:
     store = _store(cache_dir)
     entries = list(store.entries())
     if not entries:
-        say(f"no gradients in {store.folder}")
+        say(f"there are no stored gradients in {store.folder}")
         return
     rows = [
         [
@@ -49,7 +51,7 @@ def list_artifacts(cache_dir: CacheDir = None) -> None:
     ]
     numeric = ["rows", "layers", "max rank", "size", "age"]
     print_table(["key", "model", *numeric], rows, numeric=numeric)
-    say(f"{len(entries)} in {store.folder}")
+    say(f"{len(entries)} stored {'gradient' if len(entries) == 1 else 'gradients'} in {store.folder}")
 
 
 @app.command("verify")

@@ -1,4 +1,4 @@
-"""What the commands share: parsing what goes to Hydra, and errors as a person wants to read them."""
+"""What the commands share: the arguments that go to Hydra, and readable error messages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _set_debug(value: bool) -> bool:
 
 
 def _import_code(context: typer.Context, files: list[Path] | None) -> list[Path] | None:
-    """Runs the Python files that register methods and tasks of the user's."""
+    """Runs the Python files that register a user's methods and tasks."""
     if files and not context.resilient_parsing:
         from lora_ga_cli.registry import import_code
 
@@ -62,11 +62,11 @@ Overrides = Annotated[
     ),
 ]
 ConfigDir = Annotated[
-    Path | None, typer.Option("--config-dir", help="A folder with recipes/, tables/ and choices of your own.")
+    Path | None, typer.Option("--config-dir", help="A folder with recipes/, tables/ and your choices of options.")
 ]
 Code = Annotated[
     list[Path] | None,
-    typer.Option("--code", callback=_import_code, help="A Python file with methods or tasks of your own; repeatable."),
+    typer.Option("--code", callback=_import_code, help="A Python file that adds methods or tasks; repeatable."),
 ]
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
 DryRun = Annotated[
@@ -111,7 +111,7 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
                 job(config)
         except Exception as error:
             if heading:
-                report_error(error)  # the sweep goes on, so say it where it happened
+                report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
             raise
 
     def invalid(error: InvalidInput, heading: str) -> None:

@@ -1,4 +1,4 @@
-"""The table that `loraga eval` ends on."""
+"""The table at the end of `loraga eval`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lora_ga_cli.stages.eval_targets import EvalTarget
 
 VALUE_KINDS = ("lower_is_better", "unranked", "shares")
-"""Names of values in a result, by what a table must know of them."""
+"""Entries of a result that tell a table how to show its values."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -18,7 +18,7 @@ Done = TypeVar("Done")
 def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
-    Of several, those that cannot be scored are left out with a warning.
+    If there are several, those that cannot be scored are left out with a warning.
 
     Raises:
         UserError: none can be scored, or options are wrong.

@@ -21,8 +21,8 @@ Words = Annotated[
 ]
 
 
-OF_A_RUN = ("device", "model.trust_remote_code")
-"""Options that merging a finished run takes."""
+RUN_OPTIONS = ("device", "model.trust_remote_code")
+"""Options that are allowed when a finished run is merged."""
 
 
 def command(
@@ -33,8 +33,10 @@ def command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32, bfloat16 or float16 (default: the base's).")
     ] = None,
-    max_shard_size: Annotated[str, typer.Option("--max-shard-size", help="Largest file, such as 5GB.")] = "5GB",
-    base: Annotated[str | None, typer.Option("--base", help="Another place of the same base model.")] = None,
+    max_shard_size: Annotated[
+        str, typer.Option("--max-shard-size", help="Largest size of one file, such as 5GB.")
+    ] = "5GB",
+    base: Annotated[str | None, typer.Option("--base", help="The base model, if it is now in another place.")] = None,
     code: Code = None,
     debug: Debug = False,
 ) -> None:
@@ -51,7 +53,7 @@ def command(
     if output is not None and len(folders) > 1:
         faults.append(Fault("command line", "--output names one folder, and there are several runs"))
     for option in options if folders else []:
-        if option.split("=", 1)[0] not in OF_A_RUN:
+        if option.split("=", 1)[0] not in RUN_OPTIONS:
             faults.append(Fault("command line", f"{option} goes with a recipe, not with run folders"))
     if faults:
         raise InvalidInput(faults)
@@ -61,9 +63,10 @@ def command(
     chosen = MergeOptions(output, dtype, max_shard_size, base)
     if folders:
         from lora_ga_cli.config.compose import reconfigured
-        from lora_ga_cli.stages.trained import folder_of
+        from lora_ga_cli.stages.trained import folder_of, require_finished
 
         for run in [folder_of(folder) for folder in folders]:
+            require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
             merge(run, reconfigured(run.read_config(), options), chosen)
         return
 

@@ -26,16 +26,23 @@ Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=com
 def overview(
     context: typer.Context,
     methods: Annotated[
-        bool, typer.Option("--methods", help="List every method: what it trains, how much of a model, and its result.")
+        bool,
+        typer.Option(
+            "--methods", help="List every method: what it is, how many parameters it trains, and what it saves."
+        ),
     ] = False,
     model: Annotated[
-        str, typer.Option("--model", help="Count for this model: a choice, ORG/MODEL or folder.")
+        str,
+        typer.Option(
+            "--model",
+            help="With --methods: count the parameters of this model (a choice of conf/model, ORG/MODEL or a folder).",
+        ),
     ] = "tiny",
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Count for this rank.")] = 8,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="With --methods: count the parameters at this rank.")] = 8,
     config_dir: ConfigDir = None,
     code: Code = None,
 ) -> None:
-    """What comes before a command, or instead of one."""
+    """Options of ``loraga recipes`` itself."""
     if context.invoked_subcommand is not None:
         return
     if not methods:
@@ -49,7 +56,7 @@ def overview(
             entry.name,
             entry.summary,
             " ".join(entry.papers) or "–",
-            f"{entry.parameters:,}" if entry.parameters is not None else "none here",
+            f"{entry.parameters:,}" if entry.parameters is not None else "none",
             entry.result,
         ]
         for entry in all_methods(model, rank, user_dir(config_dir))
@@ -63,7 +70,7 @@ def overview(
 
 @app.command("list")
 def list_recipes(config_dir: ConfigDir = None) -> None:
-    """All recipes, and what each is for."""
+    """List all recipes, and what each of them does."""
     from lora_ga_cli.config.recipes import all_recipes
     from lora_ga_cli.report.tables import print_table
 
@@ -73,7 +80,7 @@ def list_recipes(config_dir: ConfigDir = None) -> None:
 
 @app.command("show")
 def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
-    """A recipe's text."""
+    """Show the text of a recipe."""
     from rich.syntax import Syntax
 
     from lora_ga_cli.config.recipes import find_recipe
@@ -92,7 +99,7 @@ def copy_recipe(
     new: Annotated[str | None, typer.Argument(help="Name of the copy (default: the same).")] = None,
     config_dir: Annotated[Path, typer.Option("--config-dir", help="Folder whose recipes/ receives the copy.")] = Path(),
 ) -> None:
-    """Copy a recipe into a folder of yours, to change it there."""
+    """Copy a recipe into your folder, to change it there."""
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.files import atomic_file, one_name
@@ -108,14 +115,15 @@ def copy_recipe(
         raise InvalidInput([Fault(str(file), "exists already", f"loraga recipes copy {name} ANOTHER_NAME")])
     with atomic_file(file) as temporary:
         temporary.write_text(recipe.text.replace(f"recipe={name}", f"recipe={file.stem}"), encoding="utf-8")
-    say(f"{file}; use it: loraga train recipe={file.stem} --config-dir {config_dir}")
+    say(f"copied to {file}; use it with: loraga train recipe={file.stem} --config-dir {config_dir}")
 
 
 @app.command("options")
 def list_options(
-    prefix: Annotated[str, typer.Argument(help="Only options that begin with this.")] = "", code: Code = None
+    prefix: Annotated[str, typer.Argument(help="Show only options whose name begins with this.")] = "",
+    code: Code = None,
 ) -> None:
-    """Every option: its type, default and meaning."""
+    """List every option: its type, default and meaning."""
     from lora_ga_cli.config.listing import list_options as all_options
     from lora_ga_cli.report.tables import print_table
 

@@ -21,7 +21,7 @@ RENAMED = {"--fair": "--tune-lr", "--plan": "--dry-run"}
 
 
 class Scale(StrEnum):
-    """How large a table is made."""
+    """The scale of a table."""
 
     full = "full"
     tiny = "tiny"

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a command line and its files, found before anything is composed or loaded."""
+"""Everything that can be wrong with a command line and its files, reported before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import Glob, Override
 
-from lora_ga_cli.config.documents import Document, leaves, read_document
+from lora_ga_cli.config.documents import Document, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import KeyPath, misfit, needs_types, unknown
+from lora_ga_cli.config.options import misfit, needs_types, unknown
 from lora_ga_cli.config.origins import Sources, choice_in, groups_named
 from lora_ga_cli.config.overrides import (
     COMMAND_LINE,
@@ -24,7 +24,7 @@ from lora_ga_cli.config.overrides import (
     values_of,
 )
 from lora_ga_cli.config.safety import unsafe
-from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
+from lora_ga_cli.config.typed_sections import typed_faults
 from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import METHODS
@@ -69,40 +69,8 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, 
         faults = faults or _incomplete(sources)
     if complete and not faults and not sources.sweeps and not sources.flags and not METHODS.loaded:
         faults = common_faults(sources)
-    faults = faults or _check_typed(sources)  # last: it imports the classes of methods and tasks
+    faults = faults or typed_faults(sources)  # last: it imports the classes of methods and tasks
     return sources, list(dict.fromkeys(faults))
-
-
-def _check_typed(sources: Sources) -> list[Fault]:
-    """Faults of options that a type of method or task decides: one that no type has, and values that fit none."""
-    faults = []
-    for override in sources.overrides:
-        path = tuple(override.key_or_group.split("."))
-        if path[0] in TYPED_SECTIONS and len(path) > 1:
-            given = [item for value in values_of(override) for item in [(path, value), *leaves(value, path)]]
-            faults += [Fault(COMMAND_LINE, problem) for item in given if (problem := _typed_problem(*item))]
-    for document in sources.documents:
-        for path, value in document.values.items():
-            full = (*document.package, *path)
-            problem = _typed_problem(full, value) if full[0] in TYPED_SECTIONS else None
-            if problem:
-                faults.append(Fault(document.where(path), problem))
-    return faults
-
-
-def _typed_problem(path: KeyPath, value: Any) -> str | None:
-    section = TYPED_SECTIONS[path[0]]
-    if path == section.decider and isinstance(value, str) and "${" not in value and section.options_of(value) is None:
-        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r}" + hint_in_brackets(value, section)
-    if not needs_types(path) or (needs_types(path[:-1]) and unknown(path[:-1])):
-        return None
-    return unknown(path) or misfit(path, value)
-
-
-def hint_in_brackets(value: str, section: TypedSection) -> str:
-    """The nearest type, or all of them."""
-    hint = suggest(value, section.registry.names())
-    return f" ({hint})" if hint else ""
 
 
 def _reserved(user_dir: Path) -> list[Fault]:
@@ -221,7 +189,7 @@ def _unfit(document: Document) -> list[Fault]:
     for path, value in document.values.items():
         full = (*document.package, *path)
         if path[0] == "hydra" or any(re.fullmatch(r"_\w+_", part) for part in path):
-            continue  # said by `unsafe`
+            continue  # `unsafe` reports these
         if needs_types(full) or needs_types(full[:-1]):
             continue
         problem = None if unknown(full[:-1]) else unknown(full) or misfit(full, value)

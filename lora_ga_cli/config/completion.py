@@ -23,8 +23,8 @@ def candidates(arguments: Sequence[str], incomplete: str) -> list[str]:
     if words and words[-1] == "=" and len(words) > 1:
         return [value for value in _values(words[-2], locations) if value.startswith(incomplete)]
     if "=" in incomplete:
-        name, _, begun = incomplete.partition("=")
-        return [f"{name}={value}" for value in _values(name, locations) if value.startswith(begun)]
+        name, _, prefix = incomplete.partition("=")
+        return [f"{name}={value}" for value in _values(name, locations) if value.startswith(prefix)]
     names = ["recipe", *locations.groups(), *(option.path for option in options_at_hand())]
     return [f"{name}=" for name in dict.fromkeys(names) if name.startswith(incomplete)]
 

@@ -19,7 +19,7 @@ from lora_ga_cli.config.validation import configuration, validated
 from lora_ga_cli.errors import Fault, InvalidInput
 
 PLACEHOLDER = "dataset=quickstart"
-"""For benchmarks, which bring problems of their own: a configuration has a data set, and this one is always there."""
+"""The data set of a configuration for a benchmark, which needs none: the schema requires one."""
 
 
 def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -71,9 +71,9 @@ def compose(overrides: Sequence[str], *, one_of_many: bool = False) -> Config:
         raise InvalidInput(faults)
     if not sources.needs_hydra:
         return configuration(sources, one_of_many=one_of_many)
-    found: list[Config] = []
-    launch(overrides, lambda config, _: found.append(config), one_of_many=one_of_many)
-    return found[0]
+    composed: list[Config] = []
+    launch(overrides, lambda config, _: composed.append(config), one_of_many=one_of_many)
+    return composed[0]
 
 
 def compose_around(options: Sequence[str], base: str | None) -> tuple[Config, bool]:
@@ -83,7 +83,7 @@ def compose_around(options: Sequence[str], base: str | None) -> tuple[Config, bo
         base: the model, where no option names it.
 
     Returns:
-        The configuration, and whether the options choose its data set; else `PLACEHOLDER` stands there.
+        The configuration, and whether the options choose its data set; if they do not, it has `PLACEHOLDER`.
 
     Raises:
         InvalidInput

@@ -96,8 +96,8 @@ class Document:
     @property
     def header(self) -> str | None:
         """The package that the file's ``# @package`` line names."""
-        found = _PACKAGE_HEADER.search(self.text)
-        return found.group(1) if found else None
+        match = _PACKAGE_HEADER.search(self.text)
+        return match.group(1) if match else None
 
     def where(self, path: KeyPath) -> str:
         """``file:line`` of a key, given by its path within the file."""
@@ -158,12 +158,12 @@ def _parsed(file: Path, group: str, text: str, here: Path) -> tuple[Document, li
 
 def leaves(data: Any, path: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
     """Every key of nested mappings with its value, parents before children."""
-    found: list[tuple[KeyPath, Any]] = []
+    items: list[tuple[KeyPath, Any]] = []
     if isinstance(data, dict):
         for key, value in data.items():
-            found.append(((*path, str(key)), value))
-            found.extend(leaves(value, (*path, str(key))))
-    return found
+            items.append(((*path, str(key)), value))
+            items.extend(leaves(value, (*path, str(key))))
+    return items
 
 
 def nested(path: Sequence[str], value: Any) -> Any:

@@ -51,9 +51,10 @@ def launch(
     Args:
         arguments: Hydra's own: overrides, ``-m``, ``--cfg job``, ``--config-dir DIR``, and so on.
         task: what to do with each configuration.
-        invalid: told of a job of a sweep whose options do not go together, instead of ``task``, with its title.
-        note: told, once each, of options that the method has no use for, though they are no mistake.
-        one_of_many: see `compose`.
+        invalid: called with the error and title of a job of a sweep, instead of ``task``, if its options do not go
+            together.
+        note: called once for each message about an option that the method does not use.
+        one_of_many: see `lora_ga_cli.config.validation.validated`.
 
     Raises:
         InvalidInput: anything is wrong with them; all faults at once.
@@ -130,9 +131,9 @@ def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], fo
     """Calls ``job`` with 0, 1, … through one of Hydra's launchers: here one after the other, or in other processes.
 
     Args:
-        job: says itself what went wrong; what it raises stops everything.
+        job: reports its errors itself; an exception that it raises stops all jobs.
         flags: Hydra's, such as ``hydra/launcher=joblib`` and ``hydra.launcher.n_jobs=2``.
-        folder: where a launcher may put files of its own.
+        folder: where a launcher may write its files.
 
     Raises:
         InvalidInput: Hydra does not take the flags.
@@ -183,7 +184,7 @@ def _process(arguments: list[str], variables: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _store() -> Iterator[ConfigStore]:
-    """Hydra's store of configurations, as it was again afterwards."""
+    """Hydra's store of configurations; afterwards it is as it was before."""
     store = ConfigStore.instance()
     before = dict(store.repo)
     try:

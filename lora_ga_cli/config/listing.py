@@ -74,7 +74,7 @@ def cached_options() -> list[Option] | None:
 def options_at_hand() -> list[Option]:
     """All options if the cache has them, else those that need no type."""
     cached = cached_options()
-    return cached if cached is not None else [_common(path, field) for path, field in common_options().items()]
+    return cached if cached is not None else [_entry(path, field) for path, field in common_options().items()]
 
 
 def remember_options(options: list[Option] | None = None) -> None:
@@ -100,7 +100,7 @@ def collect_options() -> Iterator[Option]:
             names = tuple(section.registry.names())
             yield Option(".".join(path), " | ".join(names), section.default, _doc(field), (), names)
         else:
-            yield _common(path, field)
+            yield _entry(path, field)
         last_of_section = [name for name in common_options() if name[0] == path[0]][-1]
         if section is not None and path == last_of_section:
             yield from _of_section(section)
@@ -112,13 +112,14 @@ def _of_section(section: TypedSection) -> Iterator[Option]:
     for type_name in section.registry.names():
         for path, field in (options_of_type(section, type_name) or {}).items():
             if path not in common_options():
-                types.setdefault(_common(path, field), []).append(type_name)
+                types.setdefault(_entry(path, field), []).append(type_name)
     for option, names in sorted(types.items(), key=lambda item: item[0].path):
         yield Option(**(asdict(option) | {"types": tuple(names)}))
 
 
-def _common(path: KeyPath, field: FieldInfo) -> Option:
-    default = "required" if field.is_required() else as_typed(default_of(field))
+def _entry(path: KeyPath, field: FieldInfo) -> Option:
+    derived = bool(field.default_factory_takes_validated_data)
+    default = "required" if field.is_required() else "derived" if derived else as_typed(default_of(field))
     return Option(".".join(path), kind_of(field.annotation), default, _doc(field), (), tuple(literals_of(field)))
 
 

@@ -1,4 +1,4 @@
-"""Where configuration groups and recipes lie: in a checkout, in an installed wheel, and in a user's own folder."""
+"""Where configuration groups and recipes lie: in a checkout, in an installed wheel, and in a user's folder."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Locations:
     """The folders that a composition may read.
 
     Args:
-        own: the folder given by ``--config-dir``; what lies there wins over what is shipped.
+        user_dir: the folder given by ``--config-dir``. Its files win over the shipped ones.
     """
 
-    own: Path | None = None
+    user_dir: Path | None = None
 
     @property
     def conf(self) -> Path:
@@ -47,14 +47,14 @@ class Locations:
         return self.conf / f"{PRIMARY}.yaml"
 
     def groups(self) -> list[str]:
-        """Names of the configuration groups; a user's own folder adds choices to them."""
+        """Names of the configuration groups; a user's folder adds choices to them."""
         return list(_groups(self.conf))
 
     def choices(self, group: str) -> dict[str, Path]:
-        """The files of a group by choice; the user's own folder wins."""
+        """The files of a group by choice; the user's folder wins."""
         folders = [_shipped("recipes")] if group == "recipe" else [self.conf / group]
-        if self.own is not None:
-            folders.append(self.own / ("recipes" if group == "recipe" else group))
+        if self.user_dir is not None:
+            folders.append(self.user_dir / ("recipes" if group == "recipe" else group))
         return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml")) if file.is_file()}
 
 

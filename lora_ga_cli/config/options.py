@@ -212,7 +212,7 @@ def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
 
 
-def mentioned(text: str, options: Options) -> list[KeyPath]:
+def options_in(text: str, options: Options) -> list[KeyPath]:
     """The options that a message names."""
     words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
     return [path for path in words if path in options]

@@ -19,6 +19,8 @@ REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 PASSED_FLAGS = ("cfg", "package", "info", "resolve", "run", "multirun", "shell_completion", "hydra_help")
 """Hydra's flags that are handed to it."""
 CFG_CHOICES = ("job", "hydra", "all")
+MODE_FLAGS = ("run", "multirun", "cfg", "info", "shell_completion")
+"""Hydra's flags of which only one can be given."""
 INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -57,10 +59,13 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[
 
 
 def refused_flags(parsed: argparse.Namespace, others: Iterable[str]) -> Iterator[Fault]:
-    """Faults for unknown flags, and for flags that loraga does not hand to Hydra."""
+    """Faults for unknown flags, for flags that exclude each other, and for flags that loraga does not hand to Hydra."""
     for flag in others:
         if flag.startswith("-"):
             yield Fault(COMMAND_LINE, f"no option {flag}", "see --help")
+    modes = [f"--{name.replace('_', '-')}" for name in MODE_FLAGS if getattr(parsed, name)]
+    if len(modes) > 1:
+        yield Fault(COMMAND_LINE, f"{' and '.join(modes)} do not go together", "give one of them")
     for name in REFUSED_FLAGS:
         if getattr(parsed, name) is not None:
             flag = f"--{name.replace('_', '-')}"

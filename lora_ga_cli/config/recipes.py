@@ -1,4 +1,4 @@
-"""The recipes at hand, and what each says of itself."""
+"""The recipes that there are, with their commands and summaries."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Recipe:
         return text.split(". ")[0].rstrip(".")
 
 
-def all_recipes(own: Path | None = None) -> list[Recipe]:
-    return [Recipe(name, file) for name, file in Locations(own).choices("recipe").items()]
+def all_recipes(user_dir: Path | None = None) -> list[Recipe]:
+    return [Recipe(name, file) for name, file in Locations(user_dir).choices("recipe").items()]
 
 
-def find_recipe(name: str, own: Path | None = None) -> Recipe:
+def find_recipe(name: str, user_dir: Path | None = None) -> Recipe:
     """One recipe by name.
 
     Raises:
         InvalidInput: with the nearest name.
     """
-    recipes = {recipe.name: recipe for recipe in all_recipes(own)}
+    recipes = {recipe.name: recipe for recipe in all_recipes(user_dir)}
     if name not in recipes:
         raise InvalidInput([Fault("command line", f"no recipe {name!r}", suggest(name, recipes))])
     return recipes[name]

@@ -6,19 +6,16 @@ The forms are the classes of `registry.EXAMPLES`; `data.examples.base.Form` says
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import EXAMPLES
-
-if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import DatasetConfig
 
 ROW_OPTIONS = ("prompt", "answer", "text", "text_pair", "messages", "label", "label_names")
 """The options of `dataset` that say how a row is read."""
 
 
-def row_form(dataset: DatasetConfig, task: str) -> Any:
+def row_form(dataset: Any, task: str) -> Any:
     """The class of the form that a data set's rows have for a task.
 
     Raises:
@@ -30,7 +27,7 @@ def row_form(dataset: DatasetConfig, task: str) -> Any:
     return EXAMPLES[form]
 
 
-def form_problems(dataset: DatasetConfig) -> list[str]:
+def form_problems(dataset: Any) -> list[str]:
     """What is wrong with the options that say how a row is read, whatever the task."""
     if dataset.form is not None and EXAMPLES.find(dataset.form) is None:
         return [f"dataset.form={dataset.form} is no form of a row ({suggest(dataset.form, EXAMPLES.names())})"]
@@ -44,7 +41,7 @@ def form_problems(dataset: DatasetConfig) -> list[str]:
     return [*problems, *dict.fromkeys(problem for name in forms for problem in EXAMPLES[name].problems(dataset))]
 
 
-def task_problems(dataset: DatasetConfig, task: str) -> Iterator[str]:
+def task_problems(dataset: Any, task: str) -> Iterator[str]:
     """What is wrong with the form of a data set without `form_problems`, for a task."""
     forms = _serving(dataset, task)
     if not forms:
@@ -54,7 +51,7 @@ def task_problems(dataset: DatasetConfig, task: str) -> Iterator[str]:
         yield f"rows can be read in the forms {' and '.join(forms)}: say which by dataset.form"
 
 
-def _selected(dataset: DatasetConfig) -> list[str]:
+def _selected(dataset: Any) -> list[str]:
     """The forms that the given options select, whatever the task."""
     if dataset.form is not None:
         return [dataset.form]
@@ -65,7 +62,7 @@ def _selected(dataset: DatasetConfig) -> list[str]:
     ]
 
 
-def _serving(dataset: DatasetConfig, task: str) -> list[str]:
+def _serving(dataset: Any, task: str) -> list[str]:
     return [name for name in _selected(dataset) if task in EXAMPLES[name].tasks]
 
 
@@ -82,13 +79,13 @@ def _named(options: Iterable[str]) -> str:
     return " and ".join(f"dataset.{option}" for option in options)
 
 
-def _missing(dataset: DatasetConfig, forms: list[str]) -> Iterator[str]:
+def _missing(dataset: Any, forms: list[str]) -> Iterator[str]:
     for name in forms:
         if missing := [option for option in EXAMPLES[name].required if getattr(dataset, option) is None]:
             yield f"dataset.form={name} needs {_named(missing)}"
 
 
-def _unused(dataset: DatasetConfig, forms: list[str]) -> Iterator[str]:
+def _unused(dataset: Any, forms: list[str]) -> Iterator[str]:
     """Options that are given, and that the form does not read: a mistake, which would else go unnoticed."""
     used = {option for name in forms for option in (*EXAMPLES[name].required, *EXAMPLES[name].optional)}
     selection = f"dataset.form={dataset.form}" if dataset.form is not None else _selection(forms[0])

@@ -1,27 +1,24 @@
 """What two sections rule out together, each in a line that names the options.
 
-What a method or a benchmark rules out is said by its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
+What a method or a task rules out is in its class (`lora_ga_cli.registry.METHODS` and ``TASKS``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lora_ga_cli.config.row_forms import form_problems, task_problems
 
-if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import Config, DatasetConfig
 
-
-def problems(config: Config) -> list[str]:
-    """Everything of a whole configuration that does not go together."""
+def problems(config: Any) -> list[str]:
+    """Everything in a configuration that two sections rule out together."""
     subjects = (_of_task, _of_trainer, _of_gradient, _of_base)
     return [problem for subject in subjects for problem in subject(config)]
 
 
-def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
-    """Options for adapters that the method does not use, and without which another result was wanted.
+def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
+    """Messages for options that change what an adapter is, and that the method does not use.
 
     Args:
         uses: the shared options that the method uses.
@@ -31,12 +28,12 @@ def unused_shared(config: Config, uses: frozenset[str]) -> Iterator[str]:
             yield f"{name} does nothing with method {config.method.name} (method.type={config.method.type})"
 
 
-def dataset_problems(dataset: DatasetConfig) -> list[str]:
-    """Everything of a data set's options that does not go together."""
+def dataset_problems(dataset: Any) -> list[str]:
+    """Everything in the options of a data set that does not go together."""
     return [*_of_source(dataset), *form_problems(dataset)]
 
 
-def _of_source(dataset: DatasetConfig) -> Iterator[str]:
+def _of_source(dataset: Any) -> Iterator[str]:
     sources = [name for name in ("path", "train_file") if getattr(dataset, name) is not None]
     if len(sources) != 1:
         given = " and ".join(sources) or "none"
@@ -50,7 +47,7 @@ def _of_source(dataset: DatasetConfig) -> Iterator[str]:
         yield "dataset.validation_fraction goes without validation_file and validation_split"
 
 
-def _of_task(config: Config) -> Iterator[str]:
+def _of_task(config: Any) -> Iterator[str]:
     task = config.model.task
     yield from task_problems(config.dataset, task)
     if task == "sequence_classification" and config.model.dtype != "float32":
@@ -60,7 +57,7 @@ def _of_task(config: Config) -> Iterator[str]:
         )
 
 
-def _of_trainer(config: Config) -> Iterator[str]:
+def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
     if trainer.batch_size % trainer.micro_batch_size:
         yield (
@@ -80,15 +77,15 @@ def _of_trainer(config: Config) -> Iterator[str]:
         )
 
 
-def _of_gradient(config: Config) -> Iterator[str]:
+def _of_gradient(config: Any) -> Iterator[str]:
     if config.gradient.estimator == "exact" and config.gradient.passes > 1:
-        yield "gradient.passes is of gradient=sketch; gradient=exact needs one pass"
+        yield "gradient.passes does nothing with gradient=exact, which needs one pass"
     if config.gradient.estimator == "sketch" and config.gradient.offload:
-        yield "gradient.offload is of gradient=exact; the sketch is small"
+        yield "gradient.offload does nothing with gradient=sketch, which needs little memory"
 
 
-def _of_base(config: Config) -> Iterator[str]:
-    """What a base rules out whose weights stay as they are stored: quantized, or in shards."""
+def _of_base(config: Any) -> Iterator[str]:
+    """What quantized and sharded base models rule out."""
     if config.model.double_quantization and config.model.quantization != "nf4":
         yield "model.double_quantization goes with model.quantization=nf4"
     if config.model.shard and config.model.quantization is not None:

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import GrammarParseError
 from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
-from omegaconf.grammar_parser import parse
+from omegaconf.grammar_parser import parse  # OmegaConf has no other way to look into an interpolation
 
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, nested
 from lora_ga_cli.config.overrides import how_to_write, is_hydras, parse_override
@@ -65,14 +65,14 @@ def unsafe(document: Document) -> list[Fault]:
 
 
 def unsafe_options(options: Sequence[str], place: str, *, reads_anywhere: bool = False) -> list[Fault]:
-    """Faults for overrides, as one would type them, that stand in a file: those of the same options in a recipe.
+    """Faults for overrides that a file contains: the same as for these options in a recipe.
 
     Args:
         place: where the file has them.
         reads_anywhere: data and models may lie outside the working folder. What is written may not.
     """
-    found = [Fault(place, *said) for option in options for said in _unsafe_option(option, reads_anywhere)]
-    return list(dict.fromkeys(found))
+    faults = [Fault(place, *problem) for option in options for problem in _unsafe_option(option, reads_anywhere)]
+    return list(dict.fromkeys(faults))
 
 
 def _unsafe_option(option: str, reads_anywhere: bool) -> Iterator[tuple[str, str]]:
@@ -98,7 +98,7 @@ def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[s
     """What is wrong with an option in a file, and a hint.
 
     Args:
-        path: in the whole configuration.
+        path: in the configuration.
         reads: it may lie anywhere, if it names what is read.
     """
     name = ".".join(path)
@@ -106,12 +106,12 @@ def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[s
         yield f"{path[-1]} names code to run; a recipe is data", ""
     if path in COMMAND_LINE_ONLY and value:
         yield f"{name} is refused in a file", FOR_THE_COMMAND_LINE
-    checked = path in WRITE_PATHS or (path in READ_PATHS and not reads)
+    is_path = path in WRITE_PATHS or (path in READ_PATHS and not reads)
     for text in _strings(value):
         yield from _unsafe_interpolations(text)
-        if checked and "${" in text:
+        if is_path and "${" in text:
             yield f"{name}={text}: a path in a file is written out", ""
-        elif checked and _leaves_folder(text, reads=path in READ_PATHS):
+        elif is_path and _leaves_folder(text, reads=path in READ_PATHS):
             yield f"{name}={text} leaves the working folder", f"give it on the command line: {name}=PATH"
 
 

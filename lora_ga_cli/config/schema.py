@@ -27,12 +27,12 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
-from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
+from lora_ga_cli.registry import METHODS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, AfterValidator(one_name)]
-"""A text that becomes part of a folder's name."""
+"""A text that is used in the name of a folder."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
@@ -100,29 +100,29 @@ class ModelConfig(Section):
     """The base model and how it is loaded."""
 
     path: str
-    """A model on the hub (``org/name``), a local folder, or ``bundled:tiny_base``."""
+    """The base model: its name on the hub (``org/name``), a local folder, or ``bundled:tiny_base``."""
     task: Task = "causal_lm"
-    """What the model does; decides the class it is loaded with and how rows become examples."""
+    """What the model does. It decides the class that the model is loaded with, and how rows become examples."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
-    """Type of the base's weights in memory. Adapters always train in float32."""
+    """Type of the base model's weights in memory. Adapters always train in float32."""
     quantization: Literal["nf4", "int8"] | None = None
-    """Load the base's linear layers quantized by bitsandbytes, to 4-bit NormalFloat or 8-bit integers. It stays as it
-    is."""
+    """Quantize the base model's linear layers with bitsandbytes while loading: ``nf4`` is 4-bit NormalFloat, ``int8``
+    8-bit integers. The quantized weights do not change."""
     double_quantization: bool = False
-    """With ``nf4``: quantize its scales too, which saves about 0.4 bits a weight."""
+    """Quantize the scales of ``nf4`` too, which saves about 0.4 bits per weight."""
     shard: bool = False
-    """Spread the base's weights over the processes of one run (FSDP2), each of which gathers a block when it computes.
-    For a base that one device cannot hold."""
+    """Distribute the base model's weights over the processes of a run (FSDP2). Each process gathers a block only while
+    it computes with it, so that the base model may be larger than the memory of one device."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
+    """The attention implementation of transformers that is used."""
     tokenizer: str | None = None
-    """A tokenizer other than the model's own: hub name or folder."""
+    """A tokenizer to use instead of the model's: its name on the hub, or a local folder."""
     num_labels: Positive | None = None
-    """Classes of a sequence classifier; counted in the training data when null."""
+    """Number of classes of a sequence classifier. Null counts them in the training data."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository carries. From the command line only."""
+    """Run Python code from the model's repository. Can only be set on the command line."""
 
 
 class DatasetConfig(Section):
@@ -213,50 +213,48 @@ class MethodOptions(Section):
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
 
 
-def _registered_estimator(name: str) -> str:
-    if ESTIMATORS.find(name) is None:
-        raise ValueError(f"names no gradient estimator; {suggest(name, ESTIMATORS.names())}")
-    return name
-
-
 class GradientConfig(Section):
-    """How the gradient at the start is estimated."""
+    """How the gradient of the base model is estimated before training."""
 
-    estimator: Literal["sketch", "exact"] | Annotated[str, AfterValidator(_registered_estimator)] = "sketch"
-    """``sketch``: its leading part, condensed while backpropagation passes, in a few hundred megabytes, for any base.
-    ``exact``: the full gradient of each target, accumulated in float32. Or the name of an estimator of yours."""
+    estimator: Literal["sketch", "exact"] = "sketch"
+    """``sketch`` estimates the gradient's leading singular vectors during backpropagation, in a few hundred megabytes
+    for a base model of any size. ``exact`` accumulates the full gradient of each target layer in float32."""
     passes: Annotated[int, Field(ge=1, le=8)] = 1
-    """Passes of the sketch over the same rows; each one more projects again on the range found, for a smaller error."""
+    """Passes of the sketch over the same rows. Each pass after the first is a power iteration, which makes the error
+    smaller."""
     samples: Positive = 64
-    """Training rows that the gradient is averaged over."""
+    """Number of training rows that the gradient is averaged over."""
     micro_batch_size: Positive = 8
-    """Rows per forward and backward pass; changes memory, and the result no more than the estimator's own error. Halved
-    when memory runs out."""
+    """Rows per forward and backward pass. It changes the memory that is needed; the result changes by no more than the
+    estimator's error. It is halved when memory runs out."""
     capacity: Positive | None = None
-    """Singular vectors kept per target; serves every rank up to half of it. Null: at least 32, and twice the rank."""
+    """Singular vectors that are stored for each target layer. They serve every rank up to half of this number. Null:
+    twice the rank, and at least 32."""
     dropout: bool = False
-    """Keep the model's dropout on while estimating."""
+    """Keep the model's dropout active during the estimation."""
     offload: bool = False
-    """Accumulate the exact gradient in CPU memory instead of the model's device."""
+    """Accumulate the gradient of ``exact`` in CPU memory instead of on the model's device."""
 
 
 class TrainerConfig(Section):
-    """The training loop (transformers' Trainer). Defaults are the LoRA-GA paper's where it states them."""
+    """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
+    them."""
 
     optimizer: Literal["adamw", "paged_adamw"] = "adamw"
-    """``paged_adamw``: bitsandbytes' AdamW, whose moments move to the CPU while a GPU's memory is short (QLoRA)."""
+    """The optimizer. ``paged_adamw`` is the AdamW of bitsandbytes, whose moments move to CPU memory while GPU memory is
+    short (QLoRA)."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    """Peak learning rate."""
+    """Largest learning rate, which is reached after the warm-up."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the training rows."""
+    """Number of passes over the training rows; may be a fraction."""
     max_steps: Positive | None = None
-    """Optimizer steps; when given, ``epochs`` does not count."""
+    """Number of optimizer steps. If it is given, ``epochs`` has no effect."""
     batch_size: Positive = 32
     """Rows per optimizer step, over all devices and accumulation steps."""
     micro_batch_size: Positive = 8
-    """Rows per forward pass on one device; ``batch_size`` must be a multiple of it times the devices."""
+    """Rows per forward pass on one device. ``batch_size`` must be a multiple of this times the number of devices."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Course of the learning rate; ``constant`` has no warm-up."""
+    """How the learning rate changes during training. ``constant`` has no warm-up."""
     warmup_ratio: Fraction = 0.03
     """Share of the steps over which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -268,26 +266,26 @@ class TrainerConfig(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Clip the gradient's L2 norm; 0 turns clipping off."""
+    """Largest L2 norm of the gradient; a larger gradient is clipped. 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast of forward and backward. ``auto``: none, but for float16 bases; a bfloat16 base computes in bfloat16 by
-    itself, and the adapter on it in float32."""
+    """Autocast of the forward and backward pass. ``auto`` uses it for float16 base models only: a bfloat16 base model
+    computes in bfloat16 without it, and its adapter in float32."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    """Compute activations again in the backward pass, which saves memory and takes about a third more time."""
     logging_steps: Positive = 10
-    """Steps between two logged points."""
+    """Steps between two logged values."""
     eval_steps: Positive | None = None
-    """Steps between two evaluations; null evaluates after each epoch."""
+    """Steps between two evaluations. Null evaluates after each epoch."""
     save_steps: Positive | None = None
-    """Steps between two checkpoints; null saves after each epoch."""
+    """Steps between two checkpoints. Null saves one after each epoch."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
-    """Checkpoints kept (at least 2, so that one is whole while another is written)."""
+    """Number of checkpoints that are kept; at least 2, so that one is complete while another is written."""
     load_best: bool = False
-    """End with the checkpoint of lowest validation loss instead of the last."""
+    """Use the checkpoint of the lowest validation loss at the end, instead of the last one."""
     early_stopping_patience: Positive | None = None
-    """Stop after this many evaluations without a lower validation loss; implies ``load_best``."""
+    """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches; 0 uses the main one."""
+    """Number of processes that prepare batches; 0 prepares them in the main process."""
 
 
 class EvalOptions(Section):
@@ -305,32 +303,34 @@ class EvalOptions(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """A complete run."""
 
     recipe: Name | None = None
-    """The recipe this run was composed from; set by ``recipe=NAME``."""
+    """The recipe that this run was composed from; set by ``recipe=NAME``."""
     name: Name | None = None
-    """Folder of the run inside ``output_dir``; null derives one from recipe, method, rank and settings."""
+    """Name of the run's folder inside ``output_dir``. Null makes one from recipe, method, rank and a hash of the
+    settings."""
     output_dir: str = "runs"
-    """Folder that holds run folders."""
+    """Folder that run folders are written to."""
     cache_dir: str | None = None
-    """Folder of gradient artifacts; null is ``$LORAGA_CACHE`` or ``~/.cache/loraga``."""
+    """Folder that gradients are stored in. Null means ``$LORAGA_CACHE`` or ``~/.cache/loraga``."""
     overwrite: bool = False
-    """Start again in a run folder that holds a run with other settings (the old one is set aside)."""
+    """Replace a run with other settings in the same folder. The old run folder is renamed and kept."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seed of shuffling, sampling, and everything drawn at random."""
+    """Seed of shuffling, sampling, and everything else that is drawn at random."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the model lives. ``auto`` takes an accelerator if there is one."""
+    """Device of the model. ``auto`` uses an accelerator if there is one."""
     rank: Positive = 8
-    """Rank of the adapter while it trains."""
+    """Rank of the adapter during training."""
     rank_pattern: dict[str, Positive] = {}
     """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``."""
     alpha: Annotated[float, Field(gt=0)] = 16.0
-    """The adapter's output is scaled by ``alpha / rank``, or ``alpha / sqrt(rank)`` when rank-stabilized."""
+    """The adapter's output is multiplied by ``alpha / rank``, with ``method.use_rslora`` by ``alpha / sqrt(rank)``."""
     adapter_dropout: Fraction = 0.0
-    """Dropout on the adapter's input."""
+    """Probability of dropout on the adapter's input."""
     target_modules: str | list[str] = "all-linear"
-    """``all-linear`` (all but the output head), a list of module names or endings, or a regular expression."""
+    """The layers that get an adapter: ``all-linear`` (all linear layers but the output head), a list of module names or
+    endings of names, or a regular expression."""
     model: ModelConfig
     dataset: DatasetConfig
     method: Annotated[SerializeAsAny[MethodOptions], WrapValidator(METHOD.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]

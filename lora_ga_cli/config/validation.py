@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from lora_ga_cli.config.documents import Document, leaves, merge, nested, read_document
-from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.options import (
-    KeyPath,
     Options,
     as_typed,
     common_options,
     default_of,
     explain,
-    is_group,
-    mapping_around,
-    mentioned,
-    options_of_type,
+    options_in,
     options_with,
-    types_with,
 )
-from lora_ga_cli.config.origins import Place, Sources
+from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE
-from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions, TypedSection
+from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions
+from lora_ga_cli.config.typed_sections import options_for_type
 from lora_ga_cli.errors import Fault, InvalidInput
 
 ADAPTER_OPTIONS = ("rank", "alpha", "target_modules")
@@ -98,7 +91,7 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
         options = values.get(section.name)
         if isinstance(options, dict):
             types[section.name] = options.get(section.key, section.default)
-            values[section.name], foreign = _of_type(section, options, sources)
+            values[section.name], foreign = options_for_type(section, options, sources)
             faults += [] if one_of_many else foreign
     try:
         config = Config.model_validate(values)
@@ -110,83 +103,15 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
     return config
 
 
-def _of_type(section: TypedSection, options: dict[str, Any], sources: Sources) -> tuple[dict[str, Any], list[Fault]]:
-    """The options of a typed section that its type has, and faults for others that were given for this type.
-
-    An option of another type is no fault where it was given for that: by a recipe whose choice the command line
-    replaces, for one job of a sweep, or in the file of a choice whose type is replaced.
-    """
-    type_name = options.get(section.key, section.default)
-    own = options_of_type(section, type_name)
-    if own is None:
-        return options, []
-    kept: dict[str, Any] = {}
-    faults: dict[KeyPath, Fault] = {}
-    for path, value in leaves({section.name: options}):
-        is_section = isinstance(value, dict) and is_group(path)
-        if len(path) == 1 or is_section or any(path[: len(other)] == other for other in faults):
-            continue
-        if path in own:
-            merge(kept, nested(path[1:], value))
-            continue
-        if mapping_around(path, own):
-            continue
-        place = sources.place(path)
-        if not types_with(path):
-            merge(kept, nested(path[1:], value))  # no type has it: the validation says so
-        elif place is not None and _given_for(section, place, sources):
-            faults[path] = Fault(place.where, no_option_for(section, path, options, sources.locations))
-    return kept, list(faults.values())
-
-
-def _given_for(section: TypedSection, place: Place, sources: Sources) -> bool:
-    """Whether an option was written for the type that the section has, and not for another one."""
-    replaced = place.in_group or place.order > sources.decided_at(section.decider)
-    return not replaced and not sources.varies(section.decider)
-
-
-def no_option_for(section: TypedSection, path: KeyPath, options: dict[str, Any], locations: Locations) -> str:
-    """The message for an option of another type, with a choice that selects one that has it."""
-    decider = f"{'.'.join(section.decider)}={options.get(section.key, section.default)}"
-    label = f"{section.name} {options['name']} ({decider})" if "name" in options else decider
-    types = types_with(path)
-    choice = choice_with_type(section, types, locations)
-    having = f"{section.name}={choice}" if choice else f"{'.'.join(section.decider)}={types[0]}"
-    return f"no option {'.'.join(path)} for {label}; {having} has it"
-
-
-def choice_with_type(section: TypedSection, types: Sequence[str], locations: Locations) -> str | None:
-    """A choice of the section that has one of the types: the plainest one, which has its type's name and a short one."""
-    found = {}
-    for choice, file in locations.choices(section.name).items():
-        document, _ = read_document(file, section.name)
-        type_name = _type_in(section, document, locations)
-        if type_name in types:
-            found[choice] = type_name
-    return min(found, key=lambda choice: (choice != found[choice], len(choice)), default=None)
-
-
-def _type_in(section: TypedSection, document: Document, locations: Locations, depth: int = 8) -> object:
-    """The type that a choice's file, or one that it builds on, names."""
-    written = document.values.get(section.decider[len(document.package) :])
-    choices = locations.choices(section.name)
-    bases = [name for name in document.defaults if isinstance(name, str) and name in choices and depth > 0]
-    for name in reversed(bases if written is None else []):
-        base, _ = read_document(choices[name], section.name)
-        written = _type_in(section, base, locations, depth - 1)
-        break
-    return section.default if written is None else written
-
-
 def _faults(item: Any, sources: Sources, options: Options) -> list[Fault]:
-    """The faults that one error of pydantic's tells of."""
+    """The faults that one of pydantic's errors stands for."""
     path = tuple(str(part) for part in item["loc"])
     if item["type"] == "missing":
         name = ".".join(path)
         return [Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…")]
     if item["type"] == "value_error" and path not in options:
         problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
-        return [Fault(sources.where(*mentioned(problem, options)), problem) for problem in problems]
+        return [Fault(sources.where(*options_in(problem, options)), problem) for problem in problems]
     return [Fault(sources.where(path), explain(path, item["input"], item, options))]
 
 
@@ -197,7 +122,7 @@ def _without_missing(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first; Hydra's are sometimes empty around another."""
+    """The first line of an error's message; Hydra's errors are sometimes empty around another one."""
     if not str(error).strip() and error.__cause__ is not None:
         return first_line(error.__cause__)
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -39,7 +39,7 @@ class HubRows:
         wanted = [column for column in self.columns if column in set(columns)]
         if not wanted:
             return [{} for _ in indices]
-        # only these columns: a data set may carry images beside its text, which would be decoded
+        # only these columns: a data set may have images beside its text, which would be decoded
         values: dict[str, list[Any]] = self._dataset.select_columns(wanted)[list(indices)]
         return [dict(zip(wanted, row, strict=True)) for row in zip(*(values[name] for name in wanted), strict=True)]
 

@@ -8,8 +8,7 @@ first.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_ga_cli.files import sha256_json
@@ -17,8 +16,6 @@ from lora_ga_cli.files import sha256_json
 KEY_FORMAT = 1
 KEY_LENGTH = 24
 """Hexadecimal digits kept (96 bits)."""
-LENGTHS = {"length", "prompt_length"}
-"""Columns of a row that follow from the others."""
 
 
 def gradient_key(
@@ -62,15 +59,3 @@ def identity_after_merges(base: Mapping[str, str], merged: Sequence[str]) -> dic
         ``base`` as it is if nothing was merged, else with an entry ``merged``.
     """
     return dict(base) | ({"merged": sha256_json(list(merged))} if merged else {})
-
-
-def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Hexadecimal SHA-256 over the model's inputs and labels of tokenized rows, in order.
-
-    Every column counts, whatever form the rows have, except lengths and texts: a model reads no text.
-    """
-    digest = hashlib.sha256()
-    for row in rows:
-        read = {name: value for name, value in row.items() if name not in LENGTHS and not isinstance(value, str)}
-        digest.update(sha256_json(read).encode())
-    return digest.hexdigest()

@@ -44,7 +44,7 @@ def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None =
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
-    # not of `state_dict`, in which every process of a sharded base takes part; what trains is complete in each
+    # not from `state_dict`, in which every process of a sharded base takes part; what trains is complete in each
     complete = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
     state = get_peft_model_state_dict(model, state_dict=complete, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -60,7 +60,7 @@ def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None =
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
-    """Writes PEFT's two files, the weights first: a folder with a configuration is taken for a complete adapter."""
+    """Writes PEFT's two files, the weights first: a folder with a configuration counts as a complete adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))

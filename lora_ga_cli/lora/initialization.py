@@ -1,4 +1,4 @@
-"""LoRA-GA's starting factors (arXiv 2407.05000): pure functions, tensors in, tensors out.
+"""LoRA-GA's initial factors (arXiv 2407.05000): pure functions, tensors in, tensors out.
 
 For ``y = W x`` with W of shape (d_out, d_in), the adapter computes ``s · B A x`` with A of shape (rank, d_in) and B of
 shape (d_out, rank). After one small gradient step from (A0, B0) the weight has moved along
@@ -20,7 +20,7 @@ from lora_ga_cli.gradient.factors import Factors, truncated_svd
 
 
 def direction_indices(direction: str, rank: int, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Which of the first ``2·rank`` singular vectors start A (right ones) and B (left ones).
+    """Which of the first ``2·rank`` singular vectors initialize A (right ones) and B (left ones).
 
     ``ArB2r``: A takes the first ``rank``, B the next. ``A2rBr``: the reverse. ``ArBr``: they alternate, B taking
     0, 2, 4, … as the authors' code does. ``random``: a seeded draw of ``rank`` for A, and the rest for B.
@@ -44,7 +44,7 @@ def direction_indices(direction: str, rank: int, seed: int = 0) -> tuple[list[in
 def scale_factor(
     scale: str, *, d_out: int, scaling: float, gamma: float, rank: int, weight: Tensor | None = None
 ) -> float:
-    """The number c on both starting factors.
+    """The number c that both initial factors are multiplied by.
 
     ``stable``: ``c = d_out^(1/4) / sqrt(gamma)`` (section 3.3: forward and backward stay of order one as d_out grows).
     ``unit``: ``c = 1``.
@@ -74,7 +74,7 @@ def initial_factors(
     Args:
         factors: at least ``2·rank`` singular triplets of G (d_out, d_in).
         factor: c of `scale_factor`.
-        seed: of ``direction=random``.
+        seed: the seed of ``direction=random``.
 
     Returns:
         A0 (rank, d_in) and B0 (d_out, rank), float32 on the CPU.
@@ -83,7 +83,7 @@ def initial_factors(
         GradientError: the factors hold fewer than ``2·rank`` singular vectors.
     """
     if factors.capacity < 2 * rank:
-        raise GradientError(f"rank={rank} needs {2 * rank} singular vectors, {factors.capacity} are kept")
+        raise GradientError(f"rank={rank} needs {2 * rank} singular vectors, but only {factors.capacity} are stored")
     for_a, for_b = direction_indices(direction, rank, seed)
     left, right = factors.left.float(), factors.right.float()
     return (factor * right[:, for_a].T).contiguous(), (factor * left[:, for_b]).contiguous()

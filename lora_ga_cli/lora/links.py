@@ -1,4 +1,4 @@
-"""Sums of LoRA adapters: the links of a chain, added to a base, written as one adapter, or cut to a lower rank.
+"""Sums of LoRA adapters: the links of a chain, added to a base, written as one adapter, or truncated to a lower rank.
 
 A link changes the weight of a layer by ``s·B A``. Here a change is held as `LowRank`, with s inside the left factor,
 so that changes of different ranks and s add up by putting their factors side by side.
@@ -77,9 +77,16 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
     for key in tensors:
         if key.endswith(".lora_A.weight"):
             name = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-            a, b = (tensors[found].float() for found in lora_keys(name))
-            changes[name] = LowRank(_scaling(config, name, a.shape[0]) * b, a)
+            a, b = (tensors[item].float() for item in lora_keys(name))
+            changes[name] = LowRank(layer_scaling(config, name, a.shape[0]) * b, a)
     return changes
+
+
+def layer_scaling(config: LoraConfig, name: str, rank: int) -> float:
+    """The s of a layer of a saved adapter, as PEFT finds it: it matches the patterns against the layer's name."""
+    patterns: dict[str, Any] = config.alpha_pattern or {}
+    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
+    return float(alpha) / (rank**0.5 if config.use_rslora else rank)
 
 
 def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
@@ -96,7 +103,7 @@ def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
 
 @torch.no_grad()
 def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
-    """Makes a freshly loaded base compute with the changes of earlier links, in place.
+    """Adds the changes of earlier links to a freshly loaded base, in place.
 
     A float32 weight becomes the original weight plus the sum of all changes, rounded once: however many links there
     were, no error accumulates. Any other weight (half precision, quantized, sharded) stays as it is, because adding
@@ -123,8 +130,8 @@ def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
         dtype: the type of the merged weights.
     """
     for name, layer in lora_layers(model).items():
-        if layer.lora_variant:  # magnitudes and the like are merged by PEFT
-            continue
+        if layer.lora_variant or not isinstance(layer.lora_A, nn.ModuleDict):
+            continue  # magnitudes and triplets are merged by PEFT
         target = Target(name, layer.get_base_layer())
         a, b = (weight_of(pair).double() for pair in (layer.lora_A, layer.lora_B))
         change = layer.scaling[ADAPTER] * (b @ a)
@@ -137,10 +144,10 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
 
     Args:
         like: a saved adapter whose configuration the sum takes, apart from ranks.
-        max_rank: the rank to cut every layer to; None keeps the sum of the ranks, exactly.
+        max_rank: the rank that every layer is truncated to; None keeps the sum of the ranks, exactly.
 
     Returns:
-        The largest rank that was written, and the relative error of the cut in the Frobenius norm over all layers.
+        The largest rank that was written, and the relative error of the truncation (Frobenius norm, over all layers).
     """
     config = LoraConfig.from_pretrained(str(like))
     assert isinstance(config, LoraConfig)
@@ -172,10 +179,3 @@ def _with_previous_links(module: Any, inputs: tuple[Tensor, ...], output: Tensor
     left, right = (getattr(module, buffer) for buffer in PREVIOUS)
     x = inputs[0].to(right.dtype)
     return output + functional.linear(functional.linear(x, right), left).to(output.dtype)
-
-
-def _scaling(config: LoraConfig, name: str, rank: int) -> float:
-    """The s of a layer, as PEFT finds it: the patterns are matched against the layer's name."""
-    patterns: dict[str, Any] = config.alpha_pattern or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
-    return float(alpha) / (rank**0.5 if config.use_rslora else rank)

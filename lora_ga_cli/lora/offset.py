@@ -5,7 +5,7 @@ The model must not change before its first step, so ``s·B0 A0`` has to be subtr
 
 - ``base``: the base's weights become ``W - s·B0 A0``. In half precision this rounds badly. The gradient's leading
   directions are those in which activations are large, so ``s·B0 A0 x`` can be many times ``W x``, and what is left
-  after the two cancel carries the rounding of the larger.
+  after the two cancel has the rounding error of the larger.
 - ``adapter``: the base stays as it is, and the adapter computes ``s·(B A - B0 A0) x`` in the difference form (see
   `lora.difference`), which costs a product of twice the rank.
 
@@ -130,12 +130,12 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
         The initialization, with the fingerprint of the base that it is installed on.
 
     Raises:
-        RunError: the initialization is of other layers, or was installed before on a base with other weights.
+        RunError: the initialization belongs to other layers, or was installed before on a base with other weights.
     """
     layers = lora_layers(model)
     if set(layers) != set(init.factors):
         raise RunError(
-            "the stored initialization is of other layers than this adapter has: begin again, overwrite=true"
+            "the stored initialization belongs to other layers than this adapter has: start again with overwrite=true"
         )
     for name, target in base_targets(model).items():
         a0, b0 = init.factors[name]
@@ -148,13 +148,14 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
     actual = fingerprint(base_targets(model))
     if init.installed_base and init.installed_base != actual:
         raise RunError(
-            "the base model differs from the one this run began on: give that one, or begin again with overwrite=true"
+            "the base model is not the one that this run was started with: give that one, or start again with "
+            "overwrite=true"
         )
     return replace(init, installed_base=actual)
 
 
 def train_differences(layer: LoraLayer, offset: str, a0: Tensor | None = None, b0: Tensor | None = None) -> None:
-    """Makes ΔA and ΔB, from zero, what trains in a LoRA layer.
+    """Makes ΔA and ΔB the trainable parameters of a LoRA layer; they begin at zero.
 
     Args:
         a0: A0 (rank, d_in); None for shapes alone (on the meta device).

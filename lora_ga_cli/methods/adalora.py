@@ -30,7 +30,7 @@ from lora_ga_cli.registry import METHODS
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
 MOMENTS = ("exp_avg_ipt", "exp_avg_unc")
-"""What PEFT's allocator remembers of each weight's importance."""
+"""What PEFT's allocator stores about the importance of each weight."""
 
 
 @METHODS.register("adalora")
@@ -38,8 +38,8 @@ class AdaLora(Method):
     """Products P Λ Q beside each target, whose least important triplets are removed while training."""
 
     class Options(MethodOptions):
-        """How AdaLoRA moves its budget of ranks between layers. Its output is scaled by alpha divided by the initial
-        rank, as PEFT does."""
+        """AdaLoRA's schedule, which moves its budget of ranks between layers. The output is scaled by alpha divided by
+        the initial rank, as in PEFT."""
 
         type: Literal["adalora"] = "adalora"
         initial_rank: Annotated[float, Field(gt=1)] = 1.5
@@ -70,7 +70,7 @@ class AdaLora(Method):
         options: Any = config.method
         trainer = config.trainer
         if trainer.max_steps == 1:
-            yield "AdaLoRA moves ranks between steps: trainer.max_steps=2 or more"
+            yield "AdaLoRA moves ranks between steps, so it needs trainer.max_steps=2 or more"
         if trainer.precision == "fp16" or (trainer.precision, config.model.dtype) == ("auto", "float16"):
             yield "AdaLoRA measures gradients, which fp16's scaling makes infinite at times: trainer.precision=bf16"
         if options.warmup + options.final >= 1:
@@ -135,13 +135,13 @@ class AdaLora(Method):
         with all_triplets(model):
             adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
-        # weights first: a folder with a configuration is taken for a complete adapter
+        # weights first: a folder with a configuration counts as a complete adapter
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
 
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         assert isinstance(model, PeftModel)
-        with all_triplets(model):  # PEFT would cut the layers to the ranks of the moment
+        with all_triplets(model):  # PEFT would truncate the layers to their present ranks
             set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
 
     def save_state(self, model: Model, folder: Path) -> None:
@@ -169,7 +169,7 @@ class AdaLora(Method):
         return "initialized as AdaLoRA (Λ zero)"
 
     def extra_bytes(self, model: nn.Module) -> int:
-        """What the allocator remembers, and computes anew at every step: each as large as what trains."""
+        """What the allocator stores, and computes at every step: each is as large as the trainable parameters."""
         trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
         return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
 
@@ -179,18 +179,18 @@ def schedule(options: Any, steps: int) -> tuple[int, int]:
 
     Args:
         options: of the class `AdaLora.Options`.
-        steps: optimizer steps of the whole run.
+        steps: optimizer steps of the complete run.
 
     Raises:
-        TargetError: they are too few to move ranks between the first and the last of them.
+        TargetError: the run has too few steps to move ranks.
     """
     first = int(options.warmup * steps)
-    after = max(1, int(options.final * steps))  # steps count from 0, and the last allocation is before the end
+    after = max(1, int(options.final * steps))  # steps are counted from 0, and the last allocation is before the end
     if first >= steps - after:
         raise TargetError(
-            f"AdaLoRA moves ranks between steps, and a run of {steps} has {first} before the first move and {after} "
-            "after the last: use more rows, trainer.epochs or trainer.max_steps, a smaller trainer.batch_size, or less "
-            "of method.warmup and method.final"
+            f"AdaLoRA moves ranks between steps, but of the {steps} steps of this run, {first} come before the first "
+            f"move and {after} after the last one: use more rows, trainer.epochs or trainer.max_steps, a smaller "
+            "trainer.batch_size, or smaller method.warmup and method.final"
         )
     return first, after
 
@@ -217,7 +217,7 @@ def orthogonality_penalty(model: PeftModel) -> Tensor:
     """What training adds to the loss for factors P (d_out, r) and Q (r, d_in) that are not orthogonal: the weighted
     mean of ``‖Pᵀ P - I‖`` and ``‖Q Qᵀ - I‖`` over layers (equation 4, as PEFT averages it).
 
-    In PEFT's own operations, so that under the same autocast it rounds as what PEFT adds."""
+    It uses the operations of PEFT, so that under the same autocast it rounds as what PEFT adds."""
     norms = [
         torch.norm(gram - torch.eye(len(gram), device=gram.device, dtype=gram.dtype), p="fro")
         for name, item in model.named_parameters()

@@ -1,7 +1,8 @@
 """What a fine-tuning method is: a class that holds everything about it, in one file, with one file in ``conf/method``.
 
 The methods of `Method` stand in the order in which a run calls them. What is written here suits a method that trains
-weights of the model itself; `lora.py` overrides it for PEFT's adapters, `custom.py` for others.
+weights of the model itself; `lora.py` overrides it for PEFT's adapters, and `custom.py` for adapters that PEFT does not
+have.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
 Gradient = Callable[[], GradientArtifact]
-"""Gives the gradient of the model in hand: from the cache, or estimated now."""
+"""Returns the gradient of the model: from the cache, or estimated now."""
 TASK_TYPES = {
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
@@ -40,13 +41,13 @@ class AdapterOutput:
     """What a method saves, and what can be done with it.
 
     Args:
-        label: what a person calls it.
+        label: its name in messages.
         loads_in: the library that loads it.
         mergeable: whether base and adapter can become one standard model.
         vllm: whether vLLM serves it as an adapter.
-        size: what its size is called: ``rank``, ``width``, or nothing where it has none.
+        size: the name of its size: ``rank``, ``width``, or empty if it has none.
         starts_as_base: whether the model computes what its base does before the first step.
-        is_adapter: whether it is something beside the base, and not the model itself.
+        is_adapter: whether it is saved beside the base, in contrast to a complete model.
     """
 
     label: str
@@ -64,7 +65,7 @@ class PreparedModel:
 
     Args:
         model: a `PeftModel`, or the base itself.
-        init: the initial factors that a method gave it; None where PEFT's own initialization stands.
+        init: the initial factors that the method gave it; None if PEFT initialized it.
     """
 
     model: Model
@@ -81,10 +82,10 @@ class Link:
     """One part of a run, with its own initialization, optimizer and checkpoints; most runs have one.
 
     Args:
-        index: from 0.
-        count: links of the run.
-        first_step: optimizer steps of the run before it.
-        steps: its own optimizer steps.
+        index: its number, from 0.
+        count: how many links the run has.
+        first_step: optimizer steps of the run before this link.
+        steps: optimizer steps of this link.
         total_steps: optimizer steps of the complete run.
     """
 
@@ -101,7 +102,7 @@ class Link:
 
 
 def links_of(method: Method, steps: int) -> list[Link]:
-    """The links of a run of so many optimizer steps, as equal as whole numbers allow."""
+    """The links of a run of so many optimizer steps, as equal as possible."""
     bounds = [steps * index // method.links for index in range(method.links + 1)]
     return [
         Link(index, method.links, bounds[index], bounds[index + 1] - bounds[index], steps)
@@ -118,10 +119,12 @@ class Method:
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Options outside the section ``method`` that do something with this method: ``rank``, ``alpha``,
+    """Options outside the section ``method`` that have an effect with this method: ``rank``, ``alpha``,
     ``target_modules``, ``rank_pattern``, ``adapter_dropout``."""
     peft_type: ClassVar[str] = ""
-    """PEFT's type of a saved adapter that this class has to load itself; most load in PEFT alone."""
+    """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
+    options_without_cost: ClassVar[frozenset[str]] = frozenset()
+    """Options of the section ``method`` that change neither the memory nor the time of a run."""
     example: ClassVar[tuple[str, ...]] = ()
     """Options with which the test of every method trains it on its small model."""
 
@@ -145,7 +148,7 @@ class Method:
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
-        """What does not go together in a configuration, one line each."""
+        """Describes options of a configuration that do not go together, one line each."""
         yield from ()
 
     def check_steps(self, steps: int) -> None:
@@ -167,7 +170,7 @@ class Method:
 
     @property
     def merged_rank(self) -> int | None:
-        """The rank that the sum of several links is cut to; None keeps it exact."""
+        """The rank that the sum of several links is truncated to; None keeps it exact."""
         return None
 
     @property
@@ -175,7 +178,7 @@ class Method:
         """Positions before every row that trained vectors take."""
         return 0
 
-    # Making the model ready
+    # Preparing the model
 
     def prepare(
         self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
@@ -183,7 +186,7 @@ class Method:
         """Puts the method on a base model, in place.
 
         Args:
-            steps: optimizer steps of the whole run.
+            steps: optimizer steps of the complete run.
             gradient: called only where the method needs a gradient, and no initialization is stored.
             stored: the initialization of an earlier session of the same run, which is installed unchanged.
 
@@ -193,7 +196,7 @@ class Method:
         return PreparedModel(self.attach(model, steps))
 
     def attach(self, model: PreTrainedModel, steps: int) -> Model:
-        """Makes what trains, in place, before any initialization of the method's own.
+        """Adds the trainable parameters, in place, before the method initializes them.
 
         Raises:
             TargetError: the model has no place for it.
@@ -207,10 +210,10 @@ class Method:
     # Training
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
-        """The optimizer: the Trainer's own, changed or replaced.
+        """The Trainer's optimizer, or a changed one, or another one in its place.
 
         Args:
-            optimizer: of the configuration's choice, with the Trainer's parameter groups.
+            optimizer: the configured one, with the Trainer's parameter groups.
         """
         return optimizer
 
@@ -237,7 +240,7 @@ class Method:
         """Reads a checkpoint's weights back into the model that trains.
 
         Raises:
-            RunError: they are another model's.
+            RunError: they belong to another model.
         """
         file = folder / "model.safetensors"
         if not file.exists():
@@ -259,7 +262,7 @@ class Method:
         """
         return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
 
-    # What people read
+    # Messages
 
     def built_size(self, model: nn.Module) -> list[int]:
         """The rank (or width, or length) of every layer, read from the built model."""
@@ -278,7 +281,7 @@ class Method:
         return ""
 
     def describe_saved(self, size: int) -> str:
-        """How the size that is saved came about, in a few words; empty where it is what was asked for."""
+        """Why the saved size differs from the configured one, in a few words; empty if it does not."""
         return ""
 
     # Forecasts
@@ -295,5 +298,5 @@ class Method:
 
 def method_of(config: Config) -> Method:
     """The configured method."""
-    found: type[Method] = METHODS[config.method.type]
-    return found(config)
+    method: type[Method] = METHODS[config.method.type]
+    return method(config)

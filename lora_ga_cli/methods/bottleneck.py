@@ -1,9 +1,9 @@
 """Bottleneck adapters (Houlsby et al. 2019, arXiv 1902.00751), which PEFT does not have.
 
-Two a block (three in T5's decoder): behind the projection that ends its attention, and behind the one that ends its
-feed-forward layer, before the residual connection. Each adds ``W_up · gelu(W_down · h + b_down) + b_up``. ``W_up``
-begins at zero, so that nothing changes before the first step (the paper begins near zero). Normalizations stay frozen,
-which leaves ``2 · d_model · r + r + d_model`` parameters for each module (LoRA, arXiv 2106.09685, section 5.1).
+There are two in each block (three in T5's decoder): behind the projection that ends its attention, and behind the one
+that ends its feed-forward layer, before the residual connection. Each adds ``W_up · gelu(W_down · h + b_down) + b_up``.
+``W_up`` begins at zero, so that nothing changes before the first step (the paper begins near zero). Normalizations stay
+frozen, which leaves ``2 · d_model · r + r + d_model`` parameters for each module (LoRA, arXiv 2106.09685, section 5.1).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class BottleneckAdapters(CustomAdapter):
 
 
 class Bottleneck(nn.Module):
-    """What is added to a projection's output h (…, d): see the module.
+    """Computes an adapter's output from a projection's output h (…, d); see the docstring of the module.
 
     Args:
         size: d.
@@ -106,7 +106,7 @@ def places(model: nn.Module, target_modules: str | Sequence[str]) -> list[str]:
         endings = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
         raise TargetError(
             f"where {type(model).__name__}'s attention and feed-forward layers end is not known: name these "
-            f"projections, target_modules=[NAME, NAME], among {endings}"
+            f"projections with target_modules=[NAME, NAME], from {endings}"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Chains: a run of several links, each a low-rank adapter of its own on the base with all earlier links.
+"""Chains: a run of several links. Each link is a separate low-rank adapter on the base with all earlier links.
 
 A link has its own gradient (of the base with what was trained before), initial factors, optimizer and checkpoints. What
 is saved in the end is the sum of all links as one standard LoRA adapter.
@@ -19,19 +19,19 @@ from lora_ga_cli.registry import METHODS
 
 
 class ChainOptions(MethodOptions):
-    """What every chain has."""
+    """Options of every chain."""
 
     links: Annotated[int, Field(ge=2)] = 3
-    """Links of the run. The optimizer steps, and the rows, are divided among them."""
+    """Number of links. The optimizer steps and the rows are divided among them."""
     link_schedule: Literal["link", "run"] = "link"
-    """The learning rate's course. ``link``: every link has its own, with warm-up. ``run``: one for the complete run."""
+    """The learning rate's schedule. ``link``: every link has one, with warm-up. ``run``: one for the complete run."""
     merged_rank: Positive | None = None
-    """Rank that the sum of the links is cut to when it is saved, with the error shown. Null keeps the sum of the ranks,
-    which is exact."""
+    """Rank that the sum of the links is truncated to when it is saved; the error is shown. Null keeps the sum of the
+    ranks, which is exact."""
 
 
 class Chain(Method):
-    """The core of every chain; to be combined with a LoRA method, which makes each link."""
+    """The base class of every chain. It is combined with a LoRA method, which makes each link."""
 
     @property
     def links(self) -> int:
@@ -51,7 +51,7 @@ class Chain(Method):
         yield from super().check(config)
         options: Any = config.method
         if config.trainer.load_best or config.trainer.early_stopping_patience is not None:
-            yield "trainer.load_best and trainer.early_stopping_patience look at one link only: not with a chain"
+            yield "a chain does not go with trainer.load_best and trainer.early_stopping_patience, which see one link"
         if getattr(options, "use_dora", False):
             yield "method.use_dora=true does not go with a chain: magnitudes of several links do not add up"
         if config.trainer.max_steps is not None and config.trainer.max_steps < options.links:
@@ -71,8 +71,8 @@ class Chain(Method):
         return total if self.merged_rank is None else min(total, self.merged_rank)
 
     def describe_saved(self, size: int) -> str:
-        cut = "" if self.merged_rank is None or size > self.merged_rank else ", cut to that rank"
-        return f"the sum of {self.links} links{cut}"
+        truncated = "" if self.merged_rank is None or size > self.merged_rank else ", truncated to that rank"
+        return f"the sum of {self.links} links{truncated}"
 
 
 @METHODS.register("chain_lora_ga")
@@ -84,4 +84,4 @@ class ChainLoraGA(Chain, LoraGA):
 
         type: Literal["chain_lora_ga"] = "chain_lora_ga"
 
-    example = ("method.links=2",)
+    example = ("method.links=2", "trainer.max_steps=8")

@@ -26,9 +26,9 @@ CONFIG_FILE = "custom_adapter.json"
 
 
 class CustomAdapter(Method):
-    """A method that puts modules of its own into the model. They train, and a new classifier head does, nothing else.
+    """A method that puts new modules into the model. Only these and a new classifier head train.
 
-    A subclass says which modules: `settings` for a configuration and a model, `insert` from such settings.
+    A subclass defines the modules: `settings` for a configuration and a model, `insert` from such settings.
     """
 
     @abstractmethod
@@ -104,7 +104,7 @@ class CustomAdapter(Method):
         except TargetError as error:
             raise RunError(f"{file}: this adapter does not go on {type(base).__name__}: {error}") from error
         except (KeyError, ValueError, TypeError) as error:
-            raise RunError(f"{file}: not the settings of such an adapter ({error!r})") from error
+            raise RunError(f"{file}: these are not the settings of such an adapter ({error!r})") from error
         for item in head:
             item.requires_grad_(True)
         _restore(base, folder)
@@ -120,7 +120,7 @@ class CustomAdapter(Method):
 
 
 def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The type and the settings of a saved adapter.
+    """The method's type and the settings of a saved adapter.
 
     Raises:
         RunError: the file is missing or damaged.
@@ -130,21 +130,21 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         stored = read_json(file)
         kind, settings = str(stored["type"]), dict(stored["settings"])
     except FileNotFoundError:
-        raise RunError(f"{file}: there is no such file, which says what kind of adapter this is") from None
+        raise RunError(f"{file}: this file is missing; it describes the type of the adapter") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: not the description of an adapter ({error!r})") from error
+        raise RunError(f"{file}: this is not the description of an adapter ({error!r})") from error
     return kind, settings
 
 
 def positive(settings: Mapping[str, Any], name: str) -> int:
-    """A positive whole number of a saved adapter's settings.
+    """A positive integer of a saved adapter's settings.
 
     Raises:
-        KeyError, ValueError: it is missing, or something else.
+        KeyError, ValueError: it is missing, or has another type.
     """
     value = settings[name]
-    if type(value) is not int or value < 1:  # a truth value is an int, too
-        raise ValueError(f"{name}={value!r} is not a positive number")
+    if type(value) is not int or value < 1:  # bool is a subclass of int
+        raise ValueError(f"{name}={value!r} is not a positive integer")
     return value
 
 
@@ -152,7 +152,7 @@ def names(settings: Mapping[str, Any], name: str) -> list[str]:
     """A list of names of a saved adapter's settings.
 
     Raises:
-        KeyError, ValueError: it is missing, or something else.
+        KeyError, ValueError: it is missing, or has another type.
     """
     value = settings[name]
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
@@ -168,8 +168,8 @@ def _restore(model: nn.Module, folder: Path) -> None:
         stored, expected = (tuple(found[name].shape) if name in found else None for found in (tensors, parameters))
         if stored != expected:
             raise RunError(
-                f"{file} is of another model or adapter: {name} is {stored or 'not'} there, and {expected or 'not'} in "
-                f"this {type(model).__name__}"
+                f"{file} belongs to another model or adapter: {name} is {stored or 'missing'} there, and "
+                f"{expected or 'missing'} in this {type(model).__name__}"
             )
     for name, item in parameters.items():
         item.data.copy_(tensors[name])
@@ -179,4 +179,4 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (FileNotFoundError, SafetensorError) as error:
-        raise RunError(f"{file}: not a complete safetensors file ({error})") from error
+        raise RunError(f"{file}: this is not a complete safetensors file ({error})") from error

@@ -1,4 +1,4 @@
-"""Training weights of the model itself: all of them, its last blocks, or its biases."""
+"""Trains weights of the model itself: all of them, its last blocks, or its biases."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Full(Method):
         if options.train != "top_layers" and options.top_layers != 2:
             yield f"method.top_layers={options.top_layers} does nothing with method.train={options.train}"
         if config.model.dtype == "float16":
-            yield "training every weight in float16 loses small updates: model.dtype=bfloat16 or float32"
+            yield "training every weight in float16 loses small updates: use model.dtype=bfloat16 or float32"
         if config.model.quantization is not None:
             given = f"model.quantization={config.model.quantization}"
             yield f"{given}: quantized weights cannot be trained; method=lora trains an adapter"
@@ -68,7 +68,7 @@ def _all(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
 
 
 def _top_layers(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
-    """LoRA's FT-Top2 with two."""
+    """The last blocks; two of them are FT-Top2 in the LoRA paper (arXiv 2106.09685)."""
     found = blocks(model)
     if options.top_layers > len(found):
         raise TargetError(f"method.top_layers={options.top_layers}, and {type(model).__name__} has {len(found)} blocks")

@@ -7,6 +7,7 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
+from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest
 from lora_ga_cli.methods import custom
 from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.registry import METHODS
@@ -24,12 +25,23 @@ def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:
     """The original base model with a saved adapter on it, in evaluation mode.
 
     Raises:
-        RunError: the files are damaged, or of another model.
-        InvalidInput: no method of this name is registered (`--code FILE` registers those of a user's own file).
+        RunError: the files are damaged, or belong to another model.
+        InvalidInput: no method of this name is registered (`--code FILE` registers those in a user's file).
     """
     if is_custom_adapter(folder):
-        return METHODS[custom.read_config(folder)[0]].load(base, folder, device)
+        return _custom_class(folder).load(base, folder, device)
     kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
     classes = (METHODS[name] for name in METHODS.names())
-    found = next((method for method in classes if method.peft_type == kind), Method)
-    return found.load(base, folder, device)
+    chosen = next((method for method in classes if method.peft_type == kind), Method)
+    return chosen.load(base, folder, device)
+
+
+def _custom_class(folder: Path) -> type[custom.CustomAdapter]:
+    file, name = folder / custom.CONFIG_FILE, custom.read_config(folder)[0]
+    found = METHODS.find(name)
+    if found is None:
+        hint = f"{suggest(name, METHODS.names())} a method of your own needs --code FILE".strip()
+        raise InvalidInput([Fault(str(file), f"no method type {name!r}", hint)])
+    if not issubclass(found, custom.CustomAdapter):
+        raise RunError(f"{file}: not the description of an adapter (adapters of type {name} are saved by PEFT)")
+    return found

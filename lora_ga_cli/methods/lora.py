@@ -24,7 +24,7 @@ from lora_ga_cli.registry import METHODS
 
 
 class LoraOptions(MethodOptions):
-    """What every method with a pair of factors A and B on each target has."""
+    """Options of every method that adds a pair of factors A and B to each target."""
 
     use_rslora: bool = False
     """Scale the adapter by ``alpha / sqrt(rank)`` instead of ``alpha / rank`` (rsLoRA, arXiv 2312.03732)."""
@@ -62,7 +62,7 @@ class Lora(Method):
     def prepare(
         self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
     ) -> PreparedModel:
-        torch.manual_seed(self.config.seed)  # the random A is the same, however many numbers were drawn before
+        torch.manual_seed(self.config.seed)  # the random A is the same, however many random numbers were drawn before
         return PreparedModel(self.attach(model, steps))
 
     def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
@@ -94,7 +94,7 @@ class Lora(Method):
             return self.attach(model, steps)
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
-        """LoRA+ (arXiv 2402.12354): a rate of its own for B.
+        """LoRA+ (arXiv 2402.12354): a separate learning rate for B.
 
         (PEFT's LoRA+ gives that rate to all vectors too: DoRA's magnitudes and the biases of a new classifier head.)
         """

@@ -47,6 +47,8 @@ class LoraGA(NonzeroInit):
 
         type: Literal["lora_ga"] = "lora_ga"
 
+    options_without_cost = frozenset({"direction", "gamma"})
+
     @property
     def needs_gradient(self) -> bool:
         return bool(self.options.init == "gradient")
@@ -69,9 +71,9 @@ class LoraGA(NonzeroInit):
             yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
         if config.gradient.estimator == "exact" and config.model.quantization is not None:
             given = f"model.quantization={config.model.quantization}"
-            yield f"{given}: quantized weights have no gradient of their own: gradient=sketch"
+            yield f"{given}: quantized weights have no gradient, so use gradient=sketch"
         if config.gradient.estimator == "exact" and config.model.shard:
-            yield "model.shard=true: sharded weights have no complete gradient: gradient=sketch"
+            yield "model.shard=true: sharded weights have no complete gradient, so use gradient=sketch"
 
     def initial_factors(self, model: PeftModel, artifact: GradientArtifact | None) -> LoraInit:
         options, seed = self.options, self.config.seed
@@ -119,7 +121,7 @@ def initialize(
     subtracted, in the base or in the adapter (see `lora.offset`). Keep the result: `export_adapter` needs it.
 
     Args:
-        model: a model with one LoRA adapter; its rank, alpha and ``use_rslora`` decide s. LoRA-GA's own choice is
+        model: a model with one LoRA adapter; its rank, alpha and ``use_rslora`` decide s. the authors of LoRA-GA use
             ``use_rslora=True``.
         artifact: the gradient of the same base, for at least the model's rank and layers.
         direction: ``ArB2r``, ``A2rBr``, ``ArBr`` or ``random``.

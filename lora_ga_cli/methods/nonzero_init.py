@@ -1,4 +1,4 @@
-"""LoRA with initial factors of both A and B, and with their product subtracted so that nothing changes at step 0."""
+"""LoRA with initial factors of both A and B, whose product is subtracted so that nothing changes at step 0."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_ga_cli.methods.lora import Lora, LoraOptions
 
 
 class NonzeroInitOptions(LoraOptions):
-    """What every method has whose factors both begin away from zero."""
+    """Options of every method that initializes both factors away from zero."""
 
     offset: Literal["auto", "base", "adapter"] = "auto"
     """Where the product of the initial factors is subtracted, so that nothing changes at step 0. ``base``: in the
@@ -30,7 +30,7 @@ class NonzeroInitOptions(LoraOptions):
 
 
 class NonzeroInit(Lora):
-    """A LoRA method that computes its own initial factors. A subclass says how: see `pairs`."""
+    """A LoRA method that computes initial factors. A subclass defines how: see `pairs`."""
 
     @abstractmethod
     def pairs(self, artifact: GradientArtifact | None) -> InitialPair:
@@ -65,12 +65,12 @@ class NonzeroInit(Lora):
         if options.offset != "base":
             return
         if config.adapter_dropout > 0:
-            yield "adapter_dropout goes with method.offset=adapter: it would reach only half of what cancels"
+            yield "adapter_dropout needs method.offset=adapter: in the base, the subtracted part would have no dropout"
         if config.model.quantization is not None:
             given = f"model.quantization={config.model.quantization}"
-            yield f"{given}: nothing can be subtracted from quantized weights: method.offset=adapter"
+            yield f"{given}: nothing can be subtracted from quantized weights, so use method.offset=adapter"
         if config.model.shard:
-            yield "model.shard=true: nothing can be subtracted from sharded weights: method.offset=adapter"
+            yield "model.shard=true: nothing can be subtracted from sharded weights, so use method.offset=adapter"
 
     def prepare(
         self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
@@ -89,7 +89,7 @@ class NonzeroInit(Lora):
         return wrapped
 
     def saved_size(self, prepared: PreparedModel) -> int | None:
-        return 2 * max(self.built_size(prepared.model))  # the initial factors are saved beside what trained
+        return 2 * max(self.built_size(prepared.model))  # the initial factors are saved beside the trained ones
 
     def describe_saved(self, size: int) -> str:
         return f"{size // 2} trained + {size // 2} initial"

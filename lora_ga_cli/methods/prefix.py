@@ -4,7 +4,7 @@
 
 **Prefix-layer tuning** trains hidden states at every layer: each block sees ``length`` more positions, whose hidden
 states (length, d_model) are trained and replace what the block before computed there: ``layers · length · d_model``
-parameters. (PEFT's prefix tuning trains keys and values instead, twice as many parameters, without the block's own
+parameters. (PEFT's prefix tuning trains keys and values instead, twice as many parameters, without the block's
 projections.)
 """
 
@@ -37,11 +37,11 @@ from lora_ga_cli.registry import METHODS
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and named arguments."""
 SPREAD = 0.02
-"""Standard deviation of the first prefixes where the model's configuration states none for its own weights."""
+"""Standard deviation of the first prefixes if the model's configuration states none for its weights."""
 
 
 class PrefixOptions(MethodOptions):
-    """How many vectors train."""
+    """The number of trained vectors."""
 
     prefix_length: Positive = 32
     """Trained vectors before a row."""
@@ -168,7 +168,7 @@ def insert(model: nn.Module, length: int) -> None:
     """Puts prefixes on every block of a decoder, in place; `generate` works as before.
 
     Raises:
-        TargetError: the model is no decoder alone.
+        TargetError: the model has an encoder.
     """
     config: Any = model.config
     if getattr(config, "is_encoder_decoder", False):
@@ -186,7 +186,7 @@ def insert(model: nn.Module, length: int) -> None:
 
 
 class _Rows:
-    """What happens to a batch on its way through the model."""
+    """The hooks that add prefixes to a batch while the model computes it."""
 
     def __init__(self, length: int):
         self.length = length
@@ -197,7 +197,7 @@ class _Rows:
     def begin(
         self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Makes room for the prefix in front of every row."""
+        """Adds positions for the prefix before every row."""
         kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
         ids = kwargs.pop("input_ids", None)
         inputs = kwargs.get("inputs_embeds")
@@ -221,7 +221,7 @@ class _Rows:
         return (), kwargs
 
     def replace(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """Puts a block's own prefix where the block before left something."""
+        """Puts a block's prefix in the place of what the block before computed there."""
         if not self.reading:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -230,7 +230,7 @@ class _Rows:
         return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
 
     def end(self, model: Any, args: Any, output: Any) -> Any:
-        """Gives back the logits of the row alone."""
+        """Removes the logits of the prefix positions."""
         if output.logits.shape[1] > self.tokens:
             output.logits = output.logits[:, -self.tokens :]
         return output

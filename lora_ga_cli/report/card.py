@@ -1,4 +1,4 @@
-"""The model card that a run folder carries."""
+"""The model card of a run folder."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) 
 
 
 def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
+    """The text of the card, in Markdown."""
     base, rank = manifest["base"], manifest["adapter_rank"]
     output = method_of(config).output
     adapter = output.is_adapter
@@ -37,7 +38,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
     front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
     front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
     what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
-    what = what if adapter else "A fine-tuned model, whose own weights were trained,"
+    what = what if adapter else "A fine-tuned model"
     lines = [
         *front,
         f"# {name}",
@@ -52,8 +53,8 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         *_use(name, config, base, rank, manifest["label_names"], output),
         "",
-        "`config.yaml` is the resolved configuration, `manifest.json` says with what and from what this was made,",
-        "`metrics.jsonl` holds every logged point.",
+        "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
+        "versions, and `metrics.jsonl` holds every logged point.",
         "",
     ]
     return "\n".join(lines)

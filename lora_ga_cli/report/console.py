@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 PIPE_WIDTH = 160
-"""Characters in a line of a table that is written into a file or a pipe, which has no width of its own."""
+"""Characters in a line of a table that is written into a file or a pipe, which has no width."""
 _RANK = os.environ.get("RANK", "0")
 
 

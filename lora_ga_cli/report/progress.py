@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, lines of text in a pipe."""
+"""Shows the progress of long work: a bar on a terminal, lines of text in a pipe."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TrainingDisplay:
 
         Args:
             total: steps of the training.
-            done: steps that an earlier process did.
+            done: steps that were done before a resumed run stopped.
         """
         self._total, self._done, self._began = total, done, time.perf_counter()
         if out.is_terminal:

@@ -7,6 +7,7 @@ import torch
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import InvalidInput, UserError
 from lora_ga_cli.files import sha256_json
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.forecast import Pace, measure_pace
 from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report import console
@@ -61,7 +62,7 @@ def _forecast(cell: Cell, cached: dict[str, Cost | str]) -> Cost | str:
     """The cost of a cell, or why it cannot be computed. Cells whose trainings have the same shape share a forecast."""
     shape = cell.config.model_dump(mode="json", exclude={"seed", "output_dir", "eval", "name"})
     shape["trainer"] |= {"learning_rate": None}
-    shape["method"] |= {"direction": None, "name": None}
+    shape["method"] |= dict.fromkeys(("name", *method_of(cell.config).options_without_cost))
     key = sha256_json([shape, cell.measure])
     if key not in cached:
         try:

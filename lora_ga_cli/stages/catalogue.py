@@ -1,4 +1,4 @@
-"""The methods that there are: what each is, what it trains of a model, and what comes out."""
+"""The list of methods: what each one is, how many parameters of a model it trains, and what it saves."""
 
 from __future__ import annotations
 
@@ -38,45 +38,45 @@ class Entry:
     result: str
 
 
-def methods(model: str, rank: int, own: Path | None = None) -> list[Entry]:
+def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
     """Every method that can be chosen.
 
     Args:
         model: a choice of ``conf/model``, a folder or a name on the hub; no weights are loaded.
-        own: a folder with choices of the user's own.
+        user_dir: a folder with the user's choices.
 
     Raises:
         ModelError: the model cannot be found.
     """
     quiet()
-    locations = Locations(own)
-    known = model in locations.choices("model")
-    task = _task_of(model, own) if known else guess_task(model)
-    chosen = [f"model={model}"] if known else [f"model={CHOICES[task]}", f"model.path={model!r}"]
+    locations = Locations(user_dir)
+    is_choice = model in locations.choices("model")
+    task = _task_of(model, user_dir) if is_choice else guess_task(model)
+    chosen = [f"model={model}"] if is_choice else [f"model={CHOICES[task]}", f"model.path={model!r}"]
     rows = "dataset=sst2" if task == "sequence_classification" else "dataset=quickstart"
     entries = []
     for name, file in locations.choices("method").items():
-        flags = ["--config-dir", str(own)] if own is not None else []
+        flags = ["--config-dir", str(user_dir)] if user_dir is not None else []
         count = None
         try:
             config = compose([*chosen, rows, f"method={name}", f"rank={rank}", *flags])
             base = empty_model(config.model, config.model.num_labels)
             count = trained_parameters(method_of(config).attach_empty(base))
-        except InvalidInput as error:  # of the file, or of method and model together
+        except InvalidInput as error:  # the file is wrong, or the method does not go with the model
             result = str(error).splitlines()[0]
         except TargetError as error:
             result = f"not for this model: {str(error).splitlines()[0]}"
         else:
             output = method_of(config).output
-            result = f"{output.label}, loaded by {output.loads_in}" + ("" if output.mergeable else "; no merging")
+            result = f"{output.label}, loaded by {output.loads_in}" + ("" if output.mergeable else ", cannot be merged")
         text = _comment(file)
         entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
     return entries
 
 
-def _task_of(choice: str, own: Path | None) -> str:
-    """The task that a choice of ``conf/model``, or what it builds on, states; ModelConfig's own where none does."""
-    flags = ["--config-dir", str(own)] if own is not None else []
+def _task_of(choice: str, user_dir: Path | None) -> str:
+    """The task that a choice of ``conf/model``, or what it builds on, states; else the default of `ModelConfig`."""
+    flags = ["--config-dir", str(user_dir)] if user_dir is not None else []
     sources, faults = check([f"model={choice}", *flags], complete=False)
     if faults:
         raise InvalidInput(faults)
@@ -84,7 +84,7 @@ def _task_of(choice: str, own: Path | None) -> str:
 
 
 def _comment(file: Path) -> str:
-    """The comment that a file opens with."""
+    """The comment at the top of a file."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

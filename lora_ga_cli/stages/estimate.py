@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config, GradientConfig
+from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
-from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
+from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
 from lora_ga_cli.registry import ESTIMATORS
@@ -118,7 +119,7 @@ def capacity_for(rank: int, configured: int | None) -> int:
 def rows_at_a_time(options: GradientConfig, rows: int) -> int:
     """Rows of a micro-batch: ``gradient.micro_batch_size``, but at most an eighth of all rows (64 rows: 8).
 
-    So any number of processes up to `SHARED_BATCHES` splits the rows in the same way and finds the same gradient.
+    So any number of processes up to `SHARED_BATCHES` splits the rows in the same way and computes the same gradient.
     """
     return max(1, min(options.micro_batch_size, rows // max(distributed.count(), SHARED_BATCHES)))
 
@@ -133,7 +134,7 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
 
     Args:
         model: the base, if it is loaded already.
-        merged: digests of what was added to it since; the gradient is kept apart from that of the original base.
+        merged: digests of what was added to it since; this gradient is stored beside that of the original base.
 
     Raises:
         TargetError, GradientError, ModelError
@@ -141,7 +142,10 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
     wanted, config = request(inputs, merged), inputs.config
     began = time.perf_counter()
     if len(wanted.rows) < config.gradient.samples:
-        warn(f"gradient.samples={config.gradient.samples}, and there are only {len(wanted.rows)} training rows")
+        warn(
+            f"gradient.samples={config.gradient.samples}, but there are only {len(wanted.rows)} training rows; all are "
+            "used"
+        )
     artifact, reused = _from_store(inputs, wanted, model)
     if reused:
         step("gradient", f"reused {wanted.key} ({artifact.info['rows']} rows, serves ranks up to {artifact.max_rank})")
@@ -157,7 +161,7 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
 
 
 def estimate_alone(config: Config) -> GradientArtifact:
-    """Estimates the gradient that a configuration needs, and prints what is known of it (``loraga estimate-grad``).
+    """Estimates the gradient that a configuration needs, and prints a table of it (``loraga estimate-grad``).
 
     Raises:
         UserError: as `estimate`.
@@ -205,7 +209,7 @@ def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
     warn(
         f"in {len(coarse)} of {len(alignments)} layers the first step of rank {rank} may follow less than "
         f"{MIN_ALIGNMENT:.0%} of the best one's (lowest: {coarse[worst]:.1%}, in {worst}): "
-        f"{more}gradient.capacity={2 * artifact.capacity} errs less"
+        f"{more}gradient.capacity={2 * artifact.capacity} makes the estimate more exact"
     )
 
 
@@ -214,7 +218,7 @@ def show(artifact: GradientArtifact, config: Config) -> None:
     gradient_table(artifact, config.rank)
     folder = ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
     coverage(artifact, folder / COVERAGE_FILE, title=f"{config.model.path}, {artifact.info['rows']} rows")
-    step("gradient", f"how much each rank covers: {folder / COVERAGE_FILE}")
+    step("gradient", f"figure of the share of the gradient that each rank covers: {folder / COVERAGE_FILE}")
 
 
 @contextlib.contextmanager
@@ -257,8 +261,8 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
             dropout=options.dropout,
             on_batch=lambda done, _: report(min(done, len(of_process) * estimator.passes)),
             on_retry=lambda rows: warn(
-                f"the accelerator's memory is full: estimating again with {rows} rows at a time "
-                f"(gradient.micro_batch_size={rows} does so at once)"
+                f"the accelerator's memory is full: the estimation starts again with {rows} rows at a time "
+                f"(gradient.micro_batch_size={rows} would do so from the beginning)"
             ),
         )
     artifact.info.update(rows=len(wanted.rows), model=inputs.config.model.path, provenance=provenance())

@@ -73,6 +73,7 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
     folder = Path(text).expanduser()
     if (folder / "manifest.json").is_file():
         run = RunFolder(folder)
+        require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
         return target_of_run(run, reconfigured(run.read_config(), options))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")

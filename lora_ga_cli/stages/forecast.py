@@ -1,4 +1,4 @@
-"""``--dry-run``: what a command would do, what is there already, and what it will take."""
+"""``--dry-run``: what a command would do, what is done already, and the memory and time that it needs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _folders(inputs: Inputs, run: RunFolder) -> list[LinkFolder]:
 
 
 def _reached(inputs: Inputs, run: RunFolder) -> int:
-    """The optimizer step that the run would be resumed after."""
+    """The optimizer step after which the run would resume."""
     reached = 0
     for link in _links(inputs):
         folder = run.link(link)
@@ -127,7 +127,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     for parameter in base.parameters():
         parameter.requires_grad_(False)
     for target in targets.values():
-        target.weight.requires_grad_(True)  # what the estimators need is kept as if it had a gradient
+        target.weight.requires_grad_(True)  # the estimators need the activations that a gradient would need
     longest, mean = _lengths(inputs)
     samples = min(options.samples, len(inputs.train.rows))
     rows = rows_at_a_time(options, samples)
@@ -169,7 +169,7 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
 
 
 def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:
-    """Bytes of the base's weights in one process; one that is quantized or in shards needs whole layers for a while."""
+    """Bytes of the base's weights in one process; a quantized or sharded one needs complete layers for a while."""
     bits = bits_per_weight(config.model)
     if config.model.shard:
         return weight_bytes(base) // distributed.count() + 2 * weight_bytes(base) // count_blocks(base)
@@ -188,4 +188,4 @@ def _lengths(inputs: Inputs) -> tuple[int, int]:
 def _say(what: str, memory: Memory, seconds: float, states: str) -> None:
     length = f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
     parts = f"weights {size(memory.weights)}, {states} {size(memory.states)}, activations {size(memory.activations)}"
-    step("forecast", f"{what}: about {length}, and {size(memory.total)} at its peak ({parts})")
+    step("forecast", f"{what}: about {length}, peak memory {size(memory.total)} ({parts})")

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import sha256_file
-from lora_ga_cli.gradient.key import rows_hash
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
@@ -29,7 +29,7 @@ from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check
 
 
 def initialize(config: Config) -> RunFolder:
-    """Begins a run: its folder, and in it the initialization from which `train` goes on.
+    """Creates a run folder and stores the initialization in it, from which `train` continues.
 
     Raises:
         UserError: as `initialize_link`; RunError also if the folder holds another run.
@@ -37,13 +37,13 @@ def initialize(config: Config) -> RunFolder:
     with open_run(config) as (inputs, run):
         links = links_of(method_of(config), total_steps(config, len(inputs.train.rows)))
         initialize_link(inputs, run, links, links[0])
-        step("init", f"stored in {run.path}; go on with loraga train")
+        step("init", f"stored in {run.path}; loraga train with the same options continues from it")
     return run
 
 
 @contextlib.contextmanager
 def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
-    """Opens a configuration's run folder, and keeps other processes out of it: everything is loaded but weights.
+    """Opens a configuration's run folder, keeps other processes out of it, and loads everything except weights.
 
     Raises:
         RunError: the folder holds another run, or another process works on it.
@@ -63,7 +63,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
 
 
 def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
-    """Writes whose run this is, and once, what it was made from."""
+    """Writes the configuration of a run, and for a new run also its manifest: options, rows, base and versions."""
     stored, actual = run.manifest.get("data"), _data_identity(inputs)
     if stored is not None:
         changed = [name for name, split in actual.items() if stored.get(name, {}).get("sha256") != split["sha256"]]
@@ -105,22 +105,22 @@ def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
     """The original base model, ready to be trained on.
 
     Raises:
-        RunError: its weights are not those that the run began with.
+        RunError: its weights are not those that the run was started with.
     """
     model = inputs.load_model(to_train=True)
     if method_of(inputs.config).output.is_adapter:
         actual = fingerprint(find_targets(model, inputs.config.target_modules))
         if run.manifest.get("base_fingerprint", actual) != actual:
             raise RunError(
-                f"the base model changed since {run.path} began: give the one it began with, or overwrite=true to "
-                "begin again"
+                f"the base model is not the one that {run.path} was started with: give that one, or start the run "
+                "again with overwrite=true"
             )
         run.update_manifest(base_fingerprint=actual)
     return model
 
 
 def add_links(model: PreTrainedModel, folders: Sequence[LinkFolder]) -> None:
-    """Makes a base compute with the links that are trained already, in place."""
+    """Adds the links that are trained already to a base, in place."""
     if folders:
         add_to_base(model, [read_adapter(folder.adapter) for folder in folders])
 
@@ -128,11 +128,11 @@ def add_links(model: PreTrainedModel, folders: Sequence[LinkFolder]) -> None:
 def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> PreparedModel:
     """Loads the base with all earlier links and puts the method on it.
 
-    An initialization that the run has already is installed again, to the bit.
+    If the run has an initialization already, exactly this one is installed again.
 
     Raises:
         TargetError, GradientError, RunError, ModelError
-        EqualityError: the model computes something else than its base before the first step.
+        EqualityError: before the first step, the model does not compute what its base computes.
     """
     method, folder = method_of(inputs.config), run.link(link)
     if link.title:

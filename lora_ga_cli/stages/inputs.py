@@ -1,4 +1,4 @@
-"""What every stage begins with: the tokenizer, the rows, the model's configuration. No weights."""
+"""What every stage loads first: the tokenizer, the rows and the model's configuration, but no weights."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PROBE_ROWS = 2
 
 @dataclass(frozen=True)
 class Inputs:
-    """A configuration with everything that is loaded for it but weights."""
+    """A configuration with everything that is loaded for it, except weights."""
 
     config: Config
     device: torch.device
-    settings: PreTrainedConfig
+    model_config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     data: Data
 
@@ -48,7 +48,7 @@ class Inputs:
         if self.config.model.task != "sequence_classification":
             return None
         names = self.data.label_names
-        return self.config.model.num_labels or (len(names) if names else self.settings.num_labels)
+        return self.config.model.num_labels or (len(names) if names else self.model_config.num_labels)
 
     @property
     def train(self) -> Split:
@@ -61,7 +61,7 @@ class Inputs:
         return (self.data.validation or self.train).form.collate
 
     def probe_batch(self) -> dict[str, Any]:
-        """A batch of the first rows, on which forms of the model are compared."""
+        """A batch of the first rows, on which two forms of the model are compared."""
         split = self.data.validation or self.train
         rows = split.rows
         return self.collator([rows[index] for index in range(min(PROBE_ROWS, len(rows)))])
@@ -102,38 +102,38 @@ def join_processes(config: Config) -> None:
         InvalidInput: the base is to be in shards, and this process is alone.
     """
     if config.model.shard and distributed.count() == 1:
-        start = "torchrun --nproc-per-node 2 -m lora_ga_cli …"
-        raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", start)])
+        launch = "torchrun --nproc-per-node 2 -m lora_ga_cli …"
+        raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", launch)])
     distributed.join(cpu=pick_device(config.device).type == "cpu")
 
 
 def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
-    """Loads and checks all but weights, and says what rows there are.
+    """Loads and checks everything except weights, and prints how many rows there are.
 
     Raises:
         ModelError, DataError
     """
     quiet()
     device = pick_device(config.device)
-    settings, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
     data = load_data(
         config.dataset,
         task=config.model.task,
         tokenizer=tokenizer,
         seed=config.seed,
-        max_positions=_positions(config, settings),
+        max_positions=_positions(config, model_config),
         splits=tuple(splits),
         num_labels=config.model.num_labels,
     )
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())
-    return Inputs(config, device, settings, tokenizer, data)
+    return Inputs(config, device, model_config, tokenizer, data)
 
 
-def _positions(config: Config, settings: PreTrainedConfig) -> int | None:
-    """The longest row, in tokens: trained vectors before it take positions of their own."""
-    positions = max_positions(settings)
+def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:
+    """The longest possible row, in tokens: trained vectors before it take some of the model's positions."""
+    positions = max_positions(model_config)
     return None if positions is None else positions - method_of(config).leading_positions
 
 
@@ -152,7 +152,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             files,
             task=config.model.task,
             tokenizer=inputs.tokenizer,
-            max_positions=_positions(config, inputs.settings),
+            max_positions=_positions(config, inputs.model_config),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
         )

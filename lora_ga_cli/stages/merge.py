@@ -1,4 +1,4 @@
-"""Stage 5: base and adapter as one plain model folder."""
+"""Stage 5: writes base and adapter as one plain model folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MergeOptions:
     Args:
         output: folder to write; ``RUN/merged`` when None.
         dtype: type of the written weights; the base's when None.
-        max_shard_size: of one safetensors file, such as ``5GB``.
+        max_shard_size: the largest size of one safetensors file, such as ``5GB``.
         base: another place of the same base model (it must have the same weights).
     """
 
@@ -46,8 +46,8 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     """Merges a finished run's adapter into its base; returns the folder.
 
     Raises:
-        RunError: the run has not finished, the folder is taken, or the base is another than it was trained on.
-        EqualityError: a merged weight is not finite, or the merged model computes something else.
+        RunError: the run has not finished, the folder is not empty, or the base is not the one it was trained on.
+        EqualityError: a merged weight is not finite, or the merged model does not compute what the adapter computes.
     """
     require_finished(run)
     _refuse_unmergeable(run, config)
@@ -61,8 +61,9 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     difference = _write(model, folder, inputs, expected, options.max_shard_size)
     if quantization is not None:
         warn(
-            f"trained on the base in {quantization}, merged into the base in {config.model.dtype}, which is not quite "
-            "the same: score the merged model, or serve the adapter on the quantized base"
+            f"the adapter was trained on the base in {quantization} and is merged into the base in "
+            f"{config.model.dtype}, which is not quite the same: score the merged model, or use the adapter on the "
+            "quantized base"
         )
     total = sum(file_sizes(folder).values())
     step(
@@ -77,7 +78,7 @@ def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
     output = method_of(config).output
     if not output.mergeable:
         raise RunError(
-            f"{run.path} cannot be merged: it holds {output.label}, and no change of the base's weights; "
+            f"{run.path} cannot be merged: it holds {output.label}, which is not a change of the base's weights; "
             f"{output.loads_in} loads it on the base"
         )
 
@@ -89,7 +90,7 @@ def _free_folder(folder: Path) -> Path:
 
 
 def _inputs_of_base(config: Config, options: MergeOptions) -> Inputs:
-    """Of the base as it is asked for, not quantized: there most of what was trained would be rounded away."""
+    """The inputs with the base not quantized: in quantized weights most of what was trained would be rounded away."""
     changes: dict[str, Any] = {"quantization": None, "double_quantization": False}
     if options.base is not None:
         changes |= {"path": options.base, "revision": None}
@@ -104,7 +105,7 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
         model: a `PeftModel`, or a plain one already.
     """
     if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
-        model = model.to(dtype)  # merged in the base's type, small updates would be rounded away before the cast
+        model = model.to(dtype)  # in the base's type, small changes would be rounded away
     if isinstance(model, PeftModel):
         merge_layers(model, dtype)
         try:
@@ -122,9 +123,9 @@ def _write(model: PreTrainedModel, folder: Path, inputs: Inputs, expected: Tenso
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
         inputs.tokenizer.save_pretrained(temporary)
-        found = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
+        actual = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
         coarsest = max(dtype, getattr(torch, inputs.config.model.dtype), key=_coarseness)
-        return check_equal(found, expected, coarsest, "the merged model and the adapter on its base")
+        return check_equal(actual, expected, coarsest, "the merged model and the adapter on its base")
 
 
 def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""A few rows as the model sees them."""
+"""Shows a few rows as the model sees them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lora_ga_cli.stages.inputs import prepare_inputs
 
 
 def preview(config: Config, rows: int = 3) -> None:
-    """Prints the first training rows; what has no loss is dimmed."""
+    """Prints the first training rows; text without loss is dimmed."""
     inputs = prepare_inputs(config)
     split = inputs.train
     for index in range(min(rows, len(split.rows))):
@@ -17,4 +17,4 @@ def preview(config: Config, rows: int = 3) -> None:
         out.print(f"[bold]row {index + 1}[/] · {row['length']} tokens", style="cyan")
         out.print(split.form.show(row))
     out.print()
-    out.print("[dim]dimmed: seen by the model, without loss[/]")
+    out.print("[dim]The model reads the dimmed text, but the loss does not count it.[/]")

@@ -1,4 +1,4 @@
-"""Stage 3: training, from wherever an earlier session of the same run stopped, to a checked and documented result."""
+"""Stage 3: trains a run, or resumes it where it stopped, and checks, saves and documents the result."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from lora_ga_cli.training.trainer import LoragaTrainer
 
 
 def train(config: Config) -> RunFolder:
-    """Trains a run to its end. The same configuration again resumes it, or finds it finished.
+    """Trains a run to its end. With the same configuration it resumes a stopped run, and returns a finished one.
 
     Raises:
-        UserError: as any stage; what was reached so far stays in the run folder.
+        UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     accumulation_steps(config)
     with open_run(config) as (inputs, run):
@@ -50,7 +50,7 @@ def train(config: Config) -> RunFolder:
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
         clear_device_cache(garbage_collection=True)
-        if distributed.is_main() or config.model.shard:  # a sharded base takes all of them
+        if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
             difference = _difference(inputs, run, result)
         if distributed.is_main():
             _finish(inputs, run, result, difference)
@@ -64,18 +64,19 @@ Losses = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Result:
-    """What is left of the trained model once it is saved and its memory is free.
+    """What is kept of the trained model after it is saved and its memory is free.
 
     Args:
-        logits: of the probe rows.
+        logits: the logits of the probe rows.
         size: the largest rank (or width) of the adapter as it is saved; None where it has none.
-        cut_error: the relative error of cutting the sum of a chain's links to a lower rank; 0 where nothing was cut.
+        truncation_error: the relative error (Frobenius norm) of truncating the sum of a chain's links to a lower rank;
+            0 if nothing was truncated.
     """
 
     logits: torch.Tensor
     losses: Losses
     size: int | None
-    cut_error: float = 0.0
+    truncation_error: float = 0.0
 
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
@@ -111,7 +112,7 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
 
 
 def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> None:
-    """Trains one link of a chain and saves it beside the others. Once its last file is written it is never repeated."""
+    """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
     prepared = initialize_link(inputs, run, links, link)
     trainer = _fit(inputs, run, prepared, link)
     losses, folder = _final_losses(inputs, trainer), run.link(link)
@@ -125,7 +126,7 @@ def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Lin
 
 
 def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
-    """Those of the trained model as anyone will compute them: without the Trainer's autocast."""
+    """Logits of the trained model without the Trainer's autocast, as any other program computes them."""
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return probe_logits(trained, inputs.probe_batch())
 
@@ -190,9 +191,9 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
 
 
 def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
-    """By how much the saved model, loaded anew, differs from the trained one."""
+    """The relative difference between the logits of the saved model, loaded again, and those of the trained one."""
     actual = probe_logits(load_trained(inputs, run), inputs.probe_batch())
-    if result.cut_error > 0:  # asked for, and shown
+    if result.truncation_error > 0:  # the truncation was asked for, and its error is printed
         return relative_difference(actual, result.logits)
     what = f"the model saved in {run.path} and the trained one"
     return check_equal(actual, result.logits, rounding_type(inputs.config.model), what)
@@ -205,7 +206,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         **result.losses,
         adapter_rank=result.size,
         saved_difference=difference,
-        **({"cut_error": result.cut_error} if result.cut_error else {}),
+        **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=find_source(config.model).path,
         finished=now(),
     )
@@ -215,7 +216,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
     """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
-    points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # alike in every process
+    points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # the same in every process
     training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
     if inputs.data.validation is None:
         return {"training_loss": training, "validation_loss": None}
@@ -233,8 +234,11 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.losses.items() if value is not None]
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
     step("saved", f"{run.path}: {_described(config, result.size)}")
-    if result.cut_error:
-        step("saved", f"cut to rank {result.size}: {result.cut_error:.2%} of the change is lost (Frobenius norm)")
+    if result.truncation_error:
+        step(
+            "saved",
+            f"truncated to rank {result.size}: {result.truncation_error:.2%} of the change is lost (Frobenius norm)",
+        )
     step("saved", f"reloaded, its logits equal the trained model's to {difference:.0e}; loss curve: {run.figure_file}")
 
 
@@ -250,5 +254,9 @@ def _described(config: Config, size: int | None) -> str:
     text += f" for {config.model.path}; {output.loads_in} loads it"
     if output.vllm and size is not None:
         served = served_rank(size)
-        text += f", vLLM: --max-lora-rank {served}" if served else "; vLLM serves no rank this large, merge it"
+        text += (
+            f", vLLM: --max-lora-rank {served}"
+            if served
+            else "; vLLM does not serve a rank this large, so merge the adapter"
+        )
     return text

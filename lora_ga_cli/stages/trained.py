@@ -1,4 +1,4 @@
-"""Loading the result of a run the way anyone would: the original base model, and the saved adapter on it."""
+"""Loads the result of a run as any program would: the original base model, and the saved adapter on it."""
 
 from __future__ import annotations
 
@@ -32,30 +32,31 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
 
 
 def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
-    """Refuses a base whose adapted weights are not, to the bit, those that the run began with.
+    """Refuses a base whose adapted weights are not exactly those that the run was started with.
 
-    Where the run quantized its base and this is the base before that, the files it was loaded from are compared.
+    If the run quantized its base, and this is the base before quantization, the model files are compared instead.
 
     Raises:
         RunError
     """
     config = inputs.config
-    began_on = dict(run.manifest["base_identity"])
-    if began_on.pop("quantization", None) is not None and config.model.quantization is None:
-        same = base_identity(config) == began_on
+    expected = dict(run.manifest["base_identity"])
+    if expected.pop("quantization", None) is not None and config.model.quantization is None:
+        same = base_identity(config) == expected
     else:
         same = fingerprint(find_targets(base, config.target_modules)) == run.manifest.get("base_fingerprint")
     if not same:
         raise RunError(
             f"{config.model.path} is not the base that {run.path} was trained on: its weights differ. "
-            "Give the right one (--base with merge)"
+            "Give the base that it was trained on (loraga merge: --base FOLDER)"
         )
 
 
 def require_finished(run: RunFolder) -> None:
-    """
+    """Checks that a run can be scored and merged.
+
     Raises:
-        RunError: training has not come to its end.
+        RunError: it has not finished, or an earlier version made it.
     """
     if not run.manifest_file.exists():
         raise RunError(f"{run.path}: not a run folder (no {run.manifest_file.name} there)")
@@ -65,7 +66,8 @@ def require_finished(run: RunFolder) -> None:
 
 
 def folder_of(text: str) -> RunFolder:
-    """
+    """The run folder that a word on the command line names.
+
     Raises:
         RunError: there is no such folder.
     """

@@ -1,4 +1,4 @@
-"""From loraga's options to transformers' TrainingArguments."""
+"""Translates loraga's options into transformers' TrainingArguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ it in float32; autocast would round the adapter's factors too. float16 needs the
 
 
 OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
-"""Names that transformers gives them."""
+"""The names of the optimizers in transformers."""
 
 
 def precision(config: Config) -> str:
@@ -37,19 +37,20 @@ def accumulation_steps(config: Config) -> int:
     options = config.trainer
     together = options.micro_batch_size * distributed.count()
     if options.batch_size % together:
+        times = f" times {distributed.count()} processes" if distributed.count() > 1 else ""
         text = (
             f"trainer.batch_size={options.batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{options.micro_batch_size} times {distributed.count()} processes"
+            f"{options.micro_batch_size}{times}"
         )
         raise InvalidInput([Fault("configuration", text)])
     return options.batch_size // together
 
 
 def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the whole run.
+    """Optimizer steps of the complete run.
 
     Args:
-        rows: to train on.
+        rows: the number of training rows.
     """
     options = config.trainer
     return options.max_steps or math.ceil(math.ceil(rows / options.batch_size) * options.epochs)
@@ -61,9 +62,9 @@ def training_arguments(
     """The Trainer's arguments.
 
     Args:
-        folder: of the checkpoints.
+        folder: the folder of the checkpoints.
         validate: whether there are validation rows.
-        link: the part of the run that these are for.
+        link: the part of the run that the arguments are for.
     """
     options = config.trainer
     best = options.load_best or options.early_stopping_patience is not None

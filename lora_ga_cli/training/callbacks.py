@@ -1,4 +1,4 @@
-"""What happens beside training: metrics on disk, progress on the screen, a check of the gradient."""
+"""Callbacks of the Trainer: they store metrics, show progress and check the gradient."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Recorder(TrainerCallback):
     """Writes every logged point to the metrics file and shows it.
 
     Args:
-        file: JSON lines.
-        display: the screen.
+        file: the metrics file (JSON lines).
+        display: shows the points.
         link: the part of the run that is recorded; steps are counted over the complete run.
     """
 
@@ -80,7 +80,7 @@ class Recorder(TrainerCallback):
 class FiniteGradient(TrainerCallback):
     """Stops before a step whose gradient is not finite, which would make every weight NaN.
 
-    With fp16 the loss scaler meets such gradients now and then, and skips the step itself; then this stays out.
+    With fp16 such gradients are normal, and the loss scaler skips the step itself; there this check is off.
     """
 
     def on_pre_optimizer_step(

@@ -10,12 +10,13 @@ from lora_ga_cli.files import atomic_file
 
 
 def append(file: Path, point: dict[str, Any]) -> None:
+    """Adds a point at the end of the file."""
     with file.open("a", encoding="utf-8") as opened:
         opened.write(json.dumps(point) + "\n")
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All points; a last line that was cut off by a killed process is left out."""
+    """All points; an incomplete last line, which a killed process leaves, is skipped."""
     points = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         try:

@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, whose it is, and how far it came."""
+"""The folder of one run: its files, the configuration that it belongs to, and how far it was trained."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "capacity", "offload"}
 
 
 FORMAT = 2
-"""Of run folders: 1 had another form of adapters and other names of options, and cannot be resumed."""
+"""The format of run folders. Those of format 1 had another form of adapters and other names of options."""
 
 
 @dataclass(frozen=True)
 class LinkFolder:
-    """Paths of one link of a run: what it began with, its checkpoints, and, in a chain, its result."""
+    """Paths of one link of a run: its initialization, its checkpoints, and, in a chain, its result."""
 
     path: Path
 
@@ -56,7 +56,7 @@ class LinkFolder:
 
     @property
     def result_file(self) -> Path:
-        """Written last: what is known of the finished link."""
+        """The losses and steps of the finished link; it is written last."""
         return self.path / "link.json"
 
     @property
@@ -79,7 +79,7 @@ class RunFolder:
         return self.path / "manifest.json"
 
     def link(self, link: Link) -> LinkFolder:
-        """The folder of one link: the run's own where there is only one."""
+        """The folder of one link; it is the run folder if there is only one."""
         return LinkFolder(self.path if link.count == 1 else self.path / "links" / str(link.index))
 
     @property
@@ -100,7 +100,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What is known of the run; empty before it began."""
+        """The content of the manifest; empty before the run is started."""
         manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
         assert isinstance(manifest, dict)
         return manifest
@@ -110,12 +110,12 @@ class RunFolder:
         return bool(self.manifest.get("finished"))
 
     def update_manifest(self, **entries: Any) -> None:
-        """Adds to what is known of the run; the main process does, for all."""
+        """Adds entries to the manifest. Only the main process writes."""
         if is_main():
             write_json(self.manifest_file, self.manifest | entries)
 
     def write_config(self, config: Config) -> None:
-        """Stores the resolved configuration; the main process does, for all."""
+        """Stores the resolved configuration. Only the main process writes."""
         if not is_main():
             return
         with atomic_file(self.config_file) as temporary:
@@ -126,7 +126,7 @@ class RunFolder:
         """The stored configuration, as plain data.
 
         Raises:
-            RunError: this is no run folder.
+            RunError: this is not a run folder.
         """
         if not self.config_file.exists():
             raise RunError(f"{self.path}: not a run folder (no {self.config_file.name} there)")
@@ -136,10 +136,10 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder against other runs; the main process does, for all of this one.
+        """Keeps other processes out of the folder. Only the main process of this run locks it.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process works on it.
         """
         if not is_main():
             yield
@@ -182,9 +182,9 @@ def find_run(config: Config) -> RunFolder:
 
 
 def check_run_folder(config: Config, run: RunFolder) -> None:
-    """Makes sure the folder is this configuration's: keeps what an earlier session of it left, refuses another's.
+    """Checks that a run folder is new or belongs to this configuration, whose earlier files are kept.
 
-    With ``overwrite`` whatever run is there is set aside.
+    With ``overwrite``, any run in the folder is renamed first.
 
     Raises:
         RunError: the folder holds a run with other settings, or of an earlier version.
@@ -204,14 +204,16 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
 
 
 def require_format(run: RunFolder) -> None:
-    """
+    """Refuses run folders of an earlier format.
+
     Raises:
         RunError: the run was made by a version whose runs this one cannot resume or score.
     """
     if run.manifest.get("format", 1) != FORMAT:
         raise RunError(
-            f"{run.path} was made by an earlier version of loraga, whose runs cannot be resumed or scored here: give "
-            "another name=, or overwrite=true to set it aside. PEFT still loads its adapter; loraga convert writes the new form"
+            f"{run.path} was made by an earlier version of loraga, and this version cannot resume, score or merge it. "
+            f"To go on using its adapter, write it in the new form: loraga convert {run.path} --output DIR. "
+            "To train again, give another name=, or overwrite=true, which sets the old run aside"
         )
 
 

@@ -28,7 +28,7 @@ class LoragaTrainer(Trainer):
     """A Trainer whose checkpoints hold the adapter for the original base model, and are marked when they are complete.
 
     Args:
-        method: what trains, and how.
+        method: the fine-tuning method.
         link: the part of the run that this Trainer does.
         init: the initial factors that the method gave the model; None where it gave none.
     """
@@ -53,24 +53,24 @@ class LoragaTrainer(Trainer):
         return model
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """The Trainer's, as the method changes it."""
+        """The Trainer's optimizer, as the method changes it."""
         if self.optimizer is not None:
             return self.optimizer
         self.optimizer = self.method.optimizer(self._model, super().create_optimizer(model))
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's; where a link goes on with the schedule of the run, the part of it that falls to the link,
-        below a warm-up of the link's own."""
+        """The Trainer's schedule. If all links share the schedule of the run, a link gets its part of it, and a warm-up
+        at its beginning."""
         link = self.link
         if link.count == 1 or not self.method.continues_schedule:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
         of_run: Any = super().create_scheduler(link.total_steps, optimizer)
-        rising = self.args.get_warmup_steps(link.steps) if link.index else 0
+        warmup = self.args.get_warmup_steps(link.steps) if link.index else 0
 
         def part(factor: Any) -> Any:
-            return lambda step: factor(link.first_step + step) * (min(1.0, step / rising) if rising else 1.0)
+            return lambda step: factor(link.first_step + step) * (min(1.0, step / warmup) if warmup else 1.0)
 
         self.lr_scheduler = LambdaLR(optimizer, [part(factor) for factor in of_run.lr_lambdas])
         return self.lr_scheduler
@@ -96,7 +96,7 @@ class LoragaTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _share(self, inputs: dict[str, Any], items: Any) -> Any:
-        """What a micro-batch's mean loss counts among the ``items`` of an optimizer step."""
+        """The weight of a micro-batch's mean loss among the ``items`` of an optimizer step."""
         # several processes average their gradients, so each counts its share as often as there are processes
         return count_items(self._model, inputs) * self.accelerator.num_processes / items
 
@@ -110,7 +110,7 @@ class LoragaTrainer(Trainer):
         with self.accelerator.autocast():  # in the precision in which the model added it
             penalty = self.method.penalty(self._model)
         if penalty is not None:
-            # trained with it and reported without it: the loss of the rows, as other methods report it
+            # the penalty trains, but the reported loss is that of the rows, as with other methods
             loss = loss - penalty * (1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch))
         return loss
 
@@ -126,13 +126,13 @@ class LoragaTrainer(Trainer):
     ) -> dict[str, float]:
         """The mean loss over all items of the validation rows; `loraga eval` gives the same, up to autocast's rounding.
 
-        (The Trainer's own averages batches, so its value depends on how rows are batched.)
+        (The Trainer would average batches, so that the value depends on how rows are batched.)
         """
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        # every row in exactly one process; the Trainer's own loader repeats some to fill the last batch
-        mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
+        # every row in exactly one process; the Trainer's loader would repeat some to fill the last batch
+        of_process = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
         size = self.args.per_device_eval_batch_size
-        loader = DataLoader(mine, batch_size=size, collate_fn=self.data_collator)
+        loader = DataLoader(of_process, batch_size=size, collate_fn=self.data_collator)
         batches = (self._prepare_inputs(batch) for batch in loader)
         total, items = summed_loss(self._model, batches)
         max_batches = math.ceil(math.ceil(len(rows) / self.args.world_size) / size)
@@ -156,7 +156,7 @@ class LoragaTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
-            return  # asked of every process when the base is sharded
+            return  # the Trainer calls this in every process when the base is sharded
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.method.save(self._model, folder, self.init, state_dict)
@@ -175,10 +175,10 @@ class LoragaTrainer(Trainer):
         self.read_weights(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The Trainer's.
+        """Loads them as the Trainer does.
 
         Raises:
-            TrainingError: the optimizer was another, with other groups of parameters.
+            TrainingError: the checkpoint has another optimizer, with other groups of parameters.
         """
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -186,13 +186,13 @@ class LoragaTrainer(Trainer):
             if "parameter group" not in str(error):
                 raise
             raise TrainingError(
-                f"{checkpoint} cannot be resumed, its optimizer was another ({error}): overwrite=true begins the run "
+                f"{checkpoint} cannot be resumed, its optimizer was another ({error}): overwrite=true starts the run "
                 "again and sets this one aside"
             ) from error
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
-        # by name: the state holds the path from where the run began
+        # by name: the state holds a path relative to the folder where the run was started
         self.read_weights(Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name)
 
     def restore_finished(self, checkpoint: Path) -> bool:
@@ -201,7 +201,7 @@ class LoragaTrainer(Trainer):
         (Resuming such a checkpoint the usual way would train one step more.)
 
         Returns:
-            Whether ``checkpoint`` is such an end.
+            Whether ``checkpoint`` is the end of such a training.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         control = state.stateful_callbacks.get("TrainerControl", {})
@@ -216,7 +216,7 @@ class LoragaTrainer(Trainer):
         return True
 
     def read_weights(self, folder: Path) -> None:
-        """Reads what a checkpoint trained into the model."""
+        """Reads the trained weights of a checkpoint into the model."""
         if not self.method.output.is_adapter and not (folder / "model.safetensors").exists():
             super()._load_from_checkpoint(str(folder))  # in several files
             return

@@ -44,7 +44,7 @@ def damage(store: ArtifactStore, key: str) -> None:
 
 def test_an_empty_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "list", "--cache-dir", str(tmp_path / "none")]) == 0
-    assert "no gradients in" in capsys.readouterr().out
+    assert "no stored gradients in" in capsys.readouterr().out
 
 
 def test_gradients_are_listed_newest_first(store: ArtifactStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ def _without_debugging() -> None:
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training], None]:
-    """Puts a function in the place of the training stage: these tests are about what is said of its errors."""
+    """Puts a function in the place of the training stage: these tests are about what is message of its errors."""
     return lambda function: monkeypatch.setattr(train_stage, "train", function)
 
 
@@ -36,7 +36,7 @@ def failing(error: Exception) -> Training:
     return train
 
 
-def test_all_faults_are_said_at_once_each_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_faults_are_printed_at_once_each_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", QUICKSTART, "rnk=4", "model.dtype=float31", "method=loraga"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -55,7 +55,7 @@ def test_every_command_refuses_wrong_input_with_exit_code_2(command: str, capsys
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (TrainingError("the loss is not finite"), 1, "error  the loss is not finite\n"),
         (GradientError("no gradient for [layer]"), 1, "error  no gradient for [layer]\n"),
@@ -67,12 +67,12 @@ def test_every_command_refuses_wrong_input_with_exit_code_2(command: str, capsys
     ids=lambda value: type(value).__name__,
 )
 def test_an_error_of_a_run_is_one_line_with_its_exit_code(
-    error: Exception, code: int, said: str, training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+    error: Exception, code: int, message: str, training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(failing(error))
     assert main(["train", QUICKSTART]) == code
     printed = capsys.readouterr().err
-    assert said in printed
+    assert message in printed
     assert len(printed.splitlines()) == 1
     assert "Traceback" not in printed
 
@@ -130,7 +130,7 @@ def test_a_sweep_goes_on_after_a_failing_job_and_says_which_failed(
     ]
 
 
-def test_a_job_whose_options_do_not_go_together_is_said_where_it_happens(
+def test_an_invalid_job_of_a_sweep_is_reported_under_its_title(
     training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(lambda config: None)
@@ -166,7 +166,7 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["merge", "run", "--dtype", "int3"], "--dtype int3 is not one of float32, bfloat16, float16"),
         (["merge", "one", "two", "--output", "x"], "--output names one folder"),
@@ -176,13 +176,17 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_run_folders_that_are_none_and_options_that_do_not_go_with_them_are_refused(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_no_run_folder_and_options_that_do_not_go_with_run_folders_are_refused(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     assert main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,18 +195,18 @@ def test_run_folders_that_are_none_and_options_that_do_not_go_with_them_are_refu
         (["runs/a", "runs/b", "eval.limit=3"], ["runs/a", "runs/b"]),
         (["recipe=quickstart", "-m", "rank=2,4"], []),
         (["a=b"], ["a=b"]),
-        (["recipe=quickstart", "--config-dir", "own"], []),
-        (["recipe=quickstart", "-cd", "own"], []),
+        (["recipe=quickstart", "--config-dir", "mine"], []),
+        (["recipe=quickstart", "-cd", "mine"], []),
         (["recipe=quickstart", "--cfg", "job"], []),
         (["~eval"], []),
     ],
     ids=lambda value: " ".join(value),
 )
-def test_run_folders_are_told_from_options(
+def test_run_folders_and_options_are_kept_apart(
     given: list[str], folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/a", "a=b", "own"):
+    for name in ("runs/a", "a=b", "mine"):
         Path(name).mkdir(parents=True)
     assert split_folders(given) == (folders, [item for item in given if item not in folders])
 
@@ -212,7 +216,7 @@ def test_run_folders_are_told_from_options(
     [InvalidInput([Fault("x.yaml:3", "wrong", "right")]), SweepError([TrainingError("a")], 3), RunError("in use")],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_cross_processes_whole(error: Exception) -> None:
+def test_errors_can_be_pickled(error: Exception) -> None:
     """A launcher's worker sends them to the process that prints them."""
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))

@@ -99,12 +99,12 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
     ("typed", "offered"),
     [
         ("loraga train recipe=qu", "recipe=quickstart"),
-        ("loraga eval --config-dir own method=mi", "method=mine"),
+        ("loraga eval --config-dir mine method=mi", "method=mine"),
         ("loraga recipes show quick", "quickstart"),
     ],
 )
 def test_the_shell_is_offered_completions(typed: str, offered: str) -> None:
-    lay_out(Path("own"), {"method/mine.yaml": "name: mine\n"})
+    lay_out(Path("mine"), {"method/mine.yaml": "name: mine\n"})
     program = Path(sys.executable).with_name("loraga")
     environment = os.environ | {"_LORAGA_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": typed}
     done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False, timeout=120)

@@ -29,15 +29,15 @@ def test_every_recipe_is_listed_with_its_summary(capsys: pytest.CaptureFixture[s
 
 
 def test_a_users_recipes_are_listed_too(capsys: pytest.CaptureFixture[str]) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": "# My [own] recipe. More.\n" + BASE})
-    assert main(["recipes", "list", "--config-dir", "own"]) == 0
+    lay_out(Path("mine"), {"recipes/mine.yaml": "# My [own] recipe. More.\n" + BASE})
+    assert main(["recipes", "list", "--config-dir", "mine"]) == 0
     printed = capsys.readouterr().out
     assert "mine" in printed
     assert "My [own] recipe" in printed
 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "quickstart"]])
-def test_a_folder_that_does_not_exist_is_said(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_configuration_folder_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", *command, "--config-dir", "missing"]) == 2
     assert "missing" in capsys.readouterr().err
 
@@ -55,14 +55,14 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(command: str, capsys: pyt
     assert list(Path().iterdir()) == []
 
 
-def test_a_copy_is_a_recipe_of_its_own_that_works_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipes", "copy", "quickstart", "mine", "--config-dir", "own"]) == 0
-    assert "loraga train recipe=mine --config-dir own" in capsys.readouterr().out
-    assert Path("own/recipes/mine.yaml").read_text(encoding="utf-8").startswith("# loraga train recipe=mine\n")
-    assert compose(["recipe=mine", "--config-dir", "own"]).recipe == "mine"
+def test_a_copy_is_a_new_recipe_that_works_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "copy", "quickstart", "mine", "--config-dir", "mine"]) == 0
+    assert "loraga train recipe=mine --config-dir mine" in capsys.readouterr().out
+    assert Path("mine/recipes/mine.yaml").read_text(encoding="utf-8").startswith("# loraga train recipe=mine\n")
+    assert compose(["recipe=mine", "--config-dir", "mine"]).recipe == "mine"
 
 
-def test_a_copy_keeps_its_name_unless_told_otherwise() -> None:
+def test_a_copy_has_the_same_name_unless_another_is_given() -> None:
     assert main(["recipes", "copy", "quickstart"]) == 0
     assert Path("recipes/quickstart.yaml").exists()
 
@@ -75,7 +75,7 @@ def test_a_copy_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_copy_stays_in_its_folder() -> None:
-    assert main(["recipes", "copy", "quickstart", "../../mine", "--config-dir", "own"]) == 2
+    assert main(["recipes", "copy", "quickstart", "../../mine", "--config-dir", "mine"]) == 2
     assert not list(Path().rglob("mine.yaml"))
 
 

@@ -34,9 +34,9 @@ def refused(*arguments: str) -> list[str]:
 
 def jobs(*arguments: str) -> list[tuple[str, Config]]:
     """Title and configuration of every job of a command line."""
-    found: list[tuple[str, Config]] = []
-    launch(arguments, lambda config, title: found.append((title, config)))
-    return found
+    composed: list[tuple[str, Config]] = []
+    launch(arguments, lambda config, title: composed.append((title, config)))
+    return composed
 
 
 TABLE = """

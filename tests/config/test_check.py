@@ -1,4 +1,4 @@
-"""What is wrong with a command line and its files is said before anything is composed, all of it, with its place."""
+"""What is wrong with a command line and its files is message before anything is composed, all of it, with its place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("rnk=4", ["no option rnk", "did you mean rank?"]),
         ("Rank=4", ["no option Rank", "did you mean rank?"]),
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.usefixtures("empty_folder")
         ("~nonsense", ["nonsense"]),
     ],
 )
-def test_an_unknown_option_is_named_with_the_nearest_right_one(argument: str, said: list[str]) -> None:
+def test_an_unknown_option_is_named_with_the_nearest_right_one(argument: str, message: list[str]) -> None:
     (fault,) = refused(QUICKSTART, argument)
-    assert all(text in fault for text in said), fault
+    assert all(text in fault for text in message), fault
 
 
 def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> None:
@@ -41,7 +41,7 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("rank=abc", "integer"),
         ("rank=2.5", "integer"),
@@ -68,21 +68,21 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
         ("eval.metrics=[]", "at least 1"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_would_fit(argument: str, said: str) -> None:
+def test_a_wrong_value_is_named_with_what_would_fit(argument: str, message: str) -> None:
     (fault,) = refused(QUICKSTART, argument)
     assert fault.startswith("command line: ")
     assert argument.partition("=")[0] in fault
-    assert said in fault
+    assert message in fault
 
 
-def test_a_single_value_for_a_list_is_told_that_a_list_is_wanted() -> None:
+def test_a_single_value_for_a_list_is_answered_with_how_to_write_a_list() -> None:
     (fault,) = refused(QUICKSTART, "eval.metrics=loss")
     assert "did you mean loss?" not in fault
     assert "list" in fault
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("recipe=quickstrt", ["no recipe 'quickstrt'", "did you mean quickstart?"]),
         ("recipe=quickstart.yaml", ["did you mean quickstart?"]),
@@ -93,14 +93,14 @@ def test_a_single_value_for_a_list_is_told_that_a_list_is_wanted() -> None:
         ("recipe=[quickstart]", ["no recipe"]),
     ],
 )
-def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, said: list[str]) -> None:
+def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, message: list[str]) -> None:
     (fault,) = refused(argument)
     assert fault.startswith("command line: ")
-    assert all(text in fault for text in said), fault
+    assert all(text in fault for text in message), fault
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("method=loraga", "did you mean lora_ga?"),
         ("eval=nope", "accuracy, exact_match, glue"),
@@ -110,10 +110,10 @@ def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, sai
         ("eval=null", "accuracy, exact_match, glue"),
     ],
 )
-def test_an_unknown_choice_of_a_group_is_an_error(argument: str, said: str) -> None:
+def test_an_unknown_choice_of_a_group_is_an_error(argument: str, message: str) -> None:
     (fault,) = refused(QUICKSTART, argument)
     assert fault.startswith("command line: ")
-    assert said in fault
+    assert message in fault
 
 
 @pytest.mark.parametrize("arguments", [[], ["rank=4"], ["model=tiny"], ["recipe=null"]])
@@ -152,6 +152,11 @@ def test_a_flag_with_a_wrong_or_missing_value_is_a_fault_like_any_other(argument
     assert arguments[0] in fault
 
 
+def test_flags_that_exclude_each_other_are_refused() -> None:
+    (fault,) = refused(QUICKSTART, "rank=1,2", "-m", "--cfg", "job")
+    assert fault == "command line: --multirun and --cfg do not go together (give one of them)"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--config-path", "x"], ["--config-name", "x"], ["--experimental-rerun", "x"], ["hydra.searchpath=[x]"]],
@@ -164,7 +169,7 @@ def test_what_would_have_hydra_read_unchecked_files_is_refused(arguments: list[s
 
 
 @pytest.mark.parametrize("folder", ["missing", "a_file"])
-def test_a_configuration_folder_that_is_none_is_refused(folder: str) -> None:
+def test_a_missing_configuration_folder_is_refused(folder: str) -> None:
     Path("a_file").touch()
     (fault,) = refused(QUICKSTART, "--config-dir", folder)
     assert fault == f"command line: --config-dir {folder}: no such folder"
@@ -194,7 +199,7 @@ def test_the_command_line_may_interpolate() -> None:
     assert compose([QUICKSTART, "rank=${oc.select:nope,5}", "alpha=${rank}"]).alpha == 5
 
 
-def test_a_required_option_that_nobody_gave_is_said() -> None:
+def test_a_missing_required_option_is_named() -> None:
     assert any("model.path is required" in fault for fault in refused("model=causal_lm", "dataset=quickstart"))
 
 
@@ -226,14 +231,14 @@ def test_columns_can_be_renamed_as_the_comments_of_the_groups_say() -> None:
 
 def test_faults_of_the_command_line_and_of_files_are_reported_together_in_file_and_line() -> None:
     text = BASE + "rnk: 4\nrank: 0\ntrainer:\n  learning_rat: 3\n  lr_scheduler: cosin\nmodl: {path: x}\n"
-    lay_out(Path("own"), {"recipes/mine.yaml": text})
-    faults = refused("recipe=mine", "alpha=big", "method=loraga", "--config-dir", "own")
+    lay_out(Path("mine"), {"recipes/mine.yaml": text})
+    faults = refused("recipe=mine", "alpha=big", "method=loraga", "--config-dir", "mine")
     expected = [
-        ("own/recipes/mine.yaml:4", "rnk", "did you mean rank?"),
-        ("own/recipes/mine.yaml:5", "rank=0", "greater than or equal to 1"),
-        ("own/recipes/mine.yaml:7", "trainer.learning_rat", "did you mean trainer.learning_rate?"),
-        ("own/recipes/mine.yaml:8", "trainer.lr_scheduler=cosin", "did you mean cosine?"),
-        ("own/recipes/mine.yaml:9", "modl", "did you mean model?"),
+        ("mine/recipes/mine.yaml:4", "rnk", "did you mean rank?"),
+        ("mine/recipes/mine.yaml:5", "rank=0", "greater than or equal to 1"),
+        ("mine/recipes/mine.yaml:7", "trainer.learning_rat", "did you mean trainer.learning_rate?"),
+        ("mine/recipes/mine.yaml:8", "trainer.lr_scheduler=cosin", "did you mean cosine?"),
+        ("mine/recipes/mine.yaml:9", "modl", "did you mean model?"),
         ("command line", "alpha=big", "number"),
         ("command line", "loraga", "did you mean lora_ga?"),
     ]
@@ -242,23 +247,23 @@ def test_faults_of_the_command_line_and_of_files_are_reported_together_in_file_a
         assert any(fault.startswith(f"{where}: ") and what in fault and hint in fault for fault in faults), where
 
 
-def test_a_group_file_that_a_recipe_chooses_is_checked_with_its_own_lines() -> None:
+def test_a_group_file_that_a_recipe_chooses_is_checked_and_its_lines_are_reported() -> None:
     recipe = "defaults:\n  - override /model: tiny\n  - override /dataset: quickstart\n  - override /method: mine\n"
     files = {"recipes/mine.yaml": recipe, "method/mine.yaml": "name: mine\n# a comment\ngama: 3\nscale: 'off'\n"}
-    lay_out(Path("own"), files)
-    first, second = refused("recipe=mine", "--config-dir", "own")
-    assert first.startswith("own/method/mine.yaml:3: no option method.gama")
+    lay_out(Path("mine"), files)
+    first, second = refused("recipe=mine", "--config-dir", "mine")
+    assert first.startswith("mine/method/mine.yaml:3: no option method.gama")
     assert "method.gamma" in first
-    assert second.startswith("own/method/mine.yaml:4: method.scale=off")
+    assert second.startswith("mine/method/mine.yaml:4: method.scale=off")
 
 
 @pytest.mark.parametrize(
     "text", ["defaults: [nonexistent]\n", "defaults:\n  - /method: nonexistent\n", "defaults: nonexistent\n"]
 )
 def test_an_unknown_choice_in_a_defaults_list_is_placed_in_its_file(text: str) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": text})
-    (fault,) = refused("recipe=mine", "--config-dir", "own")
-    assert fault.startswith("own/recipes/mine.yaml:")
+    lay_out(Path("mine"), {"recipes/mine.yaml": text})
+    (fault,) = refused("recipe=mine", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/mine.yaml:")
     assert "'nonexistent'" in fault
 
 
@@ -289,6 +294,6 @@ def test_an_unknown_choice_in_a_defaults_list_is_placed_in_its_file(text: str) -
 )
 def test_a_defaults_list_that_cannot_compose_is_placed_in_its_file(text: str) -> None:
     """Hydra's own words for these name neither the file nor the line, or are a traceback."""
-    lay_out(Path("own"), {"recipes/mine.yaml": text})
-    faults = refused("recipe=mine", "--config-dir", "own")
-    assert all(fault.startswith(("own/recipes/mine.yaml", "command line: no ")) for fault in faults), faults
+    lay_out(Path("mine"), {"recipes/mine.yaml": text})
+    faults = refused("recipe=mine", "--config-dir", "mine")
+    assert all(fault.startswith(("mine/recipes/mine.yaml", "command line: no ")) for fault in faults), faults

@@ -29,10 +29,10 @@ from tests.config import BASE, lay_out
 def test_groups_recipes_options_and_values_are_completed(
     words: list[str], incomplete: str, expected: list[str]
 ) -> None:
-    found = candidates(words, incomplete)
-    assert set(expected) <= set(found)
-    assert all(word.startswith(incomplete) for word in found) or incomplete == "="
-    assert bool(found) == bool(expected)
+    offered = candidates(words, incomplete)
+    assert set(expected) <= set(offered)
+    assert all(word.startswith(incomplete) for word in offered) or incomplete == "="
+    assert bool(offered) == bool(expected)
 
 
 def test_an_empty_word_offers_the_recipe_first() -> None:

@@ -48,32 +48,32 @@ def test_the_last_of_two_overrides_wins() -> None:
 
 def test_a_users_recipe_may_build_on_a_shipped_one_and_wins_over_it() -> None:
     text = "defaults:\n  - quickstart\n  - override /method: lora\nrank: 5\ntrainer: {learning_rate: 0.5}\n"
-    lay_out(Path("own"), {"recipes/mine.yaml": text})
-    config = compose(["recipe=mine", "--config-dir", "own"])
+    lay_out(Path("mine"), {"recipes/mine.yaml": text})
+    config = compose(["recipe=mine", "--config-dir", "mine"])
     assert (config.recipe, config.rank, config.trainer.learning_rate, config.method.name) == ("mine", 5, 0.5, "lora")
     assert config.trainer.max_steps == compose([QUICKSTART]).trainer.max_steps
 
 
 def test_a_users_folder_wins_over_what_is_shipped() -> None:
-    lay_out(Path("own"), {"recipes/quickstart.yaml": BASE + "rank: 3\n", "method/lora_ga.yaml": "name: theirs\n"})
-    config = compose([QUICKSTART, "--config-dir", "own"])
+    lay_out(Path("mine"), {"recipes/quickstart.yaml": BASE + "rank: 3\n", "method/lora_ga.yaml": "name: theirs\n"})
+    config = compose([QUICKSTART, "--config-dir", "mine"])
     assert (config.rank, config.method.name) == (3, "theirs")
 
 
 def test_another_composition_is_not_touched_by_an_earlier_ones_folder() -> None:
-    lay_out(Path("own"), {"recipes/quickstart.yaml": BASE + "rank: 3\n"})
-    assert compose([QUICKSTART, "--config-dir", "own"]).rank == 3
+    lay_out(Path("mine"), {"recipes/quickstart.yaml": BASE + "rank: 3\n"})
+    assert compose([QUICKSTART, "--config-dir", "mine"]).rank == 3
     assert compose([QUICKSTART]).rank == 8
 
 
 def test_options_may_follow_the_configuration_folder() -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE})
-    assert compose(["recipe=mine", "--config-dir", "own", "rank=4"]).rank == 4
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE})
+    assert compose(["recipe=mine", "--config-dir", "mine", "rank=4"]).rank == 4
 
 
 def test_a_users_new_choice_works_with_a_shipped_recipe() -> None:
-    lay_out(Path("own"), {"method/mine.yaml": "name: mine\ngamma: 64\n"})
-    config = compose([QUICKSTART, "method=mine", "--config-dir", "own"])
+    lay_out(Path("mine"), {"method/mine.yaml": "name: mine\ngamma: 64\n"})
+    config = compose([QUICKSTART, "method=mine", "--config-dir", "mine"])
     assert (config.method.name, config.method.gamma) == ("mine", 64)
 
 
@@ -88,26 +88,26 @@ def test_a_users_new_choice_works_with_a_shipped_recipe() -> None:
     ],
 )
 def test_a_method_without_a_name_is_called_as_its_file_is(text: str, name: str) -> None:
-    lay_out(Path("own"), {"method/mine.yaml": text})
-    assert compose([QUICKSTART, "method=mine", "--config-dir", "own"]).method.name == name
-    ((_, config),) = jobs(QUICKSTART, "method=mine", "--config-dir", "own")
+    lay_out(Path("mine"), {"method/mine.yaml": text})
+    assert compose([QUICKSTART, "method=mine", "--config-dir", "mine"]).method.name == name
+    ((_, config),) = jobs(QUICKSTART, "method=mine", "--config-dir", "mine")
     assert config.method.name == name
 
 
 @pytest.mark.parametrize("name", ["v1.5", "my one", "12"])
 def test_odd_file_names_are_recipe_names(name: str) -> None:
-    lay_out(Path("own"), {f"recipes/{name}.yaml": BASE + "rank: 3\n"})
-    assert compose([f"recipe={name}", "--config-dir", "own"]).rank == 3
+    lay_out(Path("mine"), {f"recipes/{name}.yaml": BASE + "rank: 3\n"})
+    assert compose([f"recipe={name}", "--config-dir", "mine"]).rank == 3
 
 
 def test_columns_are_renamed_by_a_recipe() -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + "dataset:\n  columns: {question: q}\n"})
-    assert compose(["recipe=mine", "--config-dir", "own"]).dataset.columns == {"question": "q"}
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + "dataset:\n  columns: {question: q}\n"})
+    assert compose(["recipe=mine", "--config-dir", "mine"]).dataset.columns == {"question": "q"}
 
 
 def test_a_template_keeps_its_braces_and_line_ends() -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + 'dataset:\n  prompt: "Q: {question}\\nA: "\n'})
-    assert compose(["recipe=mine", "--config-dir", "own"]).dataset.prompt == "Q: {question}\nA: "
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + 'dataset:\n  prompt: "Q: {question}\\nA: "\n'})
+    assert compose(["recipe=mine", "--config-dir", "mine"]).dataset.prompt == "Q: {question}\nA: "
 
 
 def test_cfg_job_prints_the_configuration_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +143,7 @@ class TestReconfigured:
         assert reconfigured(stored, ["eval=loss"]).eval.metrics == ["loss"]
 
     @pytest.mark.parametrize(
-        ("override", "said"),
+        ("override", "message"),
         [
             ("rank=3", "rank belongs to the run"),
             ("recipe=quickstart", "recipe belongs to the run"),
@@ -155,25 +155,25 @@ class TestReconfigured:
             ("eval.file=${dataset.path}", "interpolations go with a recipe"),
         ],
     )
-    def test_what_does_not_fit_is_refused(self, stored: dict[str, object], override: str, said: str) -> None:
+    def test_what_does_not_fit_is_refused(self, stored: dict[str, object], override: str, message: str) -> None:
         with pytest.raises(InvalidInput, match=r".") as caught:
             reconfigured(stored, [override])
-        assert said in str(caught.value)
+        assert message in str(caught.value)
 
-    def test_what_one_option_says_of_a_choice_stands_wherever_the_choice_does(self, stored: dict[str, object]) -> None:
+    def test_an_option_and_a_choice_give_the_same_in_either_order(self, stored: dict[str, object]) -> None:
         for options in (["eval.limit=10", "eval=gsm8k"], ["eval=gsm8k", "eval.limit=10"]):
             assert reconfigured(stored, options).eval.limit == 10
 
     def test_a_choice_brings_what_it_builds_on(self, stored: dict[str, object]) -> None:
-        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [mt_bench]\nlimit: 3\njudge: {retries: 2}\n"})
-        config = reconfigured(stored, ["eval=mine", "--config-dir", "own", "eval.judge={model: x}"])
+        lay_out(Path("mine"), {"eval/mine.yaml": "defaults: [mt_bench]\nlimit: 3\njudge: {retries: 2}\n"})
+        config = reconfigured(stored, ["eval=mine", "--config-dir", "mine", "eval.judge={model: x}"])
         assert (config.eval.task, config.eval.batch_size, config.eval.limit) == ("mt_bench", 8, 3)
         assert config.eval.judge == JudgeOptions(retries=2, model="x")
 
     def test_a_choice_is_not_filled_in_from_a_run(self, stored: dict[str, object]) -> None:
-        lay_out(Path("own"), {"eval/mine.yaml": "defaults: [loss]\nfile: ${dataset.validation_file}\n"})
+        lay_out(Path("mine"), {"eval/mine.yaml": "defaults: [loss]\nfile: ${dataset.validation_file}\n"})
         with pytest.raises(InvalidInput, match="eval=mine: interpolations go with a recipe"):
-            reconfigured(stored, ["eval=mine", "--config-dir", "own"])
+            reconfigured(stored, ["eval=mine", "--config-dir", "mine"])
 
     def test_a_mapping_changes_what_it_names(self, stored: dict[str, object]) -> None:
         config = reconfigured(stored, ["eval=mt_bench", "eval.judge.retries=2", "eval.judge={model: x}"])

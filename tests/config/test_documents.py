@@ -17,7 +17,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "line", "said"),
+    ("content", "line", "message"),
     [
         (BASE + "rank: 4\nrank: 5\n", 5, "duplicate key rank"),
         (BASE + "trainer:\n  epochs: 1\n  epochs: 2\n", 6, "duplicate key epochs"),
@@ -37,22 +37,22 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (BASE + "trainer: &a\n  b: *a\n", 4, "trainer"),
     ],
 )
-def test_a_file_with_a_mistake_is_refused_at_its_line(content: str, line: int, said: str) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": content})
-    faults = refused("recipe=mine", "--config-dir", "own")
-    assert any(fault.startswith(f"own/recipes/mine.yaml:{line}: ") and said in fault for fault in faults), faults
+def test_a_file_with_a_mistake_is_refused_at_its_line(content: str, line: int, message: str) -> None:
+    lay_out(Path("mine"), {"recipes/mine.yaml": content})
+    faults = refused("recipe=mine", "--config-dir", "mine")
+    assert any(fault.startswith(f"mine/recipes/mine.yaml:{line}: ") and message in fault for fault in faults), faults
 
 
 @pytest.mark.parametrize("content", [b"name: \xe9\n", BASE + "name: ${oops\n", BASE + "~: x\n", "name: " + "[" * 1500])
 def test_a_file_that_cannot_be_read_at_all_is_named(content: str | bytes) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": content})
-    (fault,) = refused("recipe=mine", "--config-dir", "own")
-    assert fault.startswith("own/recipes/mine.yaml")
+    lay_out(Path("mine"), {"recipes/mine.yaml": content})
+    (fault,) = refused("recipe=mine", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/mine.yaml")
 
 
 def test_a_folder_with_the_name_of_a_recipe_is_no_recipe() -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml/inside": ""})
-    (fault,) = refused("recipe=mine", "--config-dir", "own")
+    lay_out(Path("mine"), {"recipes/mine.yaml/inside": ""})
+    (fault,) = refused("recipe=mine", "--config-dir", "mine")
     assert "mine" in fault
 
 
@@ -67,14 +67,14 @@ def test_a_folder_with_the_name_of_a_recipe_is_no_recipe() -> None:
     ids=["windows", "byte order mark", "no last line end", "plain"],
 )
 def test_line_ends_and_marks_of_other_systems_are_read(content: str) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": content})
-    assert compose(["recipe=mine", "--config-dir", "own"]).rank == 4
+    lay_out(Path("mine"), {"recipes/mine.yaml": content})
+    assert compose(["recipe=mine", "--config-dir", "mine"]).rank == 4
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:
     """YAML 1.1 reads 1e-4 as text."""
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + "trainer:\n  learning_rate: 1e-4\n"})
-    assert compose(["recipe=mine", "--config-dir", "own"]).trainer.learning_rate == 1e-4
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + "trainer:\n  learning_rate: 1e-4\n"})
+    assert compose(["recipe=mine", "--config-dir", "mine"]).trainer.learning_rate == 1e-4
 
 
 def test_lines_of_nested_keys_and_of_list_items_are_known(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_anything_else_is_unknown(path: tuple[str, ...]) -> None:
     assert unknown(path)
 
 
-def test_a_value_that_is_not_known_before_composition_is_not_judged() -> None:
+def test_an_interpolated_value_is_not_checked_before_it_is_filled_in() -> None:
     assert misfit(("rank",), "${alpha}") is None
 
 
@@ -129,7 +129,7 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"dataset": {"prompt": "q", "answer": "a"}}, "exactly one"),
         ({"dataset": {"path": "a/b", "train_file": "x", "prompt": "q", "answer": "a"}}, "exactly one"),
@@ -144,6 +144,6 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
         ({"eval": {"metrics": ["accuracy"]}}, "accuracy"),
     ],
 )
-def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Config.model_validate({**MINIMAL, **changes})

@@ -61,15 +61,15 @@ def test_the_composed_configuration_is_the_one_that_hydra_composes(arguments: li
 
 
 @pytest.mark.parametrize("option", ["hydra.job.name=x", "name='${now:%d}'", "-m", "--cfg=job"])
-def test_what_concerns_hydra_is_left_to_it(option: str) -> None:
+def test_what_concerns_hydra_is_given_to_it(option: str) -> None:
     sources, _ = check([QUICKSTART, option])
     assert sources.needs_hydra
 
 
 def test_a_file_that_was_written_again_is_read_again() -> None:
     for rank in (3, 4, 5):
-        lay_out(Path("own"), {"recipes/mine.yaml": BASE + f"rank: {rank}\n"})
-        assert compose(["recipe=mine", "--config-dir", "own"]).rank == rank
+        lay_out(Path("mine"), {"recipes/mine.yaml": BASE + f"rank: {rank}\n"})
+        assert compose(["recipe=mine", "--config-dir", "mine"]).rank == rank
 
 
 def test_a_configuration_is_not_touched_by_the_next_ones_options() -> None:
@@ -77,14 +77,19 @@ def test_a_configuration_is_not_touched_by_the_next_ones_options() -> None:
     assert compose([QUICKSTART]).rank_pattern == {}
 
 
-def test_faults_are_told_from_where_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + "rnk: 3\n", "recipes/broken.yaml": "a: b: c\n"})
+def test_paths_in_faults_are_relative_to_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + "rnk: 3\n", "recipes/broken.yaml": "a: b: c\n"})
     places = []
-    for folder in (".", "own"):
+    for folder in (".", "mine"):
         monkeypatch.chdir(folder)
-        own = str(Path("own").resolve() if folder == "." else Path.cwd())
+        user_dir = str(Path("mine").resolve() if folder == "." else Path.cwd())
         for recipe in ("mine", "broken"):
-            _, faults = check([f"recipe={recipe}", "--config-dir", own])
+            _, faults = check([f"recipe={recipe}", "--config-dir", user_dir])
             places.append(faults[0].where)
-    expected = ["own/recipes/mine.yaml:4", "own/recipes/broken.yaml:1", "recipes/mine.yaml:4", "recipes/broken.yaml:1"]
+    expected = [
+        "mine/recipes/mine.yaml:4",
+        "mine/recipes/broken.yaml:1",
+        "recipes/mine.yaml:4",
+        "recipes/broken.yaml:1",
+    ]
     assert places == expected

@@ -68,18 +68,18 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "line", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_recipe_is_refused_at_its_line_before_composition(text: str, line: int, said: str) -> None:
-    lay_out(Path("own"), {"recipes/evil.yaml": BASE + text})
-    _, faults = check(["recipe=evil", "--config-dir", "own"])
-    assert any(fault.where == f"own/recipes/evil.yaml:{line}" and said in fault.what for fault in faults), faults
+@pytest.mark.parametrize(("text", "line", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_recipe_is_refused_at_its_line_before_composition(text: str, line: int, message: str) -> None:
+    lay_out(Path("mine"), {"recipes/evil.yaml": BASE + text})
+    _, faults = check(["recipe=evil", "--config-dir", "mine"])
+    assert any(fault.where == f"mine/recipes/evil.yaml:{line}" and message in fault.what for fault in faults), faults
 
 
 @pytest.mark.parametrize("how", ["defaults: [evil]\n", "defaults:\n  - evil\n  - override /method: lora\n"])
 def test_it_is_refused_through_another_recipe_too(how: str) -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": how, "recipes/evil.yaml": BASE + "name: ${oc.env:HOME}\n"})
-    (fault,) = refused("recipe=mine", "--config-dir", "own")
-    assert fault.startswith("own/recipes/evil.yaml:4: ")
+    lay_out(Path("mine"), {"recipes/mine.yaml": how, "recipes/evil.yaml": BASE + "name: ${oc.env:HOME}\n"})
+    (fault,) = refused("recipe=mine", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/evil.yaml:4: ")
 
 
 def test_it_is_refused_through_two_other_recipes_too() -> None:
@@ -88,9 +88,9 @@ def test_it_is_refused_through_two_other_recipes_too() -> None:
         "recipes/b.yaml": "defaults: [c]\n",
         "recipes/c.yaml": "_target_: x\n",
     }
-    lay_out(Path("own"), files)
-    (fault,) = refused("recipe=a", "--config-dir", "own")
-    assert fault.startswith("own/recipes/c.yaml:1: ")
+    lay_out(Path("mine"), files)
+    (fault,) = refused("recipe=a", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/c.yaml:1: ")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,12 @@ def test_it_is_refused_through_two_other_recipes_too() -> None:
 @pytest.mark.parametrize("how", ["from a recipe", "from the command line"])
 def test_a_group_file_may_not_do_it_either(text: str, line: int, how: str) -> None:
     recipe = BASE + "  - override /method: evil\n"
-    lay_out(Path("own"), {"recipes/mine.yaml": recipe, "method/evil.yaml": text})
+    lay_out(Path("mine"), {"recipes/mine.yaml": recipe, "method/evil.yaml": text})
     chosen = ["recipe=mine"] if how == "from a recipe" else ["recipe=quickstart", "method=evil"]
-    _, faults = check([*chosen, "--config-dir", "own"])
-    assert any(fault.where in {f"own/method/evil.yaml:{line}", f"own/method/evil.yaml:{line + 1}"} for fault in faults)
+    _, faults = check([*chosen, "--config-dir", "mine"])
+    assert any(
+        fault.where in {f"mine/method/evil.yaml:{line}", f"mine/method/evil.yaml:{line + 1}"} for fault in faults
+    )
 
 
 def test_only_a_method_may_set_options_beside_its_own() -> None:
@@ -123,13 +125,13 @@ def test_only_a_method_may_set_options_beside_its_own() -> None:
         "method/evil.yaml": "# @package _global_\nmethod: {name: evil}\ndataset:\n  train_file: /etc/passwd\n",
         "trainer/evil.yaml": "# @package _global_\ntrainer: {epochs: 2}\n",
     }
-    lay_out(Path("own"), files)
-    _, faults = check(["recipe=quickstart", "method=mine", "--config-dir", "own"])
+    lay_out(Path("mine"), files)
+    _, faults = check(["recipe=quickstart", "method=mine", "--config-dir", "mine"])
     assert faults == []
-    (fault,) = refused("recipe=quickstart", "method=evil", "--config-dir", "own")
-    assert fault.startswith("own/method/evil.yaml:4: dataset.train_file=/etc/passwd leaves the working folder")
-    _, (first, *_) = check(["recipe=quickstart", "trainer=evil", "--config-dir", "own"])
-    assert first.where == "own/trainer/evil.yaml:1"
+    (fault,) = refused("recipe=quickstart", "method=evil", "--config-dir", "mine")
+    assert fault.startswith("mine/method/evil.yaml:4: dataset.train_file=/etc/passwd leaves the working folder")
+    _, (first, *_) = check(["recipe=quickstart", "trainer=evil", "--config-dir", "mine"])
+    assert first.where == "mine/trainer/evil.yaml:1"
 
 
 def test_running_code_and_sending_a_key_are_for_the_command_line() -> None:
@@ -138,41 +140,41 @@ def test_running_code_and_sending_a_key_are_for_the_command_line() -> None:
         ("judge: {base_url", "http://evil}"),
         ("judge: {key_variable", "X}"),
     ):
-        lay_out(Path("own"), {"recipes/evil.yaml": BASE + f"eval:\n  {option}: {value}\n"})
-        (fault,) = refused("recipe=evil", "--config-dir", "own")
+        lay_out(Path("mine"), {"recipes/evil.yaml": BASE + f"eval:\n  {option}: {value}\n"})
+        (fault,) = refused("recipe=evil", "--config-dir", "mine")
         assert "is refused in a file (that is for the command line)" in fault
 
 
 def test_a_group_file_may_not_turn_on_a_models_code() -> None:
     recipe = "defaults:\n  - override /model: evil\n  - override /dataset: quickstart\n"
-    lay_out(Path("own"), {"recipes/mine.yaml": recipe, "model/evil.yaml": "path: a/b\ntrust_remote_code: true\n"})
-    (fault,) = refused("recipe=mine", "--config-dir", "own")
-    assert fault.startswith("own/model/evil.yaml:2: model.trust_remote_code is refused in a file")
+    lay_out(Path("mine"), {"recipes/mine.yaml": recipe, "model/evil.yaml": "path: a/b\ntrust_remote_code: true\n"})
+    (fault,) = refused("recipe=mine", "--config-dir", "mine")
+    assert fault.startswith("mine/model/evil.yaml:2: model.trust_remote_code is refused in a file")
 
 
 def test_a_package_header_may_not_move_a_recipe() -> None:
-    lay_out(Path("own"), {"recipes/evil.yaml": "# @package hydra\n" + BASE})
-    (fault,) = refused("recipe=evil", "--config-dir", "own")
-    assert fault.startswith("own/recipes/evil.yaml:1: ")
+    lay_out(Path("mine"), {"recipes/evil.yaml": "# @package hydra\n" + BASE})
+    (fault,) = refused("recipe=evil", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/evil.yaml:1: ")
 
 
 @pytest.mark.parametrize(
     "entry", ["override /hydra/launcher: joblib", "/hydra/sweeper: basic", "/model@hydra.job: tiny"]
 )
 def test_a_recipes_defaults_may_not_choose_hydras_parts(entry: str) -> None:
-    lay_out(Path("own"), {"recipes/evil.yaml": BASE + f"  - {entry}\n"})
-    (fault,) = refused("recipe=evil", "--config-dir", "own")
-    assert fault.startswith("own/recipes/evil.yaml:")
+    lay_out(Path("mine"), {"recipes/evil.yaml": BASE + f"  - {entry}\n"})
+    (fault,) = refused("recipe=evil", "--config-dir", "mine")
+    assert fault.startswith("mine/recipes/evil.yaml:")
     assert "cannot configure Hydra" in fault
 
 
 @pytest.mark.parametrize(
     "name", ["loraga.yaml", "schema.yaml", "hydra/job_logging/none.yaml", "recipe/quickstart.yaml"]
 )
-def test_a_folder_may_not_stand_in_for_the_applications_own_files(name: str) -> None:
-    lay_out(Path("own"), {name: "x: 1\n"})
-    (fault,) = refused("recipe=quickstart", "--config-dir", "own")
-    assert fault.startswith(f"own/{Path(name).parts[0]}: ")
+def test_a_folder_may_not_replace_the_files_of_the_application(name: str) -> None:
+    lay_out(Path("mine"), {name: "x: 1\n"})
+    (fault,) = refused("recipe=quickstart", "--config-dir", "mine")
+    assert fault.startswith(f"mine/{Path(name).parts[0]}: ")
 
 
 def test_a_harmless_file_elsewhere_does_not_cover_for_the_one_that_hydra_reads() -> None:
@@ -182,9 +184,9 @@ def test_a_harmless_file_elsewhere_does_not_cover_for_the_one_that_hydra_reads()
         "sub/evil.yaml": "gamma: 3\n",
         "method/sub/evil.yaml": "# @package method\nname: ${oc.env:HOME}\n",
     }
-    lay_out(Path("own"), files)
-    faults = refused("recipe=quickstart", "method=x", "--config-dir", "own")
-    assert any(fault.startswith("own/method/") for fault in faults)
+    lay_out(Path("mine"), files)
+    faults = refused("recipe=quickstart", "method=x", "--config-dir", "mine")
+    assert any(fault.startswith("mine/method/") for fault in faults)
 
 
 def test_the_shipped_files_are_safe() -> None:
@@ -205,8 +207,8 @@ def test_what_an_interpolation_gives_is_not_read_as_another(monkeypatch: pytest.
         "f": "c",
     }
     text = "dataset:\n  columns:\n" + "".join(f"    {name}: {value}\n" for name, value in parts.items())
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + text})
-    config = compose(["recipe=mine", "--config-dir", "own"])
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + text})
+    config = compose(["recipe=mine", "--config-dir", "mine"])
     assert config.dataset.columns["c"] == "${oc.env:SECRET}"
     assert "leaked" not in str(config)
     assert "leaked" not in str(reconfigured(config.model_dump(mode="json"), ["eval.limit=3"]))
@@ -215,28 +217,28 @@ def test_what_an_interpolation_gives_is_not_read_as_another(monkeypatch: pytest.
 def test_anchors_that_multiply_are_refused_before_they_fill_the_memory() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)]
-    lay_out(Path("own"), {"recipes/evil.yaml": "".join(lines)})
-    (fault,) = refused("recipe=evil", "--config-dir", "own")
+    lay_out(Path("mine"), {"recipes/evil.yaml": "".join(lines)})
+    (fault,) = refused("recipe=evil", "--config-dir", "mine")
     assert "too long" in fault
 
 
 def test_safe_interpolations_work() -> None:
     text = "rank: 4\nalpha: ${rank}\ntrainer:\n  batch_size: ${oc.select:rank,8}\n  micro_batch_size: ${.batch_size}\n"
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + text})
-    config = compose(["recipe=mine", "--config-dir", "own"])
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + text})
+    config = compose(["recipe=mine", "--config-dir", "mine"])
     assert (config.alpha, config.trainer.batch_size, config.trainer.micro_batch_size) == (4, 4, 4)
 
 
 def test_an_interpolation_follows_the_command_line() -> None:
-    lay_out(Path("own"), {"recipes/mine.yaml": BASE + "alpha: ${oc.select:rank,8}\n"})
-    assert compose(["recipe=mine", "rank=32", "--config-dir", "own"]).alpha == 32
+    lay_out(Path("mine"), {"recipes/mine.yaml": BASE + "alpha: ${oc.select:rank,8}\n"})
+    assert compose(["recipe=mine", "rank=32", "--config-dir", "mine"]).alpha == 32
 
 
 def test_relative_paths_are_allowed_in_a_recipe() -> None:
     lay_out(
-        Path("own"), {"recipes/mine.yaml": BASE + "output_dir: results/mine\ndataset:\n  train_file: data/x.jsonl\n"}
+        Path("mine"), {"recipes/mine.yaml": BASE + "output_dir: results/mine\ndataset:\n  train_file: data/x.jsonl\n"}
     )
-    config = compose(["recipe=mine", "--config-dir", "own"])
+    config = compose(["recipe=mine", "--config-dir", "mine"])
     assert (config.output_dir, config.dataset.train_file) == ("results/mine", "data/x.jsonl")
 
 
@@ -253,7 +255,7 @@ class TestOptionsInAFile:
     """Overrides as one types them, but in a file that may come from a stranger."""
 
     @pytest.mark.parametrize(
-        ("option", "said"),
+        ("option", "message"),
         [
             ("eval.judge.base_url=http://evil", "eval.judge.base_url is refused in a file"),
             ("eval.judge={base_url: 'http://evil'}", "eval.judge.base_url is refused in a file"),
@@ -285,10 +287,10 @@ class TestOptionsInAFile:
             ("model={path: '~/model'}", "model.path=~/model leaves the working folder"),
         ],
     )
-    def test_what_a_recipe_may_not_do_is_refused(self, option: str, said: str) -> None:
+    def test_what_a_recipe_may_not_do_is_refused(self, option: str, message: str) -> None:
         faults = unsafe_options([option], "mine.yaml: rows")
         assert {fault.where for fault in faults} == {"mine.yaml: rows"}
-        assert any(said in fault.what for fault in faults)
+        assert any(message in fault.what for fault in faults)
 
     def test_what_a_recipe_may_do_is_allowed(self) -> None:
         options = ["recipe=quickstart", "method=lora", "rank=3", "output_dir=mine/runs", "cache_dir=null"]

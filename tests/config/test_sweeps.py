@@ -27,8 +27,8 @@ def test_a_single_run_has_no_title() -> None:
 
 
 def test_each_job_has_its_configuration_and_a_title_of_what_tells_it_from_the_others() -> None:
-    found = jobs(QUICKSTART, "alpha=4", "rank=2,4,8", "-m")
-    assert [(title, config.rank, config.alpha) for title, config in found] == [
+    composed = jobs(QUICKSTART, "alpha=4", "rank=2,4,8", "-m")
+    assert [(title, config.rank, config.alpha) for title, config in composed] == [
         ("1: rank=2", 2, 4),
         ("2: rank=4", 4, 4),
         ("3: rank=8", 8, 4),
@@ -49,25 +49,25 @@ def test_hydras_ways_to_write_a_sweep_work(sweep: str) -> None:
 
 
 def test_two_sweeps_multiply() -> None:
-    found = jobs(QUICKSTART, "rank=2,4", "method=lora,lora_ga", "-m")
-    assert [(config.rank, config.method.name) for _, config in found] == [
+    composed = jobs(QUICKSTART, "rank=2,4", "method=lora,lora_ga", "-m")
+    assert [(config.rank, config.method.name) for _, config in composed] == [
         (2, "lora"),
         (2, "lora_ga"),
         (4, "lora"),
         (4, "lora_ga"),
     ]
-    assert found[3][0] == "4: rank=4 method=lora_ga"
+    assert composed[3][0] == "4: rank=4 method=lora_ga"
 
 
 def test_recipes_can_be_swept() -> None:
-    found = jobs("recipe=quickstart,llama2_metamath", "-m")
-    assert [config.recipe for _, config in found] == ["quickstart", "llama2_metamath"]
-    assert [config.trainer.learning_rate for _, config in found] == [1e-3, 2e-5]
+    composed = jobs("recipe=quickstart,llama2_metamath", "-m")
+    assert [config.recipe for _, config in composed] == ["quickstart", "llama2_metamath"]
+    assert [config.trainer.learning_rate for _, config in composed] == [1e-3, 2e-5]
 
 
 def test_a_glob_sweeps_over_all_choices() -> None:
-    found = jobs(QUICKSTART, "method=glob(*lora, exclude=[adalora, qlora])", "-m")
-    assert [config.method.name for _, config in found] == ["lora", "rslora"]
+    composed = jobs(QUICKSTART, "method=glob(*lora, exclude=[adalora, qlora])", "-m")
+    assert [config.method.name for _, config in composed] == ["lora", "rslora"]
 
 
 @pytest.mark.parametrize("sweep", ["rank=2,0", "rank=2,x", "method=lora,nope", "rnk=2,4"])
@@ -77,7 +77,7 @@ def test_a_wrong_value_anywhere_in_a_sweep_is_found_before_the_first_job(sweep: 
 
 
 @pytest.mark.parametrize("sweep", ["rank=2,4", "rank=range(1,4)", "recipe=quickstart,llama2_metamath"])
-def test_a_sweep_without_its_flag_is_told_of_the_flag(sweep: str) -> None:
+def test_several_values_without_the_flag_of_a_sweep_are_refused_with_the_flag(sweep: str) -> None:
     arguments = [sweep] if sweep.startswith("recipe=") else [QUICKSTART, sweep]
     (fault,) = refused(*arguments)
     assert fault.startswith("command line: ")
@@ -162,5 +162,5 @@ def test_a_failing_job_of_the_joblib_launcher_does_not_stop_the_others(tmp_path:
 
 
 def test_a_users_recipes_can_be_swept() -> None:
-    lay_out(Path("own"), {"recipes/a.yaml": BASE + "rank: 3\n", "recipes/b.yaml": BASE + "rank: 5\n"})
-    assert [config.rank for _, config in jobs("recipe=a,b", "-m", "--config-dir", "own")] == [3, 5]
+    lay_out(Path("mine"), {"recipes/a.yaml": BASE + "rank: 3\n", "recipes/b.yaml": BASE + "rank: 5\n"})
+    assert [config.rank for _, config in jobs("recipe=a,b", "-m", "--config-dir", "mine")] == [3, 5]

@@ -106,9 +106,9 @@ def test_a_recipe_may_set_options_of_the_method_that_the_command_line_replaces()
 
 
 def test_a_sweep_may_set_an_option_of_one_of_its_methods() -> None:
-    found = jobs(QUICKSTART, "-m", "method=toy,other", "method.width=5", *FLAGS)
-    assert [config.method.type for _, config in found] == ["toy", "other_toy"]
-    assert getattr(found[0][1].method, "width", None) == 5
+    composed = jobs(QUICKSTART, "-m", "method=toy,other", "method.width=5", *FLAGS)
+    assert [config.method.type for _, config in composed] == ["toy", "other_toy"]
+    assert getattr(composed[0][1].method, "width", None) == 5
 
 
 def test_the_class_of_the_method_says_what_does_not_go_together() -> None:
@@ -178,8 +178,8 @@ class TestShipped:
         compose([QUICKSTART, *options])
 
     def test_a_sweep_may_set_what_one_of_its_methods_or_tasks_has(self) -> None:
-        found = jobs(QUICKSTART, "-m", "method=lora,lora_ga", "method.gamma=64")
-        assert [getattr(config.method, "gamma", None) for _, config in found] == [None, 64]
+        composed = jobs(QUICKSTART, "-m", "method=lora,lora_ga", "method.gamma=64")
+        assert [getattr(config.method, "gamma", None) for _, config in composed] == [None, 64]
         assert len(jobs(QUICKSTART, "-m", "eval=loss,gsm8k", "eval.temperature=0.8")) == 2
 
     def test_a_sweep_of_methods_that_all_lack_the_option_is_refused(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.gradient.key import gradient_key, identity_after_merges, rows_hash
+from lora_ga_cli.data.identity import rows_hash
+from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 
 BASE: dict[str, Any] = {
     "model": {"weights_sha256": "a", "config_sha256": "b"},

@@ -22,8 +22,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods import bottleneck, prefix
 from lora_ga_cli.model.blocks import blocks
 from tests.conftest import build_batch, build_model, byte_tokenizer
-from tests.helpers import Arguments, Loraga, only_run
-from tests.methods.test_build import build_with
+from tests.helpers import Arguments, Loraga, configured, only_run, prepare
 
 
 def test_the_last_blocks_of_an_encoder_and_a_decoder_are_the_decoders() -> None:
@@ -75,7 +74,7 @@ def test_a_prefix_and_a_class_at_the_last_token_do_not_go_together(
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "prefix_embedding"])
-def test_a_head_of_several_layers_trains_and_is_saved_whole(
+def test_a_head_of_several_layers_trains_and_is_saved_completely(
     loraga: Loraga, arguments: Arguments, tmp_path: Path, method: str
 ) -> None:
     torch.manual_seed(0)
@@ -94,7 +93,7 @@ def test_the_best_checkpoint_of_adalora_is_read_back(loraga: Loraga, arguments: 
     options = [
         "method=adalora",
         "trainer.load_best=true",
-        "method.adalora.interval=1",
+        "method.interval=1",
         "dataset.validation_fraction=0.1",
     ]
     loraga("train", *arguments("llama", *options, "trainer.max_steps=10"))
@@ -102,8 +101,8 @@ def test_the_best_checkpoint_of_adalora_is_read_back(loraga: Loraga, arguments: 
 
 
 def test_adalora_takes_ranks_away_however_short_the_run() -> None:
-    trainable = build_with(build_model("llama"), "adalora", "method.adalora.final=0")
-    config = trainable.model.peft_config["default"]
+    model = prepare(build_model("llama"), configured("adalora", "method.final=0")).model
+    config = model.peft_config["default"]
     assert (config.tfinal, config.total_step) == (1, 100)
 
 
@@ -114,24 +113,24 @@ def test_a_dry_run_forecasts_it(loraga: Loraga, arguments: Arguments, method: st
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["method=bottleneck_adapter", "model.quantization=nf4"], "goes with adapters of PEFT's"),
+        (["method=bottleneck_adapter", "model.quantization=nf4"], "goes with PEFT's adapters"),
         (["method=adalora", "trainer.precision=fp16"], "fp16's scaling"),
-        (["method=adalora", "method.use_rslora=true"], "method.use_rslora is of"),
+        (["method=adalora", "method.use_rslora=true"], "no option method.use_rslora for method adalora"),
         (["method=prefix_layer", "method.prefix_length=250"], "positions"),
-        (["method=adalora", "trainer.max_steps=2", "method.adalora.warmup=0.5"], "a run of 2 has"),
+        (["method=adalora", "trainer.max_steps=2", "method.warmup=0.5"], "a run of 2 has"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
-def test_what_does_not_go_together_is_said_at_once(
+def test_what_does_not_go_together_is_refused_at_once(
     loraga: Loraga,
     arguments: Arguments,
     monkeypatch: pytest.MonkeyPatch,
     flags: list[str],
     options: list[str],
-    said: str,
+    message: str,
 ) -> None:
     """Before weights are loaded, and without a run too."""
     monkeypatch.setattr("lora_ga_cli.stages.inputs.load_model", lambda *_, **__: pytest.fail("it was loaded"))
-    assert said in loraga("train", *flags, *arguments("llama", *options), code=2)
+    assert message in loraga("train", *flags, *arguments("llama", *options), code=2)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from lora_ga_cli.methods.build import Trainable, build
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +19,8 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import GradientError, TargetError
 from lora_ga_cli.gradient.estimators.exact import ExactEstimator
-from lora_ga_cli.lora.offset import lora_layers
+from lora_ga_cli.lora.layers import lora_layers, lora_pairs
+from lora_ga_cli.methods.base import PreparedModel
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.quantization import count_parameters, dense
 from lora_ga_cli.model.targets import find_targets, fingerprint
@@ -29,7 +29,7 @@ from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_batch, byte_tokenizer
 from tests.gradient import FULL_CAPACITY, autograd, cosine, multiplied, relative, split_batch
-from tests.helpers import Arguments, Loraga, only_run, points
+from tests.helpers import Arguments, Loraga, configured, only_run, points, prepare
 
 KINDS: dict[str, dict[str, Any]] = {
     "nf4": {"quantization": "nf4"},
@@ -63,7 +63,7 @@ def build_base() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """It on disk, with a tokenizer."""
+    """The base on disk, with a tokenizer."""
     folder = tmp_path_factory.mktemp("base")
     build_base().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
@@ -119,7 +119,7 @@ def test_the_gradient_is_that_of_the_weights_it_computes_with(base: Path, kind: 
 
 
 @pytest.mark.parametrize("kind", ["nf4", "nf4, double"])
-def test_that_is_not_the_gradient_of_the_weights_before(base: Path, kind: str) -> None:
+def test_the_gradient_differs_from_that_of_unquantized_weights(base: Path, kind: str) -> None:
     """Quantizing moves the gradient by far more than the sketch errs, so the test above says something."""
     rounding = autograd(float_copy(load(base, kind)), build_batch("llama"))
     exact = autograd(build_base(), build_batch("llama"))
@@ -153,31 +153,27 @@ def test_reading_a_weight_leaves_the_layer_as_it_is(base: Path, kind: str) -> No
         assert torch.equal(model(**batch).logits, expected)
 
 
-def adapted(base: Path, kind: str, method: str) -> Trainable:
-    config = compose(
-        [
-            *("model=causal_lm", f"model.path={base}", "model.dtype=float32", "dataset=jsonl"),
-            *("dataset.train_file=x", f"method={method}", f"model.quantization={kind}", f"rank={RANK}"),
-        ]
-    )
-    return build(load(base, kind), config, steps=1, artifact=None, stored=None)
+def adapted(base: Path, kind: str, method: str) -> PreparedModel:
+    config = configured(method, f"model.path={base}", f"model.quantization={kind}", f"rank={RANK}")
+    return prepare(load(base, kind), config, steps=1)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
-def test_pissa_starts_from_quantized_weights(base: Path, kind: str) -> None:
+def test_pissa_is_initialized_from_quantized_weights(base: Path, kind: str) -> None:
     """At the leading triplets of the weights it computes with, and nothing changes."""
     batch, quantized = build_batch("llama"), load(base, kind)
-    trainable = adapted(base, kind, "pissa")
+    prepared = adapted(base, kind, "pissa")
     with torch.no_grad():
         expected = quantized(**batch).logits
-        found = trainable.model(**batch).logits
+        found = prepared.model(**batch).logits
     assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
-    targets, start = find_targets(quantized), trainable.start
-    assert set(start.factors) == set(targets)
-    for name, (a0, b0) in start.factors.items():
+    targets, init = find_targets(quantized), prepared.init
+    assert init is not None
+    assert set(init.factors) == set(targets)
+    for name, (a0, b0) in init.factors.items():
         left, singular, right = torch.linalg.svd(dense(targets[name]).double(), full_matrices=False)
         best = left[:, :RANK] * singular[:RANK] @ right[:RANK]
-        assert relative(start.scalings[name] * (b0.double() @ a0.double()), best) < 1e-3, name
+        assert relative(init.scalings[name] * (b0.double() @ a0.double()), best) < 1e-3, name
 
 
 def test_dora_refuses_8_bit_weights_on_a_cpu(base: Path) -> None:
@@ -213,31 +209,31 @@ def wrapped(model: PreTrainedModel, artifact: GradientArtifact) -> PeftModel:
 
 
 @every_kind
-def test_the_adapter_carries_the_start_and_nothing_changes(base: Path, kind: str) -> None:
+def test_the_offset_is_subtracted_in_the_adapter_and_nothing_changes(base: Path, kind: str) -> None:
     model, batch = load(base, kind), build_batch("llama")
     artifact = estimate_gradients(model, [batch])
     before = {name: target.weight.detach().clone() for name, target in find_targets(model).items()}
     with torch.no_grad():
         expected = model(**batch).logits
         peft = wrapped(model, artifact)
-        start = initialize(peft, artifact)
+        init = initialize(peft, artifact)
         found = peft(**batch).logits
-    assert start.shift == "adapter"
+    assert init.offset == "adapter"
     assert relative(found, expected) < (1e-2 if kind == "int8" else 1e-5)
     for name, layer in lora_layers(peft).items():
-        a0, b0 = start.factors[name]
+        a0, b0 = init.factors[name]
         assert float(a0.norm()) > 0.1
         assert float(b0.norm()) > 0.1
         assert torch.equal(layer.get_base_layer().weight, before[name])
 
 
 @every_kind
-def test_a_start_cannot_be_taken_off_quantized_weights(base: Path, kind: str) -> None:
+def test_nothing_can_be_subtracted_from_quantized_weights(base: Path, kind: str) -> None:
     model = load(base, kind)
     artifact = estimate_gradients(model, [build_batch("llama")])
     peft = wrapped(model, artifact)
-    with pytest.raises(TargetError, match=r"q_proj is quantized.*shift=adapter"):
-        initialize(peft, artifact, shift="weights")
+    with pytest.raises(TargetError, match=r"q_proj is quantized.*offset=adapter"):
+        initialize(peft, artifact, offset="base")
 
 
 @pytest.mark.parametrize("scale", ["stable", "weight_svd"])
@@ -249,12 +245,11 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
     peft = wrapped(model, artifact)
     initialize(peft, artifact, scale=scale)
     peft(**batch).loss.backward()
-    for name, layer in lora_layers(peft).items():
-        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        moved = b.detach()[:, :RANK] @ a.grad[:RANK] + b.grad[:, :RANK] @ a.detach()[:RANK]
-        singular = torch.linalg.svdvals(grads[name].double())
+    for pair in lora_pairs(peft):
+        moved = pair.b.detach() @ pair.delta_a.grad + pair.delta_b.grad @ pair.a.detach()
+        singular = torch.linalg.svdvals(grads[pair.name].double())
         best = float(singular[: 2 * RANK].norm() / singular.norm())
-        assert cosine(moved, grads[name]) / best > 0.999, name
+        assert cosine(moved, grads[pair.name]) / best > 0.999, pair.name
 
 
 def loaded_by_peft_alone(base: Path, adapter: Path) -> PeftModel:
@@ -273,7 +268,7 @@ def test_a_run_trains_resumes_evaluates_and_merges(
 
     overrides = (f"model.path={base}", "model.quantization=nf4", "trainer.save_steps=2")
     printed = loraga("train", *arguments("llama", *overrides, "output_dir=uninterrupted"))
-    assert "taken off in the adapter" in printed
+    assert "offset subtracted in the adapter" in printed
     full_run = only_run("uninterrupted")
     losses = [point["loss"] for point in points(full_run) if "loss" in point]
     assert losses[-1] < losses[0]
@@ -317,10 +312,10 @@ def test_a_run_trains_resumes_evaluates_and_merges(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["method=full"], "quantized weights cannot be trained"),
-        (["method.shift=weights"], "method.shift=adapter"),
+        (["method.offset=base"], "method.offset=adapter"),
         (["gradient=exact"], "gradient=sketch"),
         (["model.quantization=int8", "model.double_quantization=true"], "goes with model.quantization=nf4"),
         (["model.quantization=null", "model.double_quantization=true"], "goes with model.quantization=nf4"),
@@ -328,16 +323,16 @@ def test_a_run_trains_resumes_evaluates_and_merges(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_options_that_do_not_go_together_are_one_line_each(
-    loraga: Loraga, arguments: Arguments, overrides: list[str], said: str
+    loraga: Loraga, arguments: Arguments, overrides: list[str], message: str
 ) -> None:
     printed = loraga("train", *arguments("llama", "model.quantization=nf4", *overrides), code=2)
     (line,) = printed.splitlines()
     assert line.startswith("error  ")
-    assert said in line
+    assert message in line
     assert not Path("runs").exists()
 
 
-def test_all_conflicts_are_said_at_once(loraga: Loraga, arguments: Arguments) -> None:
-    conflicts = ["model.quantization=int8", "model.double_quantization=true", "method.shift=weights", "gradient=exact"]
+def test_all_conflicts_are_reported_at_once(loraga: Loraga, arguments: Arguments) -> None:
+    conflicts = ["model.quantization=int8", "model.double_quantization=true", "method.offset=base", "gradient=exact"]
     printed = loraga("train", *arguments("llama", *conflicts), code=2)
     assert len(printed.splitlines()) == 3

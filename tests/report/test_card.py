@@ -25,13 +25,13 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def configure(task: str = "causal_lm", adapter: str = "lora") -> Config:
+def configure(task: str = "causal_lm", method: str = "lora_ga") -> Config:
     form = {"text": "{t}", "label": "l"} if task == "sequence_classification" else {"prompt": "{q}", "answer": "{a}"}
     return Config.model_validate(
         {
             "model": {"path": "org/base", "task": task},
             "dataset": {"train_file": "x.jsonl", **form},
-            "method": {"name": "lora_ga", "adapter": adapter},
+            "method": {"name": method, "type": method},
         }
     )
 
@@ -61,21 +61,21 @@ def test_it_shows_how_to_load_the_adapter_on_the_base(task: str, auto: str) -> N
     assert 'PeftModel.from_pretrained(base, "my-run")' in text
 
 
-def test_figures_are_as_measured_and_what_was_not_is_a_dash() -> None:
+def test_values_are_as_measured_and_missing_ones_are_a_dash() -> None:
     text = card("my-run", configure(), MANIFEST)
     for line in ("| training rows | 1,234 |", "| training loss | 1.5000 |", "| validation loss | – |"):
         assert line in text
 
 
 @pytest.mark.parametrize(("rank", "served"), [(16, 16), (12, 16), (200, 256)])
-def test_vllm_is_told_a_rank_that_it_takes(rank: int, served: int) -> None:
+def test_vllm_gets_a_rank_that_it_takes(rank: int, served: int) -> None:
     text = card("my-run", configure(), MANIFEST | {"adapter_rank": rank})
     assert f"--max-lora-rank {served} " in text
 
 
 def test_a_fully_fine_tuned_model_is_not_called_an_adapter() -> None:
     manifest = MANIFEST | {"adapter_rank": None}
-    text = card("my-run", configure(adapter="none"), manifest)
+    text = card("my-run", configure(method="full"), manifest)
     assert front(text)["library_name"] == "transformers"
     assert "PeftModel" not in text
     assert "lora-rank" not in text

@@ -20,7 +20,7 @@ def test_a_folder_is_counted_for_what_its_model_does(saved_bases: dict[str, Path
     assert guess_task(str(saved_bases[family])) == TASKS[family]
     entries = found(saved_bases[family])
     assert entries["lora"].parameters
-    assert entries["lora_ga"].result.startswith("a plain LoRA")
+    assert entries["lora_ga"].result.startswith("a standard LoRA adapter")
     assert (entries["prefix_layer"].parameters is not None) == (family in ("llama", "gpt2"))
 
 
@@ -30,11 +30,11 @@ def test_what_does_not_fit_says_why() -> None:
 
 def test_a_typo_in_a_file_of_ones_own_is_shown(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\nadaptor: lora\n")
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\ntipe: lora\n")
     entry = found("tiny", tmp_path)["mine"]
     assert entry.parameters is None
-    assert "adaptor" in entry.result
-    assert "adapter" in entry.result
+    assert "tipe" in entry.result
+    assert "type" in entry.result
 
 
 def test_the_task_of_ones_own_model_is_read_and_not_searched_for(tmp_path: Path, saved_bases: dict[str, Path]) -> None:

@@ -64,9 +64,9 @@ def test_two_processes_share_the_rows_of_an_estimation(loraga: Loraga, arguments
         torch.testing.assert_close(found.left.float(), factors.left.float(), rtol=0, atol=1e-3)
 
 
-def test_a_sharded_base_trains_what_a_whole_one_does(loraga: Loraga, arguments: Arguments) -> None:
+def test_a_sharded_base_trains_what_an_unsharded_one_does(loraga: Loraga, arguments: Arguments) -> None:
     """And is resumed, and its adapter is as plain as any other."""
-    loraga("train", *arguments("llama", "output_dir=one", "method.shift=adapter", "name=run"))
+    loraga("train", *arguments("llama", "output_dir=one", "method.offset=adapter", "name=run"))
     sharded = arguments("llama", "output_dir=two", "cache_dir=elsewhere", "model.shard=true", "name=run")
     together("train", *sharded, port=29419)
     assert_same_run(only_run("one"), only_run("two"), 1e-4)

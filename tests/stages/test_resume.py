@@ -18,22 +18,22 @@ from tests.helpers import Arguments, Loraga, after, between_two_checkpoints, die
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 
-    patch.setattr(SketchEstimator, "end", after(1, SketchEstimator.end))
+    patch.setattr(SketchEstimator, "end_micro_batch", after(1, SketchEstimator.end_micro_batch))
 
 
-def after_storing_the_start(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.lora.offset import Start
+def after_storing_the_initialization(patch: pytest.MonkeyPatch) -> None:
+    from lora_ga_cli.lora.offset import LoraInit
 
-    patch.setattr(Start, "save", after(1, Start.save))
+    patch.setattr(LoraInit, "save", after(1, LoraInit.save))
 
 
 def while_writing_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
     """The second checkpoint's optimizer state is half written."""
-    whole, count = torch.save, 0
+    save, count = torch.save, 0
 
     def half(value: object, file: object, *rest: object, **options: object) -> None:
         nonlocal count
-        whole(value, file, *rest, **options)
+        save(value, file, *rest, **options)
         count += "optimizer" in str(file)
         if count == 2:
             os.truncate(str(file), Path(str(file)).stat().st_size // 2)
@@ -46,7 +46,7 @@ def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.training import trainer
 
     count = 0
-    mark = trainer.mark_whole
+    mark = trainer.mark_complete
 
     def marking(folder: Path) -> None:
         nonlocal count
@@ -55,7 +55,7 @@ def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
             die()
         mark(folder)
 
-    patch.setattr(trainer, "mark_whole", marking)
+    patch.setattr(trainer, "mark_complete", marking)
 
 
 def while_saving_the_result(patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def before_it_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
 
 POINTS = [
     while_estimating,
-    after_storing_the_start,
+    after_storing_the_initialization,
     between_two_checkpoints,
     while_writing_a_checkpoint,
     before_marking_a_checkpoint,
@@ -92,11 +92,11 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     loraga: Loraga, arguments: Arguments, uninterrupted: dict[str, object], point: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     if not uninterrupted:
-        loraga("train", *arguments("llama", "output_dir=whole", "cache_dir=elsewhere"))
-        whole = only_run("whole")
-        uninterrupted["points"] = points(whole)
-        uninterrupted["loss"] = json.loads((whole / "manifest.json").read_text())["validation_loss"]
-        uninterrupted["weights"] = load_file(whole / "adapter_model.safetensors")
+        loraga("train", *arguments("llama", "output_dir=uninterrupted", "cache_dir=elsewhere"))
+        run = only_run("uninterrupted")
+        uninterrupted["points"] = points(run)
+        uninterrupted["loss"] = json.loads((run / "manifest.json").read_text())["validation_loss"]
+        uninterrupted["weights"] = load_file(run / "adapter_model.safetensors")
     killed(arguments(), point)
     out = loraga("train", *arguments())
     run = only_run()
@@ -120,13 +120,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
 @pytest.mark.parametrize(
     ("kind", "file"),
-    [("method=full", "model"), ("method=lora", "adapter_model"), ("method.shift=adapter", "adapter_model")],
+    [("method=full", "model"), ("method=lora", "adapter_model"), ("method.offset=adapter", "adapter_model")],
 )
 def test_every_kind_of_run_resumes(loraga: Loraga, arguments: Arguments, kind: str, file: str) -> None:
-    loraga("train", *arguments("llama", "output_dir=whole", kind))
+    loraga("train", *arguments("llama", "output_dir=uninterrupted", kind))
     killed(arguments("llama", kind), between_two_checkpoints)
     assert "resuming after step 2" in loraga("train", *arguments("llama", kind))
-    one, other = (load_file(only_run(folder) / f"{file}.safetensors") for folder in ("whole", "runs"))
+    one, other = (load_file(only_run(folder) / f"{file}.safetensors") for folder in ("uninterrupted", "runs"))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
 
@@ -134,7 +134,7 @@ def test_every_kind_of_run_resumes(loraga: Loraga, arguments: Arguments, kind: s
 def test_an_optimizer_of_other_groups_is_refused(
     loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a version that grouped LoRA+'s parameters otherwise."""
+    """Like the one of a version that grouped LoRA+'s parameters otherwise."""
     from lora_ga_cli.training.trainer import LoragaTrainer
 
     command = arguments("llama", "method=lora_plus")

@@ -38,7 +38,7 @@ def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> 
     out = loraga("train", *arguments())
     run = only_run()
     assert "rank 4, 14 layers" in out
-    assert "a plain LoRA of rank 8 (2 × 4: it carries its own start)" in out
+    assert "a standard LoRA adapter of rank 8 (4 trained + 4 initial)" in out
     assert "--max-lora-rank 8" in out
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["adapter_rank"] == 8
@@ -46,7 +46,7 @@ def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> 
     assert manifest["provenance"]["packages"]["torch"] == torch.__version__
     assert manifest["data"]["train"]["rows"] == 114
     assert len(manifest["base_fingerprint"]) == 64
-    assert manifest["start_difference"] < 1e-5
+    assert manifest["init_difference"] < 1e-5
     assert manifest["saved_difference"] < 1e-5
     assert yaml.safe_load((run / "config.yaml").read_text())["rank"] == 4
     with Image.open(run / "loss.png") as image:
@@ -66,7 +66,7 @@ def test_the_same_command_again_finds_the_run_finished(loraga: Loraga, arguments
     assert (only_run() / "manifest.json").read_text() == before
 
 
-def test_a_sweep_over_ranks_estimates_once_and_says_so(loraga: Loraga, arguments: Arguments) -> None:
+def test_a_sweep_over_ranks_estimates_once(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", "-m", *arguments("llama", "rank=2,4,8"))
     assert out.count("gradient  estimated") == 1
     assert out.count("gradient  reused") == 2
@@ -100,15 +100,15 @@ def test_the_same_gradient_is_found_again(loraga: Loraga, arguments: Arguments, 
     assert "gradient  reused" in loraga("estimate-grad", *arguments("llama", same))
 
 
-def test_init_stores_the_start_that_train_goes_on_from(loraga: Loraga, arguments: Arguments) -> None:
+def test_init_stores_the_initialization_that_train_goes_on_from(loraga: Loraga, arguments: Arguments) -> None:
     loraga("init", *arguments())
-    start = load_file(only_run() / "start.safetensors")
+    init = load_file(only_run() / "init.safetensors")
     out = loraga("train", *arguments())
     assert "restored" in out
     assert "gradient  " not in out
     saved = load_file(only_run() / "adapter_model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
-    assert torch.equal(saved[f"base_model.model.{name}.lora_A.weight"][4:], start[f"{name}.A0"])
+    assert torch.equal(saved[f"base_model.model.{name}.lora_B.weight"][:, 4:], init[f"{name}.B0"])
 
 
 def test_two_trainings_of_one_seed_are_the_same_to_the_bit(loraga: Loraga, arguments: Arguments) -> None:
@@ -147,14 +147,14 @@ def test_adalora_trains_with_its_penalty_and_reports_without(
     short = ["trainer.max_steps=3", f"trainer.precision={precision}"]
     for folder, method in {
         "lora": ["method=lora"],
-        "light": ["method=adalora", "method.adalora.orthogonality=0.5"],
-        "heavy": ["method=adalora", "method.adalora.orthogonality=50"],
+        "light": ["method=adalora", "method.orthogonality=0.5"],
+        "heavy": ["method=adalora", "method.orthogonality=50"],
     }.items():
         loraga("train", *arguments("llama", f"output_dir={folder}", *short, *method))
         losses[folder] = next(point["loss"] for point in points(only_run(folder)) if "loss" in point)
         tensors[folder] = load_file(only_run(folder) / "adapter_model.safetensors")
     assert losses["light"] == pytest.approx(losses["lora"], rel=1e-5)
-    assert losses["heavy"] == pytest.approx(losses["lora"], rel=1e-4)  # 250 was added and taken off
+    assert losses["heavy"] == pytest.approx(losses["lora"], rel=1e-4)  # 250 was added and subtracted again
     name = next(name for name in tensors["light"] if "lora_A" in name)
     assert not torch.equal(tensors["light"][name], tensors["heavy"][name])
 
@@ -245,13 +245,13 @@ def test_a_pooler_that_is_new_is_saved_with_the_adapter(loraga: Loraga, argument
     torch.testing.assert_close(*logits)
 
 
-def test_dropout_on_the_adapter_hits_both_halves_of_its_start(loraga: Loraga, arguments: Arguments) -> None:
+def test_dropout_on_the_adapter_reaches_the_initial_factors_too(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments("llama", "adapter_dropout=0.2", "trainer.learning_rate=1e-6"))
-    assert "taken off in the adapter" in out
+    assert "offset subtracted in the adapter" in out
     losses = [point["loss"] for point in points(only_run()) if "loss" in point]
     assert max(losses) - min(losses) < 0.1
-    out = loraga("train", *arguments("llama", "adapter_dropout=0.2", "method.shift=weights"), code=2)
-    assert "method.shift=adapter" in out
+    out = loraga("train", *arguments("llama", "adapter_dropout=0.2", "method.offset=base"), code=2)
+    assert "method.offset=adapter" in out
 
 
 def test_preview_shows_rows_and_trains_nothing(loraga: Loraga, arguments: Arguments) -> None:
@@ -261,7 +261,7 @@ def test_preview_shows_rows_and_trains_nothing(loraga: Loraga, arguments: Argume
     assert not Path("runs").exists()
 
 
-def test_a_dry_run_says_what_is_to_do_and_does_nothing(loraga: Loraga, arguments: Arguments) -> None:
+def test_a_dry_run_lists_what_is_to_do_and_does_nothing(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments(), "--dry-run")
     assert "to do: 16 rows, 14 layers" in out
     assert "to do: 6 steps" in out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.training.checkpoints import MARK, is_whole, last_whole, mark_whole, step_of
+from lora_ga_cli.training.checkpoints import MARK, is_complete, last_complete, mark_complete, step_of
 
 
 def write(folder: Path, step: int) -> Path:
@@ -14,62 +14,62 @@ def write(folder: Path, step: int) -> Path:
     (checkpoint / "adapter").mkdir(parents=True)
     (checkpoint / "adapter" / "weights").write_bytes(bytes(100))
     (checkpoint / "optimizer").write_bytes(bytes(50))
-    mark_whole(checkpoint)
+    mark_complete(checkpoint)
     return checkpoint
 
 
-def test_a_marked_checkpoint_is_whole(tmp_path: Path) -> None:
-    assert is_whole(write(tmp_path, 1))
+def test_a_marked_checkpoint_is_complete(tmp_path: Path) -> None:
+    assert is_complete(write(tmp_path, 1))
 
 
-def test_marking_again_leaves_it_whole(tmp_path: Path) -> None:
+def test_marking_again_leaves_it_complete(tmp_path: Path) -> None:
     """A resumed run may write the checkpoint of the same step once more."""
     checkpoint = write(tmp_path, 1)
-    mark_whole(checkpoint)
-    assert is_whole(checkpoint)
+    mark_complete(checkpoint)
+    assert is_complete(checkpoint)
 
 
 @pytest.mark.parametrize("mark", [None, b"", b"{}", b'{"optimi', b"\xff\xfe", b"[]"])
-def test_a_missing_or_broken_mark_is_not_whole(tmp_path: Path, mark: bytes | None) -> None:
+def test_a_missing_or_broken_mark_is_not_complete(tmp_path: Path, mark: bytes | None) -> None:
     checkpoint = write(tmp_path, 1)
     if mark is None:
         (checkpoint / MARK).unlink()
     else:
         (checkpoint / MARK).write_bytes(mark)
-    assert not is_whole(checkpoint)
+    assert not is_complete(checkpoint)
 
 
-def test_a_truncated_or_missing_file_is_not_whole(tmp_path: Path) -> None:
+def test_a_truncated_or_missing_file_is_not_complete(tmp_path: Path) -> None:
     truncated, missing = write(tmp_path, 1), write(tmp_path, 2)
     (truncated / "adapter" / "weights").write_bytes(bytes(99))
     (missing / "optimizer").unlink()
-    assert not is_whole(truncated)
-    assert not is_whole(missing)
+    assert not is_complete(truncated)
+    assert not is_complete(missing)
 
 
-def test_a_file_more_does_no_harm(tmp_path: Path) -> None:
+def test_one_more_file_does_no_harm(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, 1)
     (checkpoint / "notes").touch()
-    assert is_whole(checkpoint)
+    assert is_complete(checkpoint)
 
 
-def test_the_newest_is_that_of_most_steps(tmp_path: Path) -> None:
+def test_the_newest_has_the_highest_step(tmp_path: Path) -> None:
     for step in (5, 100, 20):
         write(tmp_path, step)
-    told: list[str] = []
-    assert last_whole(tmp_path, told.append) == tmp_path / "checkpoint-100"
-    assert told == []
+    notes: list[str] = []
+    assert last_complete(tmp_path, notes.append) == tmp_path / "checkpoint-100"
+    assert notes == []
 
 
-def test_broken_ones_are_set_aside_and_said_down_to_the_first_whole_one(tmp_path: Path) -> None:
+def test_broken_ones_are_set_aside_and_named_down_to_the_first_complete_one(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     (tmp_path / "checkpoint-4" / MARK).unlink()
     (tmp_path / "checkpoint-3" / "optimizer").write_bytes(b"")
     (tmp_path / "checkpoint-1" / MARK).unlink()
-    told: list[str] = []
-    assert last_whole(tmp_path, told.append) == tmp_path / "checkpoint-2"
-    assert [text.split()[0] for text in told] == ["checkpoint-4", "checkpoint-3"]
+    notes: list[str] = []
+    assert last_complete(tmp_path, notes.append) == tmp_path / "checkpoint-2"
+    assert [text.split()[0] for text in notes] == ["checkpoint-4", "checkpoint-3"]
     assert {item.name for item in tmp_path.iterdir()} == {
         "checkpoint-1",
         "checkpoint-2",
@@ -81,14 +81,14 @@ def test_broken_ones_are_set_aside_and_said_down_to_the_first_whole_one(tmp_path
 def test_what_was_set_aside_is_not_looked_at_again(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, 3)
     (checkpoint / MARK).unlink()
-    assert last_whole(tmp_path, lambda _: None) is None
-    told: list[str] = []
-    assert last_whole(tmp_path, told.append) is None
-    assert told == []
+    assert last_complete(tmp_path, lambda _: None) is None
+    notes: list[str] = []
+    assert last_complete(tmp_path, notes.append) is None
+    assert notes == []
 
 
 def test_a_folder_without_checkpoints_has_none(tmp_path: Path) -> None:
-    assert last_whole(tmp_path / "missing", lambda _: None) is None
+    assert last_complete(tmp_path / "missing", lambda _: None) is None
 
 
 @pytest.mark.parametrize(

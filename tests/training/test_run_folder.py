@@ -9,7 +9,7 @@ import pytest
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.training.run_folder import RunFolder, claim, find_run, run_name, settings
+from lora_ga_cli.training.run_folder import FORMAT, RunFolder, check_run_folder, find_run, run_name, settings
 
 
 def configure(**changes: Any) -> Config:
@@ -17,10 +17,13 @@ def configure(**changes: Any) -> Config:
         "recipe": "mine",
         "model": {"path": "some/model"},
         "dataset": {"train_file": "x.jsonl", "prompt": "{q}", "answer": "{a}"},
-        "method": {"name": "lora_ga", "start": "gradient", "use_rslora": True},
+        "method": {"name": "lora_ga", "type": "lora_ga", "use_rslora": True},
     }
     for name, value in changes.items():
-        base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
+        if name == "method" and "type" in value:
+            base[name] = value  # options of another type would not be known
+        else:
+            base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value
     return Config.model_validate(base)
 
 
@@ -68,7 +71,7 @@ def test_what_matters_to_the_result_is_another_run(changes: dict[str, Any]) -> N
     assert run_name(configure(**changes)) != run_name(configure())
 
 
-def test_the_name_says_recipe_method_and_rank() -> None:
+def test_the_name_states_recipe_method_and_rank() -> None:
     assert run_name(configure(rank=4)).startswith("mine-lora_ga-r4-")
 
 
@@ -77,7 +80,7 @@ def test_without_a_recipe_the_name_begins_with_the_model() -> None:
 
 
 def test_full_fine_tuning_has_no_rank_in_its_name() -> None:
-    full = configure(method={"name": "full", "adapter": "none", "start": "kaiming"})
+    full = configure(method={"name": "full", "type": "full"}, rank=8)
     assert run_name(full).startswith("mine-full-")
     assert "-r8" not in run_name(full)
 
@@ -88,40 +91,47 @@ def test_a_name_that_was_given_is_the_name() -> None:
 
 
 def test_gradient_options_do_not_matter_where_no_gradient_is_taken() -> None:
-    lora = {"name": "lora", "start": "kaiming"}
+    lora = {"name": "lora", "type": "lora"}
     assert run_name(configure(method=lora, gradient={"samples": 8})) == run_name(configure(method=lora))
 
 
-class TestClaim:
+class TestAFolderThatHoldsARun:
     @pytest.fixture
     def run(self, tmp_path: Path) -> RunFolder:
         run = RunFolder(tmp_path / "run")
         run.path.mkdir()
-        run.update_manifest(settings=settings(configure()))
+        run.update_manifest(format=FORMAT, settings=settings(configure()))
         return run
 
-    def test_its_own_folder_is_kept(self, run: RunFolder) -> None:
+    def test_the_same_settings_keep_it(self, run: RunFolder) -> None:
         before = run.manifest
-        claim(configure(eval={"limit": 3}), run)
+        check_run_folder(configure(eval={"limit": 3}), run)
         assert run.manifest == before
 
-    def test_a_folder_that_does_not_exist_yet_is_anyones(self, tmp_path: Path) -> None:
-        claim(configure(), RunFolder(tmp_path / "new"))
+    def test_a_folder_that_does_not_exist_yet_is_free(self, tmp_path: Path) -> None:
+        check_run_folder(configure(), RunFolder(tmp_path / "new"))
 
-    def test_anothers_folder_is_refused_and_the_difference_named(self, run: RunFolder) -> None:
+    def test_other_settings_are_refused_and_the_difference_is_named(self, run: RunFolder) -> None:
         with pytest.raises(RunError, match=r"trainer\.learning_rate was 2e-05, is 0\.0001"):
-            claim(configure(trainer={"learning_rate": 1e-4}), run)
+            check_run_folder(configure(trainer={"learning_rate": 1e-4}), run)
         assert run.path.is_dir()
 
-    def test_overwrite_sets_anothers_folder_aside(self, run: RunFolder) -> None:
-        claim(configure(rank=4, overwrite=True), run)
+    def test_overwrite_sets_it_aside(self, run: RunFolder) -> None:
+        check_run_folder(configure(rank=4, overwrite=True), run)
         assert not run.path.exists()
         assert (run.path.parent / "run.old" / "manifest.json").exists()
+
+    def test_a_run_of_an_earlier_version_is_refused_even_with_the_same_settings(self, run: RunFolder) -> None:
+        run.update_manifest(format=FORMAT - 1)
+        with pytest.raises(RunError, match=r"made by an earlier version.*overwrite=true.*loraga convert"):
+            check_run_folder(configure(), run)
+        check_run_folder(configure(overwrite=True), run)
+        assert not run.path.exists()
 
     @pytest.mark.parametrize("finished", [False, True])
     def test_overwrite_starts_again_whatever_is_there(self, run: RunFolder, finished: bool) -> None:
         run.update_manifest(finished=finished)
-        claim(configure(overwrite=True), run)
+        check_run_folder(configure(overwrite=True), run)
         assert not run.path.exists()
 
 

@@ -159,7 +159,7 @@ class Form(ABC):
 
 
 def features_of(*, tokens: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()) -> Features:
-    """Types of an example's columns: lists of token numbers, whole numbers, and texts."""
+    """Types of an example's columns: lists of token numbers, integers, and texts."""
     from datasets.features import Features, List, Value
 
     types: dict[str, Any] = {name: List(Value("int32")) for name in tokens}

@@ -1,0 +1,29 @@
+"""``loraga convert``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_ga_cli.cli.common import Debug
+
+
+def command(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="An adapter or a run of an earlier version.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write the converted adapter to.")],
+    debug: Debug = False,
+) -> None:
+    """Convert a LoRA-GA adapter of an earlier version, so that it stays exact in bfloat16.
+
+    The converted adapter has the same rank and computes the same. PEFT and vLLM load it as they did before.
+
+    loraga convert runs/old-run --output my-adapter
+    """
+    from lora_ga_cli.stages.convert import convert
+
+    convert(folder.expanduser(), output.expanduser())
