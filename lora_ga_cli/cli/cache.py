@@ -96,7 +96,7 @@ def prune_artifacts(
     unmatched = [key for key in keys or [] if not any(entry.key.startswith(key) for entry in entries)]
     if unmatched:
         raise InvalidInput(
-            [Fault("command line", f"there is no stored gradient {key}", "loraga cache list shows them") for key in unmatched]
+            [Fault("command line", f"no stored gradient {key}", "loraga cache list shows all") for key in unmatched]
         )
     freed, removed = 0, 0
     for entry in entries:
