@@ -152,7 +152,7 @@ class DatasetConfig(Section):
     """Renames columns: ``{new: old}``."""
 
     keep: dict[str, str] = Field(default_factory=dict)
-    """Leaves rows out: ``{column: pattern}``, a regular expression that a row's text must hold somewhere."""
+    """Leaves rows out: ``{column: pattern}``, a regular expression that a row's text must contain."""
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 
