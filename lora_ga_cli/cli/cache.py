@@ -79,9 +79,9 @@ def prune_artifacts(
     keys: Annotated[
         list[str] | None, typer.Argument(help="Keys, or the first characters of keys.", show_default=False)
     ] = None,
-    older_than: Annotated[float | None, typer.Option(help="Remove those older than this many days.")] = None,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Remove those that fail verification.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all of them.")] = False,
+    older_than: Annotated[float | None, typer.Option(help="Remove gradients older than this many days.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Remove gradients that fail verification.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all gradients.")] = False,
     cache_dir: CacheDir = None,
 ) -> None:
     """Remove stored gradients, and files left by interrupted writes."""
@@ -95,9 +95,8 @@ def prune_artifacts(
     entries = list(store.verify() if damaged else store.entries())
     unmatched = [key for key in keys or [] if not any(entry.key.startswith(key) for entry in entries)]
     if unmatched:
-        raise InvalidInput(
-            [Fault("command line", f"no stored gradient {key}", "loraga cache list") for key in unmatched]
-        )
+        hint = "loraga cache list shows them"
+        raise InvalidInput([Fault("command line", f"there is no stored gradient {key}", hint) for key in unmatched])
     freed, removed = 0, 0
     for entry in entries:
         named = any(entry.key.startswith(key) for key in keys or [])

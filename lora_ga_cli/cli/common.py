@@ -57,7 +57,7 @@ Overrides = Annotated[
     list[str] | None,
     words(
         "[OPTION=VALUE]...",
-        "A recipe and changes to it: recipe=quickstart rank=16 trainer.learning_rate=1e-4. Also Hydra's own: "
+        "A recipe and changes to it: recipe=quickstart rank=16 trainer.learning_rate=1e-4. Hydra's flags work too: "
         "-m for a sweep (rank=4,8,16), --config-dir DIR for your recipes, --cfg job, hydra/launcher=joblib.",
     ),
 ]

@@ -22,7 +22,7 @@ def command(
 
     The converted adapter has the same rank and computes the same. PEFT and vLLM load it as they did before.
 
-    loraga convert runs/old-run --output my-adapter
+    Example: loraga convert runs/old-run --output my-adapter
     """
     from lora_ga_cli.stages.convert import convert
 

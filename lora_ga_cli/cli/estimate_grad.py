@@ -15,7 +15,7 @@ def command(options: Overrides = None, dry_run: DryRun = False, code: Code = Non
 
     One artifact serves every rank, direction, scale and learning rate; training finds it in the cache.
 
-    loraga estimate-grad recipe=quickstart
+    Example: loraga estimate-grad recipe=quickstart
     """
 
     def job(config: Config) -> None:

@@ -26,7 +26,7 @@ def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None,
 
     A run is scored by its saved adapter on the original base model. With a recipe, missing steps run first.
 
-    loraga eval runs/* eval=gsm8k
+    Example: loraga eval runs/* eval=gsm8k
     """
     from lora_ga_cli.cli.comparison import compare
 

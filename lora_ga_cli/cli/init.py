@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
-    """Initialize a run: compute the adapter's initial factors, and check that the base's logits do not change.
+    """Initialize a run: compute the adapter's initial factors, and check that the logits stay those of the base.
 
     The initialization is stored in the run folder, where `train` finds it.
 
-    loraga init recipe=quickstart rank=16
+    Example: loraga init recipe=quickstart rank=16
     """
 
     def job(config: Config) -> None:

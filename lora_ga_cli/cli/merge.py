@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Merge an adapter into its base: a plain model folder, whose logits are checked against the adapter's.
 
-    loraga merge runs/my-run --output my-model --dtype bfloat16
+    Example: loraga merge runs/my-run --output my-model --dtype bfloat16
     """
     from lora_ga_cli.errors import Fault, InvalidInput
 

@@ -128,7 +128,7 @@ def list_options(
     from lora_ga_cli.report.tables import print_table
 
     rows = [
-        [option.path, option.kind, option.default, ", ".join(option.types), option.doc]
+        [option.path, option.kind, option.default, ", ".join(option.types), option.doc.replace("``", "`")]
         for option in all_options()
         if option.path.startswith(prefix)
     ]

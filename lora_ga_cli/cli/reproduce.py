@@ -69,7 +69,7 @@ def command(
 
     Finished cells are kept: run the same command again to continue, and to retry cells that failed.
 
-    loraga reproduce ablation --scale tiny
+    Example: loraga reproduce ablation --scale tiny
     """
     _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
     user_dir = find_user_dir(config_dir)
@@ -193,6 +193,6 @@ def _list(user_dir: Path | None) -> None:
         flags = {"--scale tiny": summary.tiny, "--tune-lr": summary.tune_lr}
         flags_text = ", ".join(flag for flag, is_possible in flags.items() if is_possible)
         rows.append([name, summary.title, str(summary.rows), ", ".join(summary.columns), flags_text])
-    print_table(["table", "what it shows", "rows", "columns", "also"], rows)
+    print_table(["table", "what it shows", "rows", "columns", "flags"], rows)
     say("loraga reproduce TABLE --dry-run shows what a table needs; --scale tiny makes it small and offline;")
     say("--tune-lr trains every row at its own best learning rate.")

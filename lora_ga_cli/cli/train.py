@@ -21,12 +21,12 @@ def command(
     code: Code = None,
     debug: Debug = False,
 ) -> None:
-    """Train an adapter; estimates the gradient and initializes first where that is missing.
+    """Train an adapter. If the gradient or the initialization is missing, it is computed first.
 
-    The same command again resumes a run that was stopped. The result is for the base as it is published: of LoRA's
-    methods, a plain LoRA.
+    The same command again resumes a run that was stopped. The saved adapter is for the original base model. Methods of
+    the LoRA family save a standard LoRA adapter.
 
-    loraga train recipe=quickstart
+    Example: loraga train recipe=quickstart
     """
 
     def job(config: Config) -> None:

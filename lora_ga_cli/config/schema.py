@@ -25,7 +25,6 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
-from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
 from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
 
@@ -79,8 +78,7 @@ class TypedSection:
         type_name = value.get(self.key, self.default)
         options = self.options_of(type_name)
         if options is None:
-            known = self.registry.names()
-            hint = suggest(str(type_name), known)
+            hint = self.registry.hint_for(str(type_name))
             error = PydanticCustomError(
                 "unknown_type", "names no {what}; {hint}", {"what": self.registry.what, "hint": hint}
             )
@@ -154,7 +152,7 @@ class DatasetConfig(Section):
     """Renames columns: ``{new: old}``."""
 
     keep: dict[str, str] = Field(default_factory=dict)
-    """Leaves rows out: ``{column: pattern}``, a regular expression that a row's text must hold somewhere."""
+    """Leaves rows out: ``{column: pattern}``, a regular expression that a row's text must contain."""
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 

@@ -56,11 +56,11 @@ class JudgeOptions(Section):
     """The model that grades answers, behind any endpoint that speaks OpenAI's chat protocol."""
 
     base_url: str = "https://api.openai.com/v1"
-    """Address of the endpoint. From the command line only, because the endpoint receives the key."""
+    """Address of the endpoint. Can only be set on the command line, because the endpoint receives the key."""
     model: str = "gpt-4"
     """Name of the judging model at that endpoint."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key. From the command line only."""
+    """Environment variable that holds the key. Can only be set on the command line."""
     prompts: str | None = None
     """File of the judge's prompts, FastChat's ``judge_prompts.jsonl``."""
     references: str | None = None

@@ -106,12 +106,11 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
 def _forecast(inputs: Inputs) -> None:
     config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
-    total = sum(parameter.numel() for parameter in inputs.empty_model().parameters())
     if method_of(config).needs_gradient:
         _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
     memory, step_seconds, model = training_forecast(inputs, pace)
-    _say("training", memory, step_seconds * steps, "gradients and moments")
-    trained = trained_parameters(model)
+    _say("training", memory, step_seconds * steps, "gradients and optimizer")
+    trained, total = trained_parameters(model), sum(item.numel() for item in model.parameters())
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")

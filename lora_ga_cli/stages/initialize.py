@@ -70,7 +70,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
         if changed:
             raise RunError(
                 f"{run.path} began with other {' and '.join(changed)} rows than the data set has now: give another "
-                "name=, or overwrite=true to set it aside"
+                "name=, or overwrite=true, which renames the old folder"
             )
     run.write_config(inputs.config)
     if stored is None:
@@ -163,7 +163,7 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
 def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
     parts = [method.config.method.name, method.describe(prepared.model)]
     parts.append("initialization restored" if restored else method.describe_init())
-    equal = "" if difference is None else f"; logits equal the base's to {difference:.0e}"
+    equal = "" if difference is None else f"; logits equal the base's (relative difference {difference:.0e})"
     if method.output.is_adapter:
         step("init", ", ".join(part for part in parts if part) + equal)
     total, trained = count_parameters(prepared.model), prepared.parameters

@@ -69,7 +69,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     step(
         "merged",
         f"{folder} ({size(total)}, {str(dtype).removeprefix('torch.')}); "
-        f"logits equal the adapter's to {difference:.0e}",
+        f"logits equal the adapter's (relative difference {difference:.0e})",
     )
     return folder
 

@@ -45,7 +45,7 @@ def train(config: Config) -> RunFolder:
     accumulation_steps(config)
     with open_run(config) as (inputs, run):
         if run.finished:
-            step("train", f"finished already: {run.path}")
+            step("train", f"finished already: {run.path} (overwrite=true would train it again)")
             return run
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
@@ -239,7 +239,8 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
             "saved",
             f"truncated to rank {result.size}: {result.truncation_error:.2%} of the change is lost (Frobenius norm)",
         )
-    step("saved", f"reloaded, its logits equal the trained model's to {difference:.0e}; loss curve: {run.figure_file}")
+    step("saved", f"reloaded, its logits equal the trained model's (relative difference {difference:.0e})")
+    step("saved", f"loss curve: {run.figure_file}")
 
 
 def _described(config: Config, size: int | None) -> str:
@@ -255,7 +256,7 @@ def _described(config: Config, size: int | None) -> str:
     if output.vllm and size is not None:
         served = served_rank(size)
         text += (
-            f", vLLM: --max-lora-rank {served}"
+            f", vLLM with --max-lora-rank {served}"
             if served
             else "; vLLM does not serve a rank this large, so merge the adapter"
         )

@@ -198,7 +198,7 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
             changed = _differences(theirs, ours)
             raise RunError(
                 f"{run.path} holds a run with other settings ({'; '.join(changed[:3])}): give another name=, or "
-                "overwrite=true to set it aside"
+                "overwrite=true, which renames the old folder"
             )
         set_aside(run.path, "old")
 
@@ -213,7 +213,7 @@ def require_format(run: RunFolder) -> None:
         raise RunError(
             f"{run.path} was made by an earlier version of loraga, and this version cannot resume, score or merge it. "
             f"To go on using its adapter, write it in the new form: loraga convert {run.path} --output DIR. "
-            "To train again, give another name=, or overwrite=true, which sets the old run aside"
+            "To train again, give another name=, or overwrite=true, which renames the old folder"
         )
 
 

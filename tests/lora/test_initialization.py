@@ -113,7 +113,7 @@ def test_gd_scale_makes_the_first_step_plain_gradient_descent(grad: torch.Tensor
 
 
 def test_too_few_singular_vectors_are_an_error(grad: torch.Tensor) -> None:
-    with pytest.raises(GradientError, match="rank=4 needs 8 singular vectors, 7 are kept"):
+    with pytest.raises(GradientError, match="rank=4 needs 8 singular vectors, but only 7 are stored"):
         initial_factors(truncated_svd(grad, 7), RANK)
 
 

@@ -185,7 +185,7 @@ def test_a_stored_initialization_refuses_another_base(artifacts: dict[str, Gradi
     other = wrapped("llama", artifacts["llama"])
     with torch.no_grad():
         next(iter(base_targets(other).values())).weight[0, 0] += 1e-3
-    with pytest.raises(RunError, match="base model differs"):
+    with pytest.raises(RunError, match="base model is not the one"):
         install(other, init)
 
 

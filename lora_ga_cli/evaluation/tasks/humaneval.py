@@ -49,7 +49,7 @@ class HumanEvalOptions(GenerationOptions):
     pass_at: list[Positive] = Field([1], min_length=1)
     """The k of pass@k; at most ``samples``."""
     execute_code: bool = False
-    """Allow to run the programs that the model writes, in a sandbox. From the command line only."""
+    """Allow to run the programs that the model writes, in a sandbox. Can only be set on the command line."""
     timeout: Annotated[float, Field(gt=0)] = 10.0
     """Seconds that a program may take."""
 

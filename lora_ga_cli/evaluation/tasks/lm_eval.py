@@ -38,7 +38,7 @@ class LmEvalOptions(EvalOptions):
     shots: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; null uses the task's number."""
     execute_code: bool = False
-    """Allow to run code that the tasks in ``file`` name, without a sandbox. From the command line only."""
+    """Allow to run code that the tasks in ``file`` name, without a sandbox. Can only be set on the command line."""
 
 
 @TASKS.register("lm_eval")
