@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
 from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
 
