@@ -83,9 +83,13 @@ class Registry(Generic[T]):
         """
         found = self.find(name)
         if found is None:
-            hint = suggest(name, self.names())
-            raise InvalidInput([Fault("configuration", f"no {self.what} {name!r}", hint)])
+            raise InvalidInput([Fault("configuration", f"no {self.what} {name!r}", self.hint_for(name))])
         return found
+
+    def hint_for(self, name: str) -> str:
+        """What to give for a name that is not registered: the closest one, or how to add one."""
+        hint = suggest(name, self.names())
+        return hint if hint.startswith("did you mean") else f"{hint}; --code FILE adds yours".removeprefix("; ")
 
     def _import_all(self) -> None:
         if not self._complete:

@@ -1,4 +1,4 @@
-"""Measures, in one run, what docs/comparison.md says of PEFT's LoRA-GA and of loraga's, on the bundled base and data.
+"""Measures, in one run, what docs/benchmarks.md says of PEFT's LoRA-GA and of loraga's, on the bundled base and data.
 
     python scripts/compare_peft.py
 

@@ -1,4 +1,4 @@
-"""The library as the README shows it: the README's own code, run."""
+"""The library as its page in the documentation shows it: the code of that page, run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from tests.conftest import build_batch, build_model
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "library.md"
 
 
-def test_the_readmes_example_trains_and_exports(tmp_path: Path) -> None:
+def test_the_example_trains_and_exports(tmp_path: Path) -> None:
     (code,) = [
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
         if "estimate_gradients" in block
     ]
     assert len([line for line in code.splitlines() if line.strip()]) <= 11
@@ -29,7 +29,7 @@ def test_the_readmes_example_trains_and_exports(tmp_path: Path) -> None:
         "rows": rows,
         "collate": lambda items: {name: torch.stack([item[name] for item in items]) for name in items[0]},
     }
-    exec(compile(code, "README.md", "exec"), names)  # what a reader would type
+    exec(compile(code, "library.md", "exec"), names)  # what a reader would type
     assert {
         tensor.shape[0] for name, tensor in load_file("adapter/adapter_model.safetensors").items() if "lora_A" in name
     } == {16}

@@ -95,9 +95,8 @@ def prune_artifacts(
     entries = list(store.verify() if damaged else store.entries())
     unmatched = [key for key in keys or [] if not any(entry.key.startswith(key) for entry in entries)]
     if unmatched:
-        raise InvalidInput(
-            [Fault("command line", f"no stored gradient {key}", "loraga cache list shows all") for key in unmatched]
-        )
+        hint = "loraga cache list shows them"
+        raise InvalidInput([Fault("command line", f"there is no stored gradient {key}", hint) for key in unmatched])
     freed, removed = 0, 0
     for entry in entries:
         named = any(entry.key.startswith(key) for key in keys or [])

@@ -30,7 +30,7 @@ def row_form(dataset: Any, task: str) -> Any:
 def form_problems(dataset: Any) -> list[str]:
     """What is wrong with the options that say how a row is read, whatever the task."""
     if dataset.form is not None and EXAMPLES.find(dataset.form) is None:
-        return [f"dataset.form={dataset.form} is no form of a row ({suggest(dataset.form, EXAMPLES.names())})"]
+        return [f"dataset.form={dataset.form} is no form of a row ({EXAMPLES.hint_for(dataset.form)})"]
     forms = _selected(dataset)
     selections = {_selection(name) for name in forms}
     if dataset.form is None and len(selections) != 1:

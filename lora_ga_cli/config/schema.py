@@ -25,7 +25,6 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
-from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
 from lora_ga_cli.registry import METHODS, TASKS, Registry
 
@@ -79,8 +78,7 @@ class TypedSection:
         type_name = value.get(self.key, self.default)
         options = self.options_of(type_name)
         if options is None:
-            known = self.registry.names()
-            hint = suggest(str(type_name), known)
+            hint = self.registry.hint_for(str(type_name))
             error = PydanticCustomError(
                 "unknown_type", "names no {what}; {hint}", {"what": self.registry.what, "hint": hint}
             )

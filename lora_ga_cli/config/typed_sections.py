@@ -23,7 +23,7 @@ from lora_ga_cli.config.options import (
 from lora_ga_cli.config.origins import Place, Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE, values_of
 from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
-from lora_ga_cli.errors import Fault, suggest
+from lora_ga_cli.errors import Fault
 
 
 def typed_faults(sources: Sources) -> list[Fault]:
@@ -47,16 +47,10 @@ def _typed_problem(path: KeyPath, value: Any) -> str | None:
     """What is wrong with an option of a typed section; None also where the section around it is wrong already."""
     section = TYPED_SECTIONS[path[0]]
     if path == section.decider and isinstance(value, str) and "${" not in value and section.options_of(value) is None:
-        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r}" + _nearest_type(value, section)
+        return f"{'.'.join(path)}={value}: no {section.registry.what} {value!r} ({section.registry.hint_for(value)})"
     if not needs_types(path) or (needs_types(path[:-1]) and unknown(path[:-1])):
         return None
     return unknown(path) or misfit(path, value)
-
-
-def _nearest_type(value: str, section: TypedSection) -> str:
-    """The nearest type, or all of them."""
-    hint = suggest(value, section.registry.names())
-    return f" ({hint})" if hint else ""
 
 
 def options_for_type(

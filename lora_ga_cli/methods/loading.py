@@ -7,7 +7,7 @@ from pathlib import Path
 from peft import PeftConfig
 from transformers import PreTrainedModel
 
-from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest
+from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.methods import custom
 from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.registry import METHODS
@@ -40,8 +40,7 @@ def _custom_class(folder: Path) -> type[custom.CustomAdapter]:
     file, name = folder / custom.CONFIG_FILE, custom.read_config(folder)[0]
     found = METHODS.find(name)
     if found is None:
-        hint = f"{suggest(name, METHODS.names())} a method of your own needs --code FILE".strip()
-        raise InvalidInput([Fault(str(file), f"no method type {name!r}", hint)])
+        raise InvalidInput([Fault(str(file), f"no method type {name!r}", METHODS.hint_for(name))])
     if not issubclass(found, custom.CustomAdapter):
         raise RunError(f"{file}: not the description of an adapter (adapters of type {name} are saved by PEFT)")
     return found

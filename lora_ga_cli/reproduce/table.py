@@ -42,7 +42,7 @@ class Column(Section):
     @classmethod
     def _is_registered(cls, name: str) -> str:
         if MEASURES.find(name) is None:
-            raise ValueError(f"no measure {name!r}; {suggest(name, MEASURES.names())}")
+            raise ValueError(f"no measure {name!r}; {MEASURES.hint_for(name)}")
         return name
 
 

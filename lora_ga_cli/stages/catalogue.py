@@ -68,8 +68,8 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
             result = f"not for this model: {str(error).splitlines()[0]}"
         else:
             output = method_of(config).output
-            result = f"{output.label}, loaded by {output.loads_in}"
-            result += "" if output.mergeable else " (cannot be merged)"
+            merging = "" if output.mergeable else " (cannot be merged)"
+            result = f"{output.label}, loaded by {output.loads_in}{merging}"
         text = _comment(file)
         entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
     return entries
