@@ -52,6 +52,10 @@ class Chain(Method):
         options: Any = config.method
         if config.trainer.load_best or config.trainer.early_stopping_patience is not None:
             yield "a chain does not go with trainer.load_best and trainer.early_stopping_patience, which see one link"
+        if config.model.task == "sequence_classification":
+            yield "a chain does not go with model.task=sequence_classification: each link would begin with a new head"
+        if config.model.shard:
+            yield "model.shard=true does not go with a chain"
         if getattr(options, "use_dora", False):
             yield "method.use_dora=true does not go with a chain: magnitudes of several links do not add up"
         if config.trainer.max_steps is not None and config.trainer.max_steps < options.links:

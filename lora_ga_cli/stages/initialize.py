@@ -12,7 +12,7 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import sha256_file
+from lora_ga_cli.files import read_json, sha256_file
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
@@ -121,6 +121,10 @@ def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
 
 def add_links(model: PreTrainedModel, folders: Sequence[LinkFolder]) -> None:
     """Adds the links that are trained already to a base, in place."""
+    for folder in folders:
+        file = folder.adapter / WEIGHTS_FILE
+        if sha256_file(file) != read_json(folder.result_file)["sha256"]:
+            raise RunError(f"{file} is not what was saved when its link was trained: begin again with overwrite=true")
     if folders:
         add_to_base(model, [read_adapter(folder.adapter) for folder in folders])
 
@@ -140,7 +144,7 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     model = load_base(inputs, run)
     earlier = [run.link(other) for other in links[: link.index]]
     add_links(model, earlier)
-    merged = [sha256_file(other.adapter / WEIGHTS_FILE) for other in earlier]
+    merged = [read_json(other.result_file)["sha256"] for other in earlier]
     stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
     expected = probe_logits(model, inputs.probe_batch()) if method.output.is_adapter else None
     prepared = method.prepare(

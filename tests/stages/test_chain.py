@@ -206,3 +206,21 @@ def test_the_schedule_of_the_run_goes_on_from_link_to_link(loraga: Loraga, argum
     assert all(run[step] < plain[step] for step in warming)
     assert warming
     assert [link[step] for step in range(1, 9)] == pytest.approx([link[step] for step in range(9, 17)])
+
+
+def test_a_link_that_was_damaged_is_refused(loraga: Loraga, arguments: Arguments) -> None:
+    killed(arguments("llama", *CHAIN), between_the_two_links)
+    file = only_run() / "links" / "0" / "adapter" / WEIGHTS
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    out = loraga("train", *arguments("llama", *CHAIN), code=2)
+    assert f"{file.relative_to(Path.cwd()) if file.is_absolute() else file} is not what was saved" in out
+
+
+def test_what_does_not_go_with_a_chain_is_refused_at_once(loraga: Loraga, arguments: Arguments) -> None:
+    assert "each link would begin with a new head" in loraga("train", *arguments("bert", *CHAIN), code=2)
+    out = loraga("train", *arguments("llama", *CHAIN, "trainer.load_best=true"), code=2)
+    assert "trainer.load_best" in out
+    out = loraga("train", *arguments("llama", "method=chain_lora_ga", "method.links=7"), code=2)
+    assert "trainer.max_steps=6 is less than method.links=7" in out
