@@ -123,7 +123,7 @@ class TestAFolderThatHoldsARun:
 
     def test_a_run_of_an_earlier_version_is_refused_even_with_the_same_settings(self, run: RunFolder) -> None:
         run.update_manifest(format=FORMAT - 1)
-        with pytest.raises(RunError, match=r"made by an earlier version.*overwrite=true.*loraga convert"):
+        with pytest.raises(RunError, match=r"made by an earlier version.*loraga convert.*overwrite=true"):
             check_run_folder(configure(), run)
         check_run_folder(configure(overwrite=True), run)
         assert not run.path.exists()
