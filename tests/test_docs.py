@@ -70,6 +70,10 @@ ALL_COMMANDS = [
     if page.name != "CHANGELOG.md"  # which names old ones
     for words in commands_of(page)
 ]
+DATA_OPTIONS = re.findall(
+    r"`((?:model|dataset)=\S+ [^`]+)`", (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+)
+"""The command lines for kinds of data, in a table of their own."""
 
 
 @pytest.fixture(autouse=True)
@@ -134,9 +138,17 @@ def test_every_command_is_one_that_loraga_takes(words: list[str]) -> None:
     assert faults_of(words) == []
 
 
+@pytest.mark.parametrize("text", DATA_OPTIONS)
+def test_options_for_data_are_taken(text: str) -> None:
+    words = shlex.split(text)
+    base = [] if any(word.startswith("model=") for word in words) else ["model=causal_lm"]
+    assert compose([*base, "model.path=ORG/MODEL", *words]).model.path == "ORG/MODEL"
+
+
 def test_the_commands_are_found() -> None:
     """So that a change of the pages' layout does not leave the test above without any."""
     assert len(ALL_COMMANDS) > 50
+    assert len(DATA_OPTIONS) > 5
 
 
 @pytest.mark.parametrize(
