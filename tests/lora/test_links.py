@@ -1,4 +1,4 @@
-"""Sums of adapters: added to a base without drift, written as one adapter, and truncated with the error that is stated."""
+"""Sums of adapters: added to a base without drift, written as one adapter, and truncated with a stated error."""
 
 from __future__ import annotations
 
