@@ -36,7 +36,7 @@ FOLDER = re.compile(r"`((?:[\w.]+/)+|\./scripts/\w+|\.ci/\w+)`")
 OPENINGS = ("loraga ", "python ", "./scripts/", "pip ")
 PLACEHOLDERS = {"NAME", "TABLE", "…"}
 """Words of a command that stand for others, so that it cannot be looked up."""
-MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml", "clipped_lora.py", "method/clipped_lora.yaml"}
+MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
 RUN_FILES = re.compile(r"(init|start|inserted|custom_adapter|adapter_model)\.(safetensors|json)")
 """Files of a run's folder, and of folders that earlier versions wrote."""
@@ -84,18 +84,9 @@ def _where_a_reader_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "plugins").symlink_to(ROOT / "tests" / "plugins")
-    (tmp_path / "method").mkdir()
-    (tmp_path / "method" / "clipped_lora.yaml").write_text(example("yaml", "name: clipped_lora"))
-    (tmp_path / "clipped_lora.py").write_text(example("python", "# clipped_lora.py"))
     yield
     for name in [name for name in sys.modules if name.startswith("loraga_code_")]:
         del sys.modules[name]
-
-
-def example(language: str, text: str) -> str:
-    """The block of docs/extending.md that contains a text."""
-    (block,) = [block for block in blocks(EXTENDING, language) if text in block]
-    return block
 
 
 def parsed(words: list[str]) -> tuple[str, dict[str, Any], list[str]]:
@@ -205,17 +196,18 @@ def test_the_readme_is_short_and_names_the_tests() -> None:
     assert "./scripts/test" in text
 
 
-@pytest.mark.parametrize(
-    "name", ["toy_task.py", "toy_form.py", "toy_measure.py", "toy_estimator.py", "tables/toy.yaml"]
-)
+EXAMPLE_FILES = [
+    "toy_method.py",
+    "method/clipped_lora.yaml",
+    "toy_task.py",
+    "toy_form.py",
+    "toy_measure.py",
+    "toy_estimator.py",
+    "tables/toy.yaml",
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLE_FILES)
 def test_an_example_on_the_page_is_the_one_that_is_tested(name: str) -> None:
     file = ROOT / "tests" / "plugins" / name
     assert file.read_text(encoding="utf-8") in blocks(EXTENDING, "yaml" if file.suffix == ".yaml" else "python")
-
-
-def test_the_method_on_the_page_can_be_chosen() -> None:
-    config = compose(["recipe=quickstart", "method=lora", "rank=4"])
-    assert config.method.type == "lora"
-    import_code(Path("clipped_lora.py"))
-    config = compose(["recipe=quickstart", "method=clipped_lora", "method.limit=0.5", "--config-dir", "."])
-    assert METHODS[config.method.type](config).options.limit == 0.5

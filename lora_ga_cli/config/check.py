@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Glob, Override
 
 from lora_ga_cli.config.documents import Document, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import misfit, needs_types, unknown
+from lora_ga_cli.config.options import misfit, needs_types, renamed, unknown
 from lora_ga_cli.config.origins import Sources, choice_in, groups_named
 from lora_ga_cli.config.overrides import (
     COMMAND_LINE,
@@ -121,7 +121,7 @@ def _check_override(sources: Sources, override: Override) -> list[Fault]:
         return [Fault(COMMAND_LINE, f"{key} is refused", "--config-dir DIR adds recipes and choices")]
     if is_hydras(key):
         return []
-    problem = None if needs_types(path) else unknown(path)
+    problem = renamed(path) if needs_types(path) else unknown(path)
     if override.package is not None:
         problem = f"no option {key}@{override.package}"
     if problem:

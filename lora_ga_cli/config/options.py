@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from lora_ga_cli.config.aliases import hint_for
+from lora_ga_cli.config.aliases import MOVED_SECTIONS, RENAMED, hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
@@ -132,6 +132,15 @@ def unknown(path: KeyPath) -> str | None:
         return None
     hint = hint_for(".".join(path)) or _nearest_option(path)
     return f"no option {'.'.join(path)}" + (f" ({hint})" if hint else "")
+
+
+def renamed(path: KeyPath) -> str | None:
+    """The message for an option of a typed section that had this name in an earlier version, or has another section
+    now; None for all other names. It needs no types, so that such names are reported with all other faults."""
+    name = ".".join(path)
+    if name in RENAMED or name.startswith(tuple(MOVED_SECTIONS)):
+        return f"no option {name} ({hint_for(name)})"
+    return None
 
 
 def is_group(path: KeyPath, options: Options | None = None) -> bool:

@@ -25,8 +25,9 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
-from lora_ga_cli.registry import METHODS, TASKS, Registry
+from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -211,12 +212,19 @@ class MethodOptions(Section):
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
 
 
+def _registered_estimator(name: str) -> str:
+    if ESTIMATORS.find(name) is None:
+        raise ValueError(f"names no gradient estimator; {suggest(name, ESTIMATORS.names())}")
+    return name
+
+
 class GradientConfig(Section):
     """How the gradient of the base model is estimated before training."""
 
-    estimator: Literal["sketch", "exact"] = "sketch"
+    estimator: Literal["sketch", "exact"] | Annotated[str, AfterValidator(_registered_estimator)] = "sketch"
     """``sketch`` estimates the gradient's leading singular vectors during backpropagation, in a few hundred megabytes
-    for a base model of any size. ``exact`` accumulates the full gradient of each target layer in float32."""
+    for a base model of any size. ``exact`` accumulates the full gradient of each target layer in float32.
+    Another name is that of an estimator which a user's file registers."""
     passes: Annotated[int, Field(ge=1, le=8)] = 1
     """Passes of the sketch over the same rows. Each pass after the first is a power iteration, which makes the error
     smaller."""

@@ -42,5 +42,5 @@ def _custom_class(folder: Path) -> type[custom.CustomAdapter]:
     if found is None:
         raise InvalidInput([Fault(str(file), f"no method type {name!r}", METHODS.hint_for(name))])
     if not issubclass(found, custom.CustomAdapter):
-        raise RunError(f"{file}: not the description of an adapter (adapters of type {name} are saved by PEFT)")
+        raise RunError(f"{file}: this is not the description of an adapter (PEFT saves adapters of type {name})")
     return found

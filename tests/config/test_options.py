@@ -18,6 +18,7 @@ from lora_ga_cli.config.options import (
     unknown,
 )
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config
+from tests.config import refused
 
 MINIMAL = {"model": {"path": "x"}, "dataset": {"train_file": "x.jsonl", "prompt": "{q}", "answer": "{a}"}}
 
@@ -147,3 +148,13 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
 def test_parts_that_do_not_fit_together_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Config.model_validate({**MINIMAL, **changes})
+
+
+def test_earlier_names_of_a_methods_options_are_reported_with_all_other_faults() -> None:
+    """Without the classes of methods, which take seconds to import."""
+    overrides = ["method.start=gradient", "method.adalora.warmup=0.2", "lora_alpha=3"]
+    assert refused("recipe=quickstart", *overrides) == [
+        "command line: no option method.start (did you mean method.init?)",
+        "command line: no option method.adalora.warmup (did you mean method.warmup?)",
+        "command line: no option lora_alpha (did you mean alpha?)",
+    ]

@@ -126,7 +126,7 @@ def test_what_a_model_does_not_have_is_named() -> None:
 @pytest.mark.parametrize("steps", [1, 2])
 def test_adalora_says_when_steps_are_too_few_to_move_ranks(steps: int) -> None:
     config = configured("adalora", "method.warmup=0.5")
-    with pytest.raises(TargetError, match=rf"a run of {steps} has .* after the last: use more rows"):
+    with pytest.raises(TargetError, match=rf"of the {steps} steps of this run, .* after the last one: use more rows"):
         prepare(build_model("llama"), config, steps=steps)
 
 

@@ -75,13 +75,13 @@ def test_a_classifiers_plain_base_takes_its_head_from_the_file(tmp_path: Path) -
 def test_a_malformed_description_is_named(bottlenecks: Path, text: str, message: str) -> None:
     file = bottlenecks / custom.CONFIG_FILE
     file.write_text(text)
-    with pytest.raises(RunError, match=f"{re.escape(str(file))}: {message}"):
+    with pytest.raises(RunError, match=f"{re.escape(str(file))}: .*{message}"):
         load(build_model("llama"), bottlenecks)
 
 
 def test_a_missing_description_is_named(bottlenecks: Path) -> None:
     (bottlenecks / custom.CONFIG_FILE).unlink()
-    with pytest.raises(RunError, match=rf"{custom.CONFIG_FILE}: there is no such file"):
+    with pytest.raises(RunError, match=rf"{custom.CONFIG_FILE}: this file is missing"):
         custom.read_config(bottlenecks)
 
 
@@ -103,7 +103,7 @@ def test_a_bug_is_not_taken_for_a_wrong_file(bottlenecks: Path, monkeypatch: pyt
 def test_damaged_weights_are_named(bottlenecks: Path) -> None:
     file = bottlenecks / custom.WEIGHTS_FILE
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(RunError, match=f"{re.escape(str(file))}: not a complete safetensors file"):
+    with pytest.raises(RunError, match=f"{re.escape(str(file))}: this is not a complete safetensors file"):
         load(build_model("llama"), bottlenecks)
 
 

@@ -119,7 +119,7 @@ def test_a_dry_run_forecasts_it(loraga: Loraga, arguments: Arguments, method: st
         (["method=adalora", "trainer.precision=fp16"], "fp16's scaling"),
         (["method=adalora", "method.use_rslora=true"], "no option method.use_rslora for method adalora"),
         (["method=prefix_layer", "method.prefix_length=250"], "positions"),
-        (["method=adalora", "trainer.max_steps=2", "method.warmup=0.5"], "a run of 2 has"),
+        (["method=adalora", "trainer.max_steps=2", "method.warmup=0.5"], "of the 2 steps of this run"),
     ],
 )
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])

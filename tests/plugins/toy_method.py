@@ -1,4 +1,4 @@
-"""A method of one's own, in one file: LoRA whose B never grows beyond a norm.
+"""A method that a user adds in one file: LoRA whose B never grows beyond a norm.
 
 ``loraga train recipe=quickstart method=clipped_lora --code toy_method.py --config-dir FOLDER``, where
 ``FOLDER/method/clipped_lora.yaml`` is the file beside this one.

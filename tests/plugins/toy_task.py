@@ -1,4 +1,4 @@
-"""A benchmark of one's own, in one file: ``loraga eval MODEL --code toy_task.py eval.task=toy eval.letters=abc``.
+"""A benchmark that a user adds in one file: ``loraga eval MODEL --code toy_task.py eval.task=toy eval.letters=abc``.
 
 It asks for the letter after each of ``eval.letters``, and scores how many answers begin with it.
 """

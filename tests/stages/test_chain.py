@@ -179,12 +179,12 @@ def test_the_sum_is_one_adapter_for_peft_and_merges(
     assert relative(untrained, expected) > 5 * allowed
 
 
-def test_a_sum_that_is_cut_says_what_it_lost(loraga: Loraga, arguments: Arguments) -> None:
+def test_a_sum_that_is_truncated_says_what_it_lost(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments("llama", *CHAIN, "method.merged_rank=4"))
     manifest = json.loads((only_run() / "manifest.json").read_text())
     assert json.loads((only_run() / "adapter_config.json").read_text())["r"] == manifest["adapter_rank"] == 4
-    assert 0 < manifest["cut_error"] < 1
-    assert f"cut to rank 4: {manifest['cut_error']:.2%} of the change is lost" in out
+    assert 0 < manifest["truncation_error"] < 1
+    assert f"truncated to rank 4: {manifest['truncation_error']:.2%} of the change is lost" in out
     loraga("eval", str(only_run()))
 
 
