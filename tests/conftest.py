@@ -122,7 +122,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, with a cache of its own, offline."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "cache"))
@@ -176,7 +176,7 @@ def sums_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def arguments(saved_bases: dict[str, Path], sums_file: Path) -> Callable[..., list[str]]:
-    """The command line of a short run of a family, with further overrides."""
+    """The command line of a short run of a family, with more overrides."""
 
     def build(family: str = "llama", *overrides: str) -> list[str]:
         classifier = family == "bert"

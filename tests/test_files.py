@@ -157,7 +157,7 @@ def test_bundled_paths_stay_in_the_package(path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ".", "..", ".hidden", "a/b", "a\\b", "/a", "C:", "~", "a\0b"])
-def test_what_is_no_single_name_is_refused(text: str) -> None:
+def test_a_text_that_is_not_one_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="one plain name"):
         files.one_name(text)
 

@@ -94,7 +94,7 @@ def test_hydra_typer_and_mocks_stay_where_they_belong(module: str) -> None:
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "gradient"])
 def test_the_gradient_does_not_know_the_configuration(module: str) -> None:
-    """It is a library of its own: `lora_ga_cli.estimate_gradients` takes a model and batches."""
+    """It is a library: `lora_ga_cli.estimate_gradients` takes a model and batches."""
     assert "config" not in {room(name) for name in of_package(module)}
 
 

@@ -19,7 +19,7 @@ from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.continuation import continuations, end_tokens, positions_left
 from lora_ga_cli.evaluation.prompt import conversation
 from lora_ga_cli.evaluation.tasks.base import Progress
-from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem, problems_of
+from lora_ga_cli.evaluation.tasks.problems import Completion, GenerationOptions, Problem, ProblemSource, problems_of
 from lora_ga_cli.files import read_json
 from lora_ga_cli.model.loading import max_positions
 
@@ -42,7 +42,7 @@ class Generator:
     options: GenerationOptions
     seed: int
 
-    def completions(self, benchmark: Benchmark, file: Path, progress: Progress) -> list[Completion]:
+    def completions(self, benchmark: ProblemSource, file: Path, progress: Progress) -> list[Completion]:
         """Completions of all problems, in the order of problems and samples.
 
         If earlier answers leave no position for the answer to a later turn, that answer is empty and the completion
@@ -73,7 +73,7 @@ class Generator:
                 report(len(cached))
         return [cached[problem.id, sample] for problem, sample in wanted]
 
-    def check_room(self, benchmark: Benchmark) -> None:
+    def check_room(self, benchmark: ProblemSource) -> None:
         """Checks that every first turn leaves the model a position for an answer. The model needs no weights.
 
         Raises:
@@ -90,7 +90,7 @@ class Generator:
             faults = bad.faults({"long": "leave it out, or take a model with more positions"})
             raise ModelError("\n".join(map(str, faults)))
 
-    def _complete(self, batch: Sequence[tuple[Problem, int]], benchmark: Benchmark) -> list[Completion]:
+    def _complete(self, batch: Sequence[tuple[Problem, int]], benchmark: ProblemSource) -> list[Completion]:
         prompts: list[list[str]] = [[] for _ in batch]
         texts: list[list[str]] = [[] for _ in batch]
         truncated = [False] * len(batch)
@@ -108,7 +108,7 @@ class Generator:
             for place, (problem, sample) in enumerate(batch)
         ]
 
-    def _prompt(self, benchmark: Benchmark, problem: Problem, answers: Sequence[str]) -> str:
+    def _prompt(self, benchmark: ProblemSource, problem: Problem, answers: Sequence[str]) -> str:
         """The model's input for a problem's next turn, after its answers to the earlier ones."""
         turns = problem.turns[: len(answers) + 1]
         return conversation(turns, answers, self.options.prompt, self.tokenizer) if benchmark.chat else turns[-1]

@@ -42,7 +42,7 @@ def damage(store: ArtifactStore, key: str) -> None:
     (store.path(key) / FACTORS_FILE).write_bytes(content)
 
 
-def test_an_empty_cache_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_cache_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "list", "--cache-dir", str(tmp_path / "none")]) == 0
     assert "no stored gradients in" in capsys.readouterr().out
 
@@ -56,7 +56,7 @@ def test_gradients_are_listed_newest_first(store: ArtifactStore, capsys: pytest.
     assert rows[1][-2:] == ["10.0", "d"]
 
 
-def test_a_cache_elsewhere_can_be_named(
+def test_another_cache_folder_can_be_given(
     store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "other"))

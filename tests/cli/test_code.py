@@ -1,4 +1,4 @@
-"""``--code FILE``: a user's own method is one file, named on the command line."""
+"""``--code FILE``: a user's method is one file, which is named on the command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_method_of_a_users_file_can_be_chosen(command: str, capsys: pytest.Cap
     assert "width: 5" in capsys.readouterr().out
 
 
-def test_what_is_wrong_with_its_options_is_reported_like_all_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_options_of_a_users_method_are_reported_like_all_others(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "recipe=quickstart", "method=mine", "method.widht=5", *FLAGS]) == 2
     assert main(["train", "recipe=quickstart", "method=mine", "method.width=10", *FLAGS]) == 2
     errors = capsys.readouterr().err
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_its_options_is_reported_like_all_else(capsys: pytest
 @pytest.mark.parametrize(
     "arguments", [["options", "method.width", "--code", "mine.py"], ["--code", "mine.py", "options"]]
 )
-def test_its_options_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_of_a_users_method_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", *arguments]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["method.width"]]
     assert "The width of my adapter." in line

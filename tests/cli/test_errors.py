@@ -1,4 +1,4 @@
-"""Errors as a person meets them: a line or two, no traceback, and an exit code that a script can use."""
+"""Errors on the screen: one or two lines, no traceback, and an exit code that a script can use."""
 
 from __future__ import annotations
 
@@ -77,20 +77,20 @@ def test_an_error_of_a_run_is_one_line_with_its_exit_code(
     assert "Traceback" not in printed
 
 
-def test_debug_shows_where(training: Callable[[Training], None]) -> None:
+def test_debug_shows_a_traceback(training: Callable[[Training], None]) -> None:
     training(failing(TrainingError("here")))
     with pytest.raises(TrainingError, match="here"):
         main(["train", QUICKSTART, "--debug"])
 
 
-def test_debugging_ends_with_its_command(training: Callable[[Training], None]) -> None:
+def test_the_debug_flag_does_not_last_beyond_its_command(training: Callable[[Training], None]) -> None:
     training(failing(TrainingError("here")))
     with pytest.raises(TrainingError):
         main(["train", "--debug", QUICKSTART])
     assert main(["train", QUICKSTART]) == 1
 
 
-def test_interrupting_says_how_to_go_on(
+def test_an_interruption_says_how_to_continue(
     training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(config: Any) -> None:
@@ -101,7 +101,7 @@ def test_interrupting_says_how_to_go_on(
     assert "run the same command again" in capsys.readouterr().err
 
 
-def test_full_memory_says_what_to_turn_down(capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_memory_names_the_options_to_lower(capsys: pytest.CaptureFixture[str]) -> None:
     class OutOfMemoryError(RuntimeError):
         """Known by its name, so that torch need not be imported to say so."""
 
@@ -140,7 +140,7 @@ def test_an_invalid_job_of_a_sweep_is_reported_under_its_title(
     assert "1: gradient.capacity=8" in printed.out
 
 
-def test_a_sweep_of_one_job_says_its_error_once(
+def test_the_error_of_a_sweep_of_one_job_is_printed_once(
     training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     training(failing(TrainingError("diverged")))
@@ -148,7 +148,7 @@ def test_a_sweep_of_one_job_says_its_error_once(
     assert capsys.readouterr().err.count("diverged") == 1
 
 
-def test_the_sweep_flag_may_stand_before_what_is_swept(training: Callable[[Training], None]) -> None:
+def test_the_sweep_flag_may_stand_before_the_swept_options(training: Callable[[Training], None]) -> None:
     done: list[int] = []
     training(lambda config: done.append(config.rank))
     assert main(["train", QUICKSTART, "-m", "rank=2,4"]) == 0
@@ -176,7 +176,7 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_no_run_folder_and_options_that_do_not_go_with_run_folders_are_refused(
+def test_other_folders_and_options_that_do_not_go_with_run_folders_are_refused(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""``loraga recipes``: what there is, what is in it, and a copy to change."""
+"""``loraga recipes``: recipes are listed, shown and copied; options are listed."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_every_option_is_listed_with_its_default(capsys: pytest.CaptureFixture[s
     assert "[loss]" in metrics
 
 
-def test_options_are_narrowed_by_their_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_selected_by_the_beginning_of_their_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "options", "gradient."]) == 0
     printed = capsys.readouterr().out
     assert "gradient.samples" in printed
     assert "trainer" not in printed
 
 
-def test_names_are_completed() -> None:
+def test_the_shell_completes_names_of_recipes() -> None:
     assert complete_recipe("quick") == ["quickstart"]
     assert complete_recipe("") == sorted(SHIPPED)

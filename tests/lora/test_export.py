@@ -1,4 +1,4 @@
-"""The saved adapter, read by PEFT alone in a process that has nothing of ours, computes what was trained."""
+"""The saved adapter, read by PEFT alone in a process without loraga, computes what was trained."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_adapter_is_a_standard_lora_of_twice_the_rank(tmp_path: Path, offset
     assert shapes == {(8, 48), (48, 8)}
 
 
-def test_a_lora_without_a_gradient_start_is_saved_as_it_is(tmp_path: Path) -> None:
+def test_a_lora_without_initial_factors_is_saved_as_it_is(tmp_path: Path) -> None:
     model, _ = trained("llama", gradient=False)
     export_adapter(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -124,7 +124,7 @@ def test_what_is_saved_is_restored_to_the_bit(tmp_path: Path, offset: str) -> No
     assert all(torch.equal(item, kept[name]) for name, item in model.named_parameters() if item.requires_grad)
 
 
-def test_a_checkpoint_of_another_start_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_initialization_is_refused(tmp_path: Path) -> None:
     model, init = trained("llama")
     export_adapter(model, tmp_path, init)
     assert init is not None

@@ -1,4 +1,4 @@
-"""The starting factors against closed forms and a float64 decomposition of numpy's."""
+"""The initial factors against closed forms and numpy's decomposition in float64."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_alignment_is_one(grad: torch.Tensor, direction: str) -> None:
     assert first_step_alignment(grad, a0, b0) == pytest.approx(1, abs=1e-6)
 
 
-def test_alignment_tells_a_worse_start_apart(grad: torch.Tensor) -> None:
+def test_a_worse_initialization_has_a_lower_alignment(grad: torch.Tensor) -> None:
     """The measure can fail: multiplying B by the singular values, as others do, costs alignment."""
     factors = truncated_svd(grad, 2 * RANK)
     a0, b0 = initial_factors(factors, RANK)
@@ -72,7 +72,7 @@ def test_directions_take_the_vectors_the_paper_says() -> None:
     assert len({tuple(direction_indices("random", 3, seed=seed)[0]) for seed in range(20)}) > 5
 
 
-def test_the_first_factors_are_the_singular_vectors(grad: torch.Tensor) -> None:
+def test_the_initial_factors_are_the_singular_vectors(grad: torch.Tensor) -> None:
     a0, b0 = initial_factors(truncated_svd(grad, 2 * RANK), RANK, factor=0.5)
     left, _, right = np.linalg.svd(grad.double().numpy())
     assert a0.shape == (RANK, grad.shape[1])
@@ -88,7 +88,7 @@ def test_a_thousand_times_the_loss_changes_nothing(grad: torch.Tensor) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_a_start_is_the_same_to_the_bit_every_time(grad: torch.Tensor) -> None:
+def test_the_initial_factors_are_the_same_to_the_bit_every_time(grad: torch.Tensor) -> None:
     first = initial_factors(truncated_svd(grad, 2 * RANK), RANK)
     second = initial_factors(truncated_svd(grad.clone(), 2 * RANK), RANK)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

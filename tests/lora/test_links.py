@@ -1,4 +1,4 @@
-"""Sums of adapters: added to a base without drift, written as one adapter, cut with the error that is stated."""
+"""Sums of adapters: added to a base without drift, written as one adapter, and truncated with a stated error."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_merging_rounds_once(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])
-def test_a_cut_is_the_best_one_and_its_error_is_stated(rank: int) -> None:
+def test_a_truncation_is_the_best_one_and_its_error_is_stated(rank: int) -> None:
     """Against numpy's SVD of the full product in float64."""
     change = summed([{"layer": drawn((20, 30), 4, 0)}, {"layer": drawn((20, 30), 4, 1)}])["layer"]
     cut, error = change.truncated(rank)
@@ -130,7 +130,7 @@ def test_a_cut_is_the_best_one_and_its_error_is_stated(rank: int) -> None:
     assert change.truncated(8) == (change, 0.0)
 
 
-def test_a_sum_that_is_cut_says_what_it_lost(tmp_path: Path) -> None:
+def test_a_truncated_sum_states_its_error(tmp_path: Path) -> None:
     folders = [adapter(tmp_path / str(seed), seed) for seed in range(2)]
     changes = [read_adapter(folder) for folder in folders]
     rank, error = write_sum(tmp_path / "sum", folders[0], changes, max_rank=4)

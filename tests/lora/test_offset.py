@@ -1,4 +1,4 @@
-"""LoRA-GA's initial factors on real models: aligned with the gradient, and changing nothing yet."""
+"""LoRA-GA's initial factors on real models: they are aligned with the gradient, and the model does not change."""
 
 from __future__ import annotations
 

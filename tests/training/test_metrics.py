@@ -1,4 +1,4 @@
-"""The metrics of a run, one JSON object a line."""
+"""The metrics of a run: one JSON object on each line."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_name_that_was_given_is_the_name() -> None:
     assert find_run(configure(name="my run", output_dir="results")).path == Path("results/my run")
 
 
-def test_gradient_options_do_not_matter_where_no_gradient_is_taken() -> None:
+def test_gradient_options_do_not_matter_where_no_gradient_is_needed() -> None:
     lora = {"name": "lora", "type": "lora"}
     assert run_name(configure(method=lora, gradient={"samples": 8})) == run_name(configure(method=lora))
 
@@ -145,7 +145,7 @@ def test_the_stored_configuration_is_the_configuration(tmp_path: Path) -> None:
     assert "größe" in run.config_file.read_text(encoding="utf-8")
 
 
-def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+def test_a_folder_without_a_configuration_is_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         RunFolder(tmp_path).read_config()
 
@@ -160,7 +160,7 @@ def test_the_manifest_grows(tmp_path: Path) -> None:
     assert run.finished
 
 
-def test_a_run_that_another_holds_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "new" / "run")
     with run.locked(), pytest.raises(RunError, match="another process"), RunFolder(run.path).locked():
         pass
