@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -59,7 +60,21 @@ def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None =
     write_adapter(folder, tensors, config)
 
 
-def write_adapter(folder: Path, tensors: dict[str, Tensor], config: LoraConfig) -> None:
+def save_peft_adapter(model: PeftModel, folder: Path, **changes: Any) -> None:
+    """Writes an adapter of any kind as PEFT has it.
+
+    Args:
+        changes: attributes of its configuration that are saved with another value.
+    """
+    config = copy.deepcopy(model.peft_config[ADAPTER])
+    for name, value in changes.items():
+        setattr(config, name, value)
+    config.inference_mode = True
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    write_adapter(folder, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, config)
+
+
+def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig) -> None:
     """Writes PEFT's two files, the weights first: a folder with a configuration counts as a complete adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

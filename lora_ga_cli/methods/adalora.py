@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import AdaLoraConfig, PeftModel, set_peft_model_state_dict
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,10 +19,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lora_ga_cli.config.schema import Config, Fraction, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_a, is_b, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.targets import check_rank, find_targets, new_modules, shortest_names
 from lora_ga_cli.registry import METHODS
@@ -81,12 +80,6 @@ class AdaLora(Method):
     def check_steps(self, steps: int) -> None:
         schedule(self.options, steps)
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
-        torch.manual_seed(self.config.seed)
-        return PreparedModel(self.attach(model, steps))
-
     def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
         config, options = self.config, self.options
         targets = find_targets(model, config.target_modules)
@@ -115,10 +108,6 @@ class AdaLora(Method):
         penalize_in_training_only(wrapped)
         return wrapped
 
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
-        with torch.device("meta"):
-            return self.attach(model, steps)
-
     def callbacks(self, model: Model) -> list[TrainerCallback]:
         return [Allocation()]
 
@@ -128,16 +117,8 @@ class AdaLora(Method):
 
     def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
         assert isinstance(model, PeftModel)
-        folder.mkdir(parents=True, exist_ok=True)
-        config: Any = copy.deepcopy(model.peft_config[ADAPTER])
-        config.inference_mode = True
-        config.rank_pattern = None
         with all_triplets(model):
-            adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
-        # weights first: a folder with a configuration counts as a complete adapter
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+            save_peft_adapter(model, folder, rank_pattern=None)
 
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         assert isinstance(model, PeftModel)
@@ -168,10 +149,11 @@ class AdaLora(Method):
     def describe_init(self) -> str:
         return "initialized as AdaLoRA (Λ zero)"
 
-    def extra_bytes(self, model: nn.Module) -> int:
-        """What the allocator stores, and computes at every step: each is as large as the trainable parameters."""
+    def state_bytes(self, model: nn.Module) -> int:
+        """AdamW's, and what the allocator keeps or computes anew at every step: each as large as what trains."""
         trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
-        return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
+        kept = (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
+        return super().state_bytes(model) + kept
 
 
 def schedule(options: Any, steps: int) -> tuple[int, int]:

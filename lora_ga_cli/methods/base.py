@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from peft import PeftModel, TaskType
 from safetensors.torch import load_model as load_weights
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.model.forecast import state_bytes
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -193,6 +195,7 @@ class Method:
         Raises:
             TargetError, GradientError, RunError
         """
+        torch.manual_seed(self.config.seed)  # what is drawn is the same, whatever was drawn before
         return PreparedModel(self.attach(model, steps))
 
     def attach(self, model: PreTrainedModel, steps: int) -> Model:
@@ -205,7 +208,8 @@ class Method:
 
     def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
         """The shapes that the model has while it trains, without weights (on the meta device)."""
-        return self.attach(model, steps)
+        with torch.device("meta"):
+            return self.attach(model, steps)
 
     # Training
 
@@ -286,9 +290,9 @@ class Method:
 
     # Forecasts
 
-    def extra_bytes(self, model: nn.Module) -> int:
-        """Memory while training beside weights, gradients and the optimizer's moments."""
-        return 0
+    def state_bytes(self, model: nn.Module) -> int:
+        """Memory of the gradients and of what the optimizer keeps: AdamW's two moments."""
+        return state_bytes(model)
 
     @property
     def trains_all_weights(self) -> bool:

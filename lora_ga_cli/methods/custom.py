@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.model.targets import new_modules
 
 WEIGHTS_FILE = "custom_adapter.safetensors"
@@ -62,19 +61,9 @@ class CustomAdapter(Method):
         if config.model.shard:
             yield f"model.shard=true does not go with method.type={cls.type_name()}"
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
-        torch.manual_seed(self.config.seed)
-        return PreparedModel(self.attach(model, steps))
-
     def attach(self, model: PreTrainedModel, steps: int) -> PreTrainedModel:
         self._put(model, self.settings(model))
         return model
-
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
-        with torch.device("meta"):
-            return self.attach(model, steps)
 
     def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)

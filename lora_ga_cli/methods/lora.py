@@ -18,7 +18,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import is_b, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
 from lora_ga_cli.model.targets import Target, find_targets, new_modules, ranks_of, shortest_names
 from lora_ga_cli.registry import METHODS
 
@@ -59,12 +59,6 @@ class Lora(Method):
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
-        torch.manual_seed(self.config.seed)  # the random A is the same, however many random numbers were drawn before
-        return PreparedModel(self.attach(model, steps))
-
     def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
         """
         Raises:
@@ -88,10 +82,6 @@ class Lora(Method):
             revision=config.model.revision,
         )
         return wrap(model, described)
-
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
-        with torch.device("meta"):
-            return self.attach(model, steps)
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
         """LoRA+ (arXiv 2402.12354): a separate learning rate for B.

@@ -10,24 +10,22 @@ projections.)
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, PromptTuningConfig, PromptTuningInit, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel, PromptTuningConfig, PromptTuningInit, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.export import WEIGHTS_FILE
-from lora_ga_cli.lora.layers import ADAPTER
+from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Gradient, Method, Model, PreparedModel
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
 from lora_ga_cli.methods.custom import CustomAdapter, positive
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.blocks import blocks
@@ -71,12 +69,6 @@ class PrefixEmbedding(Method):
     def leading_positions(self) -> int:
         return int(self.options.prefix_length)
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
-        torch.manual_seed(self.config.seed)
-        return PreparedModel(self.attach(model, steps))
-
     def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
         config = self.config
         decoder = not getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "score")
@@ -100,19 +92,9 @@ class PrefixEmbedding(Method):
         )
         return wrap(model, described)
 
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
-        with torch.device("meta"):
-            return self.attach(model, steps)
-
     def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
         assert isinstance(model, PeftModel)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = copy.deepcopy(model.peft_config[ADAPTER])
-        config.inference_mode = True
-        adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.items()}
-        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        config.save_pretrained(str(folder))
+        save_peft_adapter(model, folder)
 
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         assert isinstance(model, PeftModel)

@@ -25,7 +25,6 @@ from lora_ga_cli.model.forecast import (
     activation_bytes,
     forward_work,
     measure_pace,
-    state_bytes,
     weight_bytes,
 )
 from lora_ga_cli.model.quantization import bits_per_weight
@@ -160,7 +159,7 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
-    states = state_bytes(model) + method.extra_bytes(model)
+    states = method.state_bytes(model)
     memory = Memory(weights + weight_bytes(model), states, kept)
     work = forward_work(model, options.micro_batch_size, mean, task=task)
     passes = (3 if method.trains_all_weights else 2) + checkpointing
