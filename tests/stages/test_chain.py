@@ -122,6 +122,9 @@ def test_a_killed_chain_ends_as_if_nothing_had_happened(
     assert (links / "0" / "adapter" / WEIGHTS).exists()
     assert (links / "0" / "link.json").exists() == left.first_finished
     assert (links / "1" / "init.safetensors").exists() == left.initialized
+    if point == between_two_checkpoints_of_the_second_link:
+        planned = loraga("train", "--dry-run", *arguments("llama", *CHAIN))
+        assert "resuming after step 5" in " ".join(planned.split())
     out = loraga("train", *arguments("llama", *CHAIN))
     weights = load_file(only_run() / WEIGHTS)
     assert set(weights) == set(uninterrupted["weights"])
@@ -129,6 +132,14 @@ def test_a_killed_chain_ends_as_if_nothing_had_happened(
     assert timeless(only_run()) == uninterrupted["points"]
     if point == between_two_checkpoints_of_the_second_link:
         assert "resuming after step 5" in out  # three of the first link, two of the second
+
+
+def test_init_stores_the_initialization_of_the_first_link(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("init", *arguments("llama", *CHAIN))
+    assert [file.parent.name for file in only_run().rglob("init.safetensors")] == ["0"]
+    out = loraga("train", *arguments("llama", *CHAIN))
+    assert out.count("initialization restored") == 1
+    assert out.count("gradient  estimated") == 1  # that of the second link
 
 
 def base_of(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
