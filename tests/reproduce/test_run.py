@@ -182,7 +182,7 @@ def test_cells_are_measured_again_when_the_data_change(loraga: Loraga, user_dir:
 
 
 def test_a_choice_of_the_user_can_be_given(loraga: Loraga, user_dir: Path) -> None:
-    lay_out(user_dir, {"method/mine.yaml": "# Mine\nname: mine\nadapter: lora\n"})
+    lay_out(user_dir, {"method/mine.yaml": "# Mine\nname: mine\ntype: lora\n"})
     out = loraga("reproduce", "coverage", "--config-dir", str(user_dir), "method=mine", "--dry-run", "--scale", "tiny")
     assert "rank 8" in out
 
