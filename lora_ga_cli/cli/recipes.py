@@ -127,9 +127,10 @@ def list_options(
     from lora_ga_cli.config.listing import list_options as all_options
     from lora_ga_cli.report.tables import print_table
 
-    rows = [
-        [option.path, option.kind, option.default, ", ".join(option.types), option.doc.replace("``", "`")]
-        for option in all_options()
-        if option.path.startswith(prefix)
-    ]
-    print_table(["option", "takes", "default", "only for", "meaning"], rows)
+    rows = []
+    for option in all_options():
+        if option.path.startswith(prefix):
+            # in front of the meaning: a column of its own would leave too little room for it
+            types = f"Only for {', '.join(option.types)}. " if option.types else ""
+            rows.append([option.path, option.kind, option.default, types + option.doc.replace("``", "`")])
+    print_table(["option", "takes", "default", "meaning"], rows)
