@@ -60,9 +60,12 @@ def test_wrong_options_of_a_users_method_are_reported_like_all_others(capsys: py
 @pytest.mark.parametrize(
     "arguments", [["options", "method.width", "--code", "mine.py"], ["--code", "mine.py", "options"]]
 )
-def test_the_options_of_a_users_method_are_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_of_a_users_method_are_listed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["recipes", *arguments]) == 0
-    text = " ".join(capsys.readouterr().out.split())  # a narrow terminal wraps the meaning
+    text = " ".join(capsys.readouterr().out.split())  # the meaning takes several lines
     assert "method.width integer 4 Only for mine. The width of my adapter." in text
 
 
