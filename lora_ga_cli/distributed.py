@@ -1,7 +1,8 @@
 """Several processes that train one run together, as torchrun and accelerate launch start them.
 
 Every process computes the same values, except for the rows that it trains on and estimates from. The main process alone
-writes files and prints. Without torch.distributed there is one process, and each function here returns its argument.
+writes files and prints. Where there is only one process, nothing here connects or waits, and what is
+combined over processes is what that one gave.
 
 Importing this module costs nothing: the command line imports it before it knows whether torch is needed.
 """

@@ -76,14 +76,11 @@ class _Offset(LoraVariant):
 
     @torch.no_grad()
     def refresh(self, module: LoraLayer, adapter: str) -> None:
-        """Computes `left` and `right` from what the parameters are now."""
+        """Computes `left` and `right` from what the parameters are now, for this layer alone."""
         a, b = self.effective(module, adapter)
-        self.keep(module, adapter, a, module.scaling[adapter] * b)
-
-    def keep(self, module: LoraLayer, adapter: str, right: Tensor, left: Tensor) -> None:
-        """Keeps the factors for the forward passes until the parameters change."""
         of_a, of_b = _factors(module, adapter)
-        self.right, self.left, self.scaling = right, left, module.scaling[adapter]
+        self.scaling = module.scaling[adapter]
+        self.right, self.left = a, self.scaling * b
         self.deltas = of_a.weight, of_b.weight
         self.versions = (of_a.weight._version, of_b.weight._version)
 

@@ -155,7 +155,7 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
     squared_error = squared_norm = 0.0
     for name, change in total.items():
         written, error = change.truncated(max_rank) if max_rank is not None else (change, 0.0)
-        if error:
+        if max_rank is not None:  # layers that keep their rank count too
             squared_norm += (norm := float(change.product().norm())) ** 2
             squared_error += (error * norm) ** 2
         ranks[name], scalings[name] = written.rank, 1.0

@@ -32,7 +32,7 @@ from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.lora.difference import OFFSETS, refresh_before_forward
 from lora_ga_cli.lora.initialization import product
-from lora_ga_cli.lora.layers import ADAPTER, INITIAL, base_targets, lora_layers, weight_of
+from lora_ga_cli.lora.layers import ADAPTER, INITIAL, as_float32_on_cpu, base_targets, lora_layers, weight_of
 from lora_ga_cli.model.targets import Target, fingerprint
 
 InitialPair = Callable[[str, Target, int, float], tuple[Tensor, Tensor]]
@@ -174,6 +174,4 @@ def train_differences(layer: LoraLayer, offset: str, a0: Tensor | None = None, b
 
 def differences(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     """ΔA (rank, d_in) and ΔB (d_out, rank) of a layer, float32 on the CPU."""
-    factors = (weight_of(pair).detach().to("cpu", torch.float32) for pair in (layer.lora_A, layer.lora_B))
-    delta_a, delta_b = factors
-    return delta_a.contiguous(), delta_b.contiguous()
+    return as_float32_on_cpu(weight_of(layer.lora_A)), as_float32_on_cpu(weight_of(layer.lora_B))
