@@ -17,7 +17,7 @@ from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
-from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
+from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
@@ -150,10 +150,13 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     data = InitData(lambda: estimate(inputs, model, merged=merged), lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
     difference = None
-    if expected is not None and method.output.starts_as_base:
+    if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())
-        what = "the initialized model and its base"
-        difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+        if method.output.starts_as_base:
+            what = "the initialized model and its base"
+            difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+        else:
+            difference = relative_difference(actual, expected)
     distributed.wait()  # until every process has seen whether an initialization is stored
     if prepared.init is not None and stored is None and distributed.is_main():
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -166,7 +169,8 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
 def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
     parts = [method.config.method.name, method.describe(prepared.model)]
     parts.append("initialization restored" if restored else method.describe_init())
-    equal = "" if difference is None else f"; logits equal the base's (relative difference {difference:.0e})"
+    how = "equal" if method.output.starts_as_base else "already differ from"
+    equal = "" if difference is None else f"; logits {how} the base's (relative difference {difference:.0e})"
     if method.output.is_adapter:
         step("init", ", ".join(part for part in parts if part) + equal)
     total, trained = count_parameters(prepared.model), prepared.parameters
