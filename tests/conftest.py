@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Callable
@@ -119,6 +120,14 @@ def build_batch(family: str, rows: int = 4, tokens: int = 12, seed: int = 1) -> 
 def one_thread() -> None:
     """Tiny products are fastest, and sums always in one order, on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_objects_to_collect() -> None:
+    """The Trainer collects garbage several times a run, and would look through the objects of all imported libraries
+    each time, which takes longer than its steps. Objects that are frozen are not looked at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
