@@ -131,6 +131,18 @@ def few_objects_to_collect() -> None:
 
 
 @pytest.fixture(autouse=True)
+def undrawn_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a tenth of a short run, so only tests marked ``figures`` draw; for others, figures are empty."""
+
+    def save_empty(figure: object, file: Path, title: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("lora_ga_cli.report.figures._save", save_empty)
+
+
+@pytest.fixture(autouse=True)
 def separate_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, with a cache of its own, offline."""
     monkeypatch.chdir(tmp_path)
