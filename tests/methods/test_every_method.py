@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.config.locations import Locations
@@ -78,6 +79,9 @@ def test_a_method_trains_resumes_reloads_and_merges(
     uninterrupted, run = only_run("uninterrupted"), only_run()
     losses = [json.loads((folder / "manifest.json").read_text())["training_loss"] for folder in (uninterrupted, run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    for file in uninterrupted.glob("*.safetensors"):
+        resumed = load_file(run / file.name)
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in load_file(file).items())
 
     loraga("eval", str(run), f"eval.file={sums_file}", "eval.limit=8")
     scored = json.loads((run / "eval.json").read_text())["values"]["loss"]
