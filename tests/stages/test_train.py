@@ -34,6 +34,7 @@ def test_every_family_trains_evaluates_and_merges(
     assert "logits equal the adapter's" in loraga("merge", str(run))
 
 
+@pytest.mark.figures
 def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments())
     run = only_run()
