@@ -53,8 +53,8 @@ full:
     - device=cpu
   seeds: [1, 2]
   columns:
-    perplexity: {{value: perplexity, percent: false}}
-    loss: {{measure: loss, value: validation_loss, percent: false}}
+    perplexity: {{value: perplexity, format: number}}
+    loss: {{measure: loss, value: validation_loss, format: number}}
     reach: {{measure: coverage, value: mean}}
   tune_lr:
     rates: [1.0e-3, 1.0e-2, 1.0e-1]
