@@ -80,7 +80,11 @@ class Results:
     def headings(self) -> list[str]:
         """Every column, followed by one with the paper's values if the paper has the column."""
         seeds = ["seeds"] if self._rows_differ_in_seeds else []
-        return ["", *seeds, *(text for column in self.columns for text in self._pair(column, column, f"{column}, paper"))]
+        return [
+            "",
+            *seeds,
+            *(text for column in self.columns for text in self._pair(column, column, f"{column}, paper")),
+        ]
 
     @property
     def lines(self) -> list[list[str]]:

@@ -126,7 +126,9 @@ def _results(
     part, table = job.part, job.table
     is_tiny = job.scale == "tiny"
     values: dict[RowColumn, list[float]] = defaultdict(list)
-    seeds: dict[str, set[int]] = {row: {cells[0].seed} for row in table.rows if row not in part.leave_out}
+    of_leaders = set(leaders.seeds) if (leaders := leaders_of(job)) is not None else set()
+    of_all = {cell.seed for cell in cells} - of_leaders
+    seeds = {row: set(of_all) for row in table.rows if row not in part.leave_out}
     for cell in cells:
         seeds[cell.row].add(cell.seed)
         value = filled.get(cell.key, {}).get("values", {}).get(cell.value)
@@ -152,8 +154,9 @@ def _notes(job: TableJob, notes: Sequence[str]) -> list[str]:
     lines = [f"TINY SCALE, not the paper's: {job.part.note}"] if is_tiny else []
     lines += notes
     if (leaders := leaders_of(job)) is not None:
+        first = next(name for name in job.part.columns if name not in missing_columns(job.part))
         lines.append(
-            f"The best {leaders.count} rows by {next(iter(job.part.columns))} ({leaders.better} is better) were also "
+            f"The best {leaders.count} rows by {first} ({leaders.better} is better) were also "
             f"measured with seed {', '.join(map(str, leaders.seeds))}."
         )
     changed = [option for option in job.extra_overrides if not option.startswith("seed=")]

@@ -159,8 +159,8 @@ def missing_columns(part: Part) -> dict[str, str]:
 
 def same_trainings(part: Part) -> dict[str, str]:
     """For each column, the first one with the same overrides; both show values of the same trainings."""
-    first: dict[tuple[str, ...], str] = {}
-    return {name: first.setdefault(tuple(column.overrides), name) for name, column in part.columns.items()}
+    first: dict[tuple[str | None, ...], str] = {}
+    return {name: first.setdefault((column.needs, *column.overrides), name) for name, column in part.columns.items()}
 
 
 def select(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) -> tuple[Table, Part]:
