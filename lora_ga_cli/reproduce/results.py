@@ -21,7 +21,7 @@ class Results:
 
     Args:
         values: by row and column, one value of every seed that finished.
-        seeds: how many seeds the cells of each row should have. Where rows differ in it, the table has a column with it.
+        seeds: how many seeds the cells of each row should have. Where rows differ, the table has a column with it.
         formats: how each column is shown.
         paper: the paper's mean and standard deviation, by row and column.
         notes: what a reader has to know, a line each.

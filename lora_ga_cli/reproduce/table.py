@@ -56,8 +56,8 @@ class TuneLr(Section):
     max_rates: Annotated[int, Field(ge=3)] = 8
     """How many rates are tried at most for one row and column."""
     refine: Annotated[float, Field(gt=1)] | None = None
-    """Once the best rate lies inside the grid, also try the rates that are this factor above and below it, until the best
-    rate of all has neighbors that near. At most ``max_rates`` are tried with these."""
+    """Once the best rate lies inside the grid, the rates a factor above and below it are tried too, until the best rate
+    has neighbors that near. ``max_rates`` counts them all."""
     held_out: Annotated[Overrides, Field(min_length=1)]
     """Overrides of the trials. They hold rows out for choosing a rate, which must not be the rows that are scored.
     No other override replaces these."""

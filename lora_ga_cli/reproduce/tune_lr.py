@@ -1,5 +1,5 @@
-"""The search for the best learning rate of every row: a grid that grows until the best rate lies inside it, and that can
-be refined around it."""
+"""The search for the best learning rate of every row: a grid that grows until the best rate lies inside it, and is then
+refined around that rate, if the table says so."""
 
 from __future__ import annotations
 

@@ -105,9 +105,9 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 class CostMeter(TrainerCallback):
     """Measures the cost of a training, on top of what its earlier sessions wrote.
 
-    A step is timed from the end of the one before, or of the evaluation, checkpoint or line of the log after it: reading
-    the batch is part of it. The device may still be working when a step ends, and is waited for in the next one, so that
-    the median is right where single times are not.
+    A step is timed from the end of the one before, or of the evaluation, checkpoint or line of the log between the two:
+    reading the batch is part of it. A device may still be working when a step ends, and is waited for in the next one,
+    so that the median is right where single times are not.
 
     Args:
         file: where the cost is written, with every checkpoint and at the end.

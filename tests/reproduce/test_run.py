@@ -212,7 +212,8 @@ def test_two_processes_search_rates_and_make_a_table_on_their_gpus(loraga: Lorag
     options = ["--tune-lr", "--rows", "LoRA", "--columns", "loss"]
     loraga("reproduce", "mine", "--config-dir", str(user_dir), *options, "--jobs", "2", "--gpus", "7,9")
     (search,) = json.loads(Path("reproduced/mine-tune-lr/rates.json").read_text())["tried"]
-    assert len(stored_cells()) == len(search["losses"]) + 1  # every trial at the first seed, and the second seed
+    measured = list(Path("reproduced/cells").glob("*.json"))
+    assert len(measured) == len(search["losses"]) + 2  # every trial, and both seeds
     assert {file.name for file in Path("reproduced/.gpus").iterdir()} == {"0.lock", "1.lock"}
     (row,) = read_csv("reproduced/mine-tune-lr")
     assert (row["seeds"], float(row["learning_rate"])) == ("2", search["best"])
