@@ -33,6 +33,7 @@ from lora_ga_cli.training.arguments import accumulation_steps, total_steps, trai
 from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
+from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -44,10 +45,14 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     accumulation_steps(config)
+    check_learning_rate(config)
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
             return run
+        if config.trainer.learning_rate is None:
+            step("train", describe(config, inputs.model_config))
+        run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
@@ -173,7 +178,14 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
         model=prepared.model,
-        args=training_arguments(config, checkpoints, inputs.device, validate=held_out is not None, link=link),
+        args=training_arguments(
+            config,
+            checkpoints,
+            inputs.device,
+            learning_rate=learning_rate(config, inputs.model_config),
+            validate=held_out is not None,
+            link=link,
+        ),
         train_dataset=_rows(inputs, link),
         eval_dataset=held_out.rows if held_out else None,
         data_collator=inputs.collator,
