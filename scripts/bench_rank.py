@@ -5,8 +5,8 @@
 
 ``LoRA`` is PEFT's own, from zero. ``offset`` has initial factors that are subtracted in the adapter, as LoRA-GA has
 them on a bfloat16 base. A step is forward, backward and AdamW on 4 × 1024 tokens with gradient checkpointing (with
---tiny on the base's own rows). LoRA at rank 8 is measured first and last, since a GPU's clock changes. The memory is the
-peak of everything on the GPU: weights, adapter, optimizer, activations.
+--tiny on the base's own rows). LoRA at rank 8 is measured first and last, since a GPU's clock changes. The memory is
+the peak of everything on the GPU: weights, adapter, optimizer, activations.
 """
 
 from __future__ import annotations
