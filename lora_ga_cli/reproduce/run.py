@@ -154,9 +154,8 @@ def _notes(job: TableJob, notes: Sequence[str]) -> list[str]:
     lines = [f"TINY SCALE, not the paper's: {job.part.note}"] if is_tiny else []
     lines += notes
     if (leaders := leaders_of(job)) is not None:
-        first = next(name for name in job.part.columns if name not in missing_columns(job.part))
         lines.append(
-            f"The best {leaders.count} rows by {first} ({leaders.better} is better) were also "
+            f"The best {leaders.count} rows by {next(iter(job.part.columns))} ({leaders.better} is better) were also "
             f"measured with seed {', '.join(map(str, leaders.seeds))}."
         )
     changed = [option for option in job.extra_overrides if not option.startswith("seed=")]

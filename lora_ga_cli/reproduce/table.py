@@ -93,7 +93,8 @@ class Part(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)]
     """Each cell shows the mean over these seeds."""
     leaders: Leaders | None = None
-    """Measure the best rows with more seeds. It has no effect where ``seed=`` or ``--rows`` chooses seeds or rows."""
+    """Measure the best rows with more seeds. It has no effect where ``seed=`` or ``--rows`` chooses seeds or rows, and
+    where the first column is left out."""
     leave_out: list[str] = Field(default_factory=list)
     """Rows that this scale does not have."""
     tune_lr: TuneLr | None = None
@@ -178,6 +179,7 @@ def select(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]
     selected_rows = {name: options for name, options in table.rows.items() if name in rows or not rows}
     selected_columns = {name: column for name, column in part.columns.items() if name in columns or not columns}
     changes: dict[str, object] = {"columns": selected_columns}
-    if rows:
-        changes["leaders"] = None  # the best of some rows are not the best of the table
+    if rows or next(iter(part.columns)) not in selected_columns:
+        # the best of some rows are not the best of the table, and the first column says which are
+        changes["leaders"] = None
     return table.model_copy(update={"rows": selected_rows}), part.model_copy(update=changes)

@@ -44,6 +44,15 @@ def test_rows_and_columns_can_be_selected(tmp_path: Path) -> None:
     assert len(raised.value.faults) == 2
 
 
+def test_a_selection_of_rows_has_no_leaders() -> None:
+    """The best of some rows are not the best of the table, and without the first column nothing tells the best."""
+    table = find_table("methods")
+    assert select(table, table.full, [], [])[1].leaders is not None
+    assert select(table, table.full, [], ["saved rank", "validation loss"])[1].leaders is not None
+    assert select(table, table.full, ["LoRA"], [])[1].leaders is None
+    assert select(table, table.full, [], ["saved rank"])[1].leaders is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
