@@ -8,11 +8,8 @@ on the CPU when a run on a GPU is resumed; that is why loraga has its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor
 
-from lora_ga_cli.config.schema import Config
 from lora_ga_cli.optimizers.grams import gram
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, Side
 from lora_ga_cli.optimizers.preconditioned import PreconditionedAdamW
@@ -36,12 +33,4 @@ class ConfiguredLoraFa(ForPairs):
     """LoRA-FA (arXiv 2308.03303): A is frozen, and B gets the gradient that is best for the weight, then AdamW."""
 
     optimizer_class = LoraFa
-
-    @classmethod
-    def check(cls, config: Config) -> Iterator[str]:
-        yield from super().check(config)
-        if getattr(config.method, "frozen_factor", "none") != "A":
-            yield (
-                "trainer.optimizer=lora_fa trains B while A is frozen: use method.frozen_factor=A, "
-                f"with a method that has this option ({config.method.name}: see method=lora_fa)"
-            )
+    frozen_factors = ("A",)

@@ -7,19 +7,15 @@ the authors' code. Neither is verified against the paper.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import PeftModel
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import TrainingError
-from lora_ga_cli.lora.layers import LoraPair, lora_pairs
+from lora_ga_cli.lora.layers import LoraPair
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import Gram, gram, sylvester
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, scalings, stack
@@ -151,20 +147,7 @@ class ConfiguredLoraPro(ForPairs):
 
     Options = LoraProOptions
     optimizer_class = LoraPro
-
-    @classmethod
-    def check(cls, config: Config) -> Iterator[str]:
-        yield from super().check(config)
-        frozen = getattr(config.method, "frozen_factor", "none")
-        if frozen != "none":
-            yield f"trainer.optimizer=lora_pro trains both factors: use method.frozen_factor=none, not {frozen}"
-
-    def build(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
-        assert isinstance(model, PeftModel)
-        for pair in lora_pairs(model):
-            if not (pair.delta_a.requires_grad and pair.delta_b.requires_grad):
-                raise TrainingError(f"{pair.name}: trainer.optimizer=lora_pro trains both factors, and one is frozen")
-        return super().build(optimizer, model)
+    frozen_factors = ("none",)
 
     def state_numbers(self, pair: LoraPair) -> int:
         (_, d_in), (d_out, _) = pair.delta_a.shape, pair.delta_b.shape

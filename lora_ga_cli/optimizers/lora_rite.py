@@ -1,4 +1,4 @@
-"""LoRA-RITE (arXiv 2410.20625): an adaptive optimizer whose steps do not depend on how a product is divided into A and B.
+"""LoRA-RITE (arXiv 2410.20625): adaptive steps that do not depend on how the product is divided into A and B.
 
 The algorithm was read in the authors' PyTorch code, and is not verified against the paper.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_ga_cli.lora.layers import LoraPair
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import Gram, gram, of_symmetric
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, Side, sides
+from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, Side, sides, trained_of
 from lora_ga_cli.registry import OPTIMIZERS
 
 
@@ -27,8 +27,8 @@ class LoraRiteOptions(OptimizerOptions):
     """Largest L2 norm of the unmagnified gradients of all layers together; larger ones are scaled down. 0 turns it
     off."""
     skip: Annotated[float, Field(ge=0)] = 1.0
-    """A factor whose unmagnified gradient has a root mean square above this counts as without a gradient in that step. 0
-    turns it off."""
+    """A factor whose unmagnified gradient has a root mean square above this counts as without a gradient in that step.
+    0 turns it off."""
     escape: bool = True
     """Add to the second moment what it lost when its basis turned. The paper has it; the authors' code leaves it off by
     default."""
@@ -185,5 +185,6 @@ class ConfiguredLoraRite(ForPairs):
     def state_numbers(self, pair: LoraPair) -> int:
         both = pair.delta_a.numel() + pair.delta_b.numel()
         square = pair.delta_a.shape[0] ** 2
-        sides_that_train = sum(item.requires_grad for item in (pair.delta_a, pair.delta_b))
-        return sides_that_train * (both + square + 1)  # a moment as large as one factor, a basis as large as the other
+        return len(trained_of(pair)) * (
+            both + square + 1
+        )  # a moment as large as one factor, a basis as large as the other

@@ -96,8 +96,8 @@ class PairOptimizer(AdamW):
     """
 
     def __init__(self, optimizer: Optimizer, pairs: Sequence[LoraPair], **settings: Any):
-        trained = [[item for item in (pair.delta_a, pair.delta_b) if item.requires_grad] for pair in pairs]
-        factors = {id(item) for items in trained for item in items}
+        in_order = [item for pair in pairs for item in trained_of(pair)]
+        factors = {id(item) for item in in_order}
         groups: list[Group] = []
         of_factors: Group = {}
         for group in optimizer.param_groups:
@@ -106,7 +106,6 @@ class PairOptimizer(AdamW):
                 of_factors = group
             if others:
                 groups.append({**group, "params": others, "pairs": False})
-        in_order = [item for items in trained for item in items]
         groups.append({**of_factors, **settings, "params": in_order, "pairs": True})
         super().__init__(groups, lr=of_factors["lr"])
         self.pairs = list(pairs)
@@ -177,27 +176,53 @@ class PairOptimizer(AdamW):
         return steps.to("cpu", torch.float64).view(-1, 1, 1)
 
 
+FROZEN = {"none": (True, True), "A": (False, True), "B": (True, False)}
+"""Whether A and B train, by ``method.frozen_factor``."""
+
+
 class ForPairs(ConfiguredOptimizer):
     """A configured `PairOptimizer`."""
 
     optimizer_class: ClassVar[type[PairOptimizer]]
+    frozen_factors: ClassVar[tuple[str, ...]] = ("none", "A", "B", "random")
+    """The values of ``method.frozen_factor`` that it goes with."""
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from needs_pairs(config)
+        frozen, allowed = getattr(config.method, "frozen_factor", None), " or ".join(cls.frozen_factors)
+        if (frozen or "none") not in cls.frozen_factors:
+            has = f", not {frozen}" if frozen else f", an option that method.type={config.method.type} does not have"
+            yield f"trainer.optimizer={config.trainer.optimizer} needs method.frozen_factor={allowed}{has}"
 
     def build(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """The optimizer in the place of the Trainer's.
+
+        Raises:
+            TrainingError: a factor is frozen, or trains, that this optimizer needs otherwise.
+        """
         assert isinstance(model, PeftModel)
-        return self.optimizer_class(optimizer, lora_pairs(model), **self.options.model_dump())
+        pairs = lora_pairs(model)
+        for pair in pairs:
+            trains = pair.delta_a.requires_grad, pair.delta_b.requires_grad
+            if trains not in [FROZEN[name] for name in self.frozen_factors if name in FROZEN]:
+                wanted = " or ".join(self.frozen_factors)
+                name = self.config.trainer.optimizer
+                raise TrainingError(f"{pair.name}: trainer.optimizer={name} needs this frozen factor: {wanted}")
+        return self.optimizer_class(optimizer, pairs, **self.options.model_dump())
 
     def state_bytes(self, model: nn.Module) -> int:
         """Memory of all gradients, of AdamW's two moments of what is no factor, and of what is kept of the factors."""
         assert isinstance(model, PeftModel)
         pairs = lora_pairs(model)
-        factors = sum(item.numel() for pair in pairs for item in (pair.delta_a, pair.delta_b) if item.requires_grad)
-        trained = trained_parameters(model)
+        trained, factors = trained_parameters(model), sum(item.numel() for pair in pairs for item in trained_of(pair))
         return 4 * (trained + 2 * (trained - factors) + sum(self.state_numbers(pair) for pair in pairs))
 
     def state_numbers(self, pair: LoraPair) -> int:
         """How many numbers are kept of a layer; AdamW's two moments of each factor that trains, if not overridden."""
-        return sum(2 * item.numel() for item in (pair.delta_a, pair.delta_b) if item.requires_grad)
+        return sum(2 * item.numel() for item in trained_of(pair))
+
+
+def trained_of(pair: LoraPair) -> list[nn.Parameter]:
+    """The factors of a layer that train."""
+    return [item for item in (pair.delta_a, pair.delta_b) if item.requires_grad]

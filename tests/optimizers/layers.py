@@ -40,12 +40,14 @@ def gradient_of(pair: LoraPair, seed: int = 0) -> Tensor:
     return change(pair) - 3 * tensor(pair.delta_b.shape[0], pair.delta_a.shape[1], seed=seed + 300)
 
 
-def backward(pairs: Sequence[LoraPair], *, times: float = 1.0) -> None:
-    """Gradients of ``times · ½‖s·B A - W*‖²`` for the factors."""
-    for number, pair in enumerate(pairs):
-        gradient = times * gradient_of(pair, number)
-        pair.delta_a.grad = pair.scaling * pair.b.detach().T @ gradient
-        pair.delta_b.grad = pair.scaling * gradient @ pair.a.detach().T
+def backward(pairs: Sequence[LoraPair], *, times: float = 1.0, first: int = 0) -> None:
+    """Gradients of ``times · ½‖s·B A - W*‖²`` for the factors that train; W* differs by the number of the layer."""
+    for number, pair in enumerate(pairs, first):
+        gradient = (times * gradient_of(pair, number)).to(pair.a.dtype)
+        if pair.delta_a.requires_grad:
+            pair.delta_a.grad = pair.scaling * pair.b.detach().T @ gradient
+        if pair.delta_b.requires_grad:
+            pair.delta_b.grad = pair.scaling * gradient @ pair.a.detach().T
 
 
 def build(

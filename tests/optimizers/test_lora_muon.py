@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.optimizers.lora_muon import muon_direction
 from tests.helpers import configured
 from tests.optimizers.layers import D_IN, D_OUT, RANK, build, change, layer, run, tensor, turned
@@ -77,5 +78,5 @@ def test_weight_decay_shrinks_the_product() -> None:
 
 
 def test_a_decay_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(Exception, match="needs trainer.learning_rate times trainer.weight_decay below 1"):
+    with pytest.raises(InvalidInput, match=r"needs trainer\.learning_rate times trainer\.weight_decay below 1"):
         configured("lora_muon", "trainer.learning_rate=2", "trainer.weight_decay=0.5")

@@ -134,5 +134,5 @@ def test_while_b_is_zero_only_b_moves_by_the_best_step_in_the_rows_of_a() -> Non
 def test_a_frozen_factor_is_refused() -> None:
     model = prepare(build_model("llama"), configured("lora", "method.frozen_factor=A")).model
     optimizer = ConfiguredLoraPro(configured("lora_pro"))
-    with pytest.raises(TrainingError, match=r"q_proj: trainer.optimizer=lora_pro trains both factors"):
+    with pytest.raises(TrainingError, match=r"q_proj: trainer\.optimizer=lora_pro needs this frozen factor: none"):
         optimizer.build(torch.optim.AdamW(model.parameters()), model)

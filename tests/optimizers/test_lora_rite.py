@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
@@ -111,3 +114,42 @@ def test_large_gradients_are_skipped_by_layer_and_clipped_together() -> None:
         assert torch.allclose(found, item / norm)
     assert torch.equal(clipped([kept[0] * 1e-3], 1.0)[0], kept[0] * 1e-3)
     assert skipped(gradients[1], 0.0) is gradients[1]
+
+
+def reference(a: np.ndarray, b: np.ndarray, s: float, gradients: Callable, steps: int, escape: bool) -> np.ndarray:
+    """The algorithm of the authors' code, with QR decompositions and pseudo-inverses, for one layer."""
+    (rank, d_in), d_out, lr, beta1, beta2 = a.shape, len(b), 1e-2, 0.9, 0.999
+    first = {"A": np.zeros((d_in, rank)), "B": np.zeros((d_out, rank))}
+    second = {side: np.zeros((rank, rank)) for side in "AB"}
+    old = {"A": np.zeros((d_out, rank)), "B": np.zeros((d_in, rank))}
+    lost = dict.fromkeys("AB", 0.0)
+    for step in range(1, steps + 1):
+        gradient = gradients(s * b @ a)
+        grads = {"A": (s * b.T @ gradient).T, "B": s * gradient @ a.T}
+        moves = {}
+        decay1, decay2 = (beta * (1 - beta ** (step - 1)) / (1 - beta**step) for beta in (beta1, beta2))
+        for side, other in (("A", b), ("B", a.T)):
+            basis, triangle = np.linalg.qr(other)
+            inverse = np.linalg.pinv(triangle)
+            unmagnified, turn = grads[side] @ inverse, basis.T @ old[side]
+            turned_second = turn @ second[side] @ turn.T
+            falls = np.linalg.eigvalsh(second[side]) - np.linalg.eigvalsh(turned_second)
+            lost[side] = decay2 * (lost[side] + min(max(falls.max(), 0), max(falls.sum(), 0))) if escape else 0.0
+            second[side] = (1 - decay2) * unmagnified.T @ unmagnified / len(unmagnified) + decay2 * turned_second
+            values, vectors = np.linalg.eigh(second[side])
+            root = vectors / (np.sqrt(np.maximum(values, 0) + lost[side]) + 1e-6) @ vectors.T
+            first[side] = (1 - decay1) * unmagnified @ root + decay1 * first[side] @ turn.T
+            moves[side], old[side] = first[side] @ inverse.T, basis
+        a, b = a - lr * moves["A"].T, b - lr * moves["B"]
+    return s * b @ a
+
+
+@pytest.mark.parametrize("escape", [True, False])
+@pytest.mark.parametrize("b", [True, False])
+def test_it_is_the_authors_algorithm_whichever_basis_is_taken(escape: bool, b: bool) -> None:
+    pair = layer(b=b)
+    target = (change(pair) - gradient_of(pair)).numpy()
+    begin = pair.a.detach().numpy().copy(), pair.b.detach().numpy().copy()
+    right = reference(*begin, SCALING, lambda product: product - target, 25, escape)
+    found = run(build("lora_rite", [pair], lr=1e-2, clip=0.0, skip=0.0, escape=escape), 25)[0].numpy()
+    assert np.abs(found - right).max() < 1e-8
