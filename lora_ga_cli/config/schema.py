@@ -392,5 +392,5 @@ def _of_optimizer(config: Config) -> list[str]:
 def _unless(problems: list[str], section: S) -> S:
     """The section, unless there are problems: then all of them in one error, a line each."""
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(dict.fromkeys(problems)))  # two rules may find the same one
     return section

@@ -58,7 +58,7 @@ class ZeroInitLora(Lora):
 
     @property
     def needs_gradient(self) -> bool:
-        return bool(self.options.init == "gradient")
+        return bool(self.options.init == "gradient") or super().needs_gradient
 
     def frozen(self, link: Link) -> str | None:
         """The factor that does not train in a link: ``A``, ``B`` or None."""

@@ -127,10 +127,12 @@ def fill_cells(job: TableJob, cells: Sequence[Cell]) -> dict[str, dict[str, Any]
 
 def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells in groups that share a run or a gradient, those of the largest ranks first."""
+    from lora_ga_cli.methods.base import method_of
+
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[cell.measure_class().shared_work(cell.config) or cell.key].append(cell)
-    return sorted(groups.values(), key=lambda group: -group[0].config.largest_rank)
+    return sorted(groups.values(), key=lambda group: -method_of(group[0].config).largest_rank)
 
 
 def group_by_position(cells: Sequence[Cell]) -> dict[RowColumn, list[Cell]]:
