@@ -29,9 +29,9 @@ def allocate_by_energy(
     """Gives ranks one by one, each to the layer in which a parameter captures most of the gradient's square.
 
     The i-th rank of a layer captures σ_i² of ``‖G‖²`` and costs ``d_out + d_in`` parameters. The next rank always goes
-    to the largest ``σ_i² / (d_out + d_in)``, as long as the budget pays for it. A layer that costs too much for the rest
-    of the budget gets no more, and cheaper layers go on. So what is left in the end does not pay for another rank of any
-    layer that is below its largest rank.
+    to the largest ``σ_i² / (d_out + d_in)``, as long as the budget pays for it. A layer that costs too much for the
+    rest of the budget gets no more, and cheaper layers go on. So what is left in the end does not pay for another rank
+    of any layer that is below its largest rank.
 
     How good it is: let σ_k² belong to the first rank that the budget did not pay for. The best possible choice captures
     at most what the ranks before k capture, plus the part of σ_k² that the rest of the budget could pay for (the bound
