@@ -235,7 +235,7 @@ class GradientConfig(Section):
     estimator's error. It is halved when memory runs out."""
     capacity: Positive | None = None
     """Singular vectors that are stored for each target layer. They serve every rank up to half of this number. Null:
-    twice the rank, and at least 32."""
+    twice the largest rank that a layer may get, and at least 32."""
     dropout: bool = False
     """Keep the model's dropout active during the estimation."""
     offload: bool = False
