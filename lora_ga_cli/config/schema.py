@@ -238,7 +238,7 @@ class GradientConfig(Section):
     estimator's error. It is halved when memory runs out."""
     capacity: Positive | None = None
     """Singular vectors that are stored for each target layer. They serve every rank up to half of this number. Null:
-    twice the rank, and at least 32."""
+    twice the largest rank that a layer may get, and at least 32."""
     dropout: bool = False
     """Keep the model's dropout active during the estimation."""
     offload: bool = False
@@ -396,5 +396,5 @@ def _of_optimizer(config: Config) -> list[str]:
 def _unless(problems: list[str], section: S) -> S:
     """The section, unless there are problems: then all of them in one error, a line each."""
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(dict.fromkeys(problems)))  # two rules may find the same one
     return section

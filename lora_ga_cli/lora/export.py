@@ -31,12 +31,20 @@ CONVERSION_TOLERANCE = 1e-4
 """Largest relative difference, on a random vector, between what a layer was trained to add and what is written."""
 
 
-def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None = None) -> None:
+def export_adapter(
+    model: PeftModel,
+    folder: str | Path,
+    init: LoraInit | None = None,
+    *,
+    factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> None:
     """Writes the adapter for the original base model: ``PeftModel.from_pretrained(base, folder)`` loads it.
 
     Args:
         model: the PEFT model that was trained.
         init: what `initialize` returned; None for an adapter that began as PEFT makes it.
+        factors: A (k, d_in) and B (d_out, k) of every layer, by name, that are written instead of the model's, with the
+            s of the layer; k may differ from the rank that trained.
 
     Raises:
         EqualityError: what would be written of a layer does not compute what the trained layer adds.
@@ -53,6 +61,11 @@ def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None =
         tensors |= _in_difference_form(model, init)
         _check(model, tensors, init)
         describe_ranks(config, {name: 2 * rank for name, rank in init.ranks.items()}, init.scalings)
+    if factors is not None:
+        for name, pair in factors.items():
+            tensors |= zip(lora_keys(name), pair, strict=True)
+        scalings = {name: layer.scaling[ADAPTER] for name, layer in lora_layers(model).items()}
+        describe_ranks(config, {name: len(a) for name, (a, _) in factors.items()}, scalings)
     config.inference_mode = True
     base, adapted = model.get_base_model(), lora_layers(model)
     targets = {name: Target(name, layer) for name, layer in base.named_modules() if name in adapted}

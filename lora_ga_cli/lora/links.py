@@ -163,7 +163,10 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
         tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
     describe_ranks(config, ranks, scalings)
     config.inference_mode = True
-    others = {key: tensor for key, tensor in load_file(like / WEIGHTS_FILE).items() if ".lora_" not in key}
+    stored = load_file(like / WEIGHTS_FILE)
+    if any(lora_keys(name)[0] not in stored for name in total):  # layers that only other links adapt
+        config.target_modules = list(total)
+    others = {key: tensor for key, tensor in stored.items() if ".lora_" not in key}
     write_adapter(folder, tensors | others, config)
     return max(ranks.values()), (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
 

@@ -122,6 +122,17 @@ def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraIni
     return LoraInit(factors, scalings, offset)
 
 
+def present_factors(model: PeftModel) -> LoraInit:
+    """The factors that a model has as PEFT initialized it, so that a resumed run begins with the same ones."""
+    layers = lora_layers(model)
+
+    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+        layer = layers[name]
+        return as_float32_on_cpu(weight_of(layer.lora_A)), as_float32_on_cpu(weight_of(layer.lora_B))
+
+    return compute_init(model, pair, offset="none")
+
+
 @torch.no_grad()
 def install(model: PeftModel, init: LoraInit) -> LoraInit:
     """Gives a model its initial factors, in place.

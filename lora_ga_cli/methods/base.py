@@ -315,6 +315,10 @@ class Method:
         """Why the saved size differs from the configured one, in a few words; empty if it does not."""
         return ""
 
+    def describe_trained(self, model: nn.Module) -> str:
+        """What training decided beside the values of weights, in a few words; empty if nothing."""
+        return ""
+
     # Forecasts
 
     def extra_state_bytes(self, model: nn.Module) -> int:

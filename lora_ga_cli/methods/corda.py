@@ -17,6 +17,7 @@ from lora_ga_cli.lora.offset import InitialPair
 from lora_ga_cli.lora.peft_init import peft_factors
 from lora_ga_cli.methods.base import InitData, Link
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
+from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_rank, ranks_of, shortest_names
 from lora_ga_cli.registry import METHODS
@@ -43,6 +44,8 @@ class Corda(NonzeroInit):
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
+        if allocates(config):
+            yield "method.rank_allocation does not go with method.type=corda, which decomposes layers at given ranks"
         if config.model.shard:
             yield "model.shard=true does not go with method.type=corda, which decomposes complete weights"
         if config.model.quantization is not None:

@@ -16,6 +16,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.lora.offset import LoraInit, compute_init
 from lora_ga_cli.methods.base import ANY_LINK, InitData, Link
 from lora_ga_cli.methods.lora import Lora, LoraOptions
+from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.targets import Target, check_rank, shortest_names
 from lora_ga_cli.registry import METHODS
 
@@ -45,6 +46,8 @@ class Eva(Lora):
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
+        if allocates(config):
+            yield "method.rank_allocation does not go with method.type=eva, which chooses ranks itself"
         options: Any = config.method
         if config.rank_pattern:
             yield "rank_pattern does not go with method.type=eva, which chooses the rank of every layer"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -14,16 +14,23 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.schema import Config, MethodOptions
+from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
-from lora_ga_cli.lora.layers import is_b, lora_ranks
-from lora_ga_cli.lora.offset import LoraInit, install
+from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
+from lora_ga_cli.lora.offset import LoraInit, install, present_factors
 from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, InitData, Link, Method, Model, PreparedModel
+from lora_ga_cli.methods.rank_allocation import (
+    RankAllocation,
+    RankAllocationOptions,
+    allocates,
+    allocation_faults,
+    describe_ranks_of,
+)
 from lora_ga_cli.model.targets import Target, find_targets, new_modules, ranks_of, shortest_names
 
 
-class LoraOptions(MethodOptions):
+class LoraOptions(RankAllocationOptions):
     """Options of every method that adds a pair of factors A and B to each target."""
 
     use_rslora: bool = False
@@ -42,6 +49,21 @@ class Lora(Method):
 
     trains_pairs = True
     uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout"})
+    gradient_vectors: ClassVar[int] = 1
+    """Singular vectors of the gradient that an adapter of rank 1 begins with."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        return allocates(self.config)
+
+    @property
+    def largest_rank(self) -> int:
+        return self.allocation.max_rank if allocates(self.config) else self.config.largest_rank
+
+    @property
+    def allocation(self) -> RankAllocation:
+        """How the gradient decides the ranks, unless they are uniform."""
+        return RankAllocation(self.config, self.gradient_vectors)
 
     @property
     def output(self) -> AdapterOutput:
@@ -56,6 +78,9 @@ class Lora(Method):
             yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
+        yield from allocation_faults(config, cls(config).largest_rank)
+        if allocates(config):
+            yield from gradient_faults(config)
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         """What ranks and initial factors are computed from, of the model before it has an adapter; None for nothing.
@@ -75,8 +100,12 @@ class Lora(Method):
             source: what `source` returned; None if it was not computed (for forecasts).
 
         Raises:
-            TargetError: an entry of ``rank_pattern`` matches no target.
+            TargetError: an entry of ``rank_pattern`` matches no target, or a budget pays for no layer.
+            GradientError: the gradient decides the ranks, and a layer has none.
         """
+        if allocates(self.config):
+            allocation = self.allocation
+            return allocation.expected_ranks(targets) if source is None else allocation.ranks(targets, source)
         return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
 
     def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
@@ -87,6 +116,8 @@ class Lora(Method):
         torch.manual_seed(self.config.seed + link.index)
         wrapped = self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
         init = stored if stored is not None else self.initialize(wrapped, link, source, data)
+        if init is None and allocates(self.config):
+            init = present_factors(wrapped)  # a resumed run finds the ranks in it
         return PreparedModel(wrapped, None if init is None else install(wrapped, init))
 
     def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
@@ -164,10 +195,8 @@ class Lora(Method):
         return lora_ranks(model)
 
     def describe(self, model: nn.Module) -> str:
-        ranks = lora_ranks(model)
-        distinct = sorted(set(ranks))
-        text = f"rank {distinct[0]}" + (f" to {distinct[-1]}" if len(distinct) > 1 else "")
-        return f"{text}, {len(ranks)} layers"
+        ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
+        return f"{describe_ranks_of(ranks)}, {len(ranks)} layers"
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"

@@ -21,6 +21,7 @@ from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
 from lora_ga_cli.methods.base import InitData, Link
 from lora_ga_cli.methods.lora import gradient_faults
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
+from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_ranks
 from lora_ga_cli.registry import METHODS
@@ -50,10 +51,11 @@ class LoraGA(NonzeroInit):
         type: Literal["lora_ga"] = "lora_ga"
 
     options_without_cost = frozenset({"direction", "gamma"})
+    gradient_vectors = 2
 
     @property
     def needs_gradient(self) -> bool:
-        return bool(self.options.init == "gradient")
+        return bool(self.options.init == "gradient") or super().needs_gradient
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
@@ -66,7 +68,7 @@ class LoraGA(NonzeroInit):
         if options.init != "gradient":
             return
         capacity = config.gradient.capacity
-        if capacity is not None and capacity < 2 * config.largest_rank:
+        if capacity is not None and capacity < 2 * config.largest_rank and not allocates(config):
             rank = (
                 f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
             )

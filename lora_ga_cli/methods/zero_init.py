@@ -58,7 +58,7 @@ class ZeroInitLora(Lora):
 
     @property
     def needs_gradient(self) -> bool:
-        return bool(self.options.init == "gradient")
+        return bool(self.options.init == "gradient") or super().needs_gradient
 
     def frozen(self, link: Link) -> str | None:
         """The factor that does not train in a link: ``A``, ``B`` or None."""
@@ -74,7 +74,7 @@ class ZeroInitLora(Lora):
         return wrapped
 
     def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
-        if self.options.init == "kaiming" and self.frozen(link) != "B" and source is None:
+        if self.options.init == "kaiming" and self.frozen(link) != "B":
             return None  # as PEFT initialized it
         return compute_init(model, self.pairs(link, source), offset="none")
 

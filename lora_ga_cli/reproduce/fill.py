@@ -180,10 +180,12 @@ def _work_of(cell: Cell) -> str:
 
 def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells in groups that share a run or a gradient, those of the largest ranks first."""
+    from lora_ga_cli.methods.base import method_of
+
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[_work_of(cell)].append(cell)
-    return sorted(groups.values(), key=lambda group: -group[0].config.largest_rank)
+    return sorted(groups.values(), key=lambda group: -method_of(group[0].config).largest_rank)
 
 
 def group_by_position(cells: Sequence[Cell]) -> dict[RowColumn, list[Cell]]:

@@ -78,12 +78,14 @@ class Result:
         size: the largest rank (or width) of the adapter as it is saved; None where it has none.
         truncation_error: the relative error (Frobenius norm) of truncating the sum of a chain's links to a lower rank;
             0 if nothing was truncated.
+        note: what training decided beside the values of weights; empty if nothing.
     """
 
     logits: torch.Tensor
     losses: Losses
     size: int | None
     truncation_error: float = 0.0
+    note: str = ""
 
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
@@ -98,7 +100,9 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     trainer.save_model(str(run.path))
     if not method.output.is_adapter and distributed.is_main():
         inputs.tokenizer.save_pretrained(run.path)
-    return Result(_logits(inputs, trainer), losses, method.saved_size(prepared))
+    return Result(
+        _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
+    )
 
 
 def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
@@ -259,6 +263,8 @@ def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
 def _say_result(run: RunFolder, config: Config, result: Result, difference: float) -> None:
     values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.losses.items() if value is not None]
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
+    if result.note:
+        step("train", result.note)
     step("saved", f"{run.path}: {_described(config, result.size)}")
     if result.truncation_error:
         step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ def drawn(shape: tuple[int, int], rank: int, seed: int, size: float = 1.0) -> Lo
     return LowRank(left, torch.randn(rank, shape[1], generator=draw))
 
 
-def adapter(folder: Path, seed: int, rank: int = 3) -> Path:
+def adapter(folder: Path, seed: int, rank: int = 3, targets: Sequence[str] = TARGETS) -> Path:
     """A saved adapter with random initial factors, moved away from them."""
-    config = LoraConfig(r=rank, lora_alpha=5 + seed, target_modules=TARGETS)
+    config = LoraConfig(r=rank, lora_alpha=5 + seed, target_modules=list(targets))
     model = get_peft_model(build_model("llama").eval(), config)
     torch.manual_seed(seed)  # building the model sets another
 
@@ -58,6 +59,21 @@ def test_a_sum_of_three_adapters_is_one_adapter_for_peft(tmp_path: Path) -> None
                 expected[f"{name}.weight"] += layer.get_delta_weight("default").detach().double().numpy()
     base.load_state_dict({name: torch.from_numpy(weight).float() for name, weight in expected.items()})
     together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
+    with torch.no_grad():
+        torch.testing.assert_close(together(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sum_has_the_layers_of_all_links(tmp_path: Path) -> None:
+    folders = [
+        adapter(tmp_path / "0", 0, targets=["q_proj", "up_proj"]),
+        adapter(tmp_path / "1", 1, targets=["q_proj"]),
+    ]
+    changes = [read_adapter(folder) for folder in folders]
+    write_sum(tmp_path / "sum", folders[-1], changes)
+    base, batch = build_model("llama").eval(), build_batch("llama")
+    add_to_base(base, changes)
+    together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
+    assert set(read_adapter(tmp_path / "sum")) == set(changes[0])
     with torch.no_grad():
         torch.testing.assert_close(together(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)
 

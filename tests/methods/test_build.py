@@ -87,6 +87,9 @@ COUNTS = {
     "lora_gaussian": PAIRS,
     "lora_so": PAIRS,
     "lora_ga_unscaled": PAIRS,
+    "lora_allocated": PAIRS,  # at the parameters of a uniform rank, which it reaches on this model
+    "hetero_lora": PAIRS // 2,
+    "sora": PAIRS + RANK * len(SHAPES),  # a gate for each rank
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4

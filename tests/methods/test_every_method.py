@@ -24,8 +24,9 @@ def selected() -> list[Any]:
     """Every method of ``conf/method``; those whose every step another one of them takes too are slow."""
     seen: set[tuple[str, str]] = set()
     methods = []
-    for name in sorted(Locations().choices("method")):
-        config = configured(name)
+    configs = {name: configured(name) for name in sorted(Locations().choices("method"))}
+    # a method that is called as its type comes before the variants of it
+    for name, config in sorted(configs.items(), key=lambda item: item[0] != item[1].method.type):
         steps = (config.model.quantization or config.method.type, method_of(config).output.label)
         methods.append(pytest.param(name, marks=[pytest.mark.slow] if steps in seen else []))
         seen.add(steps)
