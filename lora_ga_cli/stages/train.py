@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
@@ -20,20 +21,22 @@ from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
+from lora_ga_cli.report import console
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.initialize import add_links, initialize_link, load_base, open_run
+from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
+from lora_ga_cli.training.callbacks import FiniteGradient, Recorder, StepsOfRun
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
+from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -107,9 +110,10 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
 
 def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
     """Trains link after link, each on the base with the earlier ones, and saves their sum."""
+    bases = LinkBases(inputs, run)
     for link in links:
         if not run.link(link).finished:
-            _train_link(inputs, run, links, link)
+            _train_link(inputs, run, links, link, bases)
             clear_device_cache(garbage_collection=True)
     _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
@@ -118,23 +122,28 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
         changes = [read_adapter(folder.adapter) for folder in folders]
         size, error = write_sum(run.path, folders[-1].adapter, changes, max_rank=method.merged_rank)
     distributed.wait()
-    model: PreTrainedModel = load_base(inputs, run)
-    add_links(model, folders)
-    logits = probe_logits(model, inputs.probe_batch())
+    logits = probe_logits(bases.base(folders, again=False), inputs.probe_batch())
     return Result(logits, read_json(folders[-1].result_file)["losses"], size, error)
 
 
-def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> None:
+def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
     """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
-    prepared = initialize_link(inputs, run, links, link)
-    trainer = _fit(inputs, run, prepared, link)
-    losses, folder = _final_losses(inputs, trainer), run.link(link)
+    method, folder = method_of(inputs.config), run.link(link)
+    quietly = is_one_of_many(link) and link.index > 0
+    with console.quiet() if quietly else contextlib.nullcontext():
+        prepared = initialize_link(inputs, run, links, link, bases)
+    trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+    losses = _final_losses(inputs, trainer)
     if distributed.is_main():
         with atomic_folder(folder.adapter) as temporary:
-            method_of(inputs.config).save(prepared.model, temporary, prepared.init)
+            method.save(prepared.model, temporary, prepared.init)
+        if method.carries_state and link.index + 1 < link.count:
+            assert trainer.optimizer is not None
+            save_state(state_of(trainer.optimizer, prepared.model), folder.state_file)
         digest = sha256_file(folder.adapter / WEIGHTS_FILE)
         write_json(folder.result_file, {"losses": losses, "steps": link.steps, "sha256": digest})
-        step("saved", f"{link.title}: {folder.adapter}")
+        if not is_one_of_many(link):
+            step("saved", f"{link.title}: {folder.adapter}")
     distributed.wait()
 
 
@@ -162,7 +171,14 @@ def _rows(inputs: Inputs, link: Link) -> Any:
     return rows.select(order[link.first_step * size : (link.first_step + link.steps) * size])
 
 
-def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) -> LoragaTrainer:
+def _fit(
+    inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link, before: Link | None = None
+) -> LoragaTrainer:
+    """Trains a model, or resumes its training.
+
+    Args:
+        before: the link that was trained before this one.
+    """
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
     checkpoints = run.link(link).checkpoints
     if distributed.is_main():
@@ -177,8 +193,14 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
     recorder = Recorder(run.metrics_file, TrainingDisplay(), link)
     meter = CostMeter(run.link(link).cost_file, prepared.parameters, inputs.device)
     callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model), meter]
+    if link.count > 1:
+        callbacks.append(StepsOfRun(link, options, len(inputs.train.rows)))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
+    begins_with = None
+    if before is not None and method.carries_state:
+        folder = run.link(before)
+        begins_with = method.carried_state(load_state(folder.state_file), prepared.model, folder.adapter)
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -197,6 +219,7 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
         method=method,
         link=link,
         init=prepared.init,
+        begins_with=begins_with,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
@@ -245,10 +268,14 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
-    """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
+    """Loss of the last logged training step, and of the validation rows for the weights that are kept.
+
+    Of a chain's links, the last one has a validation loss.
+    """
     points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # the same in every process
     training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
-    if inputs.data.validation is None:
+    link = trainer.link
+    if inputs.data.validation is None or link.index + 1 < link.count:
         return {"training_loss": training, "validation_loss": None}
     last = points[-1] if points else {}
     if trainer.args.load_best_model_at_end:
