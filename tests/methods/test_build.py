@@ -88,6 +88,7 @@ COUNTS = {
     "lora_ga_unscaled": PAIRS,
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
+    "glora": 2 * PAIRS,  # the factors of A, and those of B
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
     "prefix_embedding": LENGTH * D_MODEL,  # d_model · l_p
     "prefix_layer": LAYERS * LENGTH * D_MODEL,  # L · d_model · l_p
