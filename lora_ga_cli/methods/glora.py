@@ -51,11 +51,11 @@ class Glora(Method):
         """The forms of GLoRA's five changes, by PEFT's names."""
 
         type: Literal["glora"] = "glora"
-        config_A_B: Literal["lora", "vector", "constant", "none"] = "lora"
+        config_A_B: Literal["lora", "vector", "constant", "none"] = "lora"  # noqa: N815  # PEFT's name, as the others
         """Form of A, which multiplies the weight's entries, and of B, which is added to them."""
-        config_C: Literal["lora", "vector", "none"] = "none"
+        config_C: Literal["lora", "vector", "none"] = "none"  # noqa: N815
         """Form of C; the weight times C is added to the bias. Every target must have a bias."""
-        config_D_E: Literal["vector", "constant", "none"] = "none"
+        config_D_E: Literal["vector", "constant", "none"] = "none"  # noqa: N815
         """Form of D, which multiplies the bias, and of E, which is added to it. Every target must have a bias."""
 
     uses = frozenset({"rank", "target_modules"})

@@ -16,7 +16,8 @@ from lora_ga_cli.methods.base import PreparedModel, method_of
 from tests.conftest import build_batch, build_model
 from tests.helpers import configured, configured_classifier, prepare
 
-FORMS = list(itertools.product(["lora", "vector", "constant"], ["lora", "vector", "none"], ["vector", "constant", "none"]))
+WITHOUT_NONE, WITHOUT_CONSTANT = ["lora", "vector", "constant"], ["lora", "vector", "none"]
+FORMS = list(itertools.product(WITHOUT_NONE, WITHOUT_CONSTANT, ["vector", "constant", "none"]))
 LAYER, RANK = "bert.encoder.layer.0.output.dense", 4  # d_in 80, d_out 48
 
 
