@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
@@ -17,7 +18,7 @@ from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method, PreparedModel, links_of, method_of
-from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
+from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
@@ -150,11 +151,7 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     prepared = method.prepare(
         model, steps=link.steps, gradient=lambda: estimate(inputs, model, merged=merged), stored=stored
     )
-    difference = None
-    if expected is not None and method.output.starts_as_base:
-        actual = probe_logits(prepared.model, inputs.probe_batch())
-        what = "the initialized model and its base"
-        difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+    difference = None if expected is None else _difference(inputs, method, prepared, expected)
     distributed.wait()  # until every process has seen whether an initialization is stored
     if prepared.init is not None and stored is None and distributed.is_main():
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -164,11 +161,25 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     return prepared
 
 
+def _difference(inputs: Inputs, method: Method, prepared: PreparedModel, expected: Tensor) -> float:
+    """The relative difference between the logits of the initialized model and those of its base.
+
+    Raises:
+        EqualityError: the method begins as the base, and they differ by more than rounding.
+    """
+    actual = probe_logits(prepared.model, inputs.probe_batch())
+    if not method.output.starts_as_base:
+        return relative_difference(actual, expected)
+    what = "the initialized model and its base"
+    return check_equal(actual, expected, rounding_type(inputs.config.model), what)
+
+
 def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
     parts = [method.config.method.name, method.describe(prepared.model)]
     parts.append("initialization restored" if restored else method.describe_init())
-    equal = "" if difference is None else f"; logits equal the base's (relative difference {difference:.0e})"
-    if method.output.is_adapter:
-        step("init", ", ".join(part for part in parts if part) + equal)
+    if method.output.is_adapter and difference is not None:
+        compared = "equal" if method.output.starts_as_base else "differ from"
+        logits = f"; logits {compared} the base's (relative difference {difference:.0e})"
+        step("init", ", ".join(part for part in parts if part) + logits)
     total, trained = count_parameters(prepared.model), prepared.parameters
     step("init", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")

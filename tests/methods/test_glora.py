@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from peft.tuners.glora import GloraLayer
+from peft.tuners.glora import GloraLinear
 from torch import Tensor
 
 from lora_ga_cli.errors import InvalidInput, TargetError
@@ -31,12 +32,12 @@ def adapted(*forms: str) -> PreparedModel:
     return prepare(base, config)
 
 
-def layer_of(prepared: PreparedModel) -> GloraLayer:
-    (layer,) = [module for module in prepared.model.modules() if isinstance(module, GloraLayer)]
+def layer_of(prepared: PreparedModel) -> GloraLinear:
+    (layer,) = [module for module in prepared.model.modules() if isinstance(module, GloraLinear)]
     return layer
 
 
-def value(layer: GloraLayer, letter: str, form: str, shape: tuple[int, ...]) -> Tensor:
+def value(layer: GloraLinear, letter: str, form: str, shape: tuple[int, ...]) -> Tensor:
     """A letter's value in full shape, from the parameters alone."""
     stored = {name: item.detach() for name, item in getattr(layer, f"glora_{letter}").named_parameters()}
     if form == "none":
@@ -53,7 +54,7 @@ def value(layer: GloraLayer, letter: str, form: str, shape: tuple[int, ...]) -> 
 def test_every_form_computes_and_merges_as_the_formula_says(forms: tuple[str, str, str]) -> None:
     prepared = adapted(*forms)
     layer, x = layer_of(prepared), torch.randn(5, 80, dtype=torch.float64)
-    base = layer.get_base_layer()
+    base: Any = layer.get_base_layer()
     weight, bias = base.weight.detach().clone(), base.bias.detach().clone()
     with torch.no_grad():
         assert torch.equal(layer(x), base(x))  # nothing changes before the first step
