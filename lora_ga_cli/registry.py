@@ -1,4 +1,4 @@
-"""Classes that a name in the configuration chooses: methods, benchmarks, forms of a row, estimators.
+"""Classes that a name in the configuration chooses: methods, optimizers, benchmarks, forms of a row, estimators.
 
 A class registers itself where it is written, so that a new one is one file:
 
@@ -140,4 +140,5 @@ METHODS: Registry[Any] = Registry("method type", "lora_ga_cli.methods", "loraga.
 TASKS: Registry[Any] = Registry("eval task", "lora_ga_cli.evaluation.tasks", "loraga.tasks")
 EXAMPLES: Registry[Any] = Registry("form of a row", "lora_ga_cli.data.examples", "loraga.examples")
 MEASURES: Registry[Any] = Registry("measure", "lora_ga_cli.reproduce.measures", "loraga.measures")
+OPTIMIZERS: Registry[Any] = Registry("optimizer", "lora_ga_cli.optimizers", "loraga.optimizers")
 ESTIMATORS: Registry[Any] = Registry("gradient estimator", "lora_ga_cli.gradient.estimators", "loraga.estimators")

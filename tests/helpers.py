@@ -17,7 +17,7 @@ from lora_ga_cli import GradientArtifact, estimate_gradients
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.methods.base import PreparedModel, method_of
+from lora_ga_cli.methods.base import InitData, Link, PreparedModel, method_of
 from tests.conftest import build_batch
 
 Loraga = Callable[..., str]
@@ -50,8 +50,8 @@ def prepare(model: PreTrainedModel, config: Config, *, steps: int = 100) -> Prep
     def estimated() -> GradientArtifact:
         return estimate_gradients(model, [build_batch("llama")])
 
-    gradient = estimated if method.needs_gradient else no_gradient
-    return method.prepare(model, steps=steps, gradient=gradient, stored=None)
+    data = InitData(estimated if method.needs_gradient else no_gradient, lambda: iter([build_batch("llama")]))
+    return method.prepare(model, link=Link.only(steps), data=data, stored=None)
 
 
 def empty(model: PreTrainedModel, config: Config) -> nn.Module:

@@ -24,6 +24,7 @@ FLOORS = (
     {"model", "data"},
     {"gradient", "evaluation"},
     {"lora"},
+    {"optimizers"},
     {"methods"},
     {"report"},
     {"training"},

@@ -27,7 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
-from lora_ga_cli.registry import ESTIMATORS, METHODS, TASKS, Registry
+from lora_ga_cli.registry import ESTIMATORS, METHODS, OPTIMIZERS, TASKS, Registry
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -246,9 +246,12 @@ class TrainerConfig(Section):
     """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
     them."""
 
-    optimizer: Literal["adamw", "paged_adamw"] = "adamw"
-    """The optimizer. ``paged_adamw`` is the AdamW of bitsandbytes, whose moments move to CPU memory while GPU memory is
-    short (QLoRA)."""
+    optimizer: str = "adamw"
+    """The optimizer. ``adamw`` and ``paged_adamw`` train every parameter; others are made for LoRA's factors or for the
+    weights themselves. `loraga recipes optimizers` lists them."""
+    optimizer_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the optimizer: ``{name: value}``. Learning rate, betas, epsilon and weight decay are options of
+    ``trainer``."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Largest learning rate, which is reached after the warm-up."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -364,7 +367,26 @@ class Config(Section):
             for section in TYPED_SECTIONS.values()
             for problem in section.registry[getattr(getattr(self, section.name), section.key)].check(self)
         ]
-        return _unless([*problems(self), *unused_shared(self, self.shared_uses), *by_type], self)
+        return _unless([*problems(self), *unused_shared(self, self.shared_uses), *by_type, *_of_optimizer(self)], self)
+
+
+def _of_optimizer(config: Config) -> list[str]:
+    """Everything that is wrong with the choice of the optimizer and with its options."""
+    name, given = config.trainer.optimizer, config.trainer.optimizer_options
+    optimizer = OPTIMIZERS.find(name)
+    if optimizer is None:
+        return [f"trainer.optimizer={name} names no optimizer; {OPTIMIZERS.hint_for(name)}"]
+    known: dict[str, Any] = optimizer.Options.model_fields
+    unknown = [option for option in given if option not in known]
+    where = "trainer.optimizer_options"
+    if unknown:
+        has = f"{name} has {', '.join(known)}" if known else f"{name} has no options"
+        return [f"{where}: no option {option!r}; {suggest(option, known) or has}" for option in unknown]
+    try:
+        optimizer.Options.model_validate(given)
+    except ValidationError as error:
+        return [f"{where}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    return list(optimizer.check(config))
 
 
 def _unless(problems: list[str], section: S) -> S:

@@ -49,7 +49,7 @@ def export_adapter(model: PeftModel, folder: str | Path, init: LoraInit | None =
     complete = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
     state = get_peft_model_state_dict(model, state_dict=complete, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    if init is not None:
+    if init is not None and init.offset != "none":
         tensors |= _in_difference_form(model, init)
         _check(model, tensors, init)
         describe_ranks(config, {name: 2 * rank for name, rank in init.ranks.items()}, init.scalings)
@@ -102,7 +102,8 @@ def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None
         RunError: the file belongs to another initialization, or was written by a version that saved another form.
     """
     tensors = load_file(folder / WEIGHTS_FILE)
-    for name, (a0, b0) in (init.factors if init is not None else {}).items():
+    in_difference_form = init is not None and init.offset != "none"
+    for name, (a0, b0) in (init.factors if init is not None and in_difference_form else {}).items():
         key_a, key_b = lora_keys(name)
         rank = a0.shape[0]
         a, delta_a = tensors[key_a][:rank], tensors[key_a][rank:].contiguous()  # (rank, d_in) each

@@ -93,6 +93,14 @@ def is_b(name: str) -> bool:
     return f".{name}".endswith((f".lora_B.{ADAPTER}.weight", f".lora_B.{ADAPTER}"))
 
 
+def freeze_factor(model: nn.Module, factor: str) -> None:
+    """Excludes every layer's factor ``A`` or ``B`` from training, in place."""
+    chosen = {"A": is_a, "B": is_b}[factor]
+    for name, item in model.named_parameters():
+        if chosen(name):
+            item.requires_grad_(False)
+
+
 def lora_ranks(model: nn.Module) -> list[int]:
     """The rank that trains in every layer, read from the built layers."""
     return [item.shape[0] for name, item in model.named_parameters() if is_a(name)]

@@ -46,7 +46,7 @@ class LoraInit:
     Args:
         factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU.
         scalings: by layer name, the s that the adapter's product is multiplied by.
-        offset: ``base`` or ``adapter``; see the module.
+        offset: ``base`` or ``adapter``, see the module; or ``none``: nothing is subtracted. A and B train.
         installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights).
     """
 
@@ -102,7 +102,7 @@ def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraIni
 
     Args:
         pair: gives A0 (rank, d_in) and B0 (d_out, rank) of a layer.
-        offset: ``base``, ``adapter`` or ``auto``.
+        offset: ``base``, ``adapter``, ``auto`` or ``none``.
 
     Raises:
         TargetError: the model has no LoRA layer, or one with a bias; or as `choose_offset`.
@@ -140,11 +140,16 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
     for name, target in base_targets(model).items():
         a0, b0 = init.factors[name]
         weight = target.weight
+        if init.offset == "none":
+            for pair, initial in ((layers[name].lora_A, a0), (layers[name].lora_B, b0)):
+                weight_of(pair).copy_(initial)
+            continue
         if init.offset == "base":
             shifted = weight.float() - target.oriented(product(b0, a0, init.scalings[name]).to(weight.device))
             weight.copy_(shifted.to(weight.dtype))
         train_differences(layers[name], init.offset, a0.to(weight.device), b0.to(weight.device))
-    refresh_before_forward(model.get_base_model(), list(layers.values()), ADAPTER)
+    if init.offset != "none":
+        refresh_before_forward(model.get_base_model(), list(layers.values()), ADAPTER)
     actual = fingerprint(base_targets(model))
     if init.installed_base and init.installed_base != actual:
         raise RunError(

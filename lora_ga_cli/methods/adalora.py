@@ -22,7 +22,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_a, is_b, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.targets import check_rank, find_targets, new_modules, shortest_names
 from lora_ga_cli.registry import METHODS
@@ -80,12 +80,12 @@ class AdaLora(Method):
     def check_steps(self, steps: int) -> None:
         schedule(self.options, steps)
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         config, options = self.config, self.options
         targets = find_targets(model, config.target_modules)
         initial_rank = math.ceil(config.rank * options.initial_rank)
         check_rank({name: target.shape for name, target in targets.items()}, config.rank, initial_rank)
-        first, after = schedule(options, steps)
+        first, after = schedule(options, link.total_steps)
         described = AdaLoraConfig(
             task_type=TASK_TYPES[config.model.task],
             init_r=initial_rank,
@@ -98,7 +98,7 @@ class AdaLora(Method):
             beta1=options.beta1,
             beta2=options.beta2,
             orth_reg_weight=options.orthogonality,
-            total_step=steps,
+            total_step=link.total_steps,
             target_modules=shortest_names(model, targets),
             fan_in_fan_out=any(target.transposed for target in targets.values()),
             modules_to_save=new_modules(model) or None,
@@ -149,11 +149,10 @@ class AdaLora(Method):
     def describe_init(self) -> str:
         return "initialized as AdaLoRA (Λ zero)"
 
-    def state_bytes(self, model: nn.Module) -> int:
-        """AdamW's, and what the allocator keeps or computes anew at every step: each as large as what trains."""
+    def extra_state_bytes(self, model: nn.Module) -> int:
+        """What the allocator keeps or computes anew at every step: each as large as what trains."""
         trained = [item for name, item in model.named_parameters() if ".lora_" in name and item.requires_grad]
-        kept = (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
-        return super().state_bytes(model) + kept
+        return (len(MOMENTS) + 1) * sum(item.numel() * item.element_size() for item in trained)
 
 
 def schedule(options: Any, steps: int) -> tuple[int, int]:

@@ -24,12 +24,9 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.model.forecast import state_bytes
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
-Gradient = Callable[[], GradientArtifact]
-"""Returns the gradient of the model: from the cache, or estimated now."""
 TASK_TYPES = {
     "causal_lm": TaskType.CAUSAL_LM,
     "seq2seq_lm": TaskType.SEQ_2_SEQ_LM,
@@ -80,6 +77,20 @@ class PreparedModel:
 
 
 @dataclass(frozen=True)
+class InitData:
+    """What a method may initialize a model from, computed when it is asked for.
+
+    Args:
+        gradient: the gradient of the model, from the cache or estimated now.
+        batches: the batches of training rows that the gradient is estimated from (``gradient.samples`` rows), on the
+            model's device.
+    """
+
+    gradient: Callable[[], GradientArtifact]
+    batches: Callable[[], Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Link:
     """One part of a run, with its own initialization, optimizer and checkpoints; most runs have one.
 
@@ -97,19 +108,26 @@ class Link:
     steps: int
     total_steps: int
 
+    @classmethod
+    def only(cls, steps: int) -> Link:
+        """The link of a run that is not divided."""
+        return cls(0, 1, 0, steps, steps)
+
     @property
     def title(self) -> str:
         """``link 2 of 3``; empty for the only one."""
         return f"link {self.index + 1} of {self.count}" if self.count > 1 else ""
 
 
+ANY_LINK = Link.only(1000)
+"""For the shapes of a model where the length of the run does not matter."""
+
+
 def links_of(method: Method, steps: int) -> list[Link]:
     """The links of a run of so many optimizer steps, as equal as possible."""
-    bounds = [steps * index // method.links for index in range(method.links + 1)]
-    return [
-        Link(index, method.links, bounds[index], bounds[index + 1] - bounds[index], steps)
-        for index in range(method.links)
-    ]
+    count = method.link_count(steps)
+    bounds = [steps * index // count for index in range(count + 1)]
+    return [Link(index, count, bounds[index], bounds[index + 1] - bounds[index], steps) for index in range(count)]
 
 
 class Method:
@@ -125,6 +143,8 @@ class Method:
     ``target_modules``, ``rank_pattern``, ``adapter_dropout``."""
     peft_type: ClassVar[str] = ""
     """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
+    trains_pairs: ClassVar[bool] = False
+    """Whether it trains LoRA's factors A and B, in pairs that an optimizer can look at (`lora.layers.lora_pairs`)."""
     options_without_cost: ClassVar[frozenset[str]] = frozenset()
     """Options of the section ``method`` that change neither the memory nor the time of a run."""
     example: ClassVar[tuple[str, ...]] = ()
@@ -148,6 +168,11 @@ class Method:
         """Whether it needs the gradient of the model before the first step."""
         return False
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of a layer that the gradient has to serve."""
+        return self.config.largest_rank
+
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         """Describes options of a configuration that do not go together, one line each."""
@@ -160,9 +185,8 @@ class Method:
             TargetError
         """
 
-    @property
-    def links(self) -> int:
-        """How many links the run has, each with its own initialization, optimizer and checkpoints."""
+    def link_count(self, steps: int) -> int:
+        """How many links a run of so many optimizer steps has, each with its own initialization and checkpoints."""
         return 1
 
     @property
@@ -182,23 +206,21 @@ class Method:
 
     # Preparing the model
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
+    def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
         """Puts the method on a base model, in place.
 
         Args:
-            steps: optimizer steps of the complete run.
-            gradient: called only where the method needs a gradient, and no initialization is stored.
+            link: the part of the run that the model is prepared for.
+            data: asked only where the method needs it, and no initialization is stored.
             stored: the initialization of an earlier session of the same run, which is installed unchanged.
 
         Raises:
             TargetError, GradientError, RunError
         """
         torch.manual_seed(self.config.seed)  # what is drawn is the same, whatever was drawn before
-        return PreparedModel(self.attach(model, steps))
+        return PreparedModel(self.attach(model, link))
 
-    def attach(self, model: PreTrainedModel, steps: int) -> Model:
+    def attach(self, model: PreTrainedModel, link: Link) -> Model:
         """Adds the trainable parameters, in place, before the method initializes them.
 
         Raises:
@@ -206,15 +228,15 @@ class Method:
         """
         raise NotImplementedError
 
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+    def attach_empty(self, model: PreTrainedModel, link: Link = ANY_LINK) -> nn.Module:
         """The shapes that the model has while it trains, without weights (on the meta device)."""
         with torch.device("meta"):
-            return self.attach(model, steps)
+            return self.attach(model, link)
 
     # Training
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
-        """The Trainer's optimizer, or a changed one, or another one in its place.
+        """The Trainer's optimizer, or one with other groups of parameters.
 
         Args:
             optimizer: the configured one, with the Trainer's parameter groups.
@@ -301,9 +323,9 @@ class Method:
 
     # Forecasts
 
-    def state_bytes(self, model: nn.Module) -> int:
-        """Memory of the gradients and of what the optimizer keeps: AdamW's two moments."""
-        return state_bytes(model)
+    def extra_state_bytes(self, model: nn.Module) -> int:
+        """Memory of what the method keeps while it trains, beside the gradients and the optimizer's state."""
+        return 0
 
     @property
     def trains_all_weights(self) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.methods.base import Method, PreparedModel
+from lora_ga_cli.methods.base import Method
 from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
 from lora_ga_cli.registry import METHODS
 
@@ -33,8 +33,7 @@ class ChainOptions(MethodOptions):
 class Chain(Method):
     """The base class of every chain. It is combined with a LoRA method, which makes each link."""
 
-    @property
-    def links(self) -> int:
+    def link_count(self, steps: int) -> int:
         return int(self.options.links)
 
     @property
@@ -62,21 +61,15 @@ class Chain(Method):
             yield f"trainer.max_steps={config.trainer.max_steps} is less than method.links={options.links}"
 
     def check_steps(self, steps: int) -> None:
-        if steps < self.links:
+        if steps < self.options.links:
             raise TargetError(
-                f"method.links={self.links} needs at least as many optimizer steps, and this run has {steps}: use more "
-                "rows, trainer.epochs or trainer.max_steps, or fewer links"
+                f"method.links={self.options.links} needs at least as many optimizer steps, and this run has "
+                f"{steps}: use more rows, trainer.epochs or trainer.max_steps, or fewer links"
             )
-
-    def saved_size(self, prepared: PreparedModel) -> int | None:
-        size = super().saved_size(prepared)
-        assert size is not None
-        total = size * self.links
-        return total if self.merged_rank is None else min(total, self.merged_rank)
 
     def describe_saved(self, size: int) -> str:
         truncated = "" if self.merged_rank is None or size > self.merged_rank else ", truncated to that rank"
-        return f"the sum of {self.links} links{truncated}"
+        return f"the sum of its links{truncated}"
 
 
 @METHODS.register("chain_lora_ga")

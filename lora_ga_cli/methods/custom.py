@@ -17,7 +17,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import Method, Model
+from lora_ga_cli.methods.base import Link, Method, Model
 from lora_ga_cli.model.targets import new_modules
 
 WEIGHTS_FILE = "custom_adapter.safetensors"
@@ -61,7 +61,7 @@ class CustomAdapter(Method):
         if config.model.shard:
             yield f"model.shard=true does not go with method.type={cls.type_name()}"
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PreTrainedModel:
         self._put(model, self.settings(model))
         return model
 

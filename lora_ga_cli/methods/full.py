@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.methods.base import AdapterOutput, Method
+from lora_ga_cli.methods.base import AdapterOutput, Link, Method
 from lora_ga_cli.model.blocks import blocks
 from lora_ga_cli.model.targets import new_modules
 from lora_ga_cli.registry import METHODS
@@ -46,7 +46,7 @@ class Full(Method):
         if config.model.shard:
             yield "model.shard=true does not go with method.type=full"
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PreTrainedModel:
         """
         Raises:
             TargetError: the model has no such weights.

@@ -1,10 +1,11 @@
-"""LoRA (arXiv 2106.09685) as PEFT computes it, with rsLoRA's scaling, DoRA's magnitudes and LoRA+'s learning rates."""
+"""What all methods share that train LoRA's factors (arXiv 2106.09685): PEFT's model, rsLoRA's scaling, DoRA's
+magnitudes, LoRA+'s learning rates, and the files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -15,12 +16,12 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import is_b, lora_ranks
-from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
+from lora_ga_cli.lora.offset import LoraInit, install
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, InitData, Link, Method, Model, PreparedModel
 from lora_ga_cli.model.targets import Target, find_targets, new_modules, ranks_of, shortest_names
-from lora_ga_cli.registry import METHODS
 
 
 class LoraOptions(MethodOptions):
@@ -34,15 +35,13 @@ class LoraOptions(MethodOptions):
     """The learning rate of B divided by that of A (LoRA+, arXiv 2402.12354)."""
 
 
-@METHODS.register("lora")
 class Lora(Method):
-    """A product of low rank beside each target: A (rank, d_in) begins at random, B (d_out, rank) at zero."""
+    """The base class of every method that adds a product of low rank ``s·B A`` beside each target.
 
-    class Options(LoraOptions):
-        """LoRA, rsLoRA, DoRA and LoRA+."""
+    A is (rank, d_in), B (d_out, rank). A subclass defines how they begin; here PEFT draws A, and B is zero.
+    """
 
-        type: Literal["lora"] = "lora"
-
+    trains_pairs = True
     uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout"})
 
     @property
@@ -59,13 +58,58 @@ class Lora(Method):
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
-        """
+    def layer_ranks(
+        self, targets: Mapping[str, Target], link: Link, artifact: GradientArtifact | None = None
+    ) -> dict[str, int]:
+        """The rank of every layer that gets an adapter, by full name.
+
+        Args:
+            targets: the layers that ``target_modules`` names.
+            artifact: the gradient of the model, where the method needs one.
+
         Raises:
             TargetError: an entry of ``rank_pattern`` matches no target.
         """
+        return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
+
+    def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
+        # the gradient of the model before it has an adapter
+        artifact = data.gradient() if self.needs_gradient and stored is None else None
+        targets = find_targets(model, self.config.target_modules)
+        ranks = self.layer_ranks(targets, link, artifact) if stored is None else stored.ranks
+        # what is drawn is the same, whatever was drawn before, and another draw for each link
+        torch.manual_seed(self.config.seed + link.index)
+        wrapped = self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
+        init = stored if stored is not None else self.initialize(wrapped, link, artifact, data)
+        return PreparedModel(wrapped, None if init is None else install(wrapped, init))
+
+    def initialize(
+        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
+    ) -> LoraInit | None:
+        """The initial factors of all layers; None leaves those that PEFT gave the model. The model is not changed.
+
+        Args:
+            artifact: the gradient of the model without the adapter, where the method needs one.
+
+        Raises:
+            TargetError, GradientError
+        """
+        return None
+
+    def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
+        targets = find_targets(model, self.config.target_modules)
+        ranks = self.layer_ranks(targets, link)
+        return self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
+
+    def wrap(
+        self, model: PreTrainedModel, targets: Mapping[str, Target], ranks: Mapping[str, int], link: Link
+    ) -> PeftModel:
+        """PEFT's model with an adapter of these ranks on these targets, initialized as PEFT does.
+
+        Raises:
+            TargetError: DoRA cannot read a target's weight.
+        """
         config = self.config
-        targets = find_targets(model, config.target_modules)
         if self.options.use_dora:
             refuse_int8_on_cpu(targets)
         described = LoraConfig(
@@ -76,7 +120,7 @@ class Lora(Method):
             use_rslora=self.options.use_rslora,
             use_dora=self.options.use_dora,
             target_modules=shortest_names(model, targets),
-            rank_pattern=ranks_of(targets, config.rank_pattern),
+            rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
             fan_in_fan_out=any(target.transposed for target in targets.values()),
             modules_to_save=new_modules(model) or None,
             revision=config.model.revision,
@@ -118,6 +162,15 @@ class Lora(Method):
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"
+
+
+def gradient_faults(config: Config) -> Iterator[str]:
+    """Describes options of ``gradient`` that do not go with the model, for methods that need the gradient."""
+    if config.gradient.estimator == "exact" and config.model.quantization is not None:
+        given = f"model.quantization={config.model.quantization}"
+        yield f"{given}: quantized weights have no gradient, so use gradient=sketch"
+    if config.gradient.estimator == "exact" and config.model.shard:
+        yield "model.shard=true: sharded weights have no complete gradient, so use gradient=sketch"
 
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:

@@ -18,6 +18,8 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_factors, scale_factor
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
+from lora_ga_cli.methods.base import InitData, Link
+from lora_ga_cli.methods.lora import gradient_faults
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
 from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_ranks
@@ -69,13 +71,11 @@ class LoraGA(NonzeroInit):
                 f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
             )
             yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
-        if config.gradient.estimator == "exact" and config.model.quantization is not None:
-            given = f"model.quantization={config.model.quantization}"
-            yield f"{given}: quantized weights have no gradient, so use gradient=sketch"
-        if config.gradient.estimator == "exact" and config.model.shard:
-            yield "model.shard=true: sharded weights have no complete gradient, so use gradient=sketch"
+        yield from gradient_faults(config)
 
-    def initial_factors(self, model: PeftModel, artifact: GradientArtifact | None) -> LoraInit:
+    def initialize(
+        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
+    ) -> LoraInit | None:
         options, seed = self.options, self.config.seed
         if artifact is None:
             return compute_init(model, self.pairs(None), offset=self.offset)

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import lora_layers
-from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install, train_differences
-from lora_ga_cli.methods.base import Gradient, PreparedModel
+from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, train_differences
+from lora_ga_cli.methods.base import ANY_LINK, InitData, Link, PreparedModel
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 
 
@@ -40,12 +40,9 @@ class NonzeroInit(Lora):
             artifact: the gradient, where the method needs one.
         """
 
-    def initial_factors(self, model: PeftModel, artifact: GradientArtifact | None) -> LoraInit:
-        """The initial factors of all layers. The model is not changed.
-
-        Raises:
-            TargetError, GradientError
-        """
+    def initialize(
+        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
+    ) -> LoraInit | None:
         return compute_init(model, self.pairs(artifact), offset=self.offset)
 
     @property
@@ -72,18 +69,9 @@ class NonzeroInit(Lora):
         if config.model.shard:
             yield "model.shard=true: nothing can be subtracted from sharded weights, so use method.offset=adapter"
 
-    def prepare(
-        self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: LoraInit | None
-    ) -> PreparedModel:
-        artifact = gradient() if self.needs_gradient and stored is None else None  # of the model before the adapter
-        torch.manual_seed(self.config.seed)
-        wrapped = self.attach(model, steps)
-        init = stored if stored is not None else self.initial_factors(wrapped, artifact)
-        return PreparedModel(wrapped, install(wrapped, init))
-
-    def attach_empty(self, model: PreTrainedModel, steps: int = 1000) -> nn.Module:
+    def attach_empty(self, model: PreTrainedModel, link: Link = ANY_LINK) -> nn.Module:
         with torch.device("meta"):
-            wrapped = self.attach(model, steps)
+            wrapped = self.attach(model, link)
             for layer in lora_layers(wrapped).values():
                 train_differences(layer, self.offset)
         return wrapped

@@ -25,7 +25,7 @@ from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
 from lora_ga_cli.methods.custom import CustomAdapter, positive
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.blocks import blocks
@@ -69,7 +69,7 @@ class PrefixEmbedding(Method):
     def leading_positions(self) -> int:
         return int(self.options.prefix_length)
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         config = self.config
         decoder = not getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "score")
         if config.model.task == "sequence_classification" and decoder:

@@ -23,6 +23,7 @@ from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
@@ -91,8 +92,9 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
         targets=list(targets),
         estimator=settings,
     )
-    min_capacity = max(2 * config.largest_rank, options.capacity or 0)
-    return Request(key, min_capacity, capacity_for(config.largest_rank, options.capacity), rows, list(targets))
+    largest = method_of(config).largest_rank
+    min_capacity = max(2 * largest, options.capacity or 0)
+    return Request(key, min_capacity, capacity_for(largest, options.capacity), rows, list(targets))
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
@@ -104,6 +106,15 @@ def sample(inputs: Inputs) -> list[dict[str, Any]]:
     order = list(range(len(rows)))
     random.Random(inputs.config.seed).shuffle(order)
     return [rows[index] for index in order[: inputs.config.gradient.samples]]
+
+
+def sample_batches(inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """The rows of `sample` in batches on the model's device; the same ones in every process."""
+    rows = sample(inputs)
+    size = rows_at_a_time(inputs.config.gradient, len(rows))
+    for begin in range(0, len(rows), size):
+        batch = inputs.collator(rows[begin : begin + size])
+        yield {name: item.to(inputs.device) for name, item in batch.items()}
 
 
 def capacity_for(rank: int, configured: int | None) -> int:
@@ -199,7 +210,7 @@ def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) 
 
 def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
     """Warns of layers whose estimate may be too coarse for the largest rank, and says what helps."""
-    rank, passes = config.largest_rank, artifact.info["passes"]
+    rank, passes = method_of(config).largest_rank, artifact.info["passes"]
     alignments = artifact.alignment(rank)
     coarse = {name: value for name, value in alignments.items() if value < MIN_ALIGNMENT}
     if not coarse:

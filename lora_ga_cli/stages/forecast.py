@@ -29,6 +29,7 @@ from lora_ga_cli.model.forecast import (
 )
 from lora_ga_cli.model.quantization import bits_per_weight
 from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
@@ -134,7 +135,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     if options.estimator == "sketch":
         element = next(base.parameters()).element_size()
         limit = queue_bytes(inputs.device, checkpointed=checkpointing)
-        capacity = capacity_for(config.largest_rank, options.capacity)
+        capacity = capacity_for(method_of(config).largest_rank, options.capacity)
         states, waiting = sketch_bytes(shapes, capacity, rows * longest, element, limit=limit)
         if checkpointing:
             kept += waiting
@@ -155,11 +156,11 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     targets = find_targets(base, config.target_modules)
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
     method = method_of(config)
-    model = method.attach_empty(base, total_steps(config, len(inputs.train.rows)))
+    model = method.attach_empty(base, _links(inputs)[0])
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
-    states = method.state_bytes(model)
+    states = optimizer_of(config).state_bytes(model) + method.extra_state_bytes(model)
     memory = Memory(weights + weight_bytes(model), states, kept)
     work = forward_work(model, options.micro_batch_size, mean, task=task)
     passes = (3 if method.trains_all_weights else 2) + checkpointing

@@ -17,13 +17,13 @@ from lora_ga_cli.files import read_json, sha256_file
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import add_to_base, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import Link, Method, PreparedModel, links_of, method_of
+from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
-from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.training.arguments import total_steps
 from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
@@ -148,9 +148,8 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     merged = [read_json(other.result_file)["sha256"] for other in earlier]
     stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
     expected = probe_logits(model, inputs.probe_batch()) if method.output.is_adapter else None
-    prepared = method.prepare(
-        model, steps=link.steps, gradient=lambda: estimate(inputs, model, merged=merged), stored=stored
-    )
+    data = InitData(lambda: estimate(inputs, model, merged=merged), lambda: sample_batches(inputs))
+    prepared = method.prepare(model, link=link, data=data, stored=stored)
     difference = None if expected is None else _difference(inputs, method, prepared, expected)
     distributed.wait()  # until every process has seen whether an initialization is stored
     if prepared.init is not None and stored is None and distributed.is_main():

@@ -12,14 +12,11 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.methods.base import Link
+from lora_ga_cli.optimizers.base import optimizer_of
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
 it in float32; autocast would round the adapter's factors too. float16 needs the loss scaling that comes with it."""
-
-
-OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
-"""The names of the optimizers in transformers."""
 
 
 def precision(config: Config) -> str:
@@ -71,7 +68,7 @@ def training_arguments(
     chosen = precision(config)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        optim=OPTIMIZERS[options.optimizer],
+        **optimizer_of(config).arguments(),
         learning_rate=options.learning_rate,
         num_train_epochs=options.epochs,
         max_steps=(options.max_steps or -1) if link.count == 1 else link.steps,

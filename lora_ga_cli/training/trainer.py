@@ -21,6 +21,7 @@ from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_items, summed_loss
+from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
 
 
@@ -53,10 +54,11 @@ class LoragaTrainer(Trainer):
         return model
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
-        """The Trainer's optimizer, as the method changes it."""
+        """The configured optimizer, with the Trainer's groups of parameters, as the method changes them."""
         if self.optimizer is not None:
             return self.optimizer
-        self.optimizer = self.method.optimizer(self._model, super().create_optimizer(model))
+        configured = self.method.optimizer(self._model, super().create_optimizer(model))
+        self.optimizer = optimizer_of(self.method.config).build(configured, self._model)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import MethodOptions
 from lora_ga_cli.lora.layers import lora_ranks
-from lora_ga_cli.methods.base import AdapterOutput, Gradient, Method, PreparedModel
+from lora_ga_cli.methods.base import AdapterOutput, InitData, Link, Method, PreparedModel
 from lora_ga_cli.methods.custom import CustomAdapter
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.registry import METHODS
@@ -55,9 +55,9 @@ class GradientLora(Lora):
     def needs_gradient(self) -> bool:
         return True
 
-    def prepare(self, model: PreTrainedModel, *, steps: int, gradient: Gradient, stored: Any) -> PreparedModel:
-        artifact = gradient()
-        prepared = super().prepare(model, steps=steps, gradient=gradient, stored=stored)
+    def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: Any) -> PreparedModel:
+        artifact = data.gradient()
+        prepared = super().prepare(model, link=link, data=data, stored=stored)
         assert set(artifact.factors)
         return prepared
 
@@ -86,7 +86,7 @@ class Head(Method):
     def output(self) -> AdapterOutput:
         return AdapterOutput("the complete model", "transformers", is_adapter=False)
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PreTrainedModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PreTrainedModel:
         model.requires_grad_(False)
         model.model.norm.weight.requires_grad_(True)
         return model
