@@ -37,7 +37,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Method, Model
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.targets import Target, find_targets, new_modules, shortest_names
 from lora_ga_cli.registry import METHODS
@@ -82,7 +82,7 @@ class Glora(Method):
     def _low_rank(self) -> bool:
         return "lora" in (self.options.config_A_B, self.options.config_C)
 
-    def attach(self, model: PreTrainedModel, steps: int) -> PeftModel:
+    def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         """
         Raises:
             TargetError: a target is not a plain `nn.Linear`, or has no bias and the options change it.
