@@ -350,7 +350,7 @@ class Config(Section):
     @property
     def shared_uses(self) -> frozenset[str]:
         """The options for all adapters (``rank``, ``alpha``, ``target_modules``, …) that the method uses."""
-        uses: frozenset[str] = METHODS[self.method.type].uses
+        uses: frozenset[str] = METHODS[self.method.type].shared_options(self)
         return uses
 
     @property

@@ -174,6 +174,11 @@ class Method:
         return self.config.largest_rank
 
     @classmethod
+    def shared_options(cls, config: Config) -> frozenset[str]:
+        """Those of `uses` that have an effect in this configuration."""
+        return cls.uses
+
+    @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         """Describes options of a configuration that do not go together, one line each."""
         yield from ()

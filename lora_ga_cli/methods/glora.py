@@ -62,7 +62,11 @@ class Glora(Method):
 
     @property
     def output(self) -> AdapterOutput:
-        return AdapterOutput("a GLoRA adapter", "PEFT", size="rank" if self._low_rank else "")
+        return AdapterOutput("a GLoRA adapter", "PEFT", size="rank" if _low_rank(self.options) else "")
+
+    @classmethod
+    def shared_options(cls, config: Config) -> frozenset[str]:
+        return cls.uses if _low_rank(config.method) else cls.uses - {"rank"}
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
@@ -77,10 +81,6 @@ class Glora(Method):
             yield f"{given}: GLoRA multiplies the entries of a weight, which must not be quantized"
         if config.model.shard:
             yield "model.shard=true does not go with method.type=glora"
-
-    @property
-    def _low_rank(self) -> bool:
-        return "lora" in (self.options.config_A_B, self.options.config_C)
 
     def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         """
@@ -114,17 +114,21 @@ class Glora(Method):
 
     def built_size(self, model: nn.Module) -> list[int]:
         layers = [module for module in model.modules() if isinstance(module, GloraLayer)]
-        return [layer.r[ADAPTER] for layer in layers] if self._low_rank else []
+        return [layer.r[ADAPTER] for layer in layers] if _low_rank(self.options) else []
 
     def describe(self, model: nn.Module) -> str:
         options = self.options
         forms = {"A and B": options.config_A_B, "C": options.config_C, "D and E": options.config_D_E}
         parts = [f"{letters} as {form}" for letters, form in forms.items() if form != "none"]
         count = sum(isinstance(module, GloraLayer) for module in model.modules())
-        return ", ".join([*parts, *([f"rank {self.config.rank}"] if self._low_rank else []), f"{count} layers"])
+        return ", ".join([*parts, *([f"rank {self.config.rank}"] if _low_rank(self.options) else []), f"{count} layers"])
 
     def describe_init(self) -> str:
         return "initialized as the base computes"
+
+
+def _low_rank(options: Any) -> bool:
+    return "lora" in (options.config_A_B, options.config_C)
 
 
 def _refuse_other_layers(targets: Mapping[str, Target]) -> None:

@@ -137,6 +137,11 @@ def check_extra_overrides(overrides: Sequence[str], user_dir: Path | None = None
         raise InvalidInput(faults)
 
 
+def names_seeds(overrides: Sequence[str]) -> bool:
+    """Whether overrides of the command line replace the table's seeds."""
+    return any(key_of(override) == "seed" for override in overrides)
+
+
 def _split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:
     """The seeds that the command line names, and its other overrides.
 

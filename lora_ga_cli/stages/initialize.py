@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
@@ -150,7 +149,14 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     expected = probe_logits(model, inputs.probe_batch()) if method.output.is_adapter else None
     data = InitData(lambda: estimate(inputs, model, merged=merged), lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
-    difference = None if expected is None else _difference(inputs, method, prepared, expected)
+    difference = None
+    if expected is not None:
+        actual = probe_logits(prepared.model, inputs.probe_batch())
+        if method.output.starts_as_base:
+            what = "the initialized model and its base"
+            difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+        else:
+            difference = relative_difference(actual, expected)
     distributed.wait()  # until every process has seen whether an initialization is stored
     if prepared.init is not None and stored is None and distributed.is_main():
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -160,25 +166,12 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     return prepared
 
 
-def _difference(inputs: Inputs, method: Method, prepared: PreparedModel, expected: Tensor) -> float:
-    """The relative difference between the logits of the initialized model and those of its base.
-
-    Raises:
-        EqualityError: the method begins as the base, and they differ by more than rounding.
-    """
-    actual = probe_logits(prepared.model, inputs.probe_batch())
-    if not method.output.starts_as_base:
-        return relative_difference(actual, expected)
-    what = "the initialized model and its base"
-    return check_equal(actual, expected, rounding_type(inputs.config.model), what)
-
-
 def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
     parts = [method.config.method.name, method.describe(prepared.model)]
     parts.append("initialization restored" if restored else method.describe_init())
-    if method.output.is_adapter and difference is not None:
-        compared = "equal" if method.output.starts_as_base else "differ from"
-        logits = f"; logits {compared} the base's (relative difference {difference:.0e})"
-        step("init", ", ".join(part for part in parts if part) + logits)
+    how = "equal" if method.output.starts_as_base else "already differ from"
+    equal = "" if difference is None else f"; logits {how} the base's (relative difference {difference:.0e})"
+    if method.output.is_adapter:
+        step("init", ", ".join(part for part in parts if part) + equal)
     total, trained = count_parameters(prepared.model), prepared.parameters
     step("init", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")

@@ -32,6 +32,7 @@ from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
 from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
 from lora_ga_cli.training.checkpoints import last_complete, step_of
+from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -47,6 +48,7 @@ def train(config: Config) -> RunFolder:
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
             return run
+        begin_peak(inputs.device)
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
         clear_device_cache(garbage_collection=True)
@@ -86,6 +88,7 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
         return _train_chain(inputs, run, links)
     prepared = initialize_link(inputs, run, links, links[0])
     trainer = _fit(inputs, run, prepared, links[0])
+    _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
     if not method.output.is_adapter and distributed.is_main():
@@ -99,6 +102,7 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
         if not run.link(link).finished:
             _train_link(inputs, run, links, link)
             clear_device_cache(garbage_collection=True)
+    _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
     if distributed.is_main():
@@ -162,7 +166,8 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
     if checkpoint:
         step("train", f"resuming after step {done}")
     recorder = Recorder(run.metrics_file, TrainingDisplay(), link)
-    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model)]
+    meter = CostMeter(run.link(link).cost_file, prepared.parameters, inputs.device)
+    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model), meter]
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     held_out = inputs.data.validation
@@ -185,9 +190,18 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
+    if distributed.is_main():
+        meter.write(trainer.optimizer)
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
     run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:
+    """Writes into the manifest what the complete run cost."""
+    costs = [cost for link in links if (cost := read_cost(run.link(link).cost_file)) is not None]
+    if costs and distributed.is_main():
+        run.update_manifest(**combined(costs).entries)
 
 
 def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:

@@ -60,6 +60,11 @@ class LinkFolder:
         return self.path / "link.json"
 
     @property
+    def cost_file(self) -> Path:
+        """What training the link costs, with every session so far."""
+        return self.path / "cost.json"
+
+    @property
     def finished(self) -> bool:
         return self.result_file.exists()
 

@@ -80,6 +80,7 @@ SHAPES = [target.shape for target in find_targets(build_model("llama")).values()
 D_MODEL, LAYERS, RANK, LENGTH = 48, 2, 4, 5
 PAIRS = sum(RANK * (d_out + d_in) for d_out, d_in in SHAPES)
 COUNTS = {
+    "full_linear": sum(d_out * d_in for d_out, d_in in SHAPES),
     "lora": PAIRS,
     "pissa": PAIRS,
     "lora_plus": PAIRS,
@@ -115,6 +116,15 @@ def test_bitfit_trains_every_bias_and_the_last_blocks_are_the_last() -> None:
     prepare(model, configured("full_top_layers", "method.top_layers=1"))
     trained = {name for name, item in model.named_parameters() if item.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("model.layers.1.")}
+
+
+def test_full_training_of_linear_layers_trains_the_weights_that_an_adapter_would_change() -> None:
+    model = build_model("gpt2")
+    prepare(model, configured("full_linear", "target_modules=[c_attn]"))
+    trained = {name for name, item in model.named_parameters() if item.requires_grad}
+    assert trained == {f"{name}.weight" for name in find_targets(model, ["c_attn"])}
+    assert "target_modules" in configured("full_linear").shared_uses
+    assert "target_modules" not in configured("full").shared_uses
 
 
 def test_what_a_model_does_not_have_is_named() -> None:
