@@ -120,8 +120,10 @@ class Glora(Method):
         options = self.options
         forms = {"A and B": options.config_A_B, "C": options.config_C, "D and E": options.config_D_E}
         parts = [f"{letters} as {form}" for letters, form in forms.items() if form != "none"]
+        if _low_rank(options):
+            parts.append(f"rank {self.config.rank}")
         count = sum(isinstance(module, GloraLayer) for module in model.modules())
-        return ", ".join([*parts, *([f"rank {self.config.rank}"] if _low_rank(self.options) else []), f"{count} layers"])
+        return ", ".join([*parts, f"{count} layers"])
 
     def describe_init(self) -> str:
         return "initialized as the base computes"

@@ -132,3 +132,6 @@ def test_what_trains_is_described() -> None:
     prepared, config = adapted("lora", "none", "none"), configured_classifier("glora")
     assert method_of(config).describe(prepared.model) == "A and B as lora, rank 4, 1 layers"
     assert method_of(config).built_size(prepared.model) == [RANK]
+    config = configured_classifier("glora", "method.config_A_B=vector")
+    assert "rank" not in config.shared_uses  # so that a recipe's rank is noted as one without effect
+    assert method_of(config).describe(adapted("vector", "none", "none").model) == "A and B as vector, 1 layers"
