@@ -322,6 +322,17 @@ class Method:
         """
         return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
 
+    def merge(self, model: Model, dtype: torch.dtype) -> Callable[[Path], Path] | None:
+        """Puts what was trained into the base's weights, in place, where PEFT does not do it.
+
+        Args:
+            dtype: the type of the merged weights.
+
+        Returns:
+            None, or a function that writes one more file into the merged model's folder, and returns it.
+        """
+        return None
+
     # Messages
 
     def built_size(self, model: nn.Module) -> list[int]:

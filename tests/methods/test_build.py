@@ -92,6 +92,8 @@ COUNTS = {
     "sora": PAIRS + RANK * len(SHAPES),  # a gate for each rank
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
+    "glora": 2 * PAIRS,  # the factors of A, and those of B
+    "qa_lora": sum(RANK * (d_out + d_in // 8) for d_out, d_in in SHAPES),  # in groups of 8 inputs
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
     "prefix_embedding": LENGTH * D_MODEL,  # d_model · l_p
     "prefix_layer": LAYERS * LENGTH * D_MODEL,  # L · d_model · l_p
@@ -103,6 +105,7 @@ COUNTS = {
 @pytest.mark.parametrize("method", COUNTS)
 def test_parameters_are_counted_as_in_the_papers(method: str) -> None:
     options = ["method.prefix_length=5"] if method.startswith("prefix") else []
+    options += ["method.group_size=8"] if method == "qa_lora" else []
     assert prepared(method, *options).parameters == COUNTS[method]
     model = empty(build_model("llama"), configured(method, *options))
     assert trained_parameters(model) == COUNTS[method]
