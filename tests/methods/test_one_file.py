@@ -16,7 +16,7 @@ from tests.source import PACKAGE, names_outside
 
 METHODS_FOLDER = PACKAGE / "methods"
 SHIPPED = [name for name in METHODS.names() if METHODS[name].__module__.startswith("lora_ga_cli.methods.")]
-GENERAL_WORDS = {"full", "lora"}
+GENERAL_WORDS = {"full", "lora", "chain"}
 """Types whose names are ordinary words: `lora` is a folder of the package, too."""
 GENERAL_CLASSES = {"Method"}
 EXCEPTIONS = {
