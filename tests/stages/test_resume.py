@@ -12,7 +12,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from tests.helpers import Arguments, Loraga, after, between_two_checkpoints, die, killed, only_run, points
+from tests.helpers import (
+    Arguments,
+    Loraga,
+    after,
+    between_two_checkpoints,
+    copied_between_two_checkpoints,
+    die,
+    killed,
+    only_run,
+    points,
+)
 
 
 def while_estimating(patch: pytest.MonkeyPatch) -> None:
@@ -119,13 +129,14 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         assert "resuming after step 2" in out
 
 
-@pytest.mark.parametrize(
-    ("kind", "file"),
-    [("method=full", "model"), ("method=lora", "adapter_model"), ("method.offset=adapter", "adapter_model")],
-)
-def test_every_kind_of_run_resumes(loraga: Loraga, arguments: Arguments, kind: str, file: str) -> None:
-    loraga("train", *arguments("llama", "output_dir=uninterrupted", kind))
-    killed(arguments("llama", kind), between_two_checkpoints)
+@pytest.mark.parametrize(("kind", "file"), [("method=full", "model"), ("method.offset=adapter", "adapter_model")])
+def test_every_kind_of_run_resumes(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, kind: str, file: str
+) -> None:
+    """What `tests/methods/test_every_method.py` does not resume."""
+    with monkeypatch.context() as patch:
+        copied_between_two_checkpoints(patch, "uninterrupted", "runs")
+        loraga("train", *arguments("llama", "output_dir=uninterrupted", kind))
     assert "resuming after step 2" in loraga("train", *arguments("llama", kind))
     one, other = (load_file(only_run(folder) / f"{file}.safetensors") for folder in ("uninterrupted", "runs"))
     for name, tensor in one.items():
