@@ -24,6 +24,7 @@ FLOORS = (
     {"model", "data"},
     {"gradient", "evaluation"},
     {"lora"},
+    {"theory"},
     {"methods"},
     {"report"},
     {"training"},

@@ -150,7 +150,10 @@ def _fill(job: TableJob, cell: Cell, measure: Measure, *, overwrite: bool) -> No
     from lora_ga_cli.reproduce.cell_inputs import digests
 
     began, inputs = time.perf_counter(), digests(cell.config)
-    values = measure.compute(cell.config.model_copy(update={"overwrite": overwrite or cell.config.overwrite}))
+    config = cell.config
+    if measure.needs_model:
+        config = config.model_copy(update={"overwrite": overwrite or config.overwrite})
+    values = measure.compute(config)
     if "run" in values:
         values["run"] = str(Path(values["run"]).relative_to(job.output_dir))
     write_json(

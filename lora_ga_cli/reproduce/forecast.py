@@ -36,7 +36,7 @@ def forecast_table(job: TableJob) -> None:
     cached: dict[str, Cost | str] = {}
     with console.quiet():
         costs = {cell.key: _forecast(cell, cached) for cell in cells}
-    device = pace_for(cells[0].config)[1]
+    device = pace_of(cells[0])[1]
     rows = []
     for (row, column), group in group_by_position(cells).items():
         cost = costs[group[0].key]
@@ -60,16 +60,26 @@ def forecast_table(job: TableJob) -> None:
 
 def _forecast(cell: Cell, cached: dict[str, Cost | str]) -> Cost | str:
     """The cost of a cell, or why it cannot be computed. Cells whose trainings have the same shape share a forecast."""
+    measure = cell.measure_class()
+    if not measure.needs_model:
+        return measure.forecast(cell.config, pace_of(cell)[0])
     shape = cell.config.model_dump(mode="json", exclude={"seed", "output_dir", "eval", "name"})
     shape["trainer"] |= {"learning_rate": None}
     shape["method"] |= dict.fromkeys(("name", *method_of(cell.config).options_without_cost))
     key = sha256_json([shape, cell.measure])
     if key not in cached:
         try:
-            cached[key] = cell.measure_class().forecast(prepare_inputs(cell.config), pace_for(cell.config)[0])
+            cached[key] = measure.forecast(prepare_inputs(cell.config), pace_of(cell)[0])
         except (UserError, InvalidInput) as error:
             cached[key] = str(error).splitlines()[0]
     return cached[key]
+
+
+def pace_of(cell: Cell) -> tuple[Pace, str]:
+    """How fast a cell computes, and on which device. A measure without a model computes on this machine's CPU."""
+    if cell.measure_class.needs_model:
+        return pace_for(cell.config)
+    return measure_pace(torch.device("cpu"), torch.float64), "this device"
 
 
 def pace_for(config: Config) -> tuple[Pace, str]:
