@@ -128,13 +128,8 @@ def convergences(lines: Convergences, file: Path, title: str) -> None:
     axes.set_ylim(top=LARGEST_ERROR)
     _hide_frame(axes)
     axes.grid(alpha=0.25)
-    legend = axes.legend(
-        frameon=False,
-        fontsize=9,
-        title="solid: measured\ndashed: predicted",
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-    )
+    headline = "solid: measured\ndashed: predicted"
+    legend = axes.legend(frameon=False, fontsize=9, title=headline, loc="center left", bbox_to_anchor=(1.0, 0.5))
     legend.get_title().set_fontsize(8)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -44,12 +44,13 @@ def measured(options: ConvergenceOptions, progress: Callable[[int], object]) -> 
     path = chains.follow(problem, chain(options, problem, rate), options.links, options.draws, progress)
     prediction = predict(options, problem, rate)
     errors, squares = path.relative_errors(), path.squares.mean(1)
-    bound, last = prediction.squares, prediction.errors and prediction.errors[-1]
+    factor, factor_error = (None, None) if path.diverged else rates.measured_factor(path.errors)
+    bound, last = prediction.squares, prediction.errors[-1] if prediction.errors is not None else None
     return {
         "log_error": _log(errors[-1]),
         "predicted_log_error": None if last is None else _log(last),
-        "factor": rates.measured_factor(errors),
-        "factor_error": rates.factor_error(path.errors),
+        "factor": factor,
+        "factor_error": factor_error,
         "predicted_factor": prediction.factor,
         "squares": None if path.diverged else float(squares[:-1].mean() / squares[0]),
         "predicted_squares": None if bound is None else bound / float(squares[0]),

@@ -136,7 +136,7 @@ def one_factor(
         chains = sketches[0].factors[0].shape[0]
         base = problem.copies(chains) if weights is None else weights
         moved = [plus(base, product(solver(problem, base, sketch, rate), sketch)) for sketch in sketches]
-        weights = moved[0] if len(moved) == 1 else _either(*moved, generator)
+        weights = moved[0] if len(moved) == 1 else _either(moved[0], moved[1], generator)
         yield weights
 
 

@@ -1,7 +1,7 @@
 """Problems whose constants are known: a quadratic, logistic regression, and a network of two layers.
 
-The variable is a tuple of matrices W_l of shape (d_out, d_in), one for each layer. All tensors are float64, and may have
-one more dimension in front, for several chains that are computed together.
+The variable is a tuple of matrices W_l of shape (d_out, d_in), one for each layer. All tensors are float64, and may
+have one more dimension in front, for several chains that are computed together.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ Weights = tuple[Tensor, ...]
 NEWTON_STEPS = 50
 TOLERANCE = 1e-13
 """The norm of a gradient at which Newton's method ends."""
-PATH_STEPS = 200
-"""Steps of gradient descent along which the smoothness of the network is measured."""
+HALVINGS = 20
+"""How often a step of Newton's method is halved at most."""
+PATH_STEPS, CURVATURE_EVERY = 200, 20
+"""Steps of gradient descent along which the smoothness of the network is measured, and the distance of two measures."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def logistic(rows: Rows, classes: int, *, penalty: float) -> Logistic:
 
     start = torch.zeros(classes, width, dtype=torch.float64)
     smoothness = float(torch.linalg.eigvalsh(rows.inputs.T @ rows.inputs)[-1]) / (2 * count) + penalty
-    return Logistic((start,), loss, smoothness, penalty, float(loss((minimum(loss, start),))), rows, penalty)
+    return Logistic((start,), loss, smoothness, penalty, float(loss((minimum(loss, start[None]),))[0]), rows, penalty)
 
 
 def split(problem: Logistic, sizes: Sequence[int]) -> tuple[list[Logistic], list[float]]:
@@ -180,48 +182,64 @@ def network(widths: tuple[int, int, int], rows: int, *, seed: int = 0) -> Proble
 
 
 def minimum(loss: Callable[[Weights], Tensor], start: Tensor) -> Tensor:
-    """The minimizer of a strongly convex function of one matrix, by Newton's method with halved steps."""
+    """The minimizers of strongly convex functions of one matrix, by Newton's method with halved steps.
+
+    Args:
+        loss: of (chains, d_out, d_in) it gives one value for each chain, which depends on that chain's matrix alone.
+        start: (chains, d_out, d_in).
+    """
     weight = start.clone()
     for _ in range(NEWTON_STEPS):
-        gradient, hessian = _derivatives(loss, (weight,))
-        if float(gradient.norm()) < TOLERANCE:
+        gradient, hessian = derivatives(loss, (weight,))
+        if float(gradient.norm(dim=1).max()) < TOLERANCE:
             break
-        step = torch.linalg.solve(hessian, gradient).view_as(weight)
-        length, before = 1.0, loss((weight,))
-        while length > 1e-3 and loss((weight - length * step,)) > before:
-            length /= 2
+        step = torch.linalg.solve(hessian, gradient[..., None]).view_as(weight)
+        before, length = loss((weight,)), torch.ones(len(weight), 1, 1, dtype=weight.dtype)
+        for _ in range(HALVINGS):
+            rises = (loss((weight - length * step,)) > before)[:, None, None]
+            if not rises.any():
+                break
+            length = torch.where(rises, length / 2, length)
         weight = weight - length * step
     return weight
 
 
+def derivatives(loss: Callable[[Weights], Tensor], weights: Weights) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian of each chain with respect to the n entries of all layers, one layer after the other.
+
+    Args:
+        weights: (chains, d_out, d_in) for each layer.
+
+    Returns:
+        (chains, n) and (chains, n, n).
+    """
+    leaves = tuple(weight.detach().requires_grad_() for weight in weights)
+    gradient = _flat(torch.autograd.grad(loss(leaves).sum(), leaves, create_graph=True))
+    rows = [_flat(torch.autograd.grad(entry.sum(), leaves, retain_graph=True)) for entry in gradient.T]
+    return gradient.detach(), torch.stack(rows, 1)
+
+
+def _flat(weights: Weights) -> Tensor:
+    """The entries of all layers, (chains, n)."""
+    return torch.cat([weight.flatten(1) for weight in weights], 1)
+
+
 def _largest_curvature(loss: Callable[[Weights], Tensor], start: Weights) -> float:
     """The largest eigenvalue of the Hessian along a path of gradient descent, each step as long as it allows."""
-    largest, weights = 0.0, start
+    largest, weights = 0.0, tuple(weight[None] for weight in start)
     for step in range(PATH_STEPS):
-        if step % 20 == 0:
-            largest = max(largest, float(torch.linalg.eigvalsh(_derivatives(loss, weights)[1])[-1]))
+        if step % CURVATURE_EVERY == 0:
+            largest = max(largest, float(torch.linalg.eigvalsh(derivatives(loss, weights)[1])[0, -1]))
         leaves = tuple(weight.detach().requires_grad_() for weight in weights)
-        gradient = torch.autograd.grad(loss(leaves), leaves)
+        gradient = torch.autograd.grad(loss(leaves).sum(), leaves)
         weights = tuple(weight - part / largest for weight, part in zip(weights, gradient, strict=True))
     return largest
-
-
-def _derivatives(loss: Callable[[Weights], Tensor], weights: Weights) -> tuple[Tensor, Tensor]:
-    """Gradient and Hessian with respect to the entries of all layers, one after the other."""
-    shapes = [weight.shape for weight in weights]
-
-    def of_vector(vector: Tensor) -> Tensor:
-        parts = vector.split([shape.numel() for shape in shapes])
-        return loss(tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
-
-    vector = torch.cat([weight.detach().flatten() for weight in weights])
-    return torch.func.grad(of_vector)(vector), torch.func.hessian(of_vector)(vector)
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "distance": lambda: quadratic((10, 20)),
     "quadratic": lambda: quadratic((10, 20), condition=5),
     "logistic": lambda: logistic(classification_rows(200, 5, 10), 5, penalty=0.1),
-    "network": lambda: network((6, 8, 3), 100),
+    "network": lambda: network((6, 8, 3), 50),
 }
 """The problems of the table."""

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_ga_cli.theory.chains import Side, Sketches
-from lora_ga_cli.theory.problems import Problem, Quadratic, minimum
+from lora_ga_cli.theory.chains import Side, Sketches, plus, product, zero_factors
+from lora_ga_cli.theory.problems import Problem, Quadratic, Weights, minimum
 
 ROUNDING = 1e-16
 """The relative error of float64, below which errors are not told apart."""
 
 
 def share(problem: Problem, rank: int, sides: Sequence[Side]) -> float:
-    """λ, the smallest eigenvalue of the expected projection (arXiv 2410.08305): rank/d_in for a right sketch, rank/d_out
-    for a left one, their mean if the side is drawn, and the smallest of all layers.
+    """λ, the smallest eigenvalue of the expected projection (arXiv 2410.08305).
+
+    It is rank/d_in for a right sketch, rank/d_out for a left one, their mean if the side is drawn, and of several
+    layers the smallest.
 
     It holds for every sketch whose span has no preferred direction, as all of `lora_ga_cli.lora.sketches` have.
     """
@@ -73,18 +75,13 @@ def subspace_error(problem: Quadratic, sketches: Sketches) -> Tensor:
 
 
 def convex_subspace_error(problem: Problem, sketches: Sketches) -> Tensor:
-    """The same for a strongly convex problem of one layer, by Newton's method on the free factor of each chain."""
-    (start,), (factors,) = problem.start, sketches.factors
-    errors = []
-    for frozen in factors:
-        is_right = sketches.side == "right"
+    """The same for a strongly convex problem of one layer, by Newton's method on the free factors."""
+    start = problem.copies(len(sketches.factors[0]))
 
-        def loss(free: tuple[Tensor, ...], frozen: Tensor = frozen, is_right: bool = is_right) -> Tensor:
-            return problem.error((start + (free[0] @ frozen if is_right else frozen @ free[0]),))
+    def loss(free: Weights) -> Tensor:
+        return problem.error(plus(start, product(free, sketches)))
 
-        zero = start.new_zeros((len(start), len(frozen)) if is_right else (frozen.shape[1], start.shape[1]))
-        errors.append(loss((minimum(loss, zero),)))
-    return torch.stack(errors)
+    return loss((minimum(loss, *zero_factors(start, sketches)),))
 
 
 def best_link_errors(problem: Quadratic, rank: int, links: int) -> Tensor:
@@ -95,31 +92,21 @@ def best_link_errors(problem: Quadratic, rank: int, links: int) -> Tensor:
     return torch.stack([squares[rank * link :].sum() / 2 for link in range(links + 1)])
 
 
-def measured_factor(errors: Sequence[float]) -> float:
-    """The factor by which a link reduces a mean error: (e_T/e_0)^(1/T), with the T of `last_link`.
+def measured_factor(errors: Tensor) -> tuple[float, float]:
+    """The mean over links and chains of e_{t+1}/e_t, the factor by which a link reduces the error of its chain.
 
-    Args:
-        errors: the mean error at the start and after each link.
-    """
-    last = last_link(errors)
-    return float((max(errors[last], 0.0) / errors[0]) ** (1 / last))
-
-
-def factor_error(errors: Tensor) -> float:
-    """The standard error of `measured_factor` over chains, to first order: factor/T · SE(e_T)/e_T.
+    `link_factor` bounds the expectation of this ratio for every W_t. A mean of errors after many links would say less:
+    it depends on the few chains with the largest error, and is mostly below its expectation. Links that begin with an
+    error near rounding are left out.
 
     Args:
         errors: (links + 1, chains).
+
+    Returns:
+        The mean, and its standard error over chains; 0 for one chain.
     """
-    means = errors.mean(1).tolist()
-    last = last_link(means)
-    if errors.shape[1] == 1 or means[last] <= 0:
-        return 0.0
-    standard_error = float(errors[last].std() / errors.shape[1] ** 0.5)
-    return measured_factor(means) / last * standard_error / means[last]
-
-
-def last_link(errors: Sequence[float]) -> int:
-    """The last link whose error is not yet near the rounding of the first, where it would no longer fall; at least 1."""
-    limit = 1e4 * ROUNDING * errors[0]
-    return max((link for link, error in enumerate(errors) if error > limit), default=0) or 1
+    counts = errors[:-1] > 1e4 * ROUNDING * errors[0]
+    ratios = torch.where(counts, errors[1:].clamp(min=0) / errors[:-1], 0)
+    of_chains = ratios.sum(0) / counts.sum(0)
+    chains = len(of_chains)
+    return float(of_chains.mean()), float(of_chains.std() / chains**0.5) if chains > 1 else 0.0

@@ -27,11 +27,11 @@ class Convergence(ModelFreeMeasure):
     """The error of a chain, f - f*, as a mean over draws.
 
     - ``log_error``: log10 of the last error over the first; ``predicted_log_error`` is what theory says of it.
-    - ``factor``: what a link multiplies the error by; ``factor_error`` is its standard error over draws.
-      ``predicted_factor`` is an upper bound, and exact for ``problem=distance`` with ``solver=step``.
+    - ``factor``: the mean over links and draws of what a link multiplies the error by; ``factor_error`` is its standard
+      error. ``predicted_factor`` is an upper bound, and exact for ``problem=distance`` with ``solver=step``.
     - ``squares``: the mean of ‖∇f‖² over the links, relative to the first; ``predicted_squares`` is an upper bound.
 
-    A value without a prediction is None.
+    What theory does not predict is None, and so are the factor and ``squares`` of a chain that diverged.
     """
 
     Options = ConvergenceOptions
