@@ -13,7 +13,7 @@ from lora_ga_cli.reproduce.theory_options import ConvergenceOptions
 from lora_ga_cli.theory import chains, rates
 from lora_ga_cli.theory.chains import Side, Sketches, Solver
 from lora_ga_cli.theory.federated import averaged
-from lora_ga_cli.theory.problems import PROBLEMS, Logistic, Problem, Quadratic, Weights, split
+from lora_ga_cli.theory.problems import Logistic, Problem, Quadratic, Weights, problem_named, split
 
 SIDES: dict[str, tuple[Side, ...]] = {"right": ("right",), "left": ("left",), "either": ("right", "left")}
 
@@ -39,7 +39,7 @@ def measured(options: ConvergenceOptions, progress: Callable[[int], object]) -> 
     Args:
         progress: gets the number of links done.
     """
-    problem = PROBLEMS[options.problem]()
+    problem = problem_named(options.problem)
     rate = options.rate / problem.smoothness
     path = chains.follow(problem, chain(options, problem, rate), options.links, options.draws, progress)
     prediction = predict(options, problem, rate)

@@ -6,6 +6,7 @@ have one more dimension in front, for several chains that are computed together.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -234,6 +235,12 @@ def _largest_curvature(loss: Callable[[Weights], Tensor], start: Weights) -> flo
         gradient = torch.autograd.grad(loss(leaves).sum(), leaves)
         weights = tuple(weight - part / largest for weight, part in zip(weights, gradient, strict=True))
     return largest
+
+
+@functools.cache
+def problem_named(name: str) -> Problem:
+    """One of the `PROBLEMS` of the table."""
+    return PROBLEMS[name]()
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
