@@ -125,11 +125,15 @@ class Logistic(Problem):
     penalty: float
 
 
-def logistic(rows: Rows, classes: int, *, penalty: float) -> Logistic:
+def logistic(rows: Rows, classes: int, *, penalty: float, least: float | None = None) -> Logistic:
     """Multinomial logistic regression, f(W) = mean_i[log Σ_c exp(w_c·x_i) - w_{y_i}·x_i] + ½·penalty·‖W‖².
 
     The start is zero. μ is the penalty, and L = ½·λ_max(XᵀX)/rows + penalty, since the Hessian of log Σ exp is at most
-    ½·I (Böhning 1992). f* is computed by Newton's method.
+    ½·I (Böhning 1992).
+
+    Args:
+        penalty: the weight of ½‖W‖².
+        least: f*, or a lower bound of f; by default it is computed by Newton's method.
     """
     count, width = rows.inputs.shape
 
@@ -140,18 +144,23 @@ def logistic(rows: Rows, classes: int, *, penalty: float) -> Logistic:
 
     start = torch.zeros(classes, width, dtype=torch.float64)
     smoothness = float(torch.linalg.eigvalsh(rows.inputs.T @ rows.inputs)[-1]) / (2 * count) + penalty
-    return Logistic((start,), loss, smoothness, penalty, float(loss((minimum(loss, start[None]),))[0]), rows, penalty)
+    if least is None:
+        least = float(loss((minimum(loss, start[None]),))[0])
+    return Logistic((start,), loss, smoothness, penalty, least, rows, penalty)
 
 
 def split(problem: Logistic, sizes: Sequence[int]) -> tuple[list[Logistic], list[float]]:
     """The problem of every client, if they share its rows, and their shares p_k of the rows: f = Σ_k p_k·f_k.
+
+    The minimum of a client's own problem is not computed; its ``least`` is 0.
 
     Args:
         sizes: how many rows each client has, together all.
     """
     inputs, labels = problem.rows.inputs.split(list(sizes)), problem.rows.labels.split(list(sizes))
     classes = len(problem.start[0])
-    clients = [logistic(Rows(*part), classes, penalty=problem.penalty) for part in zip(inputs, labels, strict=True)]
+    parts = [Rows(*part) for part in zip(inputs, labels, strict=True)]
+    clients = [logistic(part, classes, penalty=problem.penalty, least=0.0) for part in parts]
     return clients, [size / sum(sizes) for size in sizes]
 
 

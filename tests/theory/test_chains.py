@@ -42,7 +42,7 @@ def followed(
     solver: Solver = projected_step,
     rate: float = 1.0,
     links: int = 10,
-    chains: int = 400,
+    chains: int = 200,
 ) -> Path:
     """RAC-LoRA at a rate that is a multiple of 1/L."""
     generator = Generator().manual_seed(7)
@@ -69,10 +69,9 @@ def frozen(sketches: Sketches) -> Iterator[list[Sketches]]:
         (2, ("right",), 1 - 2 / 20),
         (2, ("left",), 1 - 2 / 10),
         (2, ("right", "left"), 1 - (2 / 20 + 2 / 10) / 2),
-        (20, ("right",), 0),
     ],
 )
-@pytest.mark.parametrize("kind", ["orthonormal", "gaussian", "kaiming"])
+@pytest.mark.parametrize("kind", ["orthonormal", "kaiming"])
 def test_the_squared_distance_falls_at_the_predicted_rate(
     rank: int, sides: tuple[Side, ...], factor: float, kind: Kind
 ) -> None:
@@ -200,15 +199,12 @@ def test_a_link_is_what_torchs_optimizer_trains() -> None:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_sketch_that_is_never_drawn_again_stalls_at_the_closed_form(side: Side, kind: Kind) -> None:
     """½‖(W* - W_0)(I - P_A)‖² for the distance, and its form in the norm of H for a quadratic."""
-    for problem, links in ((DISTANCE, 1), (QUADRATIC, 300)):
+    for problem, links in ((DISTANCE, 1), (QUADRATIC, 150)):
         sketches = draw_sketches(problem, side, 4, kind, Generator().manual_seed(2), chains=3)
-        errors = follow(
-            problem, one_factor(problem, frozen(sketches).__next__, projected_step, 1.0, Generator()), links, 3
-        )
-        torch.testing.assert_close(errors.errors[-1], rates.subspace_error(problem, sketches), rtol=1e-12, atol=0)
-        torch.testing.assert_close(
-            rates.convex_subspace_error(problem, sketches), errors.errors[-1], rtol=1e-12, atol=0
-        )
+        chain = one_factor(problem, frozen(sketches).__next__, projected_step, 1.0, Generator())
+        errors = follow(problem, chain, links, 3).errors[-1]
+        torch.testing.assert_close(errors, rates.subspace_error(problem, sketches), rtol=1e-12, atol=0)
+        torch.testing.assert_close(rates.convex_subspace_error(problem, sketches), errors, rtol=1e-12, atol=0)
     factor = sketches.factors[0][0].numpy()
     difference = DISTANCE.solution.numpy()
     if side == "right":
@@ -242,7 +238,7 @@ def test_an_exact_link_of_a_quadratic_is_where_both_factors_end_when_they_train(
     """No stationary point but the best product is stable, so gradient descent from a random A ends there."""
     problem: Quadratic = quadratic((4, 6), condition=3, seed=1)
     chain = both_factors(
-        problem, 0.05, rank=2, steps=4000, kind="orthonormal", generator=Generator().manual_seed(1), restarts=False
+        problem, 0.15, rank=2, steps=1000, kind="orthonormal", generator=Generator().manual_seed(1), restarts=False
     )
     (best,) = after(best_links(problem, 2), 1)
     torch.testing.assert_close(after(chain, 1)[0], best, rtol=0, atol=1e-9)
