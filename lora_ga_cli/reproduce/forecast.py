@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from lora_ga_cli.config.schema import Config
@@ -79,7 +81,12 @@ def pace_of(cell: Cell) -> tuple[Pace, str]:
     """How fast a cell computes, and on which device. A measure without a model computes on this machine's CPU."""
     if cell.measure_class.needs_model:
         return pace_for(cell.config)
-    return measure_pace(torch.device("cpu"), torch.float64), "this device"
+    return _pace_of_the_cpu(), "this device"
+
+
+@functools.cache
+def _pace_of_the_cpu() -> Pace:
+    return measure_pace(torch.device("cpu"), torch.float32)
 
 
 def pace_for(config: Config) -> tuple[Pace, str]:

@@ -84,6 +84,10 @@ def test_options_that_cannot_act_together_are_refused(options: dict[str, Any], m
         ConvergenceOptions(**options)
 
 
+def test_every_row_can_be_selected() -> None:
+    assert not [row for row in ROWS if "," in row]
+
+
 def test_the_command_makes_the_table_and_a_figure_of_each_problem(loraga: Loraga) -> None:
     rows = "distance: RAC-LoRA r=4,distance: LoRA r=4,quadratic: asymmetric LoRA r=4"
     out = loraga("reproduce", "rac_lora", "--scale", "tiny", "--rows", rows, "links=5")

@@ -41,7 +41,8 @@ class Power(ModelFreeMeasure):
         return Cost(2 * 1024**3, inputs.exponent)
 
     def draw(self, rows, folder, title):
-        (folder / "rows.txt").write_text(" ".join(f"{row}:{options.base}:{values['power']}" for row, (options, values) in rows.items()))
+        text = " ".join(f"{row}:{options.base}:{values['power']}" for row, (options, values) in rows.items())
+        (folder / "rows.txt").write_text(text)
         return [folder / "rows.txt"]
 """
 TABLE = """
@@ -91,13 +92,9 @@ def test_a_table_without_a_model_is_made_kept_and_forecast(loraga: Loraga) -> No
     out = loraga("reproduce", *flags)
     assert "column root" not in out  # a value of None is no fault
     lines = list(csv.DictReader(Path("reproduced/powers/table.csv").read_text().splitlines()))
-    means = {(line["row"], line["column"]): line["mean"] for line in lines}
-    assert means == {
-        ("two", "power"): "4.5",
-        ("two", "root"): "2",
-        ("minus three", "power"): "9.5",
-        ("minus three", "root"): "",
-    }
+    means = [(line["row"], line["column"], line["mean"]) for line in lines]
+    assert means[:2] == [("two", "power", "4.5"), ("two", "root", "2")]
+    assert means[2:] == [("minus three", "power", "9.5"), ("minus three", "root", "")]
     assert "Of small numbers." in Path("reproduced/powers/table.md").read_text()
     assert Path("reproduced/powers/rows.txt").read_text() == "two:2:4 minus three:-3:9"
     assert "4 of 4 trainings and measurements exist already" in loraga("reproduce", *flags)
