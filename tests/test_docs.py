@@ -124,9 +124,8 @@ def faults_of(words: list[str]) -> list[Fault]:
         known = all_tables(Path(user_dir).resolve() if user_dir else None)
         assert set(tables) <= set(known)
         measures = [measure for table in tables for measure in measures_of(read_table(known[table]).full)]
-        check_extra_overrides(
-            [option for option in overrides if not option.startswith("hydra")], None, measures or [Measure]
-        )
+        overrides = [option for option in overrides if not option.startswith("hydra")]
+        check_extra_overrides(overrides, None, measures or [Measure])
         return []
     if name in ("train", "init", "estimate-grad", "eval", "merge"):
         folders, overrides = split_folders(rest) if name in ("eval", "merge") else ([], rest)
