@@ -21,7 +21,6 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import CODE_VARIABLE, ESTIMATORS, EXAMPLES, MEASURES, METHODS, TASKS, import_code
 from lora_ga_cli.reproduce.cells import check_extra_overrides, measures_of
-from lora_ga_cli.reproduce.measures.base import Measure
 from lora_ga_cli.reproduce.table_files import all_tables, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +124,7 @@ def faults_of(words: list[str]) -> list[Fault]:
         assert set(tables) <= set(known)
         measures = [measure for table in tables for measure in measures_of(read_table(known[table]).full)]
         overrides = [option for option in overrides if not option.startswith("hydra")]
-        check_extra_overrides(overrides, None, measures or [Measure])
+        check_extra_overrides(overrides, None, measures)
         return []
     if name in ("train", "init", "estimate-grad", "eval", "merge"):
         folders, overrides = split_folders(rest) if name in ("eval", "merge") else ([], rest)

@@ -125,7 +125,7 @@ def convergences(lines: Convergences, file: Path, title: str) -> None:
         if predicted is not None:
             axes.plot([max(error, LEAST_ERROR) for error in predicted], color=color, linewidth=1.1, linestyle="--")
     axes.set(xlabel="link", ylabel="error, relative to the first", yscale="log")
-    axes.set_ylim(top=LARGEST_ERROR)
+    axes.set_ylim(top=min(2 * max(max(errors) for errors, _ in lines.values()), LARGEST_ERROR))
     _hide_frame(axes)
     axes.grid(alpha=0.25)
     headline = "solid: measured\ndashed: predicted"

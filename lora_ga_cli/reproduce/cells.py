@@ -123,20 +123,20 @@ def measures_of(part: Part) -> list[type[Measure]]:
 
 
 def check_extra_overrides(
-    overrides: Sequence[str], user_dir: Path | None = None, measures: Sequence[type[Measure]] = (Measure,)
+    overrides: Sequence[str], user_dir: Path | None = None, measures: Sequence[type[Measure]] = ()
 ) -> None:
     """Checks overrides of the command line once, so that a wrong one is not reported for every cell.
 
     Args:
         user_dir: a folder with recipes and choices of the user.
-        measures: those of all tables.
+        measures: those of all tables; by default one that needs a model.
 
     Raises:
         InvalidInput: an override that sets nothing, or one that would give all cells the same run.
     """
     _, others = _split_seeds(overrides)
     distinct = dict.fromkeys(Measure if measure.needs_model else measure for measure in measures)
-    faults = [fault for measure in distinct for fault in measure.faults_of(others, user_dir)]
+    faults = [fault for measure in distinct or [Measure] for fault in measure.faults_of(others, user_dir)]
     for option in ("name", "output_dir"):
         if any(key_of(override) == option for override in others):
             faults.append(Fault("command line", f"{option}= is refused: every cell has its own run", "--output"))

@@ -12,7 +12,7 @@ from lora_ga_cli.cli.reproduce import Scale, _all_tables
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.registry import CODE_VARIABLE, MEASURES
 from lora_ga_cli.reproduce.cells import cells_of, check_extra_overrides
-from lora_ga_cli.reproduce.measures.base import Cost, Measure
+from lora_ga_cli.reproduce.measures.base import Cost
 from lora_ga_cli.reproduce.measures.model_free import CellOptions, ModelFreeMeasure
 from lora_ga_cli.reproduce.table import Table
 from tests.config import lay_out
@@ -117,7 +117,8 @@ def test_each_kind_of_table_checks_its_own_options() -> None:
     check_extra_overrides(["size=3", "seed=1,2"], None, [Sized])
     with pytest.raises(InvalidInput, match="no option 'rank'"):
         check_extra_overrides(["rank=3"], None, [Sized])
-    check_extra_overrides(["rank=3"], None, [Measure])
+    check_extra_overrides(["rank=3"], None, [MEASURES["coverage"]])
+    check_extra_overrides(["rank=3"])
 
 
 def test_tables_without_a_model_are_left_out_where_options_of_a_training_are_given(

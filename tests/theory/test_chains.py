@@ -230,8 +230,8 @@ def test_exact_links_follow_eckart_and_young(rank: int) -> None:
     errors = follow(DISTANCE, best_links(DISTANCE, rank), 10).errors[:, 0].numpy()
     np.testing.assert_allclose(errors, [(singular[rank * link :] ** 2).sum() / 2 for link in range(11)], atol=1e-12)
     for problem in (DISTANCE, QUADRATIC):
-        errors = follow(problem, best_links(problem, rank), 10).errors[:, 0]
-        torch.testing.assert_close(errors, rates.best_link_errors(problem, rank, 10), rtol=0, atol=1e-12)
+        followed_errors = follow(problem, best_links(problem, rank), 10).errors[:, 0]
+        torch.testing.assert_close(followed_errors, rates.best_link_errors(problem, rank, 10), rtol=0, atol=1e-12)
 
 
 def test_an_exact_link_of_a_quadratic_is_where_both_factors_end_when_they_train() -> None:
