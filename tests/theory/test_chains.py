@@ -113,15 +113,15 @@ def test_the_error_of_convex_problems_falls_linearly_and_not_slower_than_the_bou
     name: str, solver: Solver, rank: int
 ) -> None:
     problem = problem_named(name)
-    path = followed(problem, rank=rank, solver=solver, links=40, chains=30)
+    path = followed(problem, rank=rank, solver=solver, links=30, chains=10)
     bound = rates.link_factor(problem, 1 / problem.smoothness, rates.share(problem, rank, RIGHT))
     assert bound is not None
     assert 0.5 < bound < 1
     assert rates.measured_factor(path.errors)[0] <= bound
     means = path.errors.mean(1)
-    assert bool((means <= means[0] * bound ** torch.arange(41)).all())
+    assert bool((means <= means[0] * bound ** torch.arange(31)).all())
     logs = means.log().numpy()
-    fitted = np.polyval(np.polyfit(range(41), logs, 1), range(41))
+    fitted = np.polyval(np.polyfit(range(31), logs, 1), range(31))
     assert np.corrcoef(logs, fitted)[0, 1] > 0.99
 
 
@@ -129,7 +129,7 @@ def test_the_error_of_convex_problems_falls_linearly_and_not_slower_than_the_bou
 @pytest.mark.parametrize("solver", [projected_step, descent(5)], ids=["step", "descent"])
 @pytest.mark.parametrize("name", ["quadratic", "logistic", "network"])
 def test_no_draw_raises_the_error_at_the_rate_of_the_smoothness(name: str, solver: Solver, kind: Kind) -> None:
-    errors = followed(problem_named(name), rank=2, kind=kind, solver=solver, links=8, chains=8).errors
+    errors = followed(problem_named(name), rank=2, kind=kind, solver=solver, links=5, chains=4).errors
     assert bool((errors.diff(dim=0) <= 1e-14).all())
 
 
