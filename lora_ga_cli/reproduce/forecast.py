@@ -54,7 +54,8 @@ def forecast_table(job: TableJob) -> None:
     seconds = [cost.seconds for cell in left if isinstance(cost := costs[cell.key], Cost)]
     step("forecast", f"{len(left)} trainings and measurements are left: {duration(sum(seconds))} on {device} (h:mm:ss)")
     without = " So do the cells without a forecast." if len(seconds) < len(left) else ""
-    say(f"           Generating and judging answers takes extra time.{without}")
+    if any(cell.measure_class.needs_model for cell in cells):
+        say(f"           Generating and judging answers takes extra time.{without}")
     if tune_lr is not None and not rates:
         trials = f"{len(tune_lr.rates)} to {tune_lr.max_rates} trials for each of {len(rows)} cells"
         say(f"           --tune-lr runs {trials} before.")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import ValidationError
 
+from lora_ga_cli.config.overrides import COMMAND_LINE, parse_overrides
 from lora_ga_cli.config.schema import Section
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.reproduce.measures.base import Measure
@@ -58,14 +59,12 @@ class ModelFreeMeasure(Measure):
     def _fault(cls, error: Any) -> Fault:
         name = ".".join(map(str, error["loc"]))
         if error["type"] == "extra_forbidden":
-            return Fault("options", f"no option {name!r}", suggest(name, cls.Options.model_fields))
-        return Fault(name or "options", f"{error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})")
+            return Fault(COMMAND_LINE, f"no option {name!r}", suggest(name, cls.Options.model_fields))
+        return Fault(name or COMMAND_LINE, f"{error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})")
 
 
 def _values(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
     """The value of each option, and a fault for each text that gives an option no value."""
-    from lora_ga_cli.config.overrides import COMMAND_LINE, parse_overrides
-
     parsed, faults = parse_overrides(overrides)
     for override in parsed:
         if override.is_sweep_override() or override.is_delete():
