@@ -79,6 +79,7 @@ class Sized(ModelFreeMeasure):
 @pytest.fixture
 def measure_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_out(tmp_path, {"my_measure.py": MEASURE, "user/tables/powers.yaml": TABLE})
+    MEASURES.names()
     monkeypatch.setenv(CODE_VARIABLE, str(tmp_path / "my_measure.py"))
     monkeypatch.setattr(MEASURES, "_classes", dict(MEASURES._classes))
 
@@ -129,6 +130,7 @@ def test_tables_without_a_model_are_left_out_where_options_of_a_training_are_giv
 
 
 def test_a_cells_key_depends_on_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    MEASURES.names()
     monkeypatch.setattr(MEASURES, "_classes", {**MEASURES._classes, "sized": Sized})
     column = {"measure": "sized", "value": "size"}
     full = {"overrides": [], "seeds": [1, 2], "columns": {"a": column, "b": column}}
