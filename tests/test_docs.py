@@ -20,8 +20,8 @@ from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import CODE_VARIABLE, ESTIMATORS, EXAMPLES, MEASURES, METHODS, TASKS, import_code
-from lora_ga_cli.reproduce.cells import check_extra_overrides
-from lora_ga_cli.reproduce.table_files import all_tables
+from lora_ga_cli.reproduce.cells import check_extra_overrides, measures_of
+from lora_ga_cli.reproduce.table_files import all_tables, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,8 +120,11 @@ def faults_of(words: list[str]) -> list[Fault]:
         user_dir = options.get("config_dir")
         tables, overrides = _names_and_options(rest)
         _refuse_unknown_flags(rest, ["--config-dir"])
-        assert set(tables) <= set(all_tables(Path(user_dir).resolve() if user_dir else None))
-        check_extra_overrides([option for option in overrides if not option.startswith("hydra")], None)
+        known = all_tables(Path(user_dir).resolve() if user_dir else None)
+        assert set(tables) <= set(known)
+        measures = [measure for table in tables for measure in measures_of(read_table(known[table]).full)]
+        overrides = [option for option in overrides if not option.startswith("hydra")]
+        check_extra_overrides(overrides, None, measures)
         return []
     if name in ("train", "init", "estimate-grad", "eval", "merge"):
         folders, overrides = split_folders(rest) if name in ("eval", "merge") else ([], rest)

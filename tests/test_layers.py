@@ -25,6 +25,7 @@ FLOORS = (
     {"gradient", "evaluation"},
     {"lora"},
     {"optimizers"},
+    {"theory"},
     {"methods"},
     {"report"},
     {"training"},
@@ -93,9 +94,9 @@ def test_hydra_typer_and_mocks_stay_where_they_belong(module: str) -> None:
     assert {name for name in libraries if ONLY_IN.get(name, room(module)) != room(module)} == set()
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "gradient"])
-def test_the_gradient_does_not_know_the_configuration(module: str) -> None:
-    """It is a library: `lora_ga_cli.estimate_gradients` takes a model and batches."""
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in ("gradient", "theory")])
+def test_the_gradient_and_the_theory_do_not_know_the_configuration(module: str) -> None:
+    """The gradient is a library: `lora_ga_cli.estimate_gradients` takes a model and batches. So is the theory."""
     assert "config" not in {room(name) for name in of_package(module)}
 
 

@@ -83,20 +83,25 @@ def command(
     if not names and not every:
         _list(user_dir)
         return
-    tables = _all_tables(names, user_dir, scale, tune_lr=tune_lr) if every else _tables(names, user_dir)
+    hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
+    extra_overrides = tuple(option for option in options if option not in hydras_flags)
+    if every:
+        tables = _all_tables(names, user_dir, scale, extra_overrides, tune_lr=tune_lr)
+    else:
+        tables = _tables(names, user_dir)
 
-    from lora_ga_cli.reproduce.cells import check_extra_overrides
+    from lora_ga_cli.reproduce.cells import check_extra_overrides, measures_of
     from lora_ga_cli.reproduce.fill import TableJob
     from lora_ga_cli.reproduce.table import part_of, select
 
-    hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
-    extra_overrides = tuple(option for option in options if option not in hydras_flags)
-    check_extra_overrides(extra_overrides, user_dir)
+    parts = {name: part_of(table, name, scale.value) for name, table in tables.items()}
+    measures = [measure for part in parts.values() for measure in measures_of(part)]
+    check_extra_overrides(extra_overrides, user_dir, measures)
     gpu_names = tuple(_split(gpus))
     launcher_flags = _launcher_flags(hydras_flags, jobs, gpu_names)
     table_jobs = []
     for name, table in tables.items():
-        selected, part = select(table, part_of(table, name, scale.value), _split(rows), _split(columns))
+        selected, part = select(table, parts[name], _split(rows), _split(columns))
         table_jobs.append(
             TableJob(
                 name=name,
@@ -165,13 +170,17 @@ def _tables(names: Sequence[str], user_dir: Path | None) -> dict[str, Table]:
     return {name: find_table(name, user_dir) for name in names}
 
 
-def _all_tables(names: Sequence[str], user_dir: Path | None, scale: Scale, *, tune_lr: bool) -> dict[str, Table]:
+def _all_tables(
+    names: Sequence[str], user_dir: Path | None, scale: Scale, extra_overrides: Sequence[str], *, tune_lr: bool
+) -> dict[str, Table]:
     """Every table that can be made with these flags; warns about the others."""
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report import console
+    from lora_ga_cli.reproduce.cells import key_of, measures_of
     from lora_ga_cli.reproduce.table import missing_columns, part_of
     from lora_ga_cli.reproduce.table_files import all_tables
 
+    options = [option for option in extra_overrides if key_of(option) != "seed"]
     if names:
         raise InvalidInput([Fault("command line", f"--all makes every table, {names[0]} too", "leave out one of them")])
     tables = {}
@@ -183,6 +192,8 @@ def _all_tables(names: Sequence[str], user_dir: Path | None, scale: Scale, *, tu
         missing = missing_columns(part)
         if tune_lr and part.tune_lr is None:
             console.warn(f"{name} has no learning rates to choose from, and is left out")
+        elif options and not all(measure.needs_model for measure in measures_of(part)):
+            console.warn(f"{name} trains no model, and is left out: {' '.join(options)} is for those that do")
         elif len(missing) == len(part.columns):
             console.warn(f"{name} is left out: there is no {', '.join(missing.values())}")
         else:

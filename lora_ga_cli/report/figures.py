@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 Points = Sequence[Mapping[str, Any]]
 Measured = Mapping[str, tuple[float, float | None]]
 """Mean and standard deviation by row."""
+Convergences = dict[str, tuple[Sequence[float], Sequence[float] | None]]
+"""Measured and predicted errors by label."""
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which color-blind readers can distinguish too."""
 LINE_STYLES = ("-", "--", ":")
 """Styles that distinguish runs of the same color."""
+MARKERS = ("o", "s", "^", "D")
+"""Signs that distinguish lines of the same color where a dashed line has a meaning."""
+LEAST_ERROR, LARGEST_ERROR = 1e-16, 1e2
+"""Errors relative to the first between which they are drawn."""
 SIZE = (7.5, 4.5)
 """Width and height of a picture in inches."""
 LETTERS_PER_INCH = 10
@@ -91,6 +97,42 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
     _hide_frame(axes)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
+    _save(figure, file, title)
+
+
+def convergences(lines: Convergences, file: Path, title: str) -> None:
+    """Draws errors by link on a logarithmic scale, and what theory predicts as a dashed line of the same color.
+
+    Args:
+        lines: by label, the measured errors relative to the first, and the predicted ones or None.
+        file: the PNG file to write.
+    """
+    figure = _figure((9.5, 5.0))
+    axes = figure.add_subplot()
+    for index, (label, (errors, predicted)) in enumerate(lines.items()):
+        color = COLORS[index % len(COLORS)]
+        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+        every = max(len(errors) // 8, 1)
+        axes.plot(
+            [max(error, LEAST_ERROR) for error in errors],
+            color=color,
+            linewidth=1.8,
+            marker=marker,
+            markersize=5,
+            markevery=(index % every, every),
+            label=label,
+        )
+        if predicted is not None:
+            axes.plot([max(error, LEAST_ERROR) for error in predicted], color=color, linewidth=1.1, linestyle="--")
+    axes.set(xlabel="link", ylabel="error, relative to the first", yscale="log")
+    axes.set_ylim(top=min(2 * max(max(errors) for errors, _ in lines.values()), LARGEST_ERROR))
+    _hide_frame(axes)
+    axes.grid(alpha=0.25)
+    headline = "solid: measured\ndashed: predicted"
+    legend = axes.legend(frameon=False, fontsize=9, title=headline, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    legend.get_title().set_fontsize(8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     _save(figure, file, title)
 
 

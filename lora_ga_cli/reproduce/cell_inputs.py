@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
 
 
-def digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the local files and the local base model of a configuration, by option. Missing files have none."""
+def digests(config: Any) -> dict[str, str]:
+    """SHA-256 of the local files and the local base model of a configuration, by option. Missing files have none, and
+    neither have the options of a measure without a model."""
+    if not isinstance(config, Config):
+        return {}
     hashes = {name: _hash_file(path, path.stat().st_mtime_ns) for name, path in _files(config) if path.is_file()}
     base = resolve_path(config.model.path)
     if (base / "config.json").exists():
@@ -20,7 +24,7 @@ def digests(config: Config) -> dict[str, str]:
     return hashes
 
 
-def changed(config: Config, before: Mapping[str, str]) -> list[str]:
+def changed(config: Any, before: Mapping[str, str]) -> list[str]:
     """Options whose file or base model exists and differs from before."""
     return [name for name, digest in digests(config).items() if before.get(name, digest) != digest]
 

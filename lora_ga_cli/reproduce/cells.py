@@ -9,9 +9,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from lora_ga_cli.config.check import check
-from lora_ga_cli.config.compose import compose
-from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.files import sha256_json
 from lora_ga_cli.registry import MEASURES
@@ -35,6 +32,7 @@ class Cell:
     Args:
         row, column, seed: where its value appears in the table.
         overrides: what its configuration was composed from.
+        config: the configuration; for a measure without a model, the measure's own options.
         measure: name of a registered measure.
         value: which of the measure's values the table shows.
     """
@@ -43,7 +41,7 @@ class Cell:
     column: str
     seed: int
     overrides: tuple[str, ...]
-    config: Config
+    config: Any
     measure: str
     value: str
 
@@ -95,24 +93,25 @@ def cells_of(
         raise InvalidInput([Fault(table.title, f"no column can be filled: there is no {', '.join(missing.values())}")])
     _refuse_overrides_of_headings(table, part, extra_overrides)
     seeds, extra_overrides = _split_seeds(extra_overrides)
-    flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
     cells, faults = [], []
-    composed: dict[tuple[str, ...], Config] = {}  # columns that show values of the same trainings share them
+    composed: dict[tuple[str, ...], Any] = {}  # columns that show values of the same trainings share them
     for row, row_overrides in table.rows.items():
         for heading, column in part.columns.items():
+            measure = MEASURES[column.measure]
             if row in part.leave_out or heading in missing or (rates is not None and (row, heading) not in rates):
                 continue
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
             overrides = (*part.overrides, *row_overrides, *column.overrides, *extra_overrides, *rate, *final_overrides)
             try:
                 if overrides not in composed:
-                    composed[overrides] = compose([*_last_of_each(overrides), *flags], one_of_many=True)
+                    composed[overrides] = measure.configure(_last_of_each(overrides), user_dir)
                 config = composed[overrides]
             except InvalidInput as error:
                 faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
                 continue
             for seed in seeds or part.seeds:
-                seeded = config.model_copy(update={"seed": seed, "output_dir": str(output_dir)})
+                changes = {"seed": seed} | ({"output_dir": str(output_dir)} if measure.needs_model else {})
+                seeded = config.model_copy(update=changes)
                 cells.append(
                     Cell(row, heading, seed, (*overrides, f"{SEED}{seed}"), seeded, column.measure, column.value)
                 )
@@ -121,23 +120,31 @@ def cells_of(
     return cells
 
 
-def check_extra_overrides(overrides: Sequence[str], user_dir: Path | None = None) -> None:
+def measures_of(part: Part) -> list[type[Measure]]:
+    """The measures of a table's columns, each once."""
+    return [MEASURES[name] for name in dict.fromkeys(column.measure for column in part.columns.values())]
+
+
+def check_extra_overrides(
+    overrides: Sequence[str], user_dir: Path | None = None, measures: Sequence[type[Measure]] = ()
+) -> None:
     """Checks overrides of the command line once, so that a wrong one is not reported for every cell.
 
     Args:
         user_dir: a folder with recipes and choices of the user.
+        measures: those of all tables; by default one that needs a model.
 
     Raises:
         InvalidInput: an override that sets nothing, or one that would give all cells the same run.
     """
     _, others = _split_seeds(overrides)
-    flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
-    _, faults = check([*others, *flags], complete=False)
+    distinct = dict.fromkeys(Measure if measure.needs_model else measure for measure in measures)
+    faults = [fault for measure in distinct or [Measure] for fault in measure.faults_of(others, user_dir)]
     for option in ("name", "output_dir"):
         if any(key_of(override) == option for override in others):
             faults.append(Fault("command line", f"{option}= is refused: every cell has its own run", "--output"))
     if faults:
-        raise InvalidInput(faults)
+        raise InvalidInput(list(dict.fromkeys(faults)))
 
 
 def names_seeds(overrides: Sequence[str]) -> bool:

@@ -180,12 +180,17 @@ def _work_of(cell: Cell) -> str:
 
 def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
     """Cells in groups that share a run or a gradient, those of the largest ranks first."""
-    from lora_ga_cli.methods.base import method_of
-
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         groups[_work_of(cell)].append(cell)
-    return sorted(groups.values(), key=lambda group: -method_of(group[0].config).largest_rank)
+    return sorted(groups.values(), key=lambda group: -_largest_rank(group[0]))
+
+
+def _largest_rank(cell: Cell) -> int:
+    """The largest rank that a gradient has to serve for a cell; 0 where there is no model."""
+    from lora_ga_cli.methods.base import method_of
+
+    return method_of(cell.config).largest_rank if cell.measure_class.needs_model else 0
 
 
 def group_by_position(cells: Sequence[Cell]) -> dict[RowColumn, list[Cell]]:
@@ -205,7 +210,10 @@ def _fill(job: TableJob, cell: Cell, measure: Measure, *, overwrite: bool) -> No
     from lora_ga_cli.reproduce.cell_inputs import digests
 
     began, inputs = time.perf_counter(), digests(cell.config)
-    values = measure.compute(cell.config.model_copy(update={"overwrite": overwrite or cell.config.overwrite}))
+    config = cell.config
+    if measure.needs_model:
+        config = config.model_copy(update={"overwrite": overwrite or config.overwrite})
+    values = measure.compute(config)
     if "run" in values:
         values["run"] = str(Path(values["run"]).relative_to(job.output_dir))
     write_json(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from lora_ga_cli.config.schema import Config
@@ -38,7 +40,7 @@ def forecast_table(job: TableJob) -> None:
     cached: dict[str, Cost | str] = {}
     with console.quiet():
         costs = {cell.key: _forecast(cell, cached) for cell in cells}
-    device = pace_for(cells[0].config)[1]
+    device = pace_of(cells[0])[1]
     rows = []
     for (row, column), group in group_by_position(cells).items():
         cost = costs[group[0].key]
@@ -54,7 +56,8 @@ def forecast_table(job: TableJob) -> None:
     seconds = [cost.seconds for cell in left if isinstance(cost := costs[cell.key], Cost)]
     step("forecast", f"{len(left)} trainings and measurements are left: {duration(sum(seconds))} on {device} (h:mm:ss)")
     without = " So do the cells without a forecast." if len(seconds) < len(left) else ""
-    say(f"           Generating and judging answers takes extra time.{without}")
+    if any(cell.measure_class.needs_model for cell in cells):
+        say(f"           Generating and judging answers takes extra time.{without}")
     first = same_trainings(job.part)
     unknown = {cell.position for cell in cells if cell.position not in rates and first[cell.column] == cell.column}
     if tune_lr is not None and unknown:
@@ -66,16 +69,31 @@ def forecast_table(job: TableJob) -> None:
 
 def _forecast(cell: Cell, cached: dict[str, Cost | str]) -> Cost | str:
     """The cost of a cell, or why it cannot be computed. Cells whose trainings have the same shape share a forecast."""
+    measure = cell.measure_class()
+    if not measure.needs_model:
+        return measure.forecast(cell.config, pace_of(cell)[0])
     shape = cell.config.model_dump(mode="json", exclude={"seed", "output_dir", "eval", "name"})
     shape["trainer"] |= {"learning_rate": None}
     shape["method"] |= dict.fromkeys(("name", *method_of(cell.config).options_without_cost))
     key = sha256_json([shape, cell.measure])
     if key not in cached:
         try:
-            cached[key] = cell.measure_class().forecast(prepare_inputs(cell.config), pace_for(cell.config)[0])
+            cached[key] = measure.forecast(prepare_inputs(cell.config), pace_of(cell)[0])
         except (UserError, InvalidInput) as error:
             cached[key] = str(error).splitlines()[0]
     return cached[key]
+
+
+def pace_of(cell: Cell) -> tuple[Pace, str]:
+    """How fast a cell computes, and on which device. A measure without a model computes on this machine's CPU."""
+    if cell.measure_class.needs_model:
+        return pace_for(cell.config)
+    return _pace_of_the_cpu(), "this device"
+
+
+@functools.cache
+def _pace_of_the_cpu() -> Pace:
+    return measure_pace(torch.device("cpu"), torch.float32)
 
 
 def pace_for(config: Config) -> tuple[Pace, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, suggest
+from lora_ga_cli.registry import MEASURES
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
@@ -65,7 +66,7 @@ def make_table(job: TableJob) -> bool:
     results = _results(job, cells, filled, rates or {}, notes)
     files = write(results, job.folder)
     if job.table.curves:
-        files += _draw_curves(job, cells, filled)
+        files += _draw_curves(job, cells, filled) + _draw_measures(job, cells, filled)
     show(results)
     step("table", ", ".join(str(file) for file in files))
     empty = total - sum(cell.key in filled for cell in cells)
@@ -91,7 +92,7 @@ def _check_measures(cells: Sequence[Cell]) -> None:
         InvalidInput: everything that is missing.
     """
     faults: dict[Fault, None] = {}
-    distinct = {(cell.column, cell.measure, cell.config.eval.model_dump_json()): cell for cell in cells}
+    distinct = {(cell.column, cell.measure, _what_is_checked(cell)): cell for cell in cells}
     for cell in distinct.values():
         try:
             cell.measure_class().check(cell.config)
@@ -103,6 +104,11 @@ def _check_measures(cells: Sequence[Cell]) -> None:
             faults[Fault(cell.column, str(error))] = None
     if faults:
         raise InvalidInput(list(faults))
+
+
+def _what_is_checked(cell: Cell) -> str:
+    """What the check of a cell's measure depends on."""
+    return str(cell.config.eval.model_dump_json()) if cell.measure_class.needs_model else cell.key
 
 
 def _missing_values(cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -161,6 +167,8 @@ def _notes(job: TableJob, notes: Sequence[str]) -> list[str]:
     changed = [option for option in job.extra_overrides if not option.startswith("seed=")]
     if changed:
         lines.append(f"Changed on the command line: {', '.join(changed)}.")
+    if job.part.note and not is_tiny:
+        lines.append(job.part.note)
     if job.table.paper and not is_tiny:
         lines.append(f"Paper: {job.table.source}. {job.table.provenance}")
     return lines
@@ -183,3 +191,12 @@ def _draw_curves(job: TableJob, cells: Sequence[Cell], filled: Mapping[str, dict
         files.append(job.folder / f"loss_{name}.png")
         loss_curves(curves, files[-1], title=f"{job.title}: {column}")
     return files
+
+
+def _draw_measures(job: TableJob, cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[Path]:
+    """The figures that the measures themselves draw."""
+    rows: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = defaultdict(dict)
+    for cell in cells:
+        if cell.key in filled:
+            rows[cell.measure].setdefault(cell.row, (cell.config, filled[cell.key]["values"]))
+    return [file for name, of_rows in rows.items() for file in MEASURES[name]().draw(of_rows, job.folder, job.title)]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.report.figures import coverage, loss_curves
+from lora_ga_cli.report.figures import convergences, coverage, loss_curves
 
 pytestmark = pytest.mark.figures
 
@@ -69,3 +69,9 @@ def test_coverage_draws_every_rank(tmp_path: Path) -> None:
     }
     coverage(GradientArtifact(factors, 8), tmp_path / "coverage.png", title="a $model$, 8 rows")
     assert color_count(tmp_path / "coverage.png") > 20
+
+
+def test_convergences_draw_errors_of_every_size_beside_predictions(tmp_path: Path) -> None:
+    lines = {f"chain {index}": ([1.0, 0.5, 0.0], [1.0, 0.6, 0.36] if index % 2 else None) for index in range(9)}
+    convergences({**lines, "diverged": ([1.0, 1e6], None), "$x$": ([1.0], None)}, tmp_path / "c.png", title="a $5")
+    assert color_count(tmp_path / "c.png") > 20

@@ -7,8 +7,12 @@ table's file, and must list tables without a delay.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_ga_cli.errors import Fault
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -40,10 +44,33 @@ class Measure(ABC):
     """Whether a model is trained. If so, `compute` returns the run's folder as ``run``."""
     uses_eval: ClassVar[bool] = False
     """Whether the ``eval`` options change the values."""
+    needs_model: ClassVar[bool] = True
+    """Whether a cell is a configuration of a training. If not, see `measures.model_free.ModelFreeMeasure`."""
+
+    @classmethod
+    def configure(cls, overrides: Sequence[str], user_dir: Path | None = None) -> Any:
+        """What a cell's overrides describe, and what `compute` gets: a configuration.
+
+        Args:
+            user_dir: a folder with recipes and choices of the user.
+
+        Raises:
+            InvalidInput: everything that is wrong with the overrides.
+        """
+        from lora_ga_cli.config.compose import compose
+
+        return compose([*overrides, *_flags(user_dir)], one_of_many=True)
+
+    @classmethod
+    def faults_of(cls, overrides: Sequence[str], user_dir: Path | None = None) -> list[Fault]:
+        """What is wrong with overrides of all cells, before they are joined with those of a cell."""
+        from lora_ga_cli.config.check import check
+
+        return check([*overrides, *_flags(user_dir)], complete=False)[1]
 
     @abstractmethod
     def compute(self, config: Config) -> dict[str, Any]:
-        """The values of a cell by name; a column's ``value`` chooses one of them.
+        """The values of a cell by name; a column's ``value`` chooses one of them. None: this cell has no such value.
 
         Raises:
             UserError: a stage failed.
@@ -52,6 +79,16 @@ class Measure(ABC):
     @abstractmethod
     def forecast(self, inputs: Inputs, pace: Pace) -> Cost:
         """Memory and time of a cell, computed without loading weights."""
+
+    def draw(self, rows: Mapping[str, tuple[Any, dict[str, Any]]], folder: Path, title: str) -> list[Path]:
+        """Draws figures of what was computed; returns their files. Loss curves of runs are drawn without it.
+
+        Args:
+            rows: for each row of the table, what `configure` gave for its first seed, and the values.
+            folder: the table's folder.
+            title: the table's title.
+        """
+        return []
 
     def check(self, config: Config) -> None:  # noqa: B027 - most measures need nothing
         """Checks, before any cell is made, that everything `compute` needs is available.
@@ -70,6 +107,10 @@ class Measure(ABC):
         from lora_ga_cli.training.run_folder import find_run
 
         return str(find_run(config).path)
+
+
+def _flags(user_dir: Path | None) -> list[str]:
+    return [] if user_dir is None else ["--config-dir", str(user_dir)]
 
 
 def training_cost(inputs: Inputs, pace: Pace) -> Cost:
