@@ -86,6 +86,11 @@ COUNTS = {
     "lora_gaussian": PAIRS,
     "lora_so": PAIRS,
     "lora_ga_unscaled": PAIRS,
+    "lora_pro": PAIRS,
+    "lora_rite": PAIRS,
+    "lora_muon": PAIRS,
+    "scaled_adamw": PAIRS,
+    "lora_fa": sum(RANK * d_out for d_out, _ in SHAPES),  # B alone
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
