@@ -152,7 +152,9 @@ class LoraRite(PairOptimizer):
             [corrected_decay(beta, step).to(item) for beta in group["betas"]]
             for step, item in zip(steps, gradients, strict=True)
         ]
-        moments = [see(*one, decay) for *one, (_, decay) in zip(moments, gradients, decays, strict=True)]
+        moments = [
+            see(item, gradient, decay) for item, gradient, (_, decay) in zip(moments, gradients, decays, strict=True)
+        ]
         roots, rate = inverse_roots(moments, group["eps"]), float(group["lr"])
         for index, (side, (basis, inverse)) in enumerate(zip(all_sides, bases, strict=True)):
             decay, now = decays[index][0], moments[index]
