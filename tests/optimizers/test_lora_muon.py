@@ -54,13 +54,14 @@ def test_the_direction_is_the_steepest_one_of_its_spectral_norm() -> None:
 
 def test_the_size_of_the_loss_does_not_matter() -> None:
     small, large = (run(build("lora_muon", [layer()], lr=0.1), 10, times=times)[0] for times in (1.0, 1000.0))
-    assert torch.allclose(small, large, rtol=1e-10, atol=1e-11)
+    assert torch.allclose(small, large, rtol=1e-12, atol=1e-12)
 
 
-def test_one_step_from_other_factors_of_a_product_is_the_same() -> None:
+def test_forty_steps_from_other_factors_of_a_product_give_one_product() -> None:
     pairs = layer(), turned(layer(), tensor(RANK, RANK, seed=5))
-    one, other = (run(build("lora_muon", [pair], lr=0.1, damping=0.0))[0] for pair in pairs)
-    assert torch.allclose(one, other, rtol=1e-10, atol=1e-11)
+    one, other = (run(build("lora_muon", [pair], lr=0.02, damping=0.0), 40)[0] for pair in pairs)
+    assert float((one - change(layer())).abs().max()) > 0.2
+    assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
 def test_weight_decay_shrinks_the_product() -> None:
