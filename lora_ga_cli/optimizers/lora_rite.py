@@ -109,7 +109,7 @@ def corrected_decay(decay: float, step: Tensor) -> Tensor:
     return decay * (1 - decay ** (step - 1)) / (1 - decay**step)
 
 
-def see(moments: Moments, unmagnified: Tensor, decay: Tensor) -> Moments:
+def add(moments: Moments, unmagnified: Tensor, decay: Tensor) -> Moments:
     """The moments with another gradient in the second one: ``V ← β2 V + (1-β2) ḡᵀḡ/d``, ``ρ ← β2 ρ``.
 
     Args:
@@ -139,28 +139,31 @@ class LoraRite(PairOptimizer):
         bases = bases_of([side.other for side in all_sides])
         gradients = [side.gradient @ inverse for side, (_, inverse) in zip(all_sides, bases, strict=True)]
         gradients = clipped([skipped(item, group["skip"]) for item in gradients], group["clip"])
-        old = [self._moments(side, basis) for side, (basis, _) in zip(all_sides, bases, strict=True)]
-        moments = [
-            rotate(of_side, basis.mT @ self.read(side.parameters, "basis", basis))
-            for side, (basis, _), of_side in zip(all_sides, bases, old, strict=True)
-        ]
-        if group["escape"]:
-            masses = lost([item.second for item in old], [item.second for item in moments])
-            moments = [replace(item, escape=item.escape + mass) for item, mass in zip(moments, masses, strict=True)]
-        steps = [self.count_step(side.parameters) for side in all_sides]
-        decays = [
-            [corrected_decay(beta, step).to(item) for beta in group["betas"]]
-            for step, item in zip(steps, gradients, strict=True)
-        ]
-        moments = [
-            see(item, gradient, decay) for item, gradient, (_, decay) in zip(moments, gradients, decays, strict=True)
-        ]
+        moments = self._carried(all_sides, [basis for basis, _ in bases], escape=group["escape"])
+        decays1, decays2 = [], []
+        for side in all_sides:
+            step = self.count_step(side.parameters)
+            for decays, beta in zip((decays1, decays2), group["betas"], strict=True):
+                decays.append(corrected_decay(beta, step).to(side.gradient))
+        moments = [add(*item) for item in zip(moments, gradients, decays2, strict=True)]
         roots, rate = inverse_roots(moments, group["eps"]), float(group["lr"])
         for index, (side, (basis, inverse)) in enumerate(zip(all_sides, bases, strict=True)):
-            decay, now = decays[index][0], moments[index]
+            decay, now = decays1[index], moments[index]
             first = decay * now.first + (1 - decay) * (gradients[index] @ roots[index])
             self.write(side.parameters, exp_avg=first, second=now.second, escape=now.escape, basis=basis)
             side.move(-rate * (first @ inverse), keep=1 - rate * group["weight_decay"])
+
+    def _carried(self, all_sides: Sequence[Side], bases: Sequence[Tensor], *, escape: bool) -> list[Moments]:
+        """The moments of the last step in the bases of this one."""
+        old = [self._moments(side, basis) for side, basis in zip(all_sides, bases, strict=True)]
+        moments = [
+            rotate(item, basis.mT @ self.read(side.parameters, "basis", basis))
+            for side, basis, item in zip(all_sides, bases, old, strict=True)
+        ]
+        if not escape:
+            return moments
+        masses = lost([item.second for item in old], [item.second for item in moments])
+        return [replace(item, escape=item.escape + mass) for item, mass in zip(moments, masses, strict=True)]
 
     def _moments(self, side: Side, basis: Tensor) -> Moments:
         """What was kept in the last step, in its basis."""
