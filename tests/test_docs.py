@@ -218,6 +218,7 @@ EXAMPLE_FILES = [
     "toy_form.py",
     "toy_measure.py",
     "toy_estimator.py",
+    "toy_optimizer.py",
     "tables/toy.yaml",
 ]
 

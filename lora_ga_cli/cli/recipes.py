@@ -9,7 +9,7 @@ import typer
 
 from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
 
-app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, and every method.")
+app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, method and optimizer.")
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -135,3 +135,23 @@ def list_options(
             types = f"Only for {', '.join(option.types)}. " if option.types else ""
             rows.append([option.path, option.kind, option.default, types + option.doc.replace("``", "`")])
     print_table(["option", "takes", "default", "meaning"], rows)
+
+
+@app.command("optimizers")
+def list_optimizers(code: Code = None) -> None:
+    """List every optimizer (trainer.optimizer): what it is, and its options (trainer.optimizer_options)."""
+    from lora_ga_cli.report.tables import print_table
+    from lora_ga_cli.stages.catalogue import optimizers
+
+    entries = optimizers()
+    print_table(
+        ["optimizer", "what it is", "arXiv", "options"],
+        [
+            [entry.name, entry.summary, " ".join(entry.papers) or "–", ", ".join(o.name for o in entry.options) or "–"]
+            for entry in entries
+        ],
+    )
+    print_table(
+        ["optimizer", "option", "takes", "default", "meaning"],
+        [[entry.name, o.name, o.kind, o.default, o.doc] for entry in entries for o in entry.options],
+    )

@@ -1,12 +1,14 @@
 """Powers of the Gram matrices XᵀX (rank, rank) of LoRA's factors, and the polar factor, for many layers at once.
 
-All functions take stacks of matrices (..., d, rank). A Gram matrix and its eigenvectors are computed in float64: it has
-the squared condition number of X, and it is so small that this costs nothing. One call decomposes the matrices of all
-layers of a stack, where a QR decomposition of each tall factor would launch its own kernels.
+A Gram matrix and its eigenvectors are computed in float64: it has the squared condition number of X, and it is so small
+that this costs little. `grams` and `decompose` take the matrices of all layers, and decompose those of one rank in one
+call; a QR decomposition of every tall factor would launch kernels for each.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,12 +61,32 @@ def of_symmetric(matrix: Tensor) -> Gram:
     return Gram(values.clamp(min=0), vectors)
 
 
-def polar(x: Tensor) -> Tensor:
-    """The polar factor ``X (XᵀX)^-½`` (..., d, rank), which is ``U Vᵀ`` of the singular value decomposition of X.
+def grams(stacks: Sequence[Tensor]) -> list[Gram]:
+    """The Gram matrices of the columns of several stacks X (layers, d, rank), decomposed."""
+    wide = [x.to(_wide(x)) for x in stacks]
+    return decompose([x.mT @ x for x in wide])
+
+
+def decompose(stacks: Sequence[Tensor]) -> list[Gram]:
+    """As `of_symmetric`, for several stacks (layers, rank, rank) at once."""
+    together: defaultdict[tuple[int, torch.device], list[int]] = defaultdict(list)
+    for index, matrices in enumerate(stacks):
+        together[matrices.shape[-1], matrices.device].append(index)
+    found: dict[int, Gram] = {}
+    for indices in together.values():
+        of_rank = of_symmetric(torch.cat([stacks[index] for index in indices]))
+        sizes = [len(stacks[index]) for index in indices]
+        parts = zip(indices, of_rank.values.split(sizes), of_rank.vectors.split(sizes), strict=True)
+        found |= {index: Gram(values, vectors) for index, values, vectors in parts}
+    return [found[index] for index in range(len(stacks))]
+
+
+def polars(stacks: Sequence[Tensor]) -> list[Tensor]:
+    """The polar factors ``X (XᵀX)^-½`` (layers, d, rank), which are ``U Vᵀ`` of the singular value decomposition of X.
 
     (Muon calls it the matrix sign.) Directions in which X is zero stay zero, so the factor of a zero matrix is zero.
     """
-    return x @ gram(x).power(-0.5).to(x.dtype)
+    return [x @ of_x.power(-0.5).to(x.dtype) for x, of_x in zip(stacks, grams(stacks), strict=True)]
 
 
 def sylvester(left: Gram, right: Gram, constant: Tensor) -> Tensor:

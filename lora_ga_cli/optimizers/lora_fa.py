@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lora_ga_cli.optimizers.grams import gram
+from lora_ga_cli.optimizers.grams import Gram
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, Side
 from lora_ga_cli.optimizers.preconditioned import PreconditionedAdamW
 from lora_ga_cli.registry import OPTIMIZERS
@@ -23,8 +23,8 @@ class LoraFa(PreconditionedAdamW):
     projection ``-γ G P_A`` of full fine-tuning's step on the rows of A.
     """
 
-    def precondition(self, side: Side, group: Group) -> Tensor:
-        inverse = gram(side.other).power(-1).to(side.gradient.dtype)
+    def precondition(self, side: Side, of_other: Gram, group: Group) -> Tensor:
+        inverse = of_other.power(-1).to(side.gradient.dtype)
         return side.gradient @ inverse / side.scaling**2
 
 

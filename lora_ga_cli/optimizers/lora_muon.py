@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.lora.layers import LoraPair
 from lora_ga_cli.optimizers.base import OptimizerOptions
-from lora_ga_cli.optimizers.grams import gram, polar
+from lora_ga_cli.optimizers.grams import grams, polars
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, sides
 from lora_ga_cli.registry import OPTIMIZERS
 
@@ -26,27 +26,29 @@ class LoraMuonOptions(OptimizerOptions):
     """What is added to the eigenvalues of AAᵀ and BᵀB before their inverse is taken, relative to their mean."""
 
 
-def muon_direction(momentum: Tensor, other: Tensor, damping: float = 0.0) -> Tensor:
-    """The direction of one factor in which the product moves by a matrix whose singular values are all 1.
+def muon_directions(momenta: Sequence[Tensor], others: Sequence[Tensor], damping: float = 0.0) -> list[Tensor]:
+    """The direction of each factor in which the product moves by a matrix whose singular values are all 1.
 
     For B it is ``msign(M (AAᵀ)^-½) (AAᵀ)^-½``, where ``msign(X) = X (XᵀX)^-½`` is the polar factor. For A it is the
     same with B, all transposed.
 
     Args:
-        momentum: M (..., d, rank).
-        other: the other factor, transposed to (..., d_other, rank). If it is zero, the direction is zero.
+        momenta: stacks of M (layers, d, rank).
+        others: the other factors in the same order, transposed to (layers, d_other, rank). Where it is zero, the
+            direction is zero.
         damping: as in `Gram.power`.
     """
-    inverse_root = gram(other).power(-0.5, damping).to(momentum.dtype)
-    return polar(momentum @ inverse_root) @ inverse_root
+    roots = [of.power(-0.5, damping).to(m.dtype) for of, m in zip(grams(others), momenta, strict=True)]
+    signs = polars([momentum @ root for momentum, root in zip(momenta, roots, strict=True)])
+    return [sign @ root for sign, root in zip(signs, roots, strict=True)]
 
 
 class LoraMuon(PairOptimizer):
-    """Momentum of the gradients, then `muon_direction`, for both factors at once.
+    """Momentum of the gradients, then `muon_directions`, for both factors at once.
 
     With γ the learning rate, λ the weight decay and s the layer's scaling,
 
-        M_B ← β1 M_B + (1 - β1) g_B,   ΔB = -γ/(2s) · muon_direction(M_B, Aᵀ),   B ← c B + ΔB/c,   c = √(1 - γλ),
+        M_B ← β1 M_B + (1 - β1) g_B,   ΔB = -γ/(2s) · muon_directions(M_B, Aᵀ),   B ← c B + ΔB/c,   c = √(1 - γλ),
 
     and likewise A. So ``s·ΔB·A`` and ``s·B·ΔA`` have singular values γ/2, and the weight decay shrinks the product
     ``B A`` by ``1 - γλ``. The paper has no s; here the step on the weight does not depend on it. The polar factor is
@@ -59,11 +61,13 @@ class LoraMuon(PairOptimizer):
     def step_pairs(self, pairs: Sequence[LoraPair], group: Group) -> None:
         rate, beta = float(group["lr"]), group["betas"][0]
         keep = (1 - rate * group["weight_decay"]) ** 0.5
-        for side in sides(pairs):
-            momentum = self.read(side.parameters, "exp_avg", side.gradient).lerp(side.gradient, 1 - beta)
+        all_sides, momenta = sides(pairs), []
+        for side in all_sides:
+            momenta.append(self.read(side.parameters, "exp_avg", side.gradient).lerp(side.gradient, 1 - beta))
             self.count_step(side.parameters)
-            self.write(side.parameters, exp_avg=momentum)
-            direction = muon_direction(momentum, side.other, group["damping"])
+            self.write(side.parameters, exp_avg=momenta[-1])
+        directions = muon_directions(momenta, [side.other for side in all_sides], group["damping"])
+        for side, direction in zip(all_sides, directions, strict=True):
             side.move(direction * (-rate / (2 * keep * side.scaling)), keep=keep)
 
 

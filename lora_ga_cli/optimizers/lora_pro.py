@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.lora.layers import LoraPair
 from lora_ga_cli.optimizers.base import OptimizerOptions
-from lora_ga_cli.optimizers.grams import Gram, gram, sylvester
+from lora_ga_cli.optimizers.grams import Gram, grams, sylvester
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, scalings, stack
 from lora_ga_cli.registry import OPTIMIZERS
 
@@ -52,11 +52,6 @@ class Factors:
     of_a: Gram
     of_b: Gram
 
-    @classmethod
-    def of(cls, a: Tensor, b: Tensor, scaling: Tensor, damping: float = 0.0) -> Factors:
-        """Decomposes the Gram matrices."""
-        return cls(a, b, scaling, damping, gram(a.mT), gram(b))
-
     def minimizers(self, grad_a: Tensor, grad_b: Tensor) -> tuple[Tensor, Tensor]:
         """Directions h_A (layers, rank, d_in), h_B (layers, d_out, rank) with the least ``‖s·(B h_A + h_B A) - G‖``.
 
@@ -80,6 +75,17 @@ class Factors:
         return h_a + x @ self.a, h_b - self.b @ x
 
 
+def factors_of(shapes: Sequence[Sequence[LoraPair]], damping: float) -> list[Factors]:
+    """The factors of layers that are divided by shape, with their Gram matrices decomposed."""
+    of_a = [stack(pair.a for pair in pairs) for pairs in shapes]
+    of_b = [stack(pair.b for pair in pairs) for pairs in shapes]
+    found = grams([*(a.mT for a in of_a), *of_b])
+    return [
+        Factors(a, b, scalings(pairs, a), damping, found[index], found[len(shapes) + index])
+        for index, (a, b, pairs) in enumerate(zip(of_a, of_b, shapes, strict=True))
+    ]
+
+
 class LoraPro(PairOptimizer):
     """Steps A and B so that the weight follows AdamW (or SGD) on the complete weight as nearly as rank r allows.
 
@@ -96,12 +102,12 @@ class LoraPro(PairOptimizer):
         together: defaultdict[Any, list[LoraPair]] = defaultdict(list)
         for pair in pairs:
             together[pair.delta_a.shape, pair.delta_b.shape, pair.delta_a.dtype, pair.delta_a.device].append(pair)
-        for of_shape in together.values():
-            self._step_shape(of_shape, group)
+        for of_shape, factors in zip(
+            together.values(), factors_of(list(together.values()), group["damping"]), strict=True
+        ):
+            self._step_shape(of_shape, factors, group)
 
-    def _step_shape(self, pairs: Sequence[LoraPair], group: Group) -> None:
-        a, b = stack(pair.a for pair in pairs), stack(pair.b for pair in pairs)
-        factors = Factors.of(a, b, scalings(pairs, a), group["damping"])
+    def _step_shape(self, pairs: Sequence[LoraPair], factors: Factors, group: Group) -> None:
         grads = stack(pair.delta_a.grad for pair in pairs), stack(pair.delta_b.grad for pair in pairs)
         if group["variant"] == "adamw":
             grads = self._through_weights(pairs, factors, *grads, group)

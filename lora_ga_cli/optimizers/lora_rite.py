@@ -6,7 +6,7 @@ The algorithm was read in the authors' PyTorch code, and is not verified against
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_ga_cli.lora.layers import LoraPair
 from lora_ga_cli.optimizers.base import OptimizerOptions
-from lora_ga_cli.optimizers.grams import Gram, gram, of_symmetric
+from lora_ga_cli.optimizers.grams import Gram, decompose, grams
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, Side, sides, trained_of
 from lora_ga_cli.registry import OPTIMIZERS
 
@@ -51,45 +51,57 @@ class Moments:
     escape: Tensor
 
 
-def basis_of(other: Tensor) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of a factor, and what turns gradients into unmagnified ones.
+def bases_of(others: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """An orthonormal basis of each factor, and what turns gradients into unmagnified ones.
 
     ``X = U R`` with ``R = (XᵀX)^½``. The authors take a QR decomposition; the optimizer's steps do not depend on which
     orthonormal basis it is, and this one needs decompositions of (rank, rank) matrices only.
 
     Args:
-        other: X, the other factor (..., d_other, rank). Where it has no full rank, neither has U, and the inverse is a
-            pseudo-inverse. For a zero X both are zero.
+        others: stacks of X, the other factor (layers, d_other, rank). Where it has no full rank, neither has U, and the
+            inverse is a pseudo-inverse. For a zero X both are zero.
 
     Returns:
-        U (..., d_other, rank) and R⁻¹ (..., rank, rank), which is symmetric.
+        U (layers, d_other, rank) and R⁻¹ (layers, rank, rank), which is symmetric.
     """
-    inverse = gram(other).power(-0.5).to(other.dtype)
-    return other @ inverse, inverse
+    inverses = [of.power(-0.5).to(x.dtype) for of, x in zip(grams(others), others, strict=True)]
+    return [(x @ inverse, inverse) for x, inverse in zip(others, inverses, strict=True)]
 
 
 def rotate(moments: Moments, rotation: Tensor) -> Moments:
-    """The moments in a new basis.
-
-    ``V ← P V Pᵀ``, ``M ← M Pᵀ``, and the escaped mass grows by what V lost: the smaller one of the largest fall of an
-    eigenvalue and the fall of the trace, where they fell.
+    """The moments in a new basis: ``V ← P V Pᵀ``, ``M ← M Pᵀ``.
 
     Args:
         rotation: P = Uᵀ U_old (layers, rank, rank).
     """
-    second = rotation @ moments.second @ rotation.mT
-    falls = of_symmetric(moments.second).values - of_symmetric(second).values
-    of_trace = falls.sum(-1, keepdim=True)
-    lost = torch.minimum(falls.amax(-1, keepdim=True), of_trace).clamp(min=0).unsqueeze(-1)
-    return Moments(moments.first @ rotation.mT, second, moments.escape + lost.to(moments.escape.dtype))
+    return Moments(moments.first @ rotation.mT, rotation @ moments.second @ rotation.mT, moments.escape)
 
 
-def inverse_root(second: Tensor, escape: Tensor, eps: float) -> Tensor:
+def lost(old: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """What second moments lost when their basis turned (layers, 1, 1): the smaller one of the largest fall of an
+    eigenvalue and the fall of the trace, where they fell.
+
+    Args:
+        old: stacks of V (layers, rank, rank) in the old basis.
+        new: the same in the new one.
+    """
+    found = decompose([*old, *new])
+    masses = []
+    for before, after, like in zip(found[: len(old)], found[len(old) :], new, strict=True):
+        falls = before.values - after.values
+        mass = torch.minimum(falls.amax(-1, keepdim=True), falls.sum(-1, keepdim=True)).clamp(min=0)
+        masses.append(mass.unsqueeze(-1).to(like.dtype))
+    return masses
+
+
+def inverse_roots(moments: Sequence[Moments], eps: float) -> list[Tensor]:
     """``1/(√(V + ρI) + ε)`` (layers, rank, rank). Eigenvalues below the rounding of V count as its rounding."""
-    found = of_symmetric(second)
-    floor = torch.finfo(second.dtype).eps * found.values.amax(-1, keepdim=True)
-    roots = (torch.maximum(found.values, floor) + escape.squeeze(-1)).sqrt() + eps
-    return Gram(roots, found.vectors).power(-1).to(second.dtype)
+    roots = []
+    for one, found in zip(moments, decompose([one.second for one in moments]), strict=True):
+        floor = torch.finfo(one.second.dtype).eps * found.values.amax(-1, keepdim=True)
+        sizes = (torch.maximum(found.values, floor) + one.escape.squeeze(-1)).sqrt() + eps
+        roots.append(Gram(sizes, found.vectors).power(-1).to(one.second.dtype))
+    return roots
 
 
 def corrected_decay(decay: float, step: Tensor) -> Tensor:
@@ -97,24 +109,17 @@ def corrected_decay(decay: float, step: Tensor) -> Tensor:
     return decay * (1 - decay ** (step - 1)) / (1 - decay**step)
 
 
-def update(
-    moments: Moments, unmagnified: Tensor, decay1: Tensor, decay2: Tensor, *, escape: bool, eps: float
-) -> Moments:
-    """The moments after one more gradient; the new first moment is the step in the basis.
-
-    ``V ← β2 V + (1-β2) ḡᵀḡ/d``, ``M ← β1 M + (1-β1) ḡ (V+ρI)^-½``, ``ρ ← β2 ρ``.
+def add(moments: Moments, unmagnified: Tensor, decay: Tensor) -> Moments:
+    """The moments with another gradient in the second one: ``V ← β2 V + (1-β2) ḡᵀḡ/d``, ``ρ ← β2 ρ``.
 
     Args:
         moments: in the basis of this step.
         unmagnified: ḡ (layers, d, rank).
-        decay1: β1 with its correction (layers, 1, 1), and likewise ``decay2``.
-        escape: whether ρ is used.
+        decay: β2 with its correction (layers, 1, 1).
     """
     squared = unmagnified.mT @ unmagnified / unmagnified.shape[-2]
-    second = decay2 * moments.second + (1 - decay2) * squared
-    escaped = decay2 * moments.escape if escape else torch.zeros_like(moments.escape)
-    preconditioned = unmagnified @ inverse_root(second, escaped, eps)
-    return Moments(decay1 * moments.first + (1 - decay1) * preconditioned, second, escaped)
+    second = decay * moments.second + (1 - decay) * squared
+    return Moments(moments.first, second, decay * moments.escape)
 
 
 class LoraRite(PairOptimizer):
@@ -131,29 +136,43 @@ class LoraRite(PairOptimizer):
 
     def step_pairs(self, pairs: Sequence[LoraPair], group: Group) -> None:
         all_sides = sides(pairs)
-        bases = [basis_of(side.other) for side in all_sides]
+        bases = bases_of([side.other for side in all_sides])
         gradients = [side.gradient @ inverse for side, (_, inverse) in zip(all_sides, bases, strict=True)]
         gradients = clipped([skipped(item, group["skip"]) for item in gradients], group["clip"])
-        for side, (basis, inverse), unmagnified in zip(all_sides, bases, gradients, strict=True):
-            first = self._step_side(side, basis, unmagnified, group)
-            rate = float(group["lr"])
+        moments = self._carried(all_sides, [basis for basis, _ in bases], escape=group["escape"])
+        decays1, decays2 = [], []
+        for side in all_sides:
+            step = self.count_step(side.parameters)
+            for decays, beta in zip((decays1, decays2), group["betas"], strict=True):
+                decays.append(corrected_decay(beta, step).to(side.gradient))
+        moments = [add(*item) for item in zip(moments, gradients, decays2, strict=True)]
+        roots, rate = inverse_roots(moments, group["eps"]), float(group["lr"])
+        for index, (side, (basis, inverse)) in enumerate(zip(all_sides, bases, strict=True)):
+            decay, now = decays1[index], moments[index]
+            first = decay * now.first + (1 - decay) * (gradients[index] @ roots[index])
+            self.write(side.parameters, exp_avg=first, second=now.second, escape=now.escape, basis=basis)
             side.move(-rate * (first @ inverse), keep=1 - rate * group["weight_decay"])
 
-    def _step_side(self, side: Side, basis: Tensor, unmagnified: Tensor, group: Group) -> Tensor:
-        """The new first moment in the basis, which is the step (layers, d, rank)."""
+    def _carried(self, all_sides: Sequence[Side], bases: Sequence[Tensor], *, escape: bool) -> list[Moments]:
+        """The moments of the last step in the bases of this one."""
+        old = [self._moments(side, basis) for side, basis in zip(all_sides, bases, strict=True)]
+        moments = [
+            rotate(item, basis.mT @ self.read(side.parameters, "basis", basis))
+            for side, basis, item in zip(all_sides, bases, old, strict=True)
+        ]
+        if not escape:
+            return moments
+        masses = lost([item.second for item in old], [item.second for item in moments])
+        return [replace(item, escape=item.escape + mass) for item, mass in zip(moments, masses, strict=True)]
+
+    def _moments(self, side: Side, basis: Tensor) -> Moments:
+        """What was kept in the last step, in its basis."""
         layers, _, rank = basis.shape
-        parameters = side.parameters
-        moments = Moments(
-            self.read(parameters, "exp_avg", unmagnified),
-            self.read(parameters, "second", basis.new_empty(layers, rank, rank)),
-            self.read(parameters, "escape", basis.new_empty(layers, 1, 1)),
+        return Moments(
+            self.read(side.parameters, "exp_avg", side.gradient),
+            self.read(side.parameters, "second", basis.new_empty(layers, rank, rank)),
+            self.read(side.parameters, "escape", basis.new_empty(layers, 1, 1)),
         )
-        moments = rotate(moments, basis.mT @ self.read(parameters, "basis", basis))
-        step = self.count_step(parameters)
-        decay1, decay2 = (corrected_decay(beta, step).to(basis) for beta in group["betas"])
-        moments = update(moments, unmagnified, decay1, decay2, escape=group["escape"], eps=group["eps"])
-        self.write(parameters, exp_avg=moments.first, second=moments.second, escape=moments.escape, basis=basis)
-        return moments.first
 
 
 def skipped(unmagnified: Tensor, largest: float) -> Tensor:

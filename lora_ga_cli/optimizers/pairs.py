@@ -125,7 +125,7 @@ class PairOptimizer(AdamW):
         pairs = [pair for pair in self.pairs if pair.delta_a.grad is not None or pair.delta_b.grad is not None]
         try:
             self.step_pairs(pairs, group)
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise TrainingError(
                 "the gradient of LoRA's factors is not finite, so training stopped. A lower trainer.learning_rate "
                 "often helps"

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lora_ga_cli.optimizers.base import OptimizerOptions
-from lora_ga_cli.optimizers.grams import gram
+from lora_ga_cli.optimizers.grams import Gram
 from lora_ga_cli.optimizers.pairs import ForPairs, Group, Side
 from lora_ga_cli.optimizers.preconditioned import PreconditionedAdamW
 from lora_ga_cli.registry import OPTIMIZERS
@@ -29,8 +29,8 @@ class ScaledAdamWOptions(OptimizerOptions):
 class ScaledAdamW(PreconditionedAdamW):
     """AdamW with the gradients ``(BᵀB + δI)⁻¹ g_A`` and ``g_B (AAᵀ + δI)⁻¹``."""
 
-    def precondition(self, side: Side, group: Group) -> Tensor:
-        inverse = gram(side.other).shifted(group["damping"]).power(-1)
+    def precondition(self, side: Side, of_other: Gram, group: Group) -> Tensor:
+        inverse = of_other.shifted(group["damping"]).power(-1)
         return side.gradient @ inverse.to(side.gradient.dtype)
 
 

@@ -1,4 +1,5 @@
-"""The list of methods: what each one is, how many parameters of a model it trains, and what it saves."""
+"""The list of methods (what each one is, how many parameters of a model it trains, what it saves), and that of
+optimizers."""
 
 from __future__ import annotations
 
@@ -6,14 +7,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic.fields import FieldInfo
+
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
+from lora_ga_cli.config.options import as_typed, default_of, kind_of
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model, guess_task, quiet
+from lora_ga_cli.registry import OPTIMIZERS
 
 CHOICES = {"causal_lm": "causal_lm", "seq2seq_lm": "seq2seq_lm", "sequence_classification": "classifier"}
 """The choice of ``conf/model`` for any model of a task."""
@@ -76,6 +81,62 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
         text = _comment(file)
         entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, rate, result))
     return entries
+
+
+@dataclass(frozen=True)
+class OptimizerOption:
+    """An option of an optimizer, which ``trainer.optimizer_options`` may contain.
+
+    Args:
+        kind: the values that it takes.
+        default: as it is typed.
+        doc: its meaning.
+    """
+
+    name: str
+    kind: str
+    default: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """An optimizer.
+
+    Args:
+        summary: what it is, in a sentence.
+        papers: arXiv numbers.
+        options: what only this optimizer has.
+    """
+
+    name: str
+    summary: str
+    papers: list[str]
+    options: list[OptimizerOption]
+
+
+def optimizers() -> list[OptimizerEntry]:
+    """Every optimizer that ``trainer.optimizer`` can choose."""
+    entries = []
+    for name in OPTIMIZERS.names():
+        text = " ".join((OPTIMIZERS[name].__doc__ or "").split()).rstrip(".")
+        options = [
+            OptimizerOption(option, kind_of(field.annotation), as_typed(default_of(field)), _in_one_line(field))
+            for option, field in OPTIMIZERS[name].Options.model_fields.items()
+        ]
+        summary = PAPER.sub(_without_number, text)
+        entries.append(OptimizerEntry(name, summary, re.findall(r"\d{4}\.\d{5}", text), options))
+    return entries
+
+
+def _in_one_line(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("``", "`")
+
+
+def _without_number(found: re.Match[str]) -> str:
+    """What stands beside an arXiv number in parentheses: another name of the method."""
+    name = re.sub(r",? ?arXiv [\d.]+", "", found[1])
+    return f" ({name})" if name else ""
 
 
 def _task_of(choice: str, user_dir: Path | None) -> str:

@@ -11,6 +11,7 @@ from lora_ga_cli.cli.recipes import complete_recipe
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.config.options import all_options
+from lora_ga_cli.registry import OPTIMIZERS
 from tests.config import BASE, lay_out
 
 SHIPPED = Locations().choices("recipe")
@@ -93,6 +94,16 @@ def test_options_are_selected_by_the_beginning_of_their_names(capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert "gradient.samples" in printed
     assert "trainer" not in printed
+
+
+def test_every_optimizer_is_listed_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "optimizers"]) == 0
+    printed = capsys.readouterr().out
+    first = {line.split()[0] for line in printed.splitlines() if line.strip()}
+    assert set(OPTIMIZERS.names()) <= first
+    assert "2410.20625" in printed
+    (clip,) = [line for line in printed.splitlines() if line.split()[:2] == ["lora_rite", "clip"]]
+    assert "number" in clip
 
 
 def test_the_shell_completes_names_of_recipes() -> None:

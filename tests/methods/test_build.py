@@ -90,6 +90,11 @@ COUNTS = {
     "lora_allocated": PAIRS,  # at the parameters of a uniform rank, which it reaches on this model
     "hetero_lora": PAIRS // 2,
     "sora": PAIRS + RANK * len(SHAPES),  # a gate for each rank
+    "lora_pro": PAIRS,
+    "lora_rite": PAIRS,
+    "lora_muon": PAIRS,
+    "scaled_adamw": PAIRS,
+    "lora_fa": sum(RANK * d_out for d_out, _ in SHAPES),  # B alone
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
     "glora": 2 * PAIRS,  # the factors of A, and those of B

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lora_ga_cli.optimizers.grams import gram, of_symmetric, polar, sylvester
+from lora_ga_cli.optimizers.grams import gram, grams, of_symmetric, polars, sylvester
 from tests.optimizers.layers import tensor
 
 
@@ -24,7 +24,7 @@ def test_a_singular_matrix_has_a_pseudo_inverse_and_zero_has_zero() -> None:
     assert np.allclose(gram(x).power(-1).numpy(), np.linalg.pinv(x.numpy().T @ x.numpy()), rtol=1e-6)
     for damping in (0.0, 1e-6):
         assert not gram(torch.zeros(5, 3)).power(-1, damping).any()
-    assert not polar(torch.zeros(5, 3)).any()
+    assert not polars([torch.zeros(1, 5, 3)])[0].any()
 
 
 def test_damping_is_relative_to_the_size_of_the_matrix() -> None:
@@ -38,7 +38,7 @@ def test_damping_is_relative_to_the_size_of_the_matrix() -> None:
 def test_the_polar_factor_is_that_of_the_singular_value_decomposition() -> None:
     x = tensor(3, 9, 4, seed=0)
     left, _, right = np.linalg.svd(x.numpy(), full_matrices=False)
-    assert np.abs(polar(x).numpy() - left @ right).max() < 1e-14
+    assert np.abs(polars([x])[0].numpy() - left @ right).max() < 1e-14
 
 
 @pytest.mark.parametrize("condition", [1e1, 1e3])
@@ -47,12 +47,20 @@ def test_float32_factors_are_as_exact_as_with_a_qr_decomposition(condition: floa
     left, _ = torch.linalg.qr(tensor(200, 8, seed=0))
     right, _ = torch.linalg.qr(tensor(8, 8, seed=1))
     x = (left * torch.logspace(0, -float(np.log10(condition)), 8, dtype=torch.float64) @ right.T).float()
-    exact = polar(x.double()).numpy()
-    of_gram = np.abs(polar(x).numpy() - exact).max()
+    exact = polars([x.double()[None]])[0][0].numpy()
+    of_gram = np.abs(polars([x[None]])[0][0].numpy() - exact).max()
     basis, triangle = torch.linalg.qr(x)
     u, _, v = torch.linalg.svd(triangle)
     of_qr = np.abs((basis @ u @ v).numpy() - exact).max()
     assert of_gram < max(3 * of_qr, 1e-6)
+
+
+def test_stacks_of_several_ranks_and_sizes_are_decomposed_as_each_would_be_alone() -> None:
+    stacks = [tensor(2, 9, 4, seed=0), tensor(1, 5, 2, seed=1), tensor(3, 8, 4, seed=2)]
+    for x, found in zip(stacks, grams(stacks), strict=True):
+        assert found.vectors.shape == (len(x), x.shape[-1], x.shape[-1])
+        assert torch.allclose(found.power(1), x.mT @ x, rtol=1e-12, atol=1e-12)
+    assert grams([]) == []
 
 
 def test_sylvesters_equation_is_solved_as_scipy_does() -> None:

@@ -10,15 +10,10 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.layers import LoraPair
-from lora_ga_cli.optimizers.lora_pro import ConfiguredLoraPro, Factors
+from lora_ga_cli.optimizers.lora_pro import ConfiguredLoraPro, factors_of
 from tests.conftest import build_model
 from tests.helpers import configured, prepare
 from tests.optimizers.layers import D_IN, D_OUT, RANK, backward, build, change, gradient_of, layer, run, tensor, turned
-
-
-def factors_of(pair: LoraPair, damping: float = 0.0) -> Factors:
-    s = torch.tensor([[[pair.scaling]]], dtype=torch.float64)
-    return Factors.of(pair.a.detach()[None], pair.b.detach()[None], s, damping)
 
 
 def effect(pair: LoraPair, h_a: Tensor, h_b: Tensor) -> Tensor:
@@ -28,7 +23,7 @@ def effect(pair: LoraPair, h_a: Tensor, h_b: Tensor) -> Tensor:
 
 def directions(pair: LoraPair, *, nearest: bool) -> tuple[Tensor, Tensor]:
     backward([pair])
-    factors = factors_of(pair)
+    (factors,) = factors_of([[pair]], 0.0)
     of = factors.nearest if nearest else factors.minimizers
     h_a, h_b = of(pair.delta_a.grad[None], pair.delta_b.grad[None])  # type: ignore[index]
     return h_a[0], h_b[0]
@@ -119,8 +114,9 @@ def test_with_full_rank_it_is_adamw_on_the_weight(d_out: int, d_in: int) -> None
 
 
 def test_the_size_of_the_loss_does_not_matter_to_the_adamw_variant() -> None:
-    moved = [run(build("lora_pro", [layer()], lr=1e-2, eps=1e-30), 10, times=times)[0] for times in (1.0, 1000.0)]
-    assert torch.allclose(*moved, rtol=1e-11, atol=1e-12)
+    runs = (run(build("lora_pro", [layer()], lr=1e-2, eps=1e-30), 10, times=times)[0] for times in (1.0, 1000.0))
+    small, large = runs
+    assert torch.allclose(small, large, rtol=1e-11, atol=1e-12)
 
 
 def test_while_b_is_zero_only_b_moves_by_the_best_step_in_the_rows_of_a() -> None:

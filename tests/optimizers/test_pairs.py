@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate.accelerator import Accelerator
 from torch import nn
 from transformers import TrainingArguments
 
@@ -45,7 +45,7 @@ def layers_for(name: str, *, b: bool = True, dtype: torch.dtype = torch.float64)
     return pairs
 
 
-def without_limits(name: str) -> dict[str, float]:
+def without_limits(name: str) -> dict[str, Any]:
     """Options that turn off whatever compares gradients with fixed numbers."""
     return {key: 0.0 for key in ("clip", "skip") if key in OPTIMIZERS[name].Options.model_fields}
 
@@ -203,7 +203,7 @@ def trainers_optimizer(model: Any, config: Any, folder: Path, **arguments: Any) 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
 def test_the_trainers_groups_and_settings_survive(tmp_path: Path, optim: str) -> None:
     """Weight decay of a new head's weight and not of its bias, magnitudes, and AdamW's fused steps."""
-    model = build_model("bert")
+    model: Any = build_model("bert")
     model.newly_initialized = ["classifier"]
     config = configured_classifier("lora", "trainer.optimizer=scaled_adamw", "method.use_dora=true")
     trained = prepare(model, config).model

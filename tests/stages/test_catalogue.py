@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli.model.loading import guess_task
-from lora_ga_cli.stages.catalogue import Entry, methods
+from lora_ga_cli.registry import OPTIMIZERS
+from lora_ga_cli.stages.catalogue import Entry, methods, optimizers
 from tests.conftest import FAMILIES, TASKS
 
 
@@ -42,3 +43,14 @@ def test_the_task_of_ones_own_model_is_read_and_not_searched_for(tmp_path: Path,
     text = f"# Not a task: sequence_classification.\npath: {saved_bases['t5']}\ntask:   'seq2seq_lm'\ndtype: float32\n"
     (tmp_path / "model" / "mine.yaml").write_text(text)
     assert found("mine", tmp_path)["lora"].parameters == found(saved_bases["t5"])["lora"].parameters
+
+
+def test_every_optimizer_cites_its_paper_and_explains_its_options() -> None:
+    entries = {entry.name: entry for entry in optimizers()}
+    assert set(entries) == set(OPTIMIZERS.names())
+    for entry in entries.values():
+        assert entry.papers
+        assert "arXiv" not in entry.summary
+        assert all(option.doc.endswith(".") and option.default for option in entry.options)
+    assert entries["paged_adamw"].summary.endswith("(QLoRA)")
+    assert [option.name for option in entries["lora_pro"].options] == ["variant", "damping"]
