@@ -80,7 +80,7 @@ def test_hetero_lora_keeps_the_layers_of_the_largest_saliency(kind: str, gradien
     for name, target in find_targets(build_model("llama")).items():
         factors = gradient.factors[name]
         leading = factors.left.float() * factors.singular @ factors.right.float().T
-        scores[name] = factors.norm if kind == "grad_norm" else float((target.weight * leading).abs().sum())
+        scores[name] = factors.norm if kind == "grad_norm" else float((target.weight.detach() * leading).abs().sum())
     best = max(scores, key=lambda name: scores[name])
     assert best in ranks
     left_out = max((name for name in scores if name not in ranks), key=lambda name: scores[name])
