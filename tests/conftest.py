@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Callable
@@ -119,6 +120,26 @@ def build_batch(family: str, rows: int = 4, tokens: int = 12, seed: int = 1) -> 
 def one_thread() -> None:
     """Tiny products are fastest, and sums always in one order, on one thread."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_objects_to_collect() -> None:
+    """The Trainer collects garbage several times a run, and would look through the objects of all imported libraries
+    each time, which takes longer than its steps. Objects that are frozen are not looked at."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def undrawn_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes a tenth of a short run, so only tests marked ``figures`` draw; for others, figures are empty."""
+
+    def save_empty(figure: object, file: Path, title: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("lora_ga_cli.report.figures._save", save_empty)
 
 
 @pytest.fixture(autouse=True)

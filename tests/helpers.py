@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods.base import InitData, Link, PreparedModel, method_of
 from tests.conftest import build_batch
 
+MICRO_BATCHES = 7
+"""How many micro-batches end between two checkpoints of a short run: a step has two, and every second step is saved."""
 Loraga = Callable[..., str]
 """The fixture ``loraga``: runs a command line, and returns what it printed."""
 Arguments = Callable[..., list[str]]
@@ -93,7 +96,27 @@ def after(calls: int, function: Callable) -> Callable:  # type: ignore[type-arg]
 def between_two_checkpoints(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.training.trainer import LoragaTrainer
 
-    patch.setattr(LoragaTrainer, "training_step", after(7, LoragaTrainer.training_step))  # two micro-batches a step
+    patch.setattr(LoragaTrainer, "training_step", after(MICRO_BATCHES, LoragaTrainer.training_step))
+
+
+def copied_between_two_checkpoints(patch: pytest.MonkeyPatch, source: str, copy: str) -> None:
+    """Copies a folder of runs where `between_two_checkpoints` would kill the process.
+
+    The copy is what a power cut at this point leaves, without a second training that is killed there.
+    """
+    from lora_ga_cli.training.trainer import LoragaTrainer
+
+    step, count = LoragaTrainer.training_step, 0
+
+    def copying(*arguments: object, **options: object) -> object:
+        nonlocal count
+        result = step(*arguments, **options)  # type: ignore[arg-type]
+        count += 1
+        if count == MICRO_BATCHES:
+            shutil.copytree(source, copy)
+        return result
+
+    patch.setattr(LoragaTrainer, "training_step", copying)
 
 
 def killed(arguments: list[str], point: Callable[[pytest.MonkeyPatch], None]) -> None:

@@ -52,7 +52,7 @@ def _row(target: EvalTarget) -> dict[str, Any]:
         "run": target.name,
         "method": config.method.name,
         "rank": str(config.rank) if method_of(config).output.size else "–",
-        "learning rate": f"{config.trainer.learning_rate:g}",
+        "learning rate": "the method's" if (rate := config.trainer.learning_rate) is None else f"{rate:g}",
         "steps": str(run.manifest["steps"]),
         "seed": str(config.seed),
     }

@@ -57,14 +57,15 @@ def overview(
             entry.summary,
             " ".join(entry.papers) or "–",
             f"{entry.parameters:,}" if entry.parameters is not None else "none",
+            f"{entry.learning_rate:g}" if entry.learning_rate is not None else "–",
             entry.result,
         ]
         for entry in all_methods(model, rank, user_dir(config_dir))
     ]
     print_table(
-        ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "result"],
+        ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "learning rate", "result"],
         rows,
-        [f"trained ({model}, rank {rank})"],
+        [f"trained ({model}, rank {rank})", "learning rate"],
     )
 
 

@@ -38,8 +38,8 @@ Words = Annotated[
     list[str] | None,
     words(
         "[TABLE]... [OPTION=VALUE]...",
-        "Names of tables, and options for all their cells, such as seed=42,43. hydra/launcher=joblib or "
-        "submitit_slurm distributes the cells. Without a name, all tables are listed.",
+        "Names of tables, and options for all their cells, such as seed=42,43. hydra/launcher=submitit_slurm "
+        "distributes the cells over a cluster. Without a name, all tables are listed.",
         complete_word,
     ),
 ]
@@ -61,6 +61,12 @@ def command(
     rows: Annotated[str, typer.Option("--rows", help="Only these rows, separated by commas.")] = "",
     columns: Annotated[str, typer.Option("--columns", help="Only these columns, separated by commas.")] = "",
     output: Annotated[Path, typer.Option("--output", help="Folder of results and runs.")] = Path("reproduced"),
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="How many cells are made at once, each in its own process.")
+    ] = None,
+    gpus: Annotated[
+        str, typer.Option("--gpus", help="Divide the cells among GPUs: 0,1,2,3. Without --jobs, one on each.")
+    ] = "",
     config_dir: ConfigDir = None,
     code: Code = None,
     debug: Debug = False,
@@ -83,13 +89,15 @@ def command(
     from lora_ga_cli.reproduce.fill import TableJob
     from lora_ga_cli.reproduce.table import part_of, select
 
-    launcher_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
-    extra_overrides = tuple(option for option in options if option not in launcher_flags)
+    hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
+    extra_overrides = tuple(option for option in options if option not in hydras_flags)
     check_extra_overrides(extra_overrides, user_dir)
-    jobs = []
+    gpu_names = tuple(_split(gpus))
+    launcher_flags = _launcher_flags(hydras_flags, jobs, gpu_names)
+    table_jobs = []
     for name, table in tables.items():
         selected, part = select(table, part_of(table, name, scale.value), _split(rows), _split(columns))
-        jobs.append(
+        table_jobs.append(
             TableJob(
                 name=name,
                 table=selected,
@@ -101,10 +109,35 @@ def command(
                 output_dir=output.resolve(),
                 user_dir=user_dir,
                 report_error=report_error,
+                gpus=gpu_names,
             )
         )
-    if not _run(jobs, dry_run=dry_run):
+    if not _run(table_jobs, dry_run=dry_run):
         raise typer.Exit(1)
+
+
+def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, ...]) -> tuple[str, ...]:
+    """Hydra's flags for the processes that ``--jobs`` and ``--gpus`` ask for.
+
+    Args:
+        flags: those of the command line, which win over ``--gpus``.
+
+    Raises:
+        InvalidInput: ``--jobs`` is given beside Hydra's flags, or joblib is not installed.
+    """
+    from importlib.util import find_spec
+
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    if flags and jobs is not None:
+        raise InvalidInput([Fault("command line", f"--jobs chooses a launcher, and so does {flags[0]}", "give one")])
+    processes = jobs or len(gpus)
+    if flags or processes <= 1:
+        return flags
+    if find_spec("joblib") is None:
+        raise InvalidInput([Fault("command line", "--jobs and --gpus need joblib", "pip install 'loraga[joblib]'")])
+    # one cell at a time for each process: joblib would put short ones together
+    return ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}", "hydra.launcher.batch_size=1")
 
 
 def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:

@@ -69,8 +69,19 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, 
         faults = faults or _incomplete(sources)
     if complete and not faults and not sources.sweeps and not sources.flags and not METHODS.loaded:
         faults = common_faults(sources)
-    faults = faults or typed_faults(sources)  # last: it imports the classes of methods and tasks
+    if not faults or _gives_typed_options(sources):  # it imports the classes of methods and tasks
+        faults += typed_faults(sources)
     return sources, list(dict.fromkeys(faults))
+
+
+def _gives_typed_options(sources: Sources) -> bool:
+    """Whether the command line, or a file of the user's folder, gives an option that depends on a type."""
+    paths = [tuple(override.key_or_group.split(".")) for override in sources.overrides]
+    user_dir = sources.locations.user_dir
+    for document in sources.documents:
+        if user_dir is not None and document.file.is_relative_to(user_dir):
+            paths += [(*document.package, *path) for path in document.values]
+    return any(needs_types(path) for path in paths)
 
 
 def _reserved(user_dir: Path) -> list[Fault]:

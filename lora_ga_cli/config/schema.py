@@ -210,6 +210,9 @@ class MethodOptions(Section):
     """The kind of method. It decides which other ``method`` options there are."""
     name: Name = Field(default_factory=lambda values: values["type"])
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate that was measured to suit this method, for a base model of hidden size 512. It is used where
+    ``trainer.learning_rate`` is null."""
 
 
 def _registered_estimator(name: str) -> str:
@@ -252,8 +255,9 @@ class TrainerConfig(Section):
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the optimizer: ``{name: value}``. Learning rate, betas, epsilon and weight decay are options of
     ``trainer``."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    """Largest learning rate, which is reached after the warm-up."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Largest learning rate, which is reached after the warm-up. Null: ``method.learning_rate``, which suits a hidden
+    size of 512, times 512 and divided by the model's hidden size."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Number of passes over the training rows; may be a fraction."""
     max_steps: Positive | None = None
@@ -350,7 +354,7 @@ class Config(Section):
     @property
     def shared_uses(self) -> frozenset[str]:
         """The options for all adapters (``rank``, ``alpha``, ``target_modules``, …) that the method uses."""
-        uses: frozenset[str] = METHODS[self.method.type].uses
+        uses: frozenset[str] = METHODS[self.method.type].shared_options(self)
         return uses
 
     @property

@@ -51,7 +51,7 @@ class LoraPair:
         return self.delta_b if self.initial_b is None else self.initial_b + self.delta_b
 
 
-def lora_layers(model: PeftModel) -> dict[str, LoraLayer]:
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """The model's LoRA layers by the name that their base layer has in the base model."""
     return {
         name.removeprefix(PREFIX): module

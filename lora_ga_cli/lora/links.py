@@ -101,22 +101,65 @@ def summed(changes: Sequence[Change]) -> dict[str, LowRank]:
     return result
 
 
-@torch.no_grad()
-def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
-    """Adds the changes of earlier links to a freshly loaded base, in place.
+class Total:
+    """The changes of the links that are trained so far, and their sum, which grows with every link.
 
-    A float32 weight becomes the original weight plus the sum of all changes, rounded once: however many links there
-    were, no error accumulates. Any other weight (half precision, quantized, sharded) stays as it is, because adding
-    would round most of a small change away; the layer then adds the product to its output.
+    The products are added one after another in float64. However many were added before, and in whatever process, the
+    sum is the same to the bit.
     """
-    total = summed(changes)
-    for name, target in find_targets(model, list(total)).items():
-        change = total[name]
-        if target.weight.dtype == torch.float32 and not target.quantized and not target.sharded:
-            weight = target.weight.double() + target.oriented(change.product().to(target.weight.device))
-            target.weight.copy_(weight.float())
-        else:
-            _add_to_output(target, change)
+
+    def __init__(self) -> None:
+        self.links = 0
+        """How many links were added."""
+        self._changes: dict[str, list[LowRank]] = {}
+        self._products: dict[str, tuple[int, Tensor]] = {}  # how many of the changes are in the sum (d_out, d_in)
+
+    def add(self, change: Change) -> None:
+        """Adds the changes that one link makes."""
+        self.links += 1
+        for name, of_layer in change.items():
+            self._changes.setdefault(name, []).append(of_layer)
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> None:
+        """Adds the sum to a base, in place.
+
+        A float32 weight becomes the original weight plus the sum of all changes, rounded once: however many links there
+        were, no error accumulates. Any other weight (half precision, quantized, sharded) stays as it is, because adding
+        would round most of a small change away; the layer then adds the product to its output.
+
+        Args:
+            model: the original base, to which nothing was added.
+        """
+        if not self._changes:
+            return
+        for name, target in find_targets(model, list(self._changes)).items():
+            if is_plain_float32(target):
+                total = target.oriented(self._product(name).to(target.weight.device))
+                target.weight.copy_((target.weight.double() + total).float())
+            else:
+                _add_to_output(target, summed([{name: change} for change in self._changes[name]])[name])
+
+    def _product(self, name: str) -> Tensor:
+        changes = self._changes[name]
+        done, total = self._products[name] if name in self._products else (1, changes[0].product())
+        for change in changes[done:]:
+            total += change.product()
+        self._products[name] = len(changes), total
+        return total
+
+
+def is_plain_float32(target: Target) -> bool:
+    """Whether a layer's weight is one complete float32 tensor, to which a change can be added."""
+    return target.weight.dtype == torch.float32 and not target.quantized and not target.sharded
+
+
+def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
+    """Adds the changes of earlier links to a freshly loaded base, in place; see `Total.apply`."""
+    total = Total()
+    for change in changes:
+        total.add(change)
+    total.apply(model)
 
 
 @torch.no_grad()
@@ -143,7 +186,7 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
     """Writes the sum of changes as one standard LoRA adapter.
 
     Args:
-        like: a saved adapter whose configuration the sum takes, apart from ranks.
+        like: the saved adapter of the last change, whose configuration the sum takes, apart from ranks and layers.
         max_rank: the rank that every layer is truncated to; None keeps the sum of the ranks, exactly.
 
     Returns:
@@ -162,6 +205,8 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
         key_a, key_b = lora_keys(name)
         tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
     describe_ranks(config, ranks, scalings)
+    if set(total) != set(changes[-1]):  # links of other layers
+        config.target_modules = list(total)
     config.inference_mode = True
     stored = load_file(like / WEIGHTS_FILE)
     if any(lora_keys(name)[0] not in stored for name in total):  # layers that only other links adapt

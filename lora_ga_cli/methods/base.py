@@ -124,10 +124,13 @@ ANY_LINK = Link.only(1000)
 
 
 def links_of(method: Method, steps: int) -> list[Link]:
-    """The links of a run of so many optimizer steps, as equal as possible."""
-    count = method.link_count(steps)
-    bounds = [steps * index // count for index in range(count + 1)]
-    return [Link(index, count, bounds[index], bounds[index + 1] - bounds[index], steps) for index in range(count)]
+    """The links of a run of so many optimizer steps."""
+    starts = method.link_starts(steps)
+    ends = [*starts[1:], steps]
+    return [
+        Link(index, len(starts), start, end - start, steps)
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
 
 
 class Method:
@@ -174,6 +177,11 @@ class Method:
         return self.config.largest_rank
 
     @classmethod
+    def shared_options(cls, config: Config) -> frozenset[str]:
+        """Those of `uses` that have an effect in this configuration."""
+        return cls.uses
+
+    @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         """Describes options of a configuration that do not go together, one line each."""
         yield from ()
@@ -185,13 +193,27 @@ class Method:
             TargetError
         """
 
-    def link_count(self, steps: int) -> int:
-        """How many links a run of so many optimizer steps has, each with its own initialization and checkpoints."""
-        return 1
+    def link_starts(self, steps: int) -> list[int]:
+        """The first optimizer step of every link of a run of so many steps.
+
+        A link has its own initialization, optimizer and checkpoints.
+        """
+        return [0]
 
     @property
     def continues_schedule(self) -> bool:
         """Whether the learning rate of a link goes on where that of the link before ended."""
+        return False
+
+    @property
+    def link_warmup(self) -> int | None:
+        """Steps over which a link after the first raises the rate that it goes on with; None takes the same share of
+        its steps as the run has."""
+        return None
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether the optimizer of a link begins with the state that the link before ended with."""
         return False
 
     @property
@@ -247,6 +269,18 @@ class Method:
         """What happens between steps."""
         return []
 
+    def carried_state(
+        self, state: Mapping[str, Mapping[str, Tensor]], model: Model, before: Path
+    ) -> dict[str, dict[str, Tensor]]:
+        """What the optimizer of a link begins with, where `carries_state` says that it begins with something.
+
+        Args:
+            state: what the optimizer of the link before kept at its end: by name of the parameter, then of the entry.
+            model: the link that begins.
+            before: the saved adapter of the link before.
+        """
+        return {name: dict(entries) for name, entries in state.items()}
+
     def penalty(self, model: Model) -> Tensor | None:
         """What the model adds to the loss while it trains, which is not part of the loss that is reported."""
         return None
@@ -287,6 +321,17 @@ class Method:
             RunError: the files are damaged, or of another model.
         """
         return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+
+    def merge(self, model: Model, dtype: torch.dtype) -> Callable[[Path], Path] | None:
+        """Puts what was trained into the base's weights, in place, where PEFT does not do it.
+
+        Args:
+            dtype: the type of the merged weights.
+
+        Returns:
+            None, or a function that writes one more file into the merged model's folder, and returns it.
+        """
+        return None
 
     # Messages
 

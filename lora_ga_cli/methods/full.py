@@ -1,4 +1,4 @@
-"""Trains weights of the model itself: all of them, its last blocks, or its biases."""
+"""Trains weights of the model itself: all of them, those of linear layers, its last blocks, or its biases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods.base import AdapterOutput, Link, Method
 from lora_ga_cli.model.blocks import blocks
-from lora_ga_cli.model.targets import new_modules
+from lora_ga_cli.model.targets import find_targets, new_modules
 from lora_ga_cli.registry import METHODS
 
 
@@ -24,14 +24,20 @@ class Full(Method):
         """Which weights of the model train."""
 
         type: Literal["full"] = "full"
-        train: Literal["all", "top_layers", "biases"] = "all"
-        """``top_layers``: the last ``top_layers`` blocks. ``biases``: BitFit (arXiv 2106.10199)."""
+        train: Literal["all", "linear", "top_layers", "biases"] = "all"
+        """``linear``: the weights of ``target_modules``, the layers that an adapter would get. ``top_layers``: the last
+        ``top_layers`` blocks. ``biases``: BitFit (arXiv 2106.10199)."""
         top_layers: Positive = 2
         """Blocks that ``train=top_layers`` trains."""
 
     @property
     def output(self) -> AdapterOutput:
         return AdapterOutput("the complete model", "transformers", is_adapter=False)
+
+    @classmethod
+    def shared_options(cls, config: Config) -> frozenset[str]:
+        options: Any = config.method
+        return frozenset({"target_modules"} if options.train == "linear" else ())
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
@@ -52,7 +58,7 @@ class Full(Method):
             TargetError: the model has no such weights.
         """
         model.requires_grad_(False)
-        for parameter in CHOICES[self.options.train](model, self.options):
+        for parameter in CHOICES[self.options.train](model, self.config):
             parameter.requires_grad_(True)
         for name in new_modules(model):
             model.get_submodule(name).requires_grad_(True)
@@ -60,22 +66,27 @@ class Full(Method):
 
     @property
     def trains_all_weights(self) -> bool:
-        return bool(self.options.train == "all")
+        return self.options.train in ("all", "linear")  # all but a small part of them
 
 
-def _all(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
+def _all(model: nn.Module, config: Any) -> Iterable[nn.Parameter]:
     return model.parameters()
 
 
-def _top_layers(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
+def _linear(model: nn.Module, config: Any) -> Iterable[nn.Parameter]:
+    """The weights W of the target layers; their biases, embeddings and norms stay as they are, as beside LoRA."""
+    return [target.weight for target in find_targets(model, config.target_modules).values()]
+
+
+def _top_layers(model: nn.Module, config: Any) -> Iterable[nn.Parameter]:
     """The last blocks; two of them are FT-Top2 in the LoRA paper (arXiv 2106.09685)."""
-    found = blocks(model)
-    if options.top_layers > len(found):
-        raise TargetError(f"method.top_layers={options.top_layers}, and {type(model).__name__} has {len(found)} blocks")
-    return [parameter for block in list(found)[-options.top_layers :] for parameter in block.parameters()]
+    found, count = blocks(model), config.method.top_layers
+    if count > len(found):
+        raise TargetError(f"method.top_layers={count}, and {type(model).__name__} has {len(found)} blocks")
+    return [parameter for block in list(found)[-count:] for parameter in block.parameters()]
 
 
-def _biases(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
+def _biases(model: nn.Module, config: Any) -> Iterable[nn.Parameter]:
     """BitFit (arXiv 2106.10199); the biases of normalizations are among them."""
     found = [parameter for name, parameter in model.named_parameters() if name.rsplit(".", 1)[-1] == "bias"]
     if not found:
@@ -87,6 +98,7 @@ def _biases(model: nn.Module, options: Any) -> Iterable[nn.Parameter]:
 
 CHOICES: dict[str, Callable[[nn.Module, Any], Iterable[nn.Parameter]]] = {
     "all": _all,
+    "linear": _linear,
     "top_layers": _top_layers,
     "biases": _biases,
 }

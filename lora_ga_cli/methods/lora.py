@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, present_factors
@@ -83,14 +82,22 @@ class Lora(Method):
         if allocates(config):
             yield from gradient_faults(config)
 
-    def layer_ranks(
-        self, targets: Mapping[str, Target], link: Link, artifact: GradientArtifact | None = None
-    ) -> dict[str, int]:
+    def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
+        """What ranks and initial factors are computed from, of the model before it has an adapter; None for nothing.
+
+        Here it is the gradient (a `GradientArtifact`), if the method needs one.
+
+        Raises:
+            TargetError, GradientError
+        """
+        return data.gradient() if self.needs_gradient else None
+
+    def layer_ranks(self, targets: Mapping[str, Target], link: Link, source: Any = None) -> dict[str, int]:
         """The rank of every layer that gets an adapter, by full name.
 
         Args:
             targets: the layers that ``target_modules`` names.
-            artifact: the gradient of the model, where the method needs one; None for a forecast.
+            source: what `source` returned; None if it was not computed (for forecasts).
 
         Raises:
             TargetError: an entry of ``rank_pattern`` matches no target, or a budget pays for no layer.
@@ -98,34 +105,35 @@ class Lora(Method):
         """
         if allocates(self.config):
             allocation = self.allocation
-            return allocation.expected_ranks(targets) if artifact is None else allocation.ranks(targets, artifact)
+            return allocation.expected_ranks(targets) if source is None else allocation.ranks(targets, source)
         return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
 
     def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
-        # the gradient of the model before it has an adapter
-        artifact = data.gradient() if self.needs_gradient and stored is None else None
         targets = find_targets(model, self.config.target_modules)
-        ranks = self.layer_ranks(targets, link, artifact) if stored is None else stored.ranks
+        source = self.source(model, targets, data) if stored is None else None
+        ranks = self.layer_ranks(targets, link, source) if stored is None else stored.ranks
         # what is drawn is the same, whatever was drawn before, and another draw for each link
         torch.manual_seed(self.config.seed + link.index)
         wrapped = self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
-        init = stored if stored is not None else self.initialize(wrapped, link, artifact, data)
+        init = stored if stored is not None else self.initialize(wrapped, link, source, data)
         if init is None and allocates(self.config):
             init = present_factors(wrapped)  # a resumed run finds the ranks in it
         return PreparedModel(wrapped, None if init is None else install(wrapped, init))
 
-    def initialize(
-        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
-    ) -> LoraInit | None:
+    def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
         """The initial factors of all layers; None leaves those that PEFT gave the model. The model is not changed.
 
         Args:
-            artifact: the gradient of the model without the adapter, where the method needs one.
+            source: what `source` returned.
 
         Raises:
             TargetError, GradientError
         """
         return None
+
+    def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
+        """The alpha of layers where it is not ``alpha``, by full name."""
+        return {}
 
     def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         targets = find_targets(model, self.config.target_modules)
@@ -152,6 +160,7 @@ class Lora(Method):
             use_dora=self.options.use_dora,
             target_modules=shortest_names(model, targets),
             rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
+            alpha_pattern=self.alphas(ranks),
             fan_in_fan_out=any(target.transposed for target in targets.values()),
             modules_to_save=new_modules(model) or None,
             revision=config.model.revision,

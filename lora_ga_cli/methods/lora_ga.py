@@ -75,15 +75,13 @@ class LoraGA(NonzeroInit):
             yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
         yield from gradient_faults(config)
 
-    def initialize(
-        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
-    ) -> LoraInit | None:
+    def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
         options, seed = self.options, self.config.seed
-        if options.init != "gradient" or artifact is None:
-            return compute_init(model, self.pairs(None), offset=self.offset)
+        if options.init != "gradient":
+            return super().initialize(model, link, source, data)
         return gradient_init(
             model,
-            artifact,
+            source,
             direction=options.direction,
             scale=options.scale,
             gamma=options.gamma,
@@ -91,7 +89,7 @@ class LoraGA(NonzeroInit):
             seed=seed,
         )
 
-    def pairs(self, artifact: GradientArtifact | None) -> InitialPair:
+    def pairs(self, link: Link, source: Any) -> InitialPair:
         options, seed = self.options, self.config.seed
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:

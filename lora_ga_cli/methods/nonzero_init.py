@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, train_differences
 from lora_ga_cli.methods.base import ANY_LINK, InitData, Link, PreparedModel
@@ -33,17 +32,15 @@ class NonzeroInit(Lora):
     """A LoRA method that computes initial factors. A subclass defines how: see `pairs`."""
 
     @abstractmethod
-    def pairs(self, artifact: GradientArtifact | None) -> InitialPair:
+    def pairs(self, link: Link, source: Any) -> InitialPair:
         """The function that gives the initial factors of each layer.
 
         Args:
-            artifact: the gradient, where the method needs one.
+            source: what `source` returned.
         """
 
-    def initialize(
-        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
-    ) -> LoraInit | None:
-        return compute_init(model, self.pairs(artifact), offset=self.offset)
+    def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
+        return compute_init(model, self.pairs(link, source), offset=self.offset)
 
     @property
     def offset(self) -> str:

@@ -73,22 +73,19 @@ class ZeroInitLora(Lora):
             freeze_factor(wrapped, frozen)
         return wrapped
 
-    def initialize(
-        self, model: PeftModel, link: Link, artifact: GradientArtifact | None, data: InitData
-    ) -> LoraInit | None:
-        if self.options.init == "kaiming" and self.frozen(link) != "B" and artifact is None:
+    def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
+        if self.options.init == "kaiming" and self.frozen(link) != "B":
             return None  # as PEFT initialized it
-        return compute_init(model, self.pairs(link, artifact), offset="none")
+        return compute_init(model, self.pairs(link, source), offset="none")
 
-    def pairs(self, link: Link, artifact: GradientArtifact | None) -> InitialPair:
+    def pairs(self, link: Link, source: Any) -> InitialPair:
         """The function that gives the initial factors of each layer, one of them zero."""
         kind, seed, b_begins = self.options.init, self.config.seed + link.index, self.frozen(link) == "B"
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             d_out, d_in = target.shape
             if kind == "gradient":
-                assert artifact is not None
-                factor = leading_directions(artifact, name, rank, left=b_begins)
+                factor = leading_directions(source, name, rank, left=b_begins)
             else:
                 generator = torch.Generator().manual_seed(layer_seed(seed, name) & (2**63 - 1))
                 factor = draw_factor((d_out, rank) if b_begins else (rank, d_in), kind, generator)

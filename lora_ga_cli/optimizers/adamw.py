@@ -16,3 +16,4 @@ class PagedAdamW(ConfiguredOptimizer):
     """bitsandbytes' AdamW, whose moments move to CPU memory while GPU memory is short (QLoRA, arXiv 2305.14314)."""
 
     transformers_name = "paged_adamw_32bit"
+    carries_state = False  # bitsandbytes keeps its moments in pages of its own

@@ -32,6 +32,9 @@ class ConfiguredOptimizer:
     transformers_name: ClassVar[str] = "adamw_torch"
     """transformers' name of the optimizer that the Trainer makes, and that `build` returns or replaces."""
 
+    carries_state: ClassVar[bool] = True
+    """Whether its state is tensors of each parameter, with which the next link of a chain can begin."""
+
     def __init__(self, config: Config):
         self.config = config
         self.options: Any = self.Options.model_validate(config.trainer.optimizer_options)

@@ -64,7 +64,7 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     rows = {
         "training rows": f"{manifest['data']['train']['rows']:,}",
         "steps": f"{manifest['steps']:,} of {config.trainer.batch_size} rows",
-        "learning rate": f"{config.trainer.learning_rate:g} ({config.trainer.lr_scheduler})",
+        "learning rate": f"{manifest['learning_rate']:g} ({config.trainer.lr_scheduler})",
         "seed": str(config.seed),
         "training loss": _loss(manifest["training_loss"]),
         "validation loss": _loss(manifest["validation_loss"]),

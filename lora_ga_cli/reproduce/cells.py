@@ -97,6 +97,7 @@ def cells_of(
     seeds, extra_overrides = _split_seeds(extra_overrides)
     flags = [] if user_dir is None else ["--config-dir", str(user_dir)]
     cells, faults = [], []
+    composed: dict[tuple[str, ...], Config] = {}  # columns that show values of the same trainings share them
     for row, row_overrides in table.rows.items():
         for heading, column in part.columns.items():
             if row in part.leave_out or heading in missing or (rates is not None and (row, heading) not in rates):
@@ -104,7 +105,9 @@ def cells_of(
             rate = [f"trainer.learning_rate={rates[row, heading]:g}"] if rates is not None else []
             overrides = (*part.overrides, *row_overrides, *column.overrides, *extra_overrides, *rate, *final_overrides)
             try:
-                config = compose([*_last_of_each(overrides), *flags], one_of_many=True)
+                if overrides not in composed:
+                    composed[overrides] = compose([*_last_of_each(overrides), *flags], one_of_many=True)
+                config = composed[overrides]
             except InvalidInput as error:
                 faults += [Fault(f"{row}, {heading}", str(fault.what), fault.hint) for fault in error.faults]
                 continue
@@ -135,6 +138,11 @@ def check_extra_overrides(overrides: Sequence[str], user_dir: Path | None = None
             faults.append(Fault("command line", f"{option}= is refused: every cell has its own run", "--output"))
     if faults:
         raise InvalidInput(faults)
+
+
+def names_seeds(overrides: Sequence[str]) -> bool:
+    """Whether overrides of the command line replace the table's seeds."""
+    return any(key_of(override) == "seed" for override in overrides)
 
 
 def _split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from lora_ga_cli.config.launch import launch_each
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.reproduce.cells import Cell, cells_of
+from lora_ga_cli.reproduce.gpus import claim_gpu
 from lora_ga_cli.reproduce.measures.base import Measure
 from lora_ga_cli.reproduce.table import Part, RowColumn, Table, TableScale
 
@@ -30,6 +33,7 @@ class TableJob:
         output_dir: the folder of all tables, which share runs and measured values.
         user_dir: a folder with recipes and choices of the user.
         report_error: prints what went wrong with a cell.
+        gpus: among which the processes that fill cells are divided; if there are none named, each sees all.
     """
 
     name: str
@@ -42,6 +46,7 @@ class TableJob:
     output_dir: Path
     user_dir: Path | None
     report_error: Callable[[Exception], object]
+    gpus: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -94,35 +99,83 @@ def fill_cells(job: TableJob, cells: Sequence[Cell]) -> dict[str, dict[str, Any]
     """Measures all cells that were not measured before.
 
     Cells that share work are measured together. Those that need the most of a gradient come first, so that the others
-    can use it.
+    can use it. Several processes may fill the cells of one folder at once, with the same command or with others: no
+    cells are measured twice, and what another process is measuring is waited for at the end.
 
     Returns:
         What was measured, by the cells' keys. Cells that failed are missing.
     """
     distinct, done = {cell.key: cell for cell in cells}, job.stored(cells)
     groups = group_by_work(cell for key, cell in distinct.items() if key not in done)
-    count = len(groups)
     if done:
         total = len(group_by_work(distinct.values()))
-        step("table", f"{total - count} of {total} trainings and measurements exist already")
+        step("table", f"{total - len(groups)} of {total} trainings and measurements exist already")
+    _launch(job, groups, wait=False)
+    done = job.stored(distinct.values())
+    elsewhere = [group for group in groups if any(cell.key not in done for cell in group) and _is_locked(job, group)]
+    if elsewhere:
+        step("table", f"another process measures {len(elsewhere)} of them; waiting for it")
+        _launch(job, elsewhere, wait=True)
+    return job.stored(cells)
 
-    def fill_group(number: int) -> None:
+
+def _launch(job: TableJob, groups: Sequence[Sequence[Cell]], *, wait: bool) -> None:
+    """Fills groups of cells, here or in the processes of a launcher.
+
+    Args:
+        wait: for groups that another process is measuring; else they are left out.
+    """
+
+    def fill(number: int) -> None:
         group = groups[number]
-        others = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        console.title(f"{number + 1} of {count}: {group[0].title}{others}")
-        is_outdated = any(job.file(cell).exists() for cell in group)
-        if is_outdated:
-            warn("data or base model changed since this was measured: it is measured again")
-        measures = {cell.measure: cell.measure_class() for cell in group}
-        for index, cell in enumerate(group):
-            try:
-                _fill(job, cell, measures[cell.measure], overwrite=is_outdated and index == 0)
-            except Exception as error:  # the other cells are still measured
-                job.report_error(error)
+        try:
+            with _lock(job, group).acquire(timeout=-1 if wait else 0):
+                done = job.stored(group)
+                left = [cell for cell in group if cell.key not in done]
+                if left:
+                    others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+                    console.title(f"{number + 1} of {len(groups)}: {left[0].title}{others}")
+                    _fill_group(job, left)
+        except Timeout:
+            return
 
     if groups:
-        launch_each(count, fill_group, job.launcher_flags, str(job.output_dir / ".sweep"))
-    return job.stored(cells)
+        launch_each(len(groups), fill, job.launcher_flags, str(job.output_dir / ".sweep"))
+
+
+def _fill_group(job: TableJob, group: Sequence[Cell]) -> None:
+    """Measures cells that share work, one after another."""
+    if job.gpus:
+        claim_gpu(job.gpus, job.output_dir / ".gpus")
+    is_outdated = any(job.file(cell).exists() for cell in group)
+    if is_outdated:
+        warn("data or base model changed since this was measured: it is measured again")
+    measures = {cell.measure: cell.measure_class() for cell in group}
+    for index, cell in enumerate(group):
+        try:
+            _fill(job, cell, measures[cell.measure], overwrite=is_outdated and index == 0)
+        except Exception as error:  # the other cells are still measured
+            job.report_error(error)
+
+
+def _lock(job: TableJob, group: Sequence[Cell]) -> FileLock:
+    """The lock of the process that measures these cells. Its file stays, since others may wait for it."""
+    folder = job.output_dir / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f".{sha256_json(_work_of(group[0]))[:16]}.lock")
+
+
+def _is_locked(job: TableJob, group: Sequence[Cell]) -> bool:
+    try:
+        with _lock(job, group).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _work_of(cell: Cell) -> str:
+    """A name for the work that a cell shares with others, or else for the cell."""
+    return cell.measure_class().shared_work(cell.config) or cell.key
 
 
 def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -131,7 +184,7 @@ def group_by_work(cells: Iterable[Cell]) -> list[list[Cell]]:
 
     groups: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups[cell.measure_class().shared_work(cell.config) or cell.key].append(cell)
+        groups[_work_of(cell)].append(cell)
     return sorted(groups.values(), key=lambda group: -method_of(group[0].config).largest_rank)
 
 

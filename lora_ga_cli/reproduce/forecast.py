@@ -15,7 +15,9 @@ from lora_ga_cli.report.console import duration, say, size, step
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.reproduce.cells import Cell
 from lora_ga_cli.reproduce.fill import TableJob, group_by_position, group_by_work
+from lora_ga_cli.reproduce.leaders import leaders_of
 from lora_ga_cli.reproduce.measures.base import Cost
+from lora_ga_cli.reproduce.table import same_trainings
 from lora_ga_cli.reproduce.tune_lr import check_tune_lr, stored_rates
 from lora_ga_cli.stages.inputs import prepare_inputs
 
@@ -31,7 +33,7 @@ def forecast_table(job: TableJob) -> None:
     """
     tune_lr = check_tune_lr(job) if job.tune_lr else None
     rates = stored_rates(job, tune_lr) if tune_lr is not None else {}
-    cells = job.cells(rates=rates or None)
+    cells = [*(job.cells(rates=rates) if rates else []), *(cell for cell in job.cells() if cell.position not in rates)]
     done = set(job.stored(cells))
     cached: dict[str, Cost | str] = {}
     with console.quiet():
@@ -53,9 +55,13 @@ def forecast_table(job: TableJob) -> None:
     step("forecast", f"{len(left)} trainings and measurements are left: {duration(sum(seconds))} on {device} (h:mm:ss)")
     without = " So do the cells without a forecast." if len(seconds) < len(left) else ""
     say(f"           Generating and judging answers takes extra time.{without}")
-    if tune_lr is not None and not rates:
-        trials = f"{len(tune_lr.rates)} to {tune_lr.max_rates} trials for each of {len(rows)} cells"
+    first = same_trainings(job.part)
+    unknown = {cell.position for cell in cells if cell.position not in rates and first[cell.column] == cell.column}
+    if tune_lr is not None and unknown:
+        trials = f"{len(tune_lr.rates)} to {tune_lr.max_rates} trials for each of {len(unknown)} cells"
         say(f"           --tune-lr runs {trials} before.")
+    if (leaders := leaders_of(job)) is not None:
+        say(f"           The best {leaders.count} rows are measured with {len(leaders.seeds)} more seeds.")
 
 
 def _forecast(cell: Cell, cached: dict[str, Cost | str]) -> Cost | str:

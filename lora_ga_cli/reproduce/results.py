@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.report.figures import dots
+from lora_ga_cli.reproduce.formats import FORMATS, Format, FormatName
 from lora_ga_cli.reproduce.table import RowColumn
 
 
@@ -20,29 +21,36 @@ class Results:
 
     Args:
         values: by row and column, one value of every seed that finished.
-        seeds: how many seeds each cell should have.
-        percent: columns that are shown times a hundred.
+        seeds: how many seeds the cells of each row should have. Where rows differ, the table has a column with it.
+        formats: how each column is shown.
         paper: the paper's mean and standard deviation, by row and column.
         notes: what a reader has to know, a line each.
         rates: the learning rate of each cell, if every row was trained at its own.
+        same_trainings: columns that show another value of the trainings of an earlier column, whose learning rates are
+            not shown again.
     """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
     values: Mapping[RowColumn, Sequence[float]]
-    seeds: int
-    percent: Sequence[str]
+    seeds: Mapping[str, int]
+    formats: Mapping[str, FormatName]
     paper: Mapping[str, Mapping[str, Sequence[float]]]
     notes: Sequence[str]
     rates: Mapping[RowColumn, float]
+    same_trainings: Collection[str] = ()
+
+    def format_of(self, column: str) -> Format:
+        """How a column is shown."""
+        return FORMATS[self.formats[column]]
 
     def measured(self, row: str, column: str) -> tuple[float, float | None] | None:
         """Mean and sample standard deviation over seeds, as they are shown. One seed has no deviation."""
         values = self.values.get((row, column))
         if not values:
             return None
-        factor = 100 if column in self.percent else 1
+        factor = self.format_of(column).factor
         spread = factor * statistics.stdev(values) if len(values) > 1 else None
         return factor * statistics.mean(values), spread
 
@@ -51,13 +59,11 @@ class Results:
         measured = self.measured(row, column)
         if measured is None:
             return "–"
-        mean, spread = measured
-        digits = 2 if column in self.percent else 3
-        text = f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+        text = self.format_of(column).cell(*measured)
         finished = len(self.values[row, column])
-        if finished < self.seeds:
-            text += f" ({finished} of {self.seeds} seeds)"
-        if (row, column) in self.rates:
+        if finished < self.seeds[row]:
+            text += f" ({finished} of {self.seeds[row]} seeds)"
+        if (row, column) in self.rates and column not in self.same_trainings:
             text += f" at {self.rates[row, column]:g}"
         return text
 
@@ -73,7 +79,12 @@ class Results:
     @property
     def headings(self) -> list[str]:
         """Every column, followed by one with the paper's values if the paper has the column."""
-        return ["", *(text for column in self.columns for text in self._pair(column, column, f"{column}, paper"))]
+        seeds = ["seeds"] if self._rows_differ_in_seeds else []
+        return [
+            "",
+            *seeds,
+            *(text for column in self.columns for text in self._pair(column, column, f"{column}, paper")),
+        ]
 
     @property
     def lines(self) -> list[list[str]]:
@@ -81,6 +92,7 @@ class Results:
         return [
             [
                 row,
+                *([str(self.seeds[row])] if self._rows_differ_in_seeds else []),
                 *(
                     text
                     for column in self.columns
@@ -89,6 +101,10 @@ class Results:
             ]
             for row in self.rows
         ]
+
+    @property
+    def _rows_differ_in_seeds(self) -> bool:
+        return len(set(self.seeds.values())) > 1
 
     def _pair(self, column: str, measured: str, paper: str) -> list[str]:
         return [measured, paper] if any(column in cells for cells in self.paper.values()) else [measured]

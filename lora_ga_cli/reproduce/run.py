@@ -16,8 +16,9 @@ from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.reproduce.cells import Cell
 from lora_ga_cli.reproduce.fill import TableJob, fill_cells
+from lora_ga_cli.reproduce.leaders import leader_cells, leaders_of
 from lora_ga_cli.reproduce.results import Results, write
-from lora_ga_cli.reproduce.table import RowColumn, missing_columns
+from lora_ga_cli.reproduce.table import RowColumn, missing_columns, same_trainings
 from lora_ga_cli.reproduce.tune_lr import check_tune_lr, find_rates
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
@@ -54,6 +55,11 @@ def make_table(job: TableJob) -> bool:
     rates, notes = find_rates(job) if job.tune_lr else (None, [])
     cells = job.cells(rates=rates)
     filled = fill_cells(job, cells)
+    total = len(job.cells())
+    if (leaders := leaders_of(job)) is not None:
+        repeated = leader_cells(job, leaders, cells, filled, rates)
+        filled |= fill_cells(job, repeated)
+        cells, total = cells + repeated, total + len(repeated)
     for message in _missing_values(cells, filled):
         warn(message)
     results = _results(job, cells, filled, rates or {}, notes)
@@ -62,7 +68,6 @@ def make_table(job: TableJob) -> bool:
         files += _draw_curves(job, cells, filled)
     show(results)
     step("table", ", ".join(str(file) for file in files))
-    total = len(job.cells())
     empty = total - sum(cell.key in filled for cell in cells)
     if empty:
         warn(f"{empty} of {total} cells are not filled; run the same command again to retry them")
@@ -118,23 +123,28 @@ def _results(
     rates: Mapping[RowColumn, float],
     notes: Sequence[str],
 ) -> Results:
-    values: dict[RowColumn, list[float]] = defaultdict(list)
-    for cell in cells:
-        measured = filled.get(cell.key, {}).get("values", {})
-        if cell.value in measured:
-            values[cell.position].append(measured[cell.value])
     part, table = job.part, job.table
     is_tiny = job.scale == "tiny"
+    values: dict[RowColumn, list[float]] = defaultdict(list)
+    of_leaders = set(leaders.seeds) if (leaders := leaders_of(job)) is not None else set()
+    of_all = {cell.seed for cell in cells} - of_leaders
+    seeds = {row: set(of_all) for row in table.rows if row not in part.leave_out}
+    for cell in cells:
+        seeds[cell.row].add(cell.seed)
+        value = filled.get(cell.key, {}).get("values", {}).get(cell.value)
+        if value is not None:
+            values[cell.position].append(value)
     return Results(
         title=job.title + (", each row at its own best learning rate" if job.tune_lr else ""),
-        rows=[row for row in table.rows if row not in part.leave_out],
+        rows=list(seeds),
         columns=[name for name in part.columns if name not in missing_columns(part)],
         values=values,
-        seeds=len({cell.seed for cell in cells}),
-        percent=[name for name, column in part.columns.items() if column.percent],
+        seeds={row: len(of_row) for row, of_row in seeds.items()},
+        formats={name: column.format for name, column in part.columns.items()},
         paper={} if is_tiny else table.paper,
         notes=_notes(job, notes),
         rates=rates,
+        same_trainings=[name for name, first in same_trainings(part).items() if name != first],
     )
 
 
@@ -143,6 +153,11 @@ def _notes(job: TableJob, notes: Sequence[str]) -> list[str]:
     is_tiny = job.scale == "tiny"
     lines = [f"TINY SCALE, not the paper's: {job.part.note}"] if is_tiny else []
     lines += notes
+    if (leaders := leaders_of(job)) is not None:
+        lines.append(
+            f"The best {leaders.count} rows by {next(iter(job.part.columns))} ({leaders.better} is better) were also "
+            f"measured with seed {', '.join(map(str, leaders.seeds))}."
+        )
     changed = [option for option in job.extra_overrides if not option.startswith("seed=")]
     if changed:
         lines.append(f"Changed on the command line: {', '.join(changed)}.")

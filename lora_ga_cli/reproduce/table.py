@@ -16,6 +16,7 @@ from lora_ga_cli.config.schema import Section
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.files import resolve_path
 from lora_ga_cli.registry import MEASURES
+from lora_ga_cli.reproduce.formats import FormatName
 
 Overrides = list[str]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -33,8 +34,8 @@ class Column(Section):
     """What is computed: ``score``, ``loss``, ``coverage``, ``similarity``, or another registered measure."""
     value: str
     """Which of the measure's values is shown."""
-    percent: bool = True
-    """Show the value times a hundred."""
+    format: FormatName = "percent"
+    """How values are shown: ``percent`` (times a hundred), ``number``, ``bytes``, ``seconds`` or ``count``."""
     needs: str | None = None
     """A file or folder without which the column is left out."""
 
@@ -54,6 +55,9 @@ class TuneLr(Section):
     smallest or largest."""
     max_rates: Annotated[int, Field(ge=3)] = 8
     """How many rates are tried at most for one row and column."""
+    refine: Annotated[float, Field(gt=1)] | None = None
+    """Once the best rate lies inside the grid, the rates a factor above and below it are tried too, until the best rate
+    has neighbors that near. ``max_rates`` counts them all."""
     held_out: Annotated[Overrides, Field(min_length=1)]
     """Overrides of the trials. They hold rows out for choosing a rate, which must not be the rows that are scored.
     No other override replaces these."""
@@ -63,7 +67,20 @@ class TuneLr(Section):
         steps = [larger / smaller for smaller, larger in itertools.pairwise(self.rates)]
         if min(steps) <= 1 or max(steps) > 1.01 * min(steps):
             raise ValueError("rates: they must ascend, each the same multiple of the one before")
+        if self.refine is not None and self.refine >= steps[0]:
+            raise ValueError(f"refine={self.refine:g}: it must be below the factor between two rates, {steps[0]:g}")
         return self
+
+
+class Leaders(Section):
+    """The best rows, which are measured with more seeds once every row was measured with the seeds of the table."""
+
+    count: Annotated[int, Field(ge=1)]
+    """How many rows."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """The seeds that are added."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which values of the table's first column are the best."""
 
 
 class Part(Section):
@@ -75,6 +92,9 @@ class Part(Section):
     """Columns by heading."""
     seeds: Annotated[list[Seed], Field(min_length=1)]
     """Each cell shows the mean over these seeds."""
+    leaders: Leaders | None = None
+    """Measure the best rows with more seeds. It has no effect where ``seed=`` or ``--rows`` chooses seeds or rows, and
+    where the first column is left out."""
     leave_out: list[str] = Field(default_factory=list)
     """Rows that this scale does not have."""
     tune_lr: TuneLr | None = None
@@ -83,6 +103,12 @@ class Part(Section):
     """A title for this scale, if the table's title does not fit."""
     note: str = ""
     """What a reader has to know about this scale."""
+
+    @model_validator(mode="after")
+    def _leaders_have_other_seeds(self) -> Part:
+        if self.leaders is not None and (twice := set(self.leaders.seeds) & set(self.seeds)):
+            raise ValueError(f"leaders.seeds: every row has seed {min(twice)} already, give others")
+        return self
 
 
 class Table(Section):
@@ -132,6 +158,12 @@ def missing_columns(part: Part) -> dict[str, str]:
     }
 
 
+def same_trainings(part: Part) -> dict[str, str]:
+    """For each column, the first one with the same overrides; both show values of the same trainings."""
+    first: dict[tuple[str | None, ...], str] = {}
+    return {name: first.setdefault((column.needs, *column.overrides), name) for name, column in part.columns.items()}
+
+
 def select(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]) -> tuple[Table, Part]:
     """A table with some of its rows and columns. An empty selection means all of them.
 
@@ -146,7 +178,8 @@ def select(table: Table, part: Part, rows: Sequence[str], columns: Sequence[str]
         raise InvalidInput(faults)
     selected_rows = {name: options for name, options in table.rows.items() if name in rows or not rows}
     selected_columns = {name: column for name, column in part.columns.items() if name in columns or not columns}
-    return (
-        table.model_copy(update={"rows": selected_rows}),
-        part.model_copy(update={"columns": selected_columns}),
-    )
+    changes: dict[str, object] = {"columns": selected_columns}
+    if rows or next(iter(part.columns)) not in selected_columns:
+        # the best of some rows are not the best of the table, and the first column says which are
+        changes["leaders"] = None
+    return table.model_copy(update={"rows": selected_rows}), part.model_copy(update=changes)

@@ -25,7 +25,7 @@ from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.reproduce.table import Table
 
 ENTRY_POINTS = "loraga.tables"
-RENAMED = {"fair": "tune_lr", "most": "max_rates"}
+RENAMED = {"fair": "tune_lr", "most": "max_rates", "percent": "format: percent, or format: number for percent: false"}
 """Earlier names of keys, and the present ones."""
 
 

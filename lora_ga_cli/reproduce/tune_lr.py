@@ -1,16 +1,20 @@
-"""The search for the best learning rate of every row: a grid that grows until the best rate lies inside it."""
+"""The search for the best learning rate of every row: a grid that grows until the best rate lies inside it, and is then
+refined around that rate, if the table says so."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from filelock import FileLock
 
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import read_json, sha256_json, write_json
+from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.reproduce.cells import Cell, key_of
 from lora_ga_cli.reproduce.fill import TableJob, fill_cells
-from lora_ga_cli.reproduce.table import Column, RowColumn, TuneLr
+from lora_ga_cli.reproduce.table import Column, RowColumn, TuneLr, same_trainings
 
 RATES = "rates.json"
 HOLD_OUT = "dataset.validation_fraction=0.05"
@@ -26,28 +30,62 @@ def find_rates(job: TableJob) -> tuple[dict[RowColumn, float], list[str]]:
         InvalidInput: see `check_tune_lr`.
     """
     tune_lr = check_tune_lr(job)
-    positions = list(dict.fromkeys(cell.position for cell in _trials(job, tune_lr, {})))
-    losses: dict[RowColumn, dict[float, float]] = {position: {} for position in positions}
+    keys = _trial_keys(job, tune_lr)
+    losses: dict[RowColumn, dict[float, float]] = {position: {} for position in keys}
     while True:
-        wanted = {position: next_rates(losses[position], tune_lr.rates, tune_lr.max_rates) for position in positions}
+        wanted = {position: next_rates(of_cell, tune_lr) for position, of_cell in losses.items()}
         if not any(wanted.values()):
             break
         for position, new in _try(job, tune_lr, wanted).items():
             losses[position] |= new
-    tried = [{"row": row, "column": column, "losses": _for_json(losses[row, column])} for row, column in positions]
     best = _best(losses)
-    content = {"trials": _trials_key(job, tune_lr), "best": [[*at, rate] for at, rate in best.items()], "tried": tried}
-    write_json(job.folder / RATES, content)
-    return best, _notes(tune_lr, losses)
+    searches = [
+        {
+            "row": row,
+            "column": column,
+            "trial": keys[row, column],
+            "best": best.get((row, column)),
+            "losses": _for_json(losses[row, column]),
+        }
+        for row, column in keys
+    ]
+    _write_searches(job, searches)
+    return _for_all_columns(job, best), _notes(job, tune_lr, losses)
 
 
 def stored_rates(job: TableJob, tune_lr: TuneLr) -> dict[RowColumn, float]:
-    """The best rates that an earlier search with the same trials found; empty if there was none."""
+    """The best rates that earlier searches with the same trials found, of the rows and columns that were searched."""
+    keys = _trial_keys(job, tune_lr)
+    return _for_all_columns(
+        job,
+        {
+            (item["row"], item["column"]): item["best"]
+            for item in _read_searches(job)
+            if item["best"] is not None and keys.get((item["row"], item["column"])) == item["trial"]
+        },
+    )
+
+
+def _read_searches(job: TableJob) -> list[dict[str, Any]]:
     file = job.folder / RATES
     content = read_json(file) if file.exists() else {}
-    if content.get("trials") != _trials_key(job, tune_lr):
-        return {}
-    return {(row, column): rate for row, column, rate in content["best"]}
+    return [item for item in content.get("tried", []) if "trial" in item]
+
+
+def _write_searches(job: TableJob, searches: Sequence[dict[str, Any]]) -> None:
+    """Writes searches into the table's file, beside those of other rows and columns, which other processes may have
+    made: ``--rows`` and ``--columns`` select some of a table."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder / f".{RATES}.lock"):
+        together = {(item["row"], item["column"]): item for item in [*_read_searches(job), *searches]}
+        write_json(job.folder / RATES, {"tried": list(together.values())})
+
+
+def _for_all_columns(job: TableJob, rates: Mapping[RowColumn, float]) -> dict[RowColumn, float]:
+    """Rates of all columns: those that show values of the same trainings have one search."""
+    first = same_trainings(job.part)
+    rows = dict.fromkeys(row for row, _ in rates)
+    return {(row, name): rates[row, first[name]] for row in rows for name in first if (row, first[name]) in rates}
 
 
 def check_tune_lr(job: TableJob) -> TuneLr:
@@ -68,27 +106,38 @@ def check_tune_lr(job: TableJob) -> TuneLr:
     return tune_lr
 
 
-def next_rates(losses: Mapping[float, float], grid: Sequence[float], max_rates: int) -> list[float]:
-    """The rates to try next; none if the best rate lies between two others, or enough rates were tried.
+def next_rates(losses: Mapping[float, float], search: TuneLr) -> list[float]:
+    """The rates to try next; none if the best rate lies between two others, near enough, or enough rates were tried.
 
     Args:
         losses: the loss of every rate tried so far; infinite for a rate that failed.
-        grid: the first rates, ascending, evenly spaced on a logarithmic scale.
-        max_rates: how many rates are tried at most.
+        search: its first rates, by how much they are refined, and how many are tried at most.
     """
+    grid, left = search.rates, search.max_rates - len(losses)
     missing = [rate for rate in grid if rate not in losses]
     if missing:
-        return missing[: max_rates - len(losses)]
-    if len(losses) >= max_rates or _all_failed(losses):
+        return missing[:left]
+    if left <= 0 or _all_failed(losses):
         return []
     step = grid[1] / grid[0]
     rates = sorted(losses)
     best = best_rate(losses)
     if best == rates[0]:
-        return [float(f"{best / step:.3g}")]
+        return [_rounded(best / step)]
     if best == rates[-1]:
-        return [float(f"{best * step:.3g}")]
-    return []
+        return [_rounded(best * step)]
+    return missing_neighbors(losses, search.refine)[:left] if search.refine is not None else []
+
+
+def missing_neighbors(losses: Mapping[float, float], factor: float) -> list[float]:
+    """The rates a factor below and above the best one that were not tried, whatever their rounding."""
+    best = best_rate(losses)
+    tolerance = math.log(factor) / 4
+    return [
+        _rounded(wanted)
+        for wanted in (best / factor, best * factor)
+        if all(abs(math.log(rate / wanted)) > tolerance for rate in losses)
+    ]
 
 
 def best_rate(losses: Mapping[float, float]) -> float:
@@ -101,16 +150,25 @@ def best_is_at_edge(losses: Mapping[float, float]) -> bool:
     return best_rate(losses) in (min(losses), max(losses))
 
 
-def _trials_key(job: TableJob, tune_lr: TuneLr) -> str:
-    """Identifies a search: the trainings that it compares, apart from their rates."""
-    return sha256_json(sorted(cell.key for cell in _trials(job, tune_lr, {})))
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.3g}")
+
+
+def _trial_keys(job: TableJob, tune_lr: TuneLr) -> dict[RowColumn, str]:
+    """For every row and column that is searched, what identifies its trials apart from their rates."""
+    return {cell.position: cell.key for cell in _trials(job, tune_lr, {})}
 
 
 def _trials(job: TableJob, tune_lr: TuneLr, rates: Mapping[RowColumn, float]) -> list[Cell]:
-    """One training of every row and column with held-out rows, at these rates or else at the first of the grid."""
+    """One training of every row and column with held-out rows, at these rates or else at the first of the grid.
+
+    Of several columns that show values of the same trainings, only the first is searched.
+    """
+    first = same_trainings(job.part)
     columns = {
         heading: Column(overrides=column.overrides, measure="loss", value="validation_loss", needs=column.needs)
         for heading, column in job.part.columns.items()
+        if first[heading] == heading
     }
     part = job.part.model_copy(update={"columns": columns, "seeds": job.part.seeds[:1]})
     first_rates = {(row, column): tune_lr.rates[0] for row in job.table.rows for column in columns}
@@ -148,21 +206,35 @@ def _all_failed(losses: Mapping[float, float]) -> bool:
     return bool(losses) and all(math.isinf(loss) for loss in losses.values())
 
 
-def _notes(tune_lr: TuneLr, losses: Mapping[RowColumn, Mapping[float, float]]) -> list[str]:
+def _notes(job: TableJob, tune_lr: TuneLr, losses: Mapping[RowColumn, Mapping[float, float]]) -> list[str]:
     """What the reader of the table has to know about the search."""
+    has_one_search = len(set(same_trainings(job.part).values())) == 1
+
+    def name(position: RowColumn) -> str:
+        row, column = position
+        return row if has_one_search else f"{row} ({column})"
+
     notes = [
         f"Every row is trained at its own best learning rate, chosen on held-out rows from at most {tune_lr.max_rates}."
     ]
-    edges = [
-        f"{row} ({column})"
-        for (row, column), of_cell in losses.items()
-        if best_is_at_edge(of_cell) and not _all_failed(of_cell)
-    ]
+    succeeded = {position: of_cell for position, of_cell in losses.items() if not _all_failed(of_cell)}
+    edges = [name(position) for position, of_cell in succeeded.items() if best_is_at_edge(of_cell)]
     if edges:
         notes.append(f"The search ended at the edge of the tried rates, a better one may exist: {', '.join(edges)}.")
+    if (factor := tune_lr.refine) is not None:
+        coarse = [
+            name(position)
+            for position, of_cell in succeeded.items()
+            if not best_is_at_edge(of_cell) and missing_neighbors(of_cell, factor)
+        ]
+        if coarse:
+            notes.append(
+                f"The search ended before the rates a factor of {factor:.3g} around the best one were tried: "
+                f"{', '.join(coarse)}."
+            )
     failed = [
-        f"{row} ({column}) at {rate:g}"
-        for (row, column), of_cell in losses.items()
+        f"{name(position)} at {rate:g}"
+        for position, of_cell in losses.items()
         for rate, loss in sorted(of_cell.items())
         if math.isinf(loss)
     ]

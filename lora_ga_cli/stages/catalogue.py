@@ -28,6 +28,7 @@ class Entry:
         summary: what it is, in a sentence.
         papers: arXiv numbers.
         parameters: how many parameters it trains; None where the model has nothing for it to train.
+        learning_rate: the rate that suits it at hidden size 512; None where none was measured.
         result: what it saves, or why it does not go with the model.
     """
 
@@ -35,6 +36,7 @@ class Entry:
     summary: str
     papers: list[str]
     parameters: int | None
+    learning_rate: float | None
     result: str
 
 
@@ -57,9 +59,10 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
     entries = []
     for name, file in locations.choices("method").items():
         flags = ["--config-dir", str(user_dir)] if user_dir is not None else []
-        count = None
+        count = rate = None
         try:
-            config = compose([*chosen, rows, f"method={name}", f"rank={rank}", *flags])
+            config = compose([*chosen, rows, f"method={name}", f"rank={rank}", "trainer.learning_rate=1", *flags])
+            rate = config.method.learning_rate
             base = empty_model(config.model, config.model.num_labels)
             count = trained_parameters(method_of(config).attach_empty(base))
         except InvalidInput as error:  # the file is wrong, or the method does not go with the model
@@ -71,7 +74,7 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
             merging = "" if output.mergeable else " (cannot be merged)"
             result = f"{output.label}, loaded by {output.loads_in}{merging}"
         text = _comment(file)
-        entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, result))
+        entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, rate, result))
     return entries
 
 

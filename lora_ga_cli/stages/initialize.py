@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
@@ -13,11 +16,12 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json, sha256_file
+from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
-from lora_ga_cli.lora.links import add_to_base, read_adapter
+from lora_ga_cli.lora.links import Total, read_adapter
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
-from lora_ga_cli.model.probe import check_equal, probe_logits, rounding_type
+from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.report.console import number, step
@@ -119,20 +123,73 @@ def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
     return model
 
 
-def add_links(model: PreTrainedModel, folders: Sequence[LinkFolder]) -> None:
-    """Adds the links that are trained already to a base, in place."""
-    for folder in folders:
-        file = folder.adapter / WEIGHTS_FILE
-        if sha256_file(file) != read_json(folder.result_file)["sha256"]:
-            raise RunError(f"{file} is not what was saved when its link was trained: begin again with overwrite=true")
-    if folders:
-        add_to_base(model, [read_adapter(folder.adapter) for folder in folders])
+KEPT_BYTES = 2 * 2**30
+"""The largest float32 base of which a chain keeps a copy in memory, beside the one that trains."""
 
 
-def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> PreparedModel:
+class LinkBases:
+    """The base of every link of a run: the original one with the links that are trained already.
+
+    A base is read from the disk once where a second one fits in memory beside it. Only the links that were trained
+    since the last base was asked for are read.
+    """
+
+    def __init__(self, inputs: Inputs, run: RunFolder):
+        self.inputs, self.run = inputs, run
+        self._original: PreTrainedModel | None = None
+        self._total = Total()
+
+    def base(self, earlier: Sequence[LinkFolder], *, again: bool) -> PreTrainedModel:
+        """The base with earlier links on it.
+
+        Args:
+            earlier: the folders of all trained links; those of the call before are among them.
+            again: whether a base will be asked for again.
+
+        Raises:
+            RunError: the base or an adapter is not what the run was started with.
+        """
+        model = self._original if self._original is not None else load_base(self.inputs, self.run)
+        if self._original is None and again and _fits_twice(model):
+            self._original = model
+        if self._original is None:
+            self._total = Total()
+        elif again:
+            model = copy.deepcopy(self._original)
+        for folder in earlier[self._total.links :]:
+            check_link(folder)
+            self._total.add(read_adapter(folder.adapter))
+        self._total.apply(model)
+        torch.manual_seed(self.inputs.config.seed)
+        return model
+
+
+def _fits_twice(model: PreTrainedModel) -> bool:
+    parameters = list(model.parameters())
+    plain = all(item.dtype == torch.float32 and not isinstance(item.data, DTensor) for item in parameters)
+    return plain and sum(item.numel() * item.element_size() for item in parameters) <= KEPT_BYTES
+
+
+def check_link(folder: LinkFolder) -> None:
+    """Checks that a link's adapter is what was saved when it was trained.
+
+    Raises:
+        RunError
+    """
+    file = folder.adapter / WEIGHTS_FILE
+    if sha256_file(file) != read_json(folder.result_file)["sha256"]:
+        raise RunError(f"{file} is not what was saved when its link was trained: begin again with overwrite=true")
+
+
+def initialize_link(
+    inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases | None = None
+) -> PreparedModel:
     """Loads the base with all earlier links and puts the method on it.
 
     If the run has an initialization already, exactly this one is installed again.
+
+    Args:
+        bases: where bases come from, if several links are trained in this session.
 
     Raises:
         TargetError, GradientError, RunError, ModelError
@@ -141,32 +198,51 @@ def initialize_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link:
     method, folder = method_of(inputs.config), run.link(link)
     if link.title:
         step("init", link.title)
-    model = load_base(inputs, run)
     earlier = [run.link(other) for other in links[: link.index]]
-    add_links(model, earlier)
-    merged = [read_json(other.result_file)["sha256"] for other in earlier]
+    model = (bases or LinkBases(inputs, run)).base(earlier, again=bases is not None)
     stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
-    expected = probe_logits(model, inputs.probe_batch()) if method.output.is_adapter else None
-    data = InitData(lambda: estimate(inputs, model, merged=merged), lambda: sample_batches(inputs))
+    # of many links, the first tells for all of them whether the method leaves the logits as they are
+    compared = method.output.is_adapter and (link.index == 0 or not is_one_of_many(link))
+    expected = probe_logits(model, inputs.probe_batch()) if compared else None
+
+    def gradient() -> GradientArtifact:
+        merged = [read_json(other.result_file)["sha256"] for other in earlier]
+        return estimate(inputs, model, merged=merged)
+
+    data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
     difference = None
-    if expected is not None and method.output.starts_as_base:
+    if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())
-        what = "the initialized model and its base"
-        difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+        if method.output.starts_as_base:
+            what = "the initialized model and its base"
+            difference = check_equal(actual, expected, rounding_type(inputs.config.model), what)
+        else:
+            difference = relative_difference(actual, expected)
     distributed.wait()  # until every process has seen whether an initialization is stored
     if prepared.init is not None and stored is None and distributed.is_main():
         folder.path.mkdir(parents=True, exist_ok=True)
         prepared.init.save(folder.init_file)
-    run.update_manifest(init_difference=difference)
+    if compared:
+        run.update_manifest(init_difference=difference)
     _say_initialized(method, prepared, difference, restored=stored is not None)
     return prepared
+
+
+MANY_LINKS = 5
+"""A chain of more links prints one line for each."""
+
+
+def is_one_of_many(link: Link) -> bool:
+    """Whether a run has so many links that each of them gets one line on the screen."""
+    return link.count > MANY_LINKS
 
 
 def _say_initialized(method: Method, prepared: PreparedModel, difference: float | None, *, restored: bool) -> None:
     parts = [method.config.method.name, method.describe(prepared.model)]
     parts.append("initialization restored" if restored else method.describe_init())
-    equal = "" if difference is None else f"; logits equal the base's (relative difference {difference:.0e})"
+    how = "equal" if method.output.starts_as_base else "already differ from"
+    equal = "" if difference is None else f"; logits {how} the base's (relative difference {difference:.0e})"
     if method.output.is_adapter:
         step("init", ", ".join(part for part in parts if part) + equal)
     total, trained = count_parameters(prepared.model), prepared.parameters

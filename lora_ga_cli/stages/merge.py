@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,9 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
     dtype = getattr(torch, options.dtype or config.model.dtype)
+    write_more = method_of(config).merge(model, dtype)
     model = _merged(model, run, inputs, dtype)
-    difference = _write(model, folder, inputs, expected, options.max_shard_size)
+    difference = _write(model, folder, inputs, expected, options.max_shard_size, write_more)
     if quantization is not None:
         warn(
             f"the adapter was trained on the base in {quantization} and is merged into the base in "
@@ -117,12 +118,25 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
     return plain
 
 
-def _write(model: PreTrainedModel, folder: Path, inputs: Inputs, expected: Tensor, max_shard_size: str) -> float:
-    """Writes a merged model, once what is written computes the expected logits; returns the relative difference."""
+def _write(
+    model: PreTrainedModel,
+    folder: Path,
+    inputs: Inputs,
+    expected: Tensor,
+    max_shard_size: str,
+    write_more: Callable[[Path], Path] | None,
+) -> float:
+    """Writes a merged model, once what is written computes the expected logits; returns the relative difference.
+
+    Args:
+        write_more: writes the method's own file into the folder.
+    """
     dtype = model.dtype
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
         inputs.tokenizer.save_pretrained(temporary)
+        if write_more is not None:
+            step("merged", f"{folder / write_more(temporary).name} is written too")
         actual = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
         coarsest = max(dtype, getattr(torch, inputs.config.model.dtype), key=_coarseness)
         return check_equal(actual, expected, coarsest, "the merged model and the adapter on its base")

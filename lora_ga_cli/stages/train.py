@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from transformers import EarlyStoppingCallback, PreTrainedModel, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
@@ -20,18 +21,22 @@ from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
+from lora_ga_cli.report import console
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.initialize import add_links, initialize_link, load_base, open_run
+from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, Recorder
+from lora_ga_cli.training.callbacks import FiniteGradient, Recorder, StepsOfRun
 from lora_ga_cli.training.checkpoints import last_complete, step_of
+from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
+from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
+from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -43,10 +48,15 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     accumulation_steps(config)
+    check_learning_rate(config)
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
             return run
+        if config.trainer.learning_rate is None:
+            step("train", describe(config, inputs.model_config))
+        run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
+        begin_peak(inputs.device)
         result = _train(inputs, run)
         # the trained model and its optimizer, before a second model is loaded
         clear_device_cache(garbage_collection=True)
@@ -88,6 +98,7 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
         return _train_chain(inputs, run, links)
     prepared = initialize_link(inputs, run, links, links[0])
     trainer = _fit(inputs, run, prepared, links[0])
+    _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
     if not method.output.is_adapter and distributed.is_main():
@@ -99,33 +110,40 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
 
 def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
     """Trains link after link, each on the base with the earlier ones, and saves their sum."""
+    bases = LinkBases(inputs, run)
     for link in links:
         if not run.link(link).finished:
-            _train_link(inputs, run, links, link)
+            _train_link(inputs, run, links, link, bases)
             clear_device_cache(garbage_collection=True)
+    _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
     if distributed.is_main():
         changes = [read_adapter(folder.adapter) for folder in folders]
         size, error = write_sum(run.path, folders[-1].adapter, changes, max_rank=method.merged_rank)
     distributed.wait()
-    model: PreTrainedModel = load_base(inputs, run)
-    add_links(model, folders)
-    logits = probe_logits(model, inputs.probe_batch())
+    logits = probe_logits(bases.base(folders, again=False), inputs.probe_batch())
     return Result(logits, read_json(folders[-1].result_file)["losses"], size, error)
 
 
-def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link) -> None:
+def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
     """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
-    prepared = initialize_link(inputs, run, links, link)
-    trainer = _fit(inputs, run, prepared, link)
-    losses, folder = _final_losses(inputs, trainer), run.link(link)
+    method, folder = method_of(inputs.config), run.link(link)
+    quietly = is_one_of_many(link) and link.index > 0
+    with console.quiet() if quietly else contextlib.nullcontext():
+        prepared = initialize_link(inputs, run, links, link, bases)
+    trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+    losses = _final_losses(inputs, trainer)
     if distributed.is_main():
         with atomic_folder(folder.adapter) as temporary:
-            method_of(inputs.config).save(prepared.model, temporary, prepared.init)
+            method.save(prepared.model, temporary, prepared.init)
+        if method.carries_state and link.index + 1 < link.count:
+            assert trainer.optimizer is not None
+            save_state(state_of(trainer.optimizer, prepared.model), folder.state_file)
         digest = sha256_file(folder.adapter / WEIGHTS_FILE)
         write_json(folder.result_file, {"losses": losses, "steps": link.steps, "sha256": digest})
-        step("saved", f"{link.title}: {folder.adapter}")
+        if not is_one_of_many(link):
+            step("saved", f"{link.title}: {folder.adapter}")
     distributed.wait()
 
 
@@ -153,7 +171,14 @@ def _rows(inputs: Inputs, link: Link) -> Any:
     return rows.select(order[link.first_step * size : (link.first_step + link.steps) * size])
 
 
-def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) -> LoragaTrainer:
+def _fit(
+    inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link, before: Link | None = None
+) -> LoragaTrainer:
+    """Trains a model, or resumes its training.
+
+    Args:
+        before: the link that was trained before this one.
+    """
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
     checkpoints = run.link(link).checkpoints
     if distributed.is_main():
@@ -166,13 +191,27 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
     if checkpoint:
         step("train", f"resuming after step {done}")
     recorder = Recorder(run.metrics_file, TrainingDisplay(), link)
-    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model)]
+    meter = CostMeter(run.link(link).cost_file, prepared.parameters, inputs.device)
+    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model), meter]
+    if link.count > 1:
+        callbacks.append(StepsOfRun(link, options, len(inputs.train.rows)))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
+    begins_with = None
+    if before is not None and method.carries_state:
+        folder = run.link(before)
+        begins_with = method.carried_state(load_state(folder.state_file), prepared.model, folder.adapter)
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
         model=prepared.model,
-        args=training_arguments(config, checkpoints, inputs.device, validate=held_out is not None, link=link),
+        args=training_arguments(
+            config,
+            checkpoints,
+            inputs.device,
+            learning_rate=learning_rate(config, inputs.model_config),
+            validate=held_out is not None,
+            link=link,
+        ),
         train_dataset=_rows(inputs, link),
         eval_dataset=held_out.rows if held_out else None,
         data_collator=inputs.collator,
@@ -180,6 +219,7 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
         method=method,
         link=link,
         init=prepared.init,
+        begins_with=begins_with,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
@@ -189,9 +229,18 @@ def _fit(inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link) ->
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
+    if distributed.is_main():
+        meter.write(trainer.optimizer)
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
     run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:
+    """Writes into the manifest what the complete run cost."""
+    costs = [cost for link in links if (cost := read_cost(run.link(link).cost_file)) is not None]
+    if costs and distributed.is_main():
+        run.update_manifest(**combined(costs).entries)
 
 
 def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
@@ -219,10 +268,14 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
-    """Loss of the last logged training step, and of the validation rows for the weights that are kept."""
+    """Loss of the last logged training step, and of the validation rows for the weights that are kept.
+
+    Of a chain's links, the last one has a validation loss.
+    """
     points = [point for point in trainer.state.log_history if "train_runtime" not in point]  # the same in every process
     training = next((point["loss"] for point in reversed(points) if "loss" in point), None)
-    if inputs.data.validation is None:
+    link = trainer.link
+    if inputs.data.validation is None or link.index + 1 < link.count:
         return {"training_loss": training, "validation_loss": None}
     last = points[-1] if points else {}
     if trainer.args.load_best_model_at_end:

@@ -54,12 +54,13 @@ def total_steps(config: Config, rows: int) -> int:
 
 
 def training_arguments(
-    config: Config, folder: Path, device: torch.device, *, validate: bool, link: Link
+    config: Config, folder: Path, device: torch.device, *, learning_rate: float, validate: bool, link: Link
 ) -> TrainingArguments:
     """The Trainer's arguments.
 
     Args:
         folder: the folder of the checkpoints.
+        learning_rate: the largest learning rate of the run.
         validate: whether there are validation rows.
         link: the part of the run that the arguments are for.
     """
@@ -69,7 +70,7 @@ def training_arguments(
     arguments = TrainingArguments(
         output_dir=str(folder),
         **optimizer_of(config).arguments(),
-        learning_rate=options.learning_rate,
+        learning_rate=learning_rate,
         num_train_epochs=options.epochs,
         max_steps=(options.max_steps or -1) if link.count == 1 else link.steps,
         per_device_train_batch_size=options.micro_batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lora_ga_cli.config.schema import TrainerConfig
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.methods.base import Link
 from lora_ga_cli.report.progress import Point, TrainingDisplay
@@ -98,3 +100,27 @@ class FiniteGradient(TrainerCallback):
             raise TrainingError(
                 f"the gradient of {bad} is not finite at step {state.global_step + 1}, so training stopped before it"
             )
+
+
+class StepsOfRun(TrainerCallback):
+    """Logs and evaluates a link of a chain at steps of the complete run, and keeps no checkpoint of its end.
+
+    The end of a link is logged too, and what is saved there is the link itself. (The Trainer counts each link's steps
+    from zero, so that short links would be evaluated at each of their ends, and never logged in between.)
+
+    Args:
+        rows: the number of training rows, for evaluations after each epoch.
+    """
+
+    def __init__(self, link: Link, options: TrainerConfig, rows: int):
+        self.link, self.options = link, options
+        self.evaluate_every = options.eval_steps or math.ceil(rows / options.batch_size)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        step, at_end = self.link.first_step + state.global_step, state.global_step >= self.link.steps
+        control.should_log = at_end or step == 1 or step % self.options.logging_steps == 0
+        control.should_evaluate = args.eval_strategy != "no" and step % self.evaluate_every == 0
+        control.should_save = control.should_save and not at_end
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_evaluate = control.should_save = False

@@ -55,9 +55,19 @@ class LinkFolder:
         return self.path / "adapter"
 
     @property
+    def state_file(self) -> Path:
+        """What the optimizer kept at the end of the link, where the next link begins with it."""
+        return self.path / "optimizer.safetensors"
+
+    @property
     def result_file(self) -> Path:
         """The losses and steps of the finished link; it is written last."""
         return self.path / "link.json"
+
+    @property
+    def cost_file(self) -> Path:
+        """What training the link costs, with every session so far."""
+        return self.path / "cost.json"
 
     @property
     def finished(self) -> bool:

@@ -5,7 +5,7 @@ and not resumed. What differs between methods it asks the method."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,20 @@ from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.optimizer_state import OptimizerState, install_state
+
+
+def rising_share(warmup: int | None, default: int) -> Callable[[int], float]:
+    """The share of the run's learning rate that a link has at each of its steps.
+
+    Args:
+        warmup: steps below the full rate, which begin with ``1 / (warmup + 1)``, so that no step is without effect; or
+            None.
+        default: where that is None: steps of a warm-up that begins with rate 0, as the run's own does.
+    """
+    if warmup is not None:
+        return lambda step: min(1.0, (step + 1) / (warmup + 1))
+    return lambda step: min(1.0, step / default) if default else 1.0
 
 
 class LoragaTrainer(Trainer):
@@ -32,16 +46,24 @@ class LoragaTrainer(Trainer):
         method: the fine-tuning method.
         link: the part of the run that this Trainer does.
         init: the initial factors that the method gave the model; None where it gave none.
+        begins_with: the optimizer's state before the first step; None for a new optimizer.
     """
 
     def __init__(
-        self, *, args: TrainingArguments, method: Method, link: Link, init: LoraInit | None = None, **options: Any
+        self,
+        *,
+        args: TrainingArguments,
+        method: Method,
+        link: Link,
+        init: LoraInit | None = None,
+        begins_with: OptimizerState | None = None,
+        **options: Any,
     ):
         # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
-        self.method, self.link, self.init = method, link, init
+        self.method, self.link, self.init, self.begins_with = method, link, init, begins_with
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -59,6 +81,8 @@ class LoragaTrainer(Trainer):
             return self.optimizer
         configured = self.method.optimizer(self._model, super().create_optimizer(model))
         self.optimizer = optimizer_of(self.method.config).build(configured, self._model)
+        if self.begins_with is not None:  # a checkpoint of this link, which is read later, replaces it
+            install_state(self.optimizer, self._model, self.begins_with)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -69,10 +93,10 @@ class LoragaTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
         of_run: Any = super().create_scheduler(link.total_steps, optimizer)
-        warmup = self.args.get_warmup_steps(link.steps) if link.index else 0
+        share = rising_share(self.method.link_warmup, self.args.get_warmup_steps(link.steps)) if link.index else None
 
         def part(factor: Any) -> Any:
-            return lambda step: factor(link.first_step + step) * (min(1.0, step / warmup) if warmup else 1.0)
+            return lambda step: factor(link.first_step + step) * (share(step) if share else 1.0)
 
         self.lr_scheduler = LambdaLR(optimizer, [part(factor) for factor in of_run.lr_lambdas])
         return self.lr_scheduler

@@ -45,6 +45,6 @@ rows: {LoRA: [method=lora], LoRA-GA: [method=lora_ga]}
 full:
   overrides: [recipe=quickstart]
   seeds: [1, 2]
-  columns: {loss: {measure: loss, value: validation_loss, percent: false}}
+  columns: {loss: {measure: loss, value: validation_loss, format: number}}
 """
 """A table of one's own: two methods, two seeds, one column."""

@@ -10,6 +10,7 @@ import pytest
 from pydantic import Field
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive, Section
+from lora_ga_cli.methods.base import Method
 from lora_ga_cli.registry import METHODS
 
 
@@ -50,7 +51,7 @@ class OtherToyOptions(MethodOptions):
     """A mapping."""
 
 
-class Toy:
+class Toy(Method):
     """A method that uses every option for adapters but ``rank_pattern``."""
 
     Options = ToyOptions
@@ -63,7 +64,7 @@ class Toy:
             yield f"method.width={config.method.width} is larger than rank={config.rank}"
 
 
-class OtherToy:
+class OtherToy(Method):
     """A method that uses no option for adapters."""
 
     Options = OtherToyOptions

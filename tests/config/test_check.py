@@ -100,6 +100,16 @@ def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, mes
 
 
 @pytest.mark.parametrize(
+    "other",
+    [["recipe=quickstrt"], [QUICKSTART, "rank=0"], [QUICKSTART, "rnk=4"], ["rank=4"]],
+)
+def test_an_unknown_option_of_a_method_is_reported_together_with_every_other_fault(other: list[str]) -> None:
+    faults = refused(*other, "method.gama=1")
+    assert len(faults) == 2
+    assert any("no option method.gama" in fault and "did you mean method.gamma?" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
     ("argument", "message"),
     [
         ("method=loraga", "did you mean lora_ga?"),

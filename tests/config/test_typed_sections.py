@@ -67,7 +67,7 @@ def test_a_configuration_survives_storing_copying_and_pickling() -> None:
 def test_the_configuration_is_printed_with_the_options_of_its_type(capsys: pytest.CaptureFixture[str]) -> None:
     launch([QUICKSTART, "method=toy", *FLAGS, "--cfg", "job", "--package", "method"], lambda config, title: None)
     printed = capsys.readouterr().out
-    assert printed.splitlines()[1:] == ["type: toy", "name: toy", "width: 3", "shared: 1.0"]
+    assert printed.splitlines()[1:] == ["type: toy", "name: toy", "learning_rate: null", "width: 3", "shared: 1.0"]
 
 
 @pytest.mark.parametrize(

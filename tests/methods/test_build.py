@@ -80,6 +80,7 @@ SHAPES = [target.shape for target in find_targets(build_model("llama")).values()
 D_MODEL, LAYERS, RANK, LENGTH = 48, 2, 4, 5
 PAIRS = sum(RANK * (d_out + d_in) for d_out, d_in in SHAPES)
 COUNTS = {
+    "full_linear": sum(d_out * d_in for d_out, d_in in SHAPES),
     "lora": PAIRS,
     "pissa": PAIRS,
     "lora_plus": PAIRS,
@@ -91,6 +92,8 @@ COUNTS = {
     "sora": PAIRS + RANK * len(SHAPES),  # a gate for each rank
     "dora": PAIRS + sum(d_out for d_out, _ in SHAPES),  # a magnitude an output
     "lora_ga_dora": PAIRS + sum(d_out for d_out, _ in SHAPES),
+    "glora": 2 * PAIRS,  # the factors of A, and those of B
+    "qa_lora": sum(RANK * (d_out + d_in // 8) for d_out, d_in in SHAPES),  # in groups of 8 inputs
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
     "prefix_embedding": LENGTH * D_MODEL,  # d_model · l_p
     "prefix_layer": LAYERS * LENGTH * D_MODEL,  # L · d_model · l_p
@@ -102,6 +105,7 @@ COUNTS = {
 @pytest.mark.parametrize("method", COUNTS)
 def test_parameters_are_counted_as_in_the_papers(method: str) -> None:
     options = ["method.prefix_length=5"] if method.startswith("prefix") else []
+    options += ["method.group_size=8"] if method == "qa_lora" else []
     assert prepared(method, *options).parameters == COUNTS[method]
     model = empty(build_model("llama"), configured(method, *options))
     assert trained_parameters(model) == COUNTS[method]
@@ -115,6 +119,15 @@ def test_bitfit_trains_every_bias_and_the_last_blocks_are_the_last() -> None:
     prepare(model, configured("full_top_layers", "method.top_layers=1"))
     trained = {name for name, item in model.named_parameters() if item.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if name.startswith("model.layers.1.")}
+
+
+def test_full_training_of_linear_layers_trains_the_weights_that_an_adapter_would_change() -> None:
+    model = build_model("gpt2")
+    prepare(model, configured("full_linear", "target_modules=[c_attn]"))
+    trained = {name for name, item in model.named_parameters() if item.requires_grad}
+    assert trained == {f"{name}.weight" for name in find_targets(model, ["c_attn"])}
+    assert "target_modules" in configured("full_linear").shared_uses
+    assert "target_modules" not in configured("full").shared_uses
 
 
 def test_what_a_model_does_not_have_is_named() -> None:

@@ -1,4 +1,4 @@
-"""Every method that ships: trained, killed and resumed, saved, loaded by PEFT alone, merged."""
+"""Every method that ships: trained, cut off and resumed, saved, loaded by PEFT alone, merged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.config.locations import Locations
@@ -16,7 +17,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods.base import method_of
 from tests.conftest import build_model
-from tests.helpers import Arguments, Loraga, between_two_checkpoints, configured, empty, killed, only_run
+from tests.helpers import Arguments, Loraga, configured, copied_between_two_checkpoints, empty, only_run
 
 
 def selected() -> list[Any]:
@@ -65,18 +66,23 @@ def test_a_method_trains_resumes_reloads_and_merges(
     saved_bases: dict[str, Path],
     wide_base: Path,
     sums_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
     config = configured(method)
     quantized, family = config.model.quantization is not None, family_for(config)
     base = wide_base if quantized else saved_bases[family]
     options = [f"method={method}", f"model.path={base}", *method_of(config).example]
-    loraga("train", *arguments(family, *options, "output_dir=uninterrupted"))
-    killed(arguments(family, *options), between_two_checkpoints)
+    with monkeypatch.context() as patch:
+        copied_between_two_checkpoints(patch, "uninterrupted", "runs")
+        loraga("train", *arguments(family, *options, "output_dir=uninterrupted"))
     assert "resuming after step 2" in loraga("train", *arguments(family, *options))
     uninterrupted, run = only_run("uninterrupted"), only_run()
     losses = [json.loads((folder / "manifest.json").read_text())["training_loss"] for folder in (uninterrupted, run)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    for file in uninterrupted.glob("*.safetensors"):
+        resumed = load_file(run / file.name)
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in load_file(file).items())
 
     loraga("eval", str(run), f"eval.file={sums_file}", "eval.limit=8")
     scored = json.loads((run / "eval.json").read_text())["values"]["loss"]

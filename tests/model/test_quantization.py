@@ -255,7 +255,8 @@ def test_the_first_step_follows_the_gradient(base: Path, scale: str) -> None:
 def loaded_by_peft_alone(base: Path, adapter: Path) -> PeftModel:
     """With gradients to its inputs: without, some CPUs compute in bfloat16, which loraga keeps them from."""
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    model = AutoModelForCausalLM.from_pretrained(base, quantization_config=quantized, dtype=torch.float32)
+    options = {"quantization_config": quantized, "dtype": torch.float32, "device_map": {"": "cpu"}}
+    model = AutoModelForCausalLM.from_pretrained(base, **options)
     model.enable_input_require_grads()
     return PeftModel.from_pretrained(model, adapter).eval()
 

@@ -15,7 +15,7 @@ from tests.helpers import Loraga
 
 FILE = Path(__file__).with_name("toy_measure.py")
 TABLE = Path(__file__).with_name("tables") / "toy.yaml"
-COLUMN = "{measure: loss, value: validation_loss, percent: false}"
+COLUMN = "{measure: loss, value: validation_loss, format: number}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """A measure of tables in one file: how long a training took. A column of a table's file names it:
 
-seconds: {measure: training_time, value: seconds, percent: false}
+seconds: {measure: training_time, value: seconds, format: number}
 """
 
 from __future__ import annotations

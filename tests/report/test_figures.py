@@ -12,6 +12,8 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.report.figures import coverage, loss_curves
 
+pytestmark = pytest.mark.figures
+
 TRAIN = [{"step": step, "loss": 3 / step} for step in (1, 5, 10)]
 VALIDATION = [{"step": step, "eval_loss": 2 / step} for step in (5, 10)]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import re
 import shutil
 import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
+from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.schema import DatasetConfig, ModelConfig
 from lora_ga_cli.data import Data, Split
 from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
@@ -53,8 +56,8 @@ full:
     - device=cpu
   seeds: [1, 2]
   columns:
-    perplexity: {{value: perplexity, percent: false}}
-    loss: {{measure: loss, value: validation_loss, percent: false}}
+    perplexity: {{value: perplexity, format: number}}
+    loss: {{measure: loss, value: validation_loss, format: number}}
     reach: {{measure: coverage, value: mean}}
   tune_lr:
     rates: [1.0e-3, 1.0e-2, 1.0e-1]
@@ -203,6 +206,38 @@ def test_cells_can_be_distributed_by_hydras_launchers(loraga: Loraga, user_dir: 
 
 
 @pytest.mark.slow
+def test_two_processes_search_rates_and_make_a_table_on_their_gpus(loraga: Loraga, user_dir: Path) -> None:
+    """Each claims a GPU (there is none here, so that they train on the CPU)."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ["--tune-lr", "--rows", "LoRA", "--columns", "loss"]
+    loraga("reproduce", "mine", "--config-dir", str(user_dir), *options, "--jobs", "2", "--gpus", "7,9")
+    (search,) = json.loads(Path("reproduced/mine-tune-lr/rates.json").read_text())["tried"]
+    measured = list(Path("reproduced/cells").glob("*.json"))
+    assert len(measured) == len(search["losses"]) + 2  # every trial, and both seeds
+    assert {file.name for file in Path("reproduced/.gpus").iterdir()} == {"0.lock", "1.lock"}
+    (row,) = read_csv("reproduced/mine-tune-lr")
+    assert (row["seeds"], float(row["learning_rate"])) == ("2", search["best"])
+
+
+def test_two_command_lines_share_the_cells_of_a_table(loraga: Loraga, user_dir: Path) -> None:
+    """While one process measures a cell, the other measures the next one, and then waits for the first."""
+    command = ["reproduce", "mine", "--config-dir", str(user_dir), "--rows", "LoRA", "--columns", "loss"]
+    other = os.fork()
+    if other == 0:
+        try:
+            main(command)
+        finally:
+            os._exit(0)
+    while not list(Path("reproduced/cells").glob(".*.lock")):
+        time.sleep(0.05)
+    out = loraga(*command)
+    os.waitpid(other, 0)
+    assert out.count("finished in") == 1
+    assert len(stored_cells()) == 2
+    assert [row["seeds"] for row in read_csv("reproduced/mine")] == ["2"]
+
+
+@pytest.mark.slow
 def test_tune_lr_trains_every_row_at_its_best_rate_and_shows_it(loraga: Loraga, user_dir: Path) -> None:
     options = ["--tune-lr", "--rows", "LoRA,LoRA-GA", "--columns", "perplexity"]
     out = loraga("reproduce", "mine", "--config-dir", str(user_dir), *options)
@@ -214,6 +249,52 @@ def test_tune_lr_trains_every_row_at_its_best_rate_and_shows_it(loraga: Loraga, 
         assert {1e-3, 1e-2, 1e-1} <= set(losses)
         assert float(row["learning_rate"]) == min(losses, key=losses.__getitem__)
     assert "own best learning rate" in out
+
+
+@pytest.mark.slow
+def test_searches_of_some_rows_are_kept_together(loraga: Loraga, user_dir: Path) -> None:
+    """And the table of all rows trains no trial again."""
+    command = ["reproduce", "mine", "--config-dir", str(user_dir), "--tune-lr", "--columns", "loss", "seed=1"]
+    for row in ("LoRA", "rank 2"):
+        loraga(*command, "--rows", row)
+    file = Path("reproduced/mine-tune-lr/rates.json")
+    searches = {search["row"]: search for search in json.loads(file.read_text())["tried"]}
+    assert list(searches) == ["LoRA", "rank 2"]
+    out = loraga(*command, "--dry-run")
+    assert "trials for each of 1 cells" in out
+    assert "1 trainings and measurements are left" in out
+    out = loraga(*command, "--rows", "LoRA,rank 2")
+    assert "finished in" not in out
+    assert {search["row"]: search for search in json.loads(file.read_text())["tried"]} == searches
+
+
+@pytest.mark.slow
+def test_the_best_row_is_measured_with_more_seeds(loraga: Loraga, user_dir: Path) -> None:
+    """By the loss; the columns of cost show values of the same trainings."""
+    text = (user_dir / "tables/mine.yaml").read_text().split("paper:")[0].split("  tune_lr:")[0]
+    text = text.replace("  seeds: [1, 2]", "  seeds: [1]\n  leaders: {count: 1, seeds: [2, 3]}")
+    columns = """  columns:
+    loss: {measure: loss, value: validation_loss, format: number}
+    state: {measure: loss, value: optimizer_state_bytes, format: bytes}
+    peak: {measure: loss, value: peak_memory_bytes, format: bytes}
+    step: {measure: loss, value: seconds_per_step, format: seconds}
+"""
+    lay_out(user_dir, {"tables/leaders.yaml": text.split("  columns:")[0] + columns})
+    out = loraga("reproduce", "leaders", "--config-dir", str(user_dir))
+    assert out.count("finished in") == 5
+    assert "The best 1 rows by loss (lower is better) were also measured with seed 2, 3." in out
+    rows = {(row["row"], row["column"]): row for row in read_csv("reproduced/leaders")}
+    first = {cell: item["values"]["validation_loss"] for cell, item in stored_cells().items() if "seed 1" in cell}
+    best = min(first, key=first.__getitem__).split(",")[0]
+    assert {row: item["seeds"] for (row, column), item in rows.items() if column == "loss"} == {
+        row: "3" if row == best else "1" for row in ("LoRA", "LoRA-GA", "rank 2")
+    }
+    assert float(rows["LoRA-GA", "state"]["mean"]) > float(rows["rank 2", "state"]["mean"]) > 0
+    assert rows["LoRA", "peak"]["mean"] == ""  # a CPU does not count it
+    assert float(rows["LoRA", "step"]["mean"]) > 0
+    assert out.count("finished in") == 5
+    assert "finished in" not in loraga("reproduce", "leaders", "--config-dir", str(user_dir))
+    assert "also measured" not in loraga("reproduce", "leaders", "--config-dir", str(user_dir), "--rows", "LoRA")
 
 
 def test_a_dry_run_shows_cells_memory_and_time_and_runs_nothing(loraga: Loraga, user_dir: Path) -> None:
@@ -257,6 +338,9 @@ def test_wrong_names_and_options_are_reported_in_one_line(loraga: Loraga) -> Non
     )
     assert "this table's rows differ in rank" in loraga("reproduce", "coverage", "rank=16", "--dry-run", code=2)
     assert "every cell has its own run" in loraga("reproduce", "coverage", "++name=x", "--dry-run", code=2)
+    assert "--jobs chooses a launcher, and so does hydra/launcher=joblib" in loraga(
+        "reproduce", "coverage", "--jobs", "2", "hydra/launcher=joblib", code=2
+    )
     assert "no row 'X'" in loraga("reproduce", "ablation", "--rows", "X", code=2)
 
 

@@ -44,6 +44,15 @@ def test_rows_and_columns_can_be_selected(tmp_path: Path) -> None:
     assert len(raised.value.faults) == 2
 
 
+def test_a_selection_of_rows_has_no_leaders() -> None:
+    """The best of some rows are not the best of the table, and without the first column nothing tells the best."""
+    table = find_table("methods")
+    assert select(table, table.full, [], [])[1].leaders is not None
+    assert select(table, table.full, [], ["saved rank", "validation loss"])[1].leaders is not None
+    assert select(table, table.full, ["LoRA"], [])[1].leaders is None
+    assert select(table, table.full, [], ["saved rank"])[1].leaders is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -55,7 +64,14 @@ def test_rows_and_columns_can_be_selected(tmp_path: Path) -> None:
         (("method=lora]", "eval.execute_code=true]"), "is refused in a file"),
         (("measure: loss", "measure: lost"), "no measure 'lost'; did you mean loss?"),
         (("title: Mine", "titel: Mine"), "no key 'titel' did you mean title?"),
-        (("percent: false", "percents: false"), "no key 'percents' did you mean percent?"),
+        (("format: number", "formt: number"), "no key 'formt' did you mean format?"),
+        (("format: number", "format: byte"), "'percent', 'number', 'bytes', 'seconds' or 'count'"),
+        (("format: number", "percent: false"), "no key 'percent' did you mean format: percent, or format: number"),
+        (("seeds: [1, 2]", "seeds: [1]\n  leaders: {count: 2, seeds: [2, 1]}"), "every row has seed 1 already"),
+        (
+            ("seeds: [1, 2]", "seeds: [1]\n  tune_lr: {rates: [1, 3, 9], refine: 3, held_out: [rank=2]}"),
+            "it must be below the factor between two rates, 3",
+        ),
         (("seeds: [1, 2]", "seeds: [1]\n  fair: {rates: [1], held_out: []}"), "no key 'fair' did you mean tune_lr?"),
         (("seeds: [1, 2]", "seeds: [1]\n  tune_lr: {rates: [1], most: 5}"), "no key 'most' did you mean max_rates?"),
         (("seeds: [1, 2]", "seeds: []"), "seeds"),

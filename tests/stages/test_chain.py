@@ -176,7 +176,14 @@ def test_the_sum_is_one_adapter_for_peft_and_merges(
     loraga("train", *arguments("llama", *CHAIN, f"model.dtype={dtype}"))
     run, batch, kind = only_run(), build_batch("llama"), getattr(torch, dtype)
     assert json.loads((run / "adapter_config.json").read_text())["r"] == 2 * 2 * 4  # links, trained and initial, rank
-    assert json.loads((run / "manifest.json").read_text())["adapter_rank"] == 16
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["adapter_rank"] == 16
+    costs = [json.loads((run / "links" / link / "cost.json").read_text()) for link in ("0", "1")]
+    assert manifest["trained_parameters"] == costs[1]["trained_parameters"] > 0  # one link is in memory at a time
+    assert manifest["optimizer_state_bytes"] == costs[0]["optimizer_state_bytes"]
+    steps = [seconds for cost in costs for seconds in cost["step_seconds"]]
+    assert len(steps) == 6
+    assert min(steps) < manifest["seconds_per_step"] < max(steps)
     with_links = base_of(saved_bases["llama"], kind)
     add_to_base(with_links, [read_adapter(run / "links" / str(number) / "adapter") for number in (0, 1)])
     loraga("merge", str(run), "--output", "plain")

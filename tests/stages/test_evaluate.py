@@ -85,6 +85,7 @@ def test_loss_and_perplexity_agree_with_transformers(
     assert values["perplexity"] == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-3)
 
 
+@pytest.mark.figures
 def test_several_runs_in_one_table_and_one_picture(loraga: Loraga, arguments: Arguments) -> None:
     loraga("train", "-m", *arguments("llama", "method=lora,lora_ga"))
     folders = [str(item) for item in Path("runs").glob("*")]

@@ -14,20 +14,22 @@ from safetensors.torch import load_file
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from tests.helpers import Arguments, Loraga, only_run
+from tests.stages import commands_in_turn
 
 
-def together(*command: str, port: int, code: int = 0) -> str:
-    """Runs a command line in two processes; returns what they printed."""
+def together(*commands: list[str], port: int) -> list[str]:
+    """Runs command lines in two processes, one after the other; returns what each printed."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     done = subprocess.run(
-        [*launch, "-m", "lora_ga_cli", *command],
+        [*launch, str(Path(commands_in_turn.__file__)), json.dumps(commands)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
-    return done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split(commands_in_turn.MARK)[1:]
 
 
 def only_artifact(cache: str) -> GradientArtifact:
@@ -43,20 +45,7 @@ def assert_same_run(one: Path, two: Path, allowed: float) -> None:
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=allowed)
 
 
-def test_two_processes_train_what_one_trains(loraga: Loraga, arguments: Arguments) -> None:
-    loraga("train", *arguments("llama", "output_dir=one"))
-    printed = together("train", *arguments("llama", "output_dir=two", "cache_dir=elsewhere"), port=29417)
-    assert printed.count("train  finished in") == 1  # one of them talks
-    assert_same_run(only_run("one"), only_run("two"), 1e-4)
-
-
-@pytest.mark.parametrize("estimator", ["sketch", "exact"])
-def test_two_processes_share_the_rows_of_an_estimation(loraga: Loraga, arguments: Arguments, estimator: str) -> None:
-    options = [f"gradient={estimator}", "gradient.samples=18", "gradient.capacity=16"]
-    loraga("estimate-grad", *arguments("gpt2", "cache_dir=one", *options))
-    printed = together("estimate-grad", *arguments("gpt2", "cache_dir=two", *options), port=29418)
-    assert printed.count("gradient  estimated") == 1
-    one, two = only_artifact("one"), only_artifact("two")
+def assert_same_gradient(one: GradientArtifact, two: GradientArtifact) -> None:
     assert (one.key, one.info["items"], one.info["rows"]) == (two.key, two.info["items"], two.info["rows"])
     for name, factors in one.factors.items():
         found = two.factors[name]
@@ -64,19 +53,41 @@ def test_two_processes_share_the_rows_of_an_estimation(loraga: Loraga, arguments
         torch.testing.assert_close(found.left.float(), factors.left.float(), rtol=0, atol=1e-3)
 
 
-def test_a_sharded_base_trains_what_an_unsharded_one_does(loraga: Loraga, arguments: Arguments) -> None:
-    """And is resumed, and its adapter is as plain as any other."""
-    loraga("train", *arguments("llama", "output_dir=one", "method.offset=adapter", "name=run"))
-    sharded = arguments("llama", "output_dir=two", "cache_dir=elsewhere", "model.shard=true", "name=run")
-    together("train", *sharded, port=29419)
+def test_two_processes_do_what_one_does(loraga: Loraga, arguments: Arguments) -> None:
+    """They estimate, train, train on a base that they share, and resume that; its adapter is as plain as any other.
+
+    In one test, because starting two processes takes longer than all that they do.
+    """
+    plain = arguments("llama", "name=run", "cache_dir=elsewhere")
+    sharded = [*plain, "output_dir=sharded", "method.offset=adapter", "model.shard=true"]
+    estimations = {
+        name: arguments("gpt2", f"gradient={name}", "gradient.samples=18", "gradient.capacity=16")
+        for name in ("sketch", "exact")
+    }
+    trained, *estimated, _ = together(
+        ["train", *plain, "output_dir=two"],
+        *(["estimate-grad", *options, f"cache_dir=two_{name}"] for name, options in estimations.items()),
+        ["train", *sharded],
+        port=29417,
+    )
+    assert trained.count("train  finished in") == 1  # one of them talks
+    loraga("train", *arguments("llama", "name=run", "output_dir=one"))
     assert_same_run(only_run("one"), only_run("two"), 1e-4)
-    (only_run("two") / "adapter_model.safetensors").unlink()
-    manifest = json.loads((only_run("two") / "manifest.json").read_text())
+
+    for printed, (name, options) in zip(estimated, estimations.items(), strict=True):
+        assert printed.count("gradient  estimated") == 1
+        loraga("estimate-grad", *options, f"cache_dir=one_{name}")
+        assert_same_gradient(only_artifact(f"one_{name}"), only_artifact(f"two_{name}"))
+
+    loraga("train", *arguments("llama", "name=run", "output_dir=unsharded", "method.offset=adapter"))
+    assert_same_run(only_run("unsharded"), only_run("sharded"), 1e-4)
+    (only_run("sharded") / "adapter_model.safetensors").unlink()
+    manifest = json.loads((only_run("sharded") / "manifest.json").read_text())
     del manifest["finished"]
-    (only_run("two") / "manifest.json").write_text(json.dumps(manifest))
-    assert "train  finished in" in together("train", *sharded, port=29420)
-    assert_same_run(only_run("one"), only_run("two"), 1e-4)
-    assert "loss" in loraga("eval", "two/run")  # in one process, where nothing is in shards
+    (only_run("sharded") / "manifest.json").write_text(json.dumps(manifest))
+    assert "train  finished in" in together(["train", *sharded], port=29420)[0]
+    assert_same_run(only_run("unsharded"), only_run("sharded"), 1e-4)
+    assert "loss" in loraga("eval", "sharded/run")  # in one process, where nothing is in shards
 
 
 @pytest.mark.parametrize("command", ["train", "init", "estimate-grad"])

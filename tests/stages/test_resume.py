@@ -95,14 +95,15 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         loraga("train", *arguments("llama", "output_dir=uninterrupted", "cache_dir=elsewhere"))
         run = only_run("uninterrupted")
         uninterrupted["points"] = points(run)
-        uninterrupted["loss"] = json.loads((run / "manifest.json").read_text())["validation_loss"]
+        uninterrupted["manifest"] = json.loads((run / "manifest.json").read_text())
         uninterrupted["weights"] = load_file(run / "adapter_model.safetensors")
     killed(arguments(), point)
     out = loraga("train", *arguments())
     run = only_run()
-    assert json.loads((run / "manifest.json").read_text())["validation_loss"] == pytest.approx(
-        uninterrupted["loss"], abs=1e-6
-    )
+    manifest, expected_manifest = json.loads((run / "manifest.json").read_text()), uninterrupted["manifest"]
+    assert manifest["validation_loss"] == pytest.approx(expected_manifest["validation_loss"], abs=1e-6)  # type: ignore[index]
+    for name in ("trained_parameters", "optimizer_state_bytes"):
+        assert manifest[name] == expected_manifest[name]  # type: ignore[index]
     weights = load_file(run / "adapter_model.safetensors")
     for name, tensor in uninterrupted["weights"].items():  # type: ignore[attr-defined]
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)

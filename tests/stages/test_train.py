@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+from lora_ga_cli.model.targets import find_targets
 from tests.conftest import FAMILIES, build_batch, build_model, byte_tokenizer
 from tests.helpers import Arguments, Loraga, only_run, points
 
@@ -34,6 +35,7 @@ def test_every_family_trains_evaluates_and_merges(
     assert "logits equal the adapter's" in loraga("merge", str(run))
 
 
+@pytest.mark.figures
 def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments())
     run = only_run()
@@ -48,6 +50,12 @@ def test_a_run_folder_documents_itself(loraga: Loraga, arguments: Arguments) -> 
     assert len(manifest["base_fingerprint"]) == 64
     assert manifest["init_difference"] < 1e-5
     assert manifest["saved_difference"] < 1e-5
+    trained = manifest["trained_parameters"]
+    assert trained == sum(4 * sum(target.shape) for target in find_targets(build_model("llama")).values())
+    moments, counters = 2 * 4 * trained, 2 * 14 * 4  # in float32; one counter for each factor
+    assert manifest["optimizer_state_bytes"] == moments + counters
+    assert 0 < manifest["seconds_per_step"] < manifest["training_seconds"]
+    assert manifest["peak_memory_bytes"] is None
     assert yaml.safe_load((run / "config.yaml").read_text())["rank"] == 4
     with Image.open(run / "loss.png") as image:
         assert image.width > 500

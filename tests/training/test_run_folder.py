@@ -112,7 +112,7 @@ class TestAFolderThatHoldsARun:
         check_run_folder(configure(), RunFolder(tmp_path / "new"))
 
     def test_other_settings_are_refused_and_the_difference_is_named(self, run: RunFolder) -> None:
-        with pytest.raises(RunError, match=r"trainer\.learning_rate was 2e-05, is 0\.0001"):
+        with pytest.raises(RunError, match=r"trainer\.learning_rate was None, is 0\.0001"):
             check_run_folder(configure(trainer={"learning_rate": 1e-4}), run)
         assert run.path.is_dir()
 

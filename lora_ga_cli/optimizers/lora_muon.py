@@ -1,0 +1,84 @@
+"""LoRA-Muon (arXiv 2606.12921): steps whose singular values are all equal, on the product of the factors.
+
+The formulas were read in a description of the paper, and are not verified against the paper itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.base import OptimizerOptions
+from lora_ga_cli.optimizers.grams import gram, polar
+from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, sides
+from lora_ga_cli.registry import OPTIMIZERS
+
+
+class LoraMuonOptions(OptimizerOptions):
+    """Options of LoRA-Muon. The momentum is ``trainer.adam_beta1``."""
+
+    damping: Annotated[float, Field(ge=0)] = 1e-6
+    """What is added to the eigenvalues of AAᵀ and BᵀB before their inverse is taken, relative to their mean."""
+
+
+def muon_direction(momentum: Tensor, other: Tensor, damping: float = 0.0) -> Tensor:
+    """The direction of one factor in which the product moves by a matrix whose singular values are all 1.
+
+    For B it is ``msign(M (AAᵀ)^-½) (AAᵀ)^-½``, where ``msign(X) = X (XᵀX)^-½`` is the polar factor. For A it is the
+    same with B, all transposed.
+
+    Args:
+        momentum: M (..., d, rank).
+        other: the other factor, transposed to (..., d_other, rank). If it is zero, the direction is zero.
+        damping: as in `Gram.power`.
+    """
+    inverse_root = gram(other).power(-0.5, damping).to(momentum.dtype)
+    return polar(momentum @ inverse_root) @ inverse_root
+
+
+class LoraMuon(PairOptimizer):
+    """Momentum of the gradients, then `muon_direction`, for both factors at once.
+
+    With γ the learning rate, λ the weight decay and s the layer's scaling,
+
+        M_B ← β1 M_B + (1 - β1) g_B,   ΔB = -γ/(2s) · muon_direction(M_B, Aᵀ),   B ← c B + ΔB/c,   c = √(1 - γλ),
+
+    and likewise A. So ``s·ΔB·A`` and ``s·B·ΔA`` have singular values γ/2, and the weight decay shrinks the product
+    ``B A`` by ``1 - γλ``. The paper has no s; here the step on the weight does not depend on it. The polar factor is
+    exact, where the paper iterates (Newton-Schulz).
+
+    While B is zero, A does not move, because its gradient is zero too. Where a factor is a difference from its initial
+    value, the weight decay pulls it toward that value.
+    """
+
+    def step_pairs(self, pairs: Sequence[LoraPair], group: Group) -> None:
+        rate, beta = float(group["lr"]), group["betas"][0]
+        keep = (1 - rate * group["weight_decay"]) ** 0.5
+        for side in sides(pairs):
+            momentum = self.read(side.parameters, "exp_avg", side.gradient).lerp(side.gradient, 1 - beta)
+            self.count_step(side.parameters)
+            self.write(side.parameters, exp_avg=momentum)
+            direction = muon_direction(momentum, side.other, group["damping"])
+            side.move(direction * (-rate / (2 * keep * side.scaling)), keep=keep)
+
+
+@OPTIMIZERS.register("lora_muon")
+class ConfiguredLoraMuon(ForPairs):
+    """LoRA-Muon (arXiv 2606.12921): momentum, then steps on the product B A whose singular values are all equal."""
+
+    Options = LoraMuonOptions
+    optimizer_class = LoraMuon
+
+    @classmethod
+    def check(cls, config: Config) -> Iterator[str]:
+        yield from super().check(config)
+        if config.trainer.learning_rate * config.trainer.weight_decay >= 1:
+            yield "trainer.optimizer=lora_muon needs trainer.learning_rate times trainer.weight_decay below 1"
+
+    def state_numbers(self, pair: LoraPair) -> int:
+        return super().state_numbers(pair) // 2

@@ -1,0 +1,49 @@
+"""The learning rate of a run for which none is given: the one measured for its method, by the width of the model."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault, InvalidInput
+
+MEASURED_WIDTH = 512
+"""The hidden size of the base model with which ``method.learning_rate`` was measured."""
+
+
+def learning_rate(config: Config, model_config: PreTrainedConfig) -> float:
+    """``trainer.learning_rate``; if it is null, ``method.learning_rate · 512 / hidden_size``.
+
+    The rate that suits Adam falls about as the width of the model rises (maximal update parametrization,
+    arXiv 2203.03466; for LoRA arXiv 2602.06204). This rule was checked on small models only: see docs/methods.md.
+    """
+    given, suited = config.trainer.learning_rate, config.method.learning_rate
+    if given is not None:
+        return given
+    assert suited is not None, "see check_learning_rate"
+    return float(f"{suited * MEASURED_WIDTH / width(model_config):.2g}")
+
+
+def check_learning_rate(config: Config) -> None:
+    """Refuses a training without a learning rate.
+
+    Raises:
+        InvalidInput: none is given, and none was measured for the method.
+    """
+    if config.trainer.learning_rate is None and config.method.learning_rate is None:
+        message = f"no learning rate was measured for method {config.method.name}"
+        raise InvalidInput([Fault("configuration", message, "trainer.learning_rate=1e-4")])
+
+
+def describe(config: Config, model_config: PreTrainedConfig) -> str:
+    """Where a learning rate that was not given comes from, for a line on the screen."""
+    rate, suited = learning_rate(config, model_config), config.method.learning_rate
+    return (
+        f"learning rate {rate:g}: {suited:g} suits {config.method.name} at hidden size {MEASURED_WIDTH}, and this "
+        f"model has {width(model_config)} (trainer.learning_rate sets another)"
+    )
+
+
+def width(model_config: PreTrainedConfig) -> int:
+    """The hidden size of a model."""
+    return int(getattr(model_config.get_text_config(), "hidden_size", MEASURED_WIDTH))
