@@ -77,11 +77,11 @@ class Gated(LoraVariant):
 
 def add_gates(model: PeftModel) -> None:
     """Puts a trainable gate for each rank on every LoRA layer, in place; gates are drawn from N(0, 1)."""
-    for layer in lora_layers(model).values():
+    layers: Any = lora_layers(model)
+    for layer in layers.values():
         weight = weight_of(layer.lora_A)
         layer.register_parameter(GATE, nn.Parameter(torch.randn(weight.shape[0]).to(weight.device)))
-        variants: Any = layer.lora_variant
-        variants[ADAPTER] = Gated()
+        layer.lora_variant[ADAPTER] = Gated()
 
 
 def gates(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -92,10 +92,9 @@ def gates(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def folded_factors(model: PeftModel) -> dict[str, tuple[Tensor, Tensor]]:
     """What `folded` gives for every layer, float32 on the CPU, by the name of the layer in the base model."""
-    return {
-        name: folded(
-            *(as_float32_on_cpu(item) for item in (weight_of(layer.lora_A), weight_of(layer.lora_B))),
-            as_float32_on_cpu(getattr(layer, GATE)),
-        )
-        for name, layer in lora_layers(model).items()
-    }
+    factors = {}
+    for name, layer in lora_layers(model).items():
+        parts = (weight_of(layer.lora_A), weight_of(layer.lora_B), getattr(layer, GATE))
+        a, b, gate = (as_float32_on_cpu(item) for item in parts)
+        factors[name] = folded(a, b, gate)
+    return factors

@@ -29,6 +29,7 @@ from lora_ga_cli.lora.moments import Decay, change_of_coordinates, prune, transp
 from lora_ga_cli.methods.base import Link, Model
 from lora_ga_cli.methods.lora import Lora
 from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
+from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.methods.zero_init import ZeroInitLora, ZeroInitOptions
 from lora_ga_cli.model.targets import Target
 from lora_ga_cli.optimizers.base import optimizer_of
@@ -216,6 +217,13 @@ def _rank_faults(config: Config) -> Iterator[str]:
     """Describes options about ranks that do not go together."""
     options: Any = config.method
     ranks = options.link_ranks
+    if allocates(config):
+        given = f"method.rank_allocation={options.rank_allocation}"
+        for name in ("link_ranks", "layers_per_link"):
+            if getattr(options, name) is not None:
+                yield f"method.{name} does not go with {given}, which decides the layers and ranks of a link"
+        if options.link_state != "reset":
+            yield f"{given} does not go with method.link_state={options.link_state}: the next link has other ranks"
     if ranks is None:
         return
     if options.links is not None and len(ranks) > options.links:

@@ -195,6 +195,7 @@ class Lora(Method):
         return lora_ranks(model)
 
     def describe(self, model: nn.Module) -> str:
+        assert isinstance(model, PeftModel)
         ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
         return f"{describe_ranks_of(ranks)}, {len(ranks)} layers"
 

@@ -11,7 +11,7 @@ from peft import PeftModel, set_peft_model_state_dict
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.lora.export import WEIGHTS_FILE, export_adapter
@@ -117,7 +117,14 @@ class ProximalStep(TrainerCallback):
         self.gates, self.sparsity = gates, sparsity
 
     @torch.no_grad()
-    def on_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
         if getattr(optimizer, "step_was_skipped", False):
             return  # fp16's scaled gradients were infinite
         ids = {id(gate) for gate in self.gates}

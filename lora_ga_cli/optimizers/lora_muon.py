@@ -81,7 +81,8 @@ class ConfiguredLoraMuon(ForPairs):
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
-        if config.trainer.learning_rate * config.trainer.weight_decay >= 1:
+        rate = config.trainer.learning_rate or config.method.learning_rate or 0.0
+        if rate * config.trainer.weight_decay >= 1:
             yield "trainer.optimizer=lora_muon needs trainer.learning_rate times trainer.weight_decay below 1"
 
     def state_numbers(self, pair: LoraPair) -> int:

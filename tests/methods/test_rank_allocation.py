@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from lora_ga_cli import GradientArtifact, estimate_gradients
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.locations import Locations
 from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
@@ -80,7 +80,7 @@ def test_hetero_lora_keeps_the_layers_of_the_largest_saliency(kind: str, gradien
     for name, target in find_targets(build_model("llama")).items():
         factors = gradient.factors[name]
         leading = factors.left.float() * factors.singular @ factors.right.float().T
-        scores[name] = factors.norm if kind == "grad_norm" else float((target.weight * leading).abs().sum())
+        scores[name] = factors.norm if kind == "grad_norm" else float((target.weight.detach() * leading).abs().sum())
     best = max(scores, key=lambda name: scores[name])
     assert best in ranks
     left_out = max((name for name in scores if name not in ranks), key=lambda name: scores[name])
@@ -204,18 +204,26 @@ def test_a_budget_below_one_layer_is_refused() -> None:
         empty(build_model("llama"), config)
 
 
-def allocating(config: Config) -> Config:
-    changed = config.method.model_copy(update={"rank_allocation": "energy"})
-    return config.model_copy(update={"method": changed})
-
-
-@pytest.mark.parametrize("method", sorted(METHODS.names()))
-def test_every_method_with_the_option_asks_for_the_gradient(method: str) -> None:
-    if not issubclass(METHODS[method], Lora):
+@pytest.mark.parametrize("method", sorted(Locations().choices("method")))
+def test_every_method_with_the_option_asks_for_the_gradient_or_refuses_it(method: str) -> None:
+    config = configured(method)
+    if not issubclass(METHODS[config.method.type], Lora):
         return
-    found = method_of(allocating(configured(method if method != "lora" else "rslora")))
-    assert found.needs_gradient
-    assert found.largest_rank == 8
+    options = config.method.model_copy(update={"rank_allocation": "energy", "budget_share": 1.0})
+    allocating = config.model_copy(update={"method": options})
+    faults = list(METHODS[config.method.type].check(allocating))
+    if faults:
+        assert any("rank_allocation" in fault for fault in faults)
+        return
+    assert method_of(allocating).needs_gradient
+    assert method_of(allocating).largest_rank == 8
+
+
+@pytest.mark.parametrize("option", ["link_ranks=[4,2]", "layers_per_link=3", "link_state=keep"])
+def test_a_chain_decides_the_ranks_of_a_link_in_one_way(option: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{option.partition('=')[0]}.*") as caught:
+        configured("cola", ENERGY, f"method.{option}")
+    assert "rank_allocation=energy" in str(caught.value)
 
 
 def test_ranks_are_described_by_the_extremes_and_the_median() -> None:

@@ -49,6 +49,12 @@ def zero_gates(found: PreparedModel) -> None:
         gate.data[:: 2 if index else 1] = 0
 
 
+def after_step(step: ProximalStep, optimizer: Any) -> None:
+    """What the Trainer calls between the optimizer's step and that of the learning rate's schedule."""
+    nothing: Any = None
+    step.on_optimizer_step(nothing, nothing, nothing, optimizer=optimizer)
+
+
 # The proximal step
 
 
@@ -71,18 +77,18 @@ def test_only_values_within_the_threshold_become_zero() -> None:
 def test_the_proximal_step_uses_the_learning_rate_of_the_gates_group() -> None:
     gate, other = torch.nn.Parameter(torch.tensor([1.0, -0.01, 0.0])), torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([{"params": [other], "lr": 9.0}, {"params": [gate], "lr": 0.1}])
-    ProximalStep([gate], 0.5).on_optimizer_step(optimizer=optimizer)
+    after_step(ProximalStep([gate], 0.5), optimizer)
     assert torch.equal(gate.data, torch.tensor([0.95, 0.0, 0.0]))
     assert torch.equal(other.data, torch.ones(3))
     optimizer.param_groups[1]["lr"] = 0.0  # as at the beginning of a warm-up
-    ProximalStep([gate], 0.5).on_optimizer_step(optimizer=optimizer)
+    after_step(ProximalStep([gate], 0.5), optimizer)
     assert torch.equal(gate.data, torch.tensor([0.95, 0.0, 0.0]))
 
 
 def test_a_step_that_fp16_skipped_moves_no_gate() -> None:
     gate = torch.nn.Parameter(torch.ones(3))
     optimizer = SimpleNamespace(step_was_skipped=True, param_groups=[{"params": [gate], "lr": 1.0}])
-    ProximalStep([gate], 0.5).on_optimizer_step(optimizer=optimizer)
+    after_step(ProximalStep([gate], 0.5), optimizer)
     assert torch.equal(gate.data, torch.ones(3))
 
 
@@ -92,7 +98,7 @@ def test_a_gate_at_zero_stays_there_without_a_gradient() -> None:
     for _ in range(5):
         gate.grad = torch.zeros(2)
         optimizer.step()
-        step.on_optimizer_step(optimizer=optimizer)
+        after_step(step, optimizer)
     assert float(gate[0].detach()) == 0.0
 
 
@@ -104,7 +110,7 @@ def test_the_penalty_is_minimized_where_the_closed_form_says() -> None:
     for _ in range(500):
         gate.grad = gate.detach() - wanted
         optimizer.step()
-        step.on_optimizer_step(optimizer=optimizer)
+        after_step(step, optimizer)
     assert torch.allclose(gate.data, soft_threshold(wanted, 0.25), atol=1e-12)
     assert float(gate[2].detach()) == 0.0
 
