@@ -118,7 +118,8 @@ class StepsOfRun(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, at_end = self.link.first_step + state.global_step, state.global_step >= self.link.steps
-        control.should_log = at_end or step == 1 or step % self.options.logging_steps == 0
+        short = self.link.steps < self.options.logging_steps
+        control.should_log = at_end or step == 1 or (step % self.options.logging_steps == 0 and not short)
         control.should_evaluate = args.eval_strategy != "no" and step % self.evaluate_every == 0
         control.should_save = control.should_save and not at_end
 
