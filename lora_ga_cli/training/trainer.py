@@ -81,8 +81,6 @@ class LoragaTrainer(Trainer):
             return self.optimizer
         configured = self.method.optimizer(self._model, super().create_optimizer(model))
         self.optimizer = optimizer_of(self.method.config).build(configured, self._model)
-        if self.begins_with is not None:  # a checkpoint of this link, which is read later, replaces it
-            install_state(self.optimizer, self._model, self.begins_with)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -201,11 +199,17 @@ class LoragaTrainer(Trainer):
         self.read_weights(Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Loads them as the Trainer does.
+        """Loads them as the Trainer does. Without a checkpoint, the optimizer begins with what the Trainer was given.
+
+        (Given to the optimizer before accelerate wraps it, the counts of steps would move to the accelerator, and every
+        step would wait for them.)
 
         Raises:
             TrainingError: the checkpoint has another optimizer, with other groups of parameters.
         """
+        if checkpoint is None and self.begins_with is not None:
+            assert self.optimizer is not None
+            install_state(self.optimizer, self._model, self.begins_with)
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
