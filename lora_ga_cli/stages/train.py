@@ -33,7 +33,7 @@ from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, Recorder, StepsOfRun
+from lora_ga_cli.training.callbacks import BeginsWith, FiniteGradient, Recorder, StepsOfRun
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
 from lora_ga_cli.training.run_folder import RunFolder
@@ -199,10 +199,10 @@ def _fit(
         callbacks.append(StepsOfRun(link, options, len(inputs.train.rows)))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
-    begins_with = None
     if before is not None and method.carries_state:
-        folder = run.link(before)
-        begins_with = method.carried_state(load_state(folder.state_file), prepared.model, folder.adapter)
+        earlier = run.link(before)
+        state = method.carried_state(load_state(earlier.state_file), prepared.model, earlier.adapter)
+        callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -214,7 +214,6 @@ def _fit(
         method=method,
         link=link,
         init=prepared.init,
-        begins_with=begins_with,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)

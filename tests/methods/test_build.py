@@ -100,8 +100,6 @@ COUNTS = {
     "rac_lora": sum(RANK * d_out for d_out, _ in SHAPES),
     "galore_chain": sum(RANK * d_out for d_out, _ in SHAPES),
     "xgb_lora": sum(sum(TARGETS[name]) for name in DRAWN),  # rank 1 in eight layers
-        sum(TARGETS[name]) for name in draw_layers(list(TARGETS), 8, configured("xgb_lora").seed, 0)
-    ),  # rank 1 in eight layers
     "bottleneck_adapter": 2 * LAYERS * (2 * D_MODEL * RANK + RANK + D_MODEL),  # L̂ · (2 · d_model · r + r + d_model)
 }
 """What the papers count: LoRA, section 5.1 and table 5 of its appendix; DoRA; AdaLoRA."""

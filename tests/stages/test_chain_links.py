@@ -94,9 +94,9 @@ def after_the_state_of_the_first_link_is_saved(patch: pytest.MonkeyPatch) -> Non
 
 
 def after_the_second_link_has_begun(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.training import trainer
+    from lora_ga_cli.training import callbacks
 
-    patch.setattr(trainer, "install_state", after(1, trainer.install_state))
+    patch.setattr(callbacks, "install_state", after(1, callbacks.install_state))
 
 
 STATES = {
