@@ -47,7 +47,8 @@ class LoraInit:
         factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU.
         scalings: by layer name, the s that the adapter's product is multiplied by.
         offset: ``base`` or ``adapter``, see the module; or ``none``: nothing is subtracted. A and B train.
-        installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights).
+        installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights;
+            with ``none`` empty, because the factors go with any weights).
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
@@ -138,7 +139,7 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
     """Gives a model its initial factors, in place.
 
     Returns:
-        The initialization, with the fingerprint of the base that it is installed on.
+        The initialization, with the fingerprint of the base that it is installed on, where something is subtracted.
 
     Raises:
         RunError: the initialization belongs to other layers, or was installed before on a base with other weights.
@@ -161,6 +162,8 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
         train_differences(layers[name], init.offset, a0.to(weight.device), b0.to(weight.device))
     if init.offset != "none":
         refresh_before_forward(model.get_base_model(), list(layers.values()), ADAPTER)
+    if init.offset == "none":  # nothing was computed from the base's weights
+        return init
     actual = fingerprint(base_targets(model))
     if init.installed_base and init.installed_base != actual:
         raise RunError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
-from lora_ga_cli.training.callbacks import FiniteGradient, Recorder, StepsOfRun
+from lora_ga_cli.training.callbacks import BeginsWith, FiniteGradient, Recorder, StepsOfRun
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
@@ -111,10 +112,11 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
 def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
     """Trains link after link, each on the base with the earlier ones, and saves their sum."""
     bases = LinkBases(inputs, run)
-    for link in links:
-        if not run.link(link).finished:
-            _train_link(inputs, run, links, link, bases)
-            clear_device_cache(garbage_collection=True)
+    with _older_objects_kept():
+        for link in links:
+            if not run.link(link).finished:
+                _train_link(inputs, run, links, link, bases)
+                clear_device_cache(garbage_collection=True)
     _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
@@ -124,6 +126,20 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
     distributed.wait()
     logits = probe_logits(bases.base(folders, again=False), inputs.probe_batch())
     return Result(logits, read_json(folders[-1].result_file)["losses"], size, error)
+
+
+@contextlib.contextmanager
+def _older_objects_kept() -> Iterator[None]:
+    """Collects only objects that are made inside the ``with`` block.
+
+    A collection looks at every object of the imported libraries, which takes longer than a short link trains.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
@@ -197,10 +213,10 @@ def _fit(
         callbacks.append(StepsOfRun(link, options, len(inputs.train.rows)))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
-    begins_with = None
     if before is not None and method.carries_state:
-        folder = run.link(before)
-        begins_with = method.carried_state(load_state(folder.state_file), prepared.model, folder.adapter)
+        earlier = run.link(before)
+        state = method.carried_state(load_state(earlier.state_file), prepared.model, earlier.adapter)
+        callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -219,7 +235,6 @@ def _fit(
         method=method,
         link=link,
         init=prepared.init,
-        begins_with=begins_with,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)

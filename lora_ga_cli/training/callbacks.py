@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.config.schema import TrainerConfig
@@ -15,6 +16,7 @@ from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.methods.base import Link
 from lora_ga_cli.report.progress import Point, TrainingDisplay
 from lora_ga_cli.training import metrics
+from lora_ga_cli.training.optimizer_state import OptimizerState, install_state
 
 if TYPE_CHECKING:
     from lora_ga_cli.training.trainer import LoragaTrainer
@@ -118,9 +120,31 @@ class StepsOfRun(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, at_end = self.link.first_step + state.global_step, state.global_step >= self.link.steps
-        control.should_log = at_end or step == 1 or step % self.options.logging_steps == 0
+        short = self.link.steps < self.options.logging_steps
+        control.should_log = at_end or step == 1 or (step % self.options.logging_steps == 0 and not short)
         control.should_evaluate = args.eval_strategy != "no" and step % self.evaluate_every == 0
         control.should_save = control.should_save and not at_end
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         control.should_evaluate = control.should_save = False
+
+
+class BeginsWith(TrainerCallback):
+    """Gives a new optimizer the state that it begins with. In a training that is resumed, it has a state already.
+
+    (This is after accelerate has wrapped the optimizer, which would move its counts of steps to the accelerator, where
+    every step would wait for them.)
+
+    Args:
+        model: the model that trains.
+        state: as `load_state` returns it.
+    """
+
+    def __init__(self, model: nn.Module, state: OptimizerState):
+        self.model, self.state = model, state
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
+    ) -> None:
+        if state.global_step == 0:
+            install_state(optimizer, self.model, self.state)

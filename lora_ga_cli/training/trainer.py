@@ -23,7 +23,6 @@ from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_items, summed_loss
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
-from lora_ga_cli.training.optimizer_state import OptimizerState, install_state
 
 
 def rising_share(warmup: int | None, default: int) -> Callable[[int], float]:
@@ -46,24 +45,16 @@ class LoragaTrainer(Trainer):
         method: the fine-tuning method.
         link: the part of the run that this Trainer does.
         init: the initial factors that the method gave the model; None where it gave none.
-        begins_with: the optimizer's state before the first step; None for a new optimizer.
     """
 
     def __init__(
-        self,
-        *,
-        args: TrainingArguments,
-        method: Method,
-        link: Link,
-        init: LoraInit | None = None,
-        begins_with: OptimizerState | None = None,
-        **options: Any,
+        self, *, args: TrainingArguments, method: Method, link: Link, init: LoraInit | None = None, **options: Any
     ):
         # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
-        self.method, self.link, self.init, self.begins_with = method, link, init, begins_with
+        self.method, self.link, self.init = method, link, init
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -81,8 +72,6 @@ class LoragaTrainer(Trainer):
             return self.optimizer
         configured = self.method.optimizer(self._model, super().create_optimizer(model))
         self.optimizer = optimizer_of(self.method.config).build(configured, self._model)
-        if self.begins_with is not None:  # a checkpoint of this link, which is read later, replaces it
-            install_state(self.optimizer, self._model, self.begins_with)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -14,6 +14,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.methods.base import Link, PreparedModel, method_of
+from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.conftest import build_model
@@ -76,9 +77,11 @@ def test_targets_and_dropout_are_honoured() -> None:
     assert {layer.lora_dropout["default"].p for layer in layers.values()} == {0.25}
 
 
-SHAPES = [target.shape for target in find_targets(build_model("llama")).values()]
+TARGETS = {name: target.shape for name, target in find_targets(build_model("llama")).items()}
+SHAPES = list(TARGETS.values())
 D_MODEL, LAYERS, RANK, LENGTH = 48, 2, 4, 5
 PAIRS = sum(RANK * (d_out + d_in) for d_out, d_in in SHAPES)
+DRAWN = draw_layers(list(TARGETS), 8, configured("xgb_lora").seed, 0)
 COUNTS = {
     "full_linear": sum(d_out * d_in for d_out, d_in in SHAPES),
     "lora": PAIRS,
@@ -102,6 +105,12 @@ COUNTS = {
     "adalora": sum(6 * (d_out + d_in + 1) for d_out, d_in in SHAPES),  # P, Λ, Q of rank 1.5 · 4
     "prefix_embedding": LENGTH * D_MODEL,  # d_model · l_p
     "prefix_layer": LAYERS * LENGTH * D_MODEL,  # L · d_model · l_p
+    "cola": PAIRS,
+    "relora": PAIRS,
+    "asymmetric_lora": sum(RANK * d_out for d_out, _ in SHAPES),
+    "rac_lora": sum(RANK * d_out for d_out, _ in SHAPES),
+    "galore_chain": sum(RANK * d_out for d_out, _ in SHAPES),
+    "xgb_lora": sum(sum(TARGETS[name]) for name in DRAWN),  # rank 1 in eight layers
     "bottleneck_adapter": 2 * LAYERS * (2 * D_MODEL * RANK + RANK + D_MODEL),  # L̂ · (2 · d_model · r + r + d_model)
 }
 """What the papers count: LoRA, section 5.1 and table 5 of its appendix; DoRA; AdaLoRA."""
