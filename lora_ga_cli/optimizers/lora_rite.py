@@ -140,7 +140,8 @@ class LoraRite(PairOptimizer):
         gradients = [side.gradient @ inverse for side, (_, inverse) in zip(all_sides, bases, strict=True)]
         gradients = clipped([skipped(item, group["skip"]) for item in gradients], group["clip"])
         moments = self._carried(all_sides, [basis for basis, _ in bases], escape=group["escape"])
-        decays1, decays2 = [], []
+        decays1: list[Tensor] = []
+        decays2: list[Tensor] = []
         for side in all_sides:
             step = self.count_step(side.parameters)
             for decays, beta in zip((decays1, decays2), group["betas"], strict=True):

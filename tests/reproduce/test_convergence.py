@@ -88,6 +88,7 @@ def test_every_row_can_be_selected() -> None:
     assert not [row for row in ROWS if "," in row]
 
 
+@pytest.mark.figures
 def test_the_command_makes_the_table_and_a_figure_of_each_problem(loraga: Loraga) -> None:
     rows = "distance: RAC-LoRA r=4,distance: LoRA r=4,quadratic: asymmetric LoRA r=4"
     out = loraga("reproduce", "rac_lora", "--scale", "tiny", "--rows", rows, "links=5")

@@ -53,8 +53,8 @@ full:
   overrides: [exponent=2]
   seeds: [0, 1]
   columns:
-    power: {measure: power, value: power, percent: false}
-    root: {measure: power, value: root, percent: false}
+    power: {measure: power, value: power, format: number}
+    root: {measure: power, value: root, format: number}
 """
 
 
