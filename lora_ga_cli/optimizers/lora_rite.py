@@ -140,12 +140,11 @@ class LoraRite(PairOptimizer):
         gradients = [side.gradient @ inverse for side, (_, inverse) in zip(all_sides, bases, strict=True)]
         gradients = clipped([skipped(item, group["skip"]) for item in gradients], group["clip"])
         moments = self._carried(all_sides, [basis for basis, _ in bases], escape=group["escape"])
-        decays1: list[Tensor] = []
-        decays2: list[Tensor] = []
-        for side in all_sides:
-            step = self.count_step(side.parameters)
-            for decays, beta in zip((decays1, decays2), group["betas"], strict=True):
-                decays.append(corrected_decay(beta, step).to(side.gradient))
+        steps = [self.count_step(side.parameters) for side in all_sides]
+        decays1, decays2 = (
+            [corrected_decay(beta, step).to(item) for step, item in zip(steps, gradients, strict=True)]
+            for beta in group["betas"]
+        )
         moments = [add(*item) for item in zip(moments, gradients, decays2, strict=True)]
         roots, rate = inverse_roots(moments, group["eps"]), float(group["lr"])
         for index, (side, (basis, inverse)) in enumerate(zip(all_sides, bases, strict=True)):
