@@ -22,7 +22,6 @@ from torch import Tensor
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.layers import lora_keys, lora_pairs
 from lora_ga_cli.lora.moments import Decay, change_of_coordinates, prune, transport
@@ -128,14 +127,12 @@ class Chain(Lora):
                 "method.link_steps, or merged_rank=null"
             )
 
-    def layer_ranks(
-        self, targets: Mapping[str, Target], link: Link, artifact: GradientArtifact | None = None
-    ) -> dict[str, int]:
+    def layer_ranks(self, targets: Mapping[str, Target], link: Link, source: Any = None) -> dict[str, int]:
         options = self.options
         if options.link_ranks is not None:
             ranks = dict.fromkeys(targets, int(options.link_ranks[min(link.index, len(options.link_ranks) - 1)]))
         else:
-            ranks = super().layer_ranks(targets, link, artifact)
+            ranks = super().layer_ranks(targets, link, source)
         if options.layers_per_link is None:
             return ranks
         drawn = set(draw_layers(list(ranks), options.layers_per_link, self.config.seed, link.index))
