@@ -30,7 +30,7 @@ class Entry:
     """A method, for one model and rank.
 
     Args:
-        summary: what it is, in a sentence.
+        summary: what it is, in a sentence: the first one of its file's comment.
         papers: arXiv numbers.
         parameters: how many parameters it trains; None where the model has nothing for it to train.
         learning_rate: the rate that suits it at hidden size 512; None where none was measured.
@@ -79,7 +79,8 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
             merging = "" if output.mergeable else " (cannot be merged)"
             result = f"{output.label}, loaded by {output.loads_in}{merging}"
         text = _comment(file)
-        entries.append(Entry(name, PAPER.sub("", text), re.findall(r"\d{4}\.\d{5}", text), count, rate, result))
+        summary = PAPER.sub("", text.partition(". ")[0])
+        entries.append(Entry(name, summary, re.findall(r"\d{4}\.\d{5}", text), count, rate, result))
     return entries
 
 
@@ -104,7 +105,7 @@ class OptimizerEntry:
     """An optimizer.
 
     Args:
-        summary: what it is, in a sentence.
+        summary: what it is, in a sentence: the first one of its file's comment.
         papers: arXiv numbers.
         options: what only this optimizer has.
     """
