@@ -20,7 +20,7 @@ from tests.evaluation.test_one_file import names_in
 PACKAGE = Path(str(lora_ga_cli.__file__)).parent
 METHODS_FOLDER = PACKAGE / "methods"
 SHIPPED = [name for name in METHODS.names() if METHODS[name].__module__.startswith("lora_ga_cli.methods.")]
-GENERAL_WORDS = {"full", "lora"}
+GENERAL_WORDS = {"full", "lora", "chain"}
 """Types whose names are ordinary words: `lora` is a folder of the package, too."""
 GENERAL_CLASSES = {"Method"}
 EXCEPTIONS = {
