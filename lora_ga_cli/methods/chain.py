@@ -248,6 +248,8 @@ def _state_faults(config: Config) -> Iterator[str]:
         yield f"{given} does not go with method.layers_per_link: the link before trained other layers"
     if frozen == "random":
         yield f"{given} does not go with method.frozen_factor=random: the link before may have trained the other factor"
+    if options.link_state == "prune" and config.trainer.optimizer != "adamw":
+        yield f"{given} needs trainer.optimizer=adamw, whose moments it prunes"
     if options.link_state == "rotate" and (frozen not in ("A", "B") or config.trainer.optimizer != "adamw"):
         yield f"{given} needs method.frozen_factor=A or B, and trainer.optimizer=adamw"
 

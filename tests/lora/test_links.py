@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_ga_cli.lora.export import export_adapter
-from lora_ga_cli.lora.links import LowRank, add_to_base, merge_layers, read_adapter, summed, write_sum
+from lora_ga_cli.lora.links import LowRank, Total, add_to_base, merge_layers, read_adapter, summed, write_sum
 from lora_ga_cli.lora.offset import compute_init, install
 from tests.conftest import build_batch, build_model
 
@@ -115,6 +115,31 @@ def test_a_hundred_merges_do_not_drift() -> None:
         )
     error = float((one_by_one.double() - exact).norm() / (exact - original.double()).norm())
     assert error > 0.05  # what a merge of each link into the weights' own type would have lost
+
+
+def test_a_sum_that_grows_with_every_link_is_that_of_all_links_to_the_bit() -> None:
+    """After each of 40 links, whose ranks and layers differ, and against the float64 sum by numpy."""
+    shapes = {"narrow": (24, 40), "wide": (40, 24)}
+
+    def fresh() -> nn.ModuleDict:
+        torch.manual_seed(0)
+        return nn.ModuleDict({name: nn.Linear(n, m, bias=False) for name, (m, n) in shapes.items()})
+
+    total, changes = Total(), []
+    exact = {name: module.weight.detach().double().numpy() for name, module in fresh().items()}
+    for number in range(40):
+        names = list(shapes)[: 1 + number % 2]
+        changes.append({name: drawn(shapes[name], 1 + number % 3, number, 1e-2) for name in names})
+        total.add(changes[-1])
+        growing, at_once = fresh(), fresh()
+        total.apply(growing)
+        add_to_base(at_once, changes)
+        for name, module in growing.items():
+            assert torch.equal(module.weight, at_once[name].weight)
+            if name in changes[-1]:
+                exact[name] = exact[name] + changes[-1][name].product().numpy()
+            found = module.weight.detach().double().numpy()
+            assert (np.abs(found - exact[name]) <= 2**-24 * np.abs(exact[name]) * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

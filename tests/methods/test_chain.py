@@ -111,6 +111,10 @@ REFUSED = {
     ],
     "method.link_state=keep does nothing with method.links=1": ["method.link_state=keep", "method.links=1"],
     "does not go with trainer.optimizer=paged_adamw": ["method.link_state=keep", "trainer.optimizer=paged_adamw"],
+    "method.link_state=prune needs trainer.optimizer=adamw": [
+        "method.link_state=prune",
+        "trainer.optimizer=paged_adamw",
+    ],
     "the state of another rank has another shape": ["method.link_state=keep", "method.link_ranks=[4, 2]"],
     "the link before trained other layers": ["method.link_state=prune", "method.layers_per_link=2"],
     "may have trained the other factor": ["method.link_state=keep", "method.frozen_factor=random"],
