@@ -25,8 +25,8 @@ from peft import LoraConfig, get_peft_model
 from lora_ga_cli.lora.initialization import layer_seed, random_factors
 from lora_ga_cli.lora.offset import compute_init, install
 
-RANKS, WARM, STEPS, ROWS = (8, 16, 32, 64, 128), 2, 8, 4
-CASES = [("LoRA", 8), *(("LoRA", rank) for rank in RANKS[1:]), *(("offset", rank) for rank in RANKS), ("LoRA", 8)]
+RANKS, WARM, STEPS, ROWS = (32, 64, 128), 2, 8, 4
+CASES = [("LoRA", 8), *((form, rank) for rank in RANKS for form in ("LoRA", "offset")), ("LoRA", 8)]
 
 
 def adapted(model: Any, form: str, rank: int) -> Any:
