@@ -29,6 +29,7 @@ RENAMED = {
     "per_device_eval_batch_size": "eval.batch_size",
     "train_batch_size": "trainer.batch_size",
     "lr": "trainer.learning_rate",
+    "learning_rate": "trainer.learning_rate",
     "lr_scheduler_type": "trainer.lr_scheduler",
     "optim": "trainer.optimizer",
     "load_best_model_at_end": "trainer.load_best",

@@ -40,8 +40,8 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
 def rounding_type(config: ModelConfig) -> torch.dtype:
     """The type whose rounding error is allowed between two forms of a model.
 
-    8-bit layers round their inputs to integers, so a difference in the last digit becomes as large as in bfloat16. Where
-    a GPU is allowed to multiply float32 matrices in TF32, their entries are rounded to float16's ten bits.
+    8-bit layers round their inputs to integers, so a difference in the last digit becomes as large as in bfloat16.
+    Where a GPU is allowed to multiply float32 matrices in TF32, their entries are rounded to float16's ten bits.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     if dtype == torch.float32 and torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:

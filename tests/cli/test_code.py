@@ -14,11 +14,12 @@ CODE = '''
 from typing import Literal
 
 from lora_ga_cli.config.schema import MethodOptions
+from lora_ga_cli.methods.base import Method
 from lora_ga_cli.registry import METHODS
 
 
 @METHODS.register("mine")
-class Mine:
+class Mine(Method):
     class Options(MethodOptions):
         type: Literal["mine"] = "mine"
         width: int = 4

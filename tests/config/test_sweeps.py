@@ -66,7 +66,7 @@ def test_recipes_can_be_swept() -> None:
 
 
 def test_a_glob_sweeps_over_all_choices() -> None:
-    composed = jobs(QUICKSTART, "method=glob(*lora, exclude=[adalora, qlora, relora, *_lora])", "-m")
+    composed = jobs(QUICKSTART, "method=glob(*lora, exclude=[ada*, q*, re*, so*, gl*, ol*, *_lora])", "-m")
     assert [config.method.name for _, config in composed] == ["lora", "rslora"]
 
 

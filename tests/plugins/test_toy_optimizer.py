@@ -27,9 +27,8 @@ def forget_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_it_is_listed_with_its_options_and_moves_every_entry_by_the_learning_rate(loraga: Loraga) -> None:
-    listed = loraga("recipes", "optimizers", "--code", str(FILE))
-    assert "Signs of a mean of the gradients of A and B" in listed
-    assert "Decay of the mean of the gradients" in listed
+    listed = loraga("recipes", "optimizers", "--code", str(FILE)).split()
+    assert {"sign_momentum", "Signs", "decay", "Decay"} <= set(listed)
     pair = layer()
     before = pair.a.detach().clone()
     run(build("sign_momentum", [pair], lr=0.25))

@@ -12,6 +12,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.report.card import card, write_card
 
 MANIFEST: dict[str, Any] = {
+    "learning_rate": 1e-3,
     "base": "org/base",
     "base_identity": {"hub": "org/base", "commit": "abc"},
     "label_names": None,

@@ -104,6 +104,7 @@ def test_csv_holds_numbers_for_programs() -> None:
     assert rows["Full", "GSM8K"]["mean"] == ""
 
 
+@pytest.mark.figures
 def test_files_are_written_with_a_picture(tmp_path: Path) -> None:
     files = write(RESULTS, tmp_path)
     assert [file.name for file in files] == ["table.md", "table.csv", "table.png"]

@@ -12,7 +12,6 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import GradientConfig
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.forecast import state_bytes
 from lora_ga_cli.model.targets import find_targets, new_modules
 from lora_ga_cli.stages.estimate import rows_at_a_time
 from lora_ga_cli.stages.inputs import prepare_inputs
@@ -91,4 +90,4 @@ def test_adaloras_importance_is_as_large_as_its_allocator_keeps(arguments: Argum
     allocator = model.base_model.rankallocator
     allocator.update_ipt(model.base_model.model)
     kept = [*allocator.ipt.values(), *allocator.exp_avg_ipt.values(), *allocator.exp_avg_unc.values()]
-    assert method_of(config).state_bytes(model) - state_bytes(model) == sum(tensor.nbytes for tensor in kept)
+    assert method_of(config).extra_state_bytes(model) == sum(tensor.nbytes for tensor in kept)
