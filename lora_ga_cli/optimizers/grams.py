@@ -49,6 +49,11 @@ class Gram:
         return Gram(self.values + shift, self.vectors)
 
 
+LARGEST_IN_BATCHES = 32
+"""The largest rank of which torch decomposes many matrices at once on a GPU. It takes larger ones one after another, so
+they are decomposed on the CPU."""
+
+
 def gram(x: Tensor) -> Gram:
     """The Gram matrices ``XᵀX`` of the columns of X (..., d, rank), decomposed."""
     x = x.to(_wide(x))
@@ -57,8 +62,10 @@ def gram(x: Tensor) -> Gram:
 
 def of_symmetric(matrix: Tensor) -> Gram:
     """The decomposition of symmetric matrices (..., rank, rank) without negative eigenvalues, up to rounding."""
-    values, vectors = torch.linalg.eigh(matrix.to(_wide(matrix)))
-    return Gram(values.clamp(min=0), vectors)
+    matrix = matrix.to(_wide(matrix))
+    one_by_one = matrix.is_cuda and matrix.shape[-1] > LARGEST_IN_BATCHES
+    values, vectors = torch.linalg.eigh(matrix.cpu() if one_by_one else matrix)
+    return Gram(values.clamp(min=0).to(matrix.device), vectors.to(matrix.device))
 
 
 def grams(stacks: Sequence[Tensor]) -> list[Gram]:
