@@ -23,8 +23,8 @@ Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=com
 
 
 LEARNING_RATES = (
-    "The learning rates were measured to suit each method on a base of hidden size 512 that was trained on GSM8K; "
-    "without trainer.learning_rate they are multiplied by 512 and divided by the model's hidden size (docs/methods.md)."
+    "The learning rates suit a base of hidden size 512 on GSM8K (docs/benchmarks.md says how they were measured). "
+    "Without trainer.learning_rate a run takes them times 512 and divided by the model's hidden size."
 )
 
 
@@ -63,7 +63,7 @@ def overview(
             entry.summary,
             " ".join(entry.papers) or "–",
             f"{entry.parameters:,}" if entry.parameters is not None else "none",
-            f"{entry.learning_rate:g}" if entry.learning_rate is not None else "–",
+            entry.learning_rate or "–",
             entry.result,
         ]
         for entry in all_methods(model, rank, user_dir(config_dir))
@@ -71,7 +71,7 @@ def overview(
     print_table(
         ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "learning rate", "result"],
         rows,
-        [f"trained ({model}, rank {rank})", "learning rate"],
+        [f"trained ({model}, rank {rank})"],
     )
     typer.echo(LEARNING_RATES)
 

@@ -211,7 +211,7 @@ class MethodOptions(Section):
     name: Name = Field(default_factory=lambda values: values["type"])
     """What run folders and tables call the method. Default: the name of its file in ``method/``."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """The learning rate that was measured to suit this method, for a base model of hidden size 512. It is used where
+    """The learning rate that suits this method, for a base model of hidden size 512. It is used where
     ``trainer.learning_rate`` is null."""
 
 

@@ -22,6 +22,8 @@ from lora_ga_cli.registry import OPTIMIZERS
 
 CHOICES = {"causal_lm": "causal_lm", "seq2seq_lm": "seq2seq_lm", "sequence_classification": "classifier"}
 """The choice of ``conf/model`` for any model of a task."""
+RATE_SOURCE = re.compile(r"^ *learning_rate: \S+ +# (.+)$", re.MULTILINE)
+"""The comment behind a method's learning rate, which says where it was measured."""
 PAPER = re.compile(r"\s*\(([^()]*arXiv \d{4}\.\d{4,5}[^()]*)\)")
 
 
@@ -33,7 +35,7 @@ class Entry:
         summary: what it is, in a sentence: the first one of its file's comment.
         papers: arXiv numbers.
         parameters: how many parameters it trains; None where the model has nothing for it to train.
-        learning_rate: the rate that suits it at hidden size 512; None where none was measured.
+        learning_rate: the rate that suits it at hidden size 512, and where it was measured; empty where none was.
         result: what it saves, or why it does not go with the model.
     """
 
@@ -41,7 +43,7 @@ class Entry:
     summary: str
     papers: list[str]
     parameters: int | None
-    learning_rate: float | None
+    learning_rate: str
     result: str
 
 
@@ -64,10 +66,12 @@ def methods(model: str, rank: int, user_dir: Path | None = None) -> list[Entry]:
     entries = []
     for name, file in locations.choices("method").items():
         flags = ["--config-dir", str(user_dir)] if user_dir is not None else []
-        count = rate = None
+        count, rate = None, ""
         try:
             config = compose([*chosen, rows, f"method={name}", f"rank={rank}", "trainer.learning_rate=1", *flags])
-            rate = config.method.learning_rate
+            if config.method.learning_rate is not None:
+                source = RATE_SOURCE.search(file.read_text(encoding="utf-8"))
+                rate = f"{config.method.learning_rate:g}" + (f" ({source[1]})" if source else "")
             base = empty_model(config.model, config.model.num_labels)
             count = trained_parameters(method_of(config).attach_empty(base))
         except InvalidInput as error:  # the file is wrong, or the method does not go with the model

@@ -31,8 +31,8 @@ def check_learning_rate(config: Config) -> None:
         InvalidInput: none is given, and none was measured for the method.
     """
     if config.trainer.learning_rate is None and config.method.learning_rate is None:
-        message = f"no learning rate was measured for method {config.method.name}"
-        raise InvalidInput([Fault("configuration", message, "trainer.learning_rate=1e-4")])
+        message = f"no learning rate is known that suits method {config.method.name}"
+        raise InvalidInput([Fault("configuration", message, "give one, such as trainer.learning_rate=1e-4")])
 
 
 def describe(config: Config, model_config: PreTrainedConfig) -> str:

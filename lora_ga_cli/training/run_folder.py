@@ -170,6 +170,8 @@ def settings(config: Config) -> dict[str, Any]:
     """The options that determine a run's result, as nested plain data."""
     chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
+    if chosen["trainer"]["learning_rate"] is not None:
+        chosen["method"].pop("learning_rate")  # it has no effect
     for how in ("attention", "shard"):
         chosen["model"].pop(how)
     gradient = chosen.pop("gradient")
