@@ -218,6 +218,7 @@ def arguments(saved_bases: dict[str, Path], sums_file: Path) -> Callable[..., li
             "trainer.logging_steps=1",
             "trainer.learning_rate=1e-2",
             "device=cpu",
+            *([] if any(item.startswith("method=") for item in overrides) else ["method=lora_ga"]),
             *overrides,
         ]
 

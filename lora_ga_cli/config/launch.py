@@ -120,7 +120,7 @@ class _Jobs:
             if title:
                 self.invalid(error, title)
             raise
-        for note in notes(config):
+        for note in notes(config, sources):
             if note not in self.noted:
                 self.noted.add(note)
                 self.note(note)

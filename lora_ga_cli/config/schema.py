@@ -333,7 +333,7 @@ class Config(Section):
     """Seed of shuffling, sampling, and everything else that is drawn at random."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the model. ``auto`` uses an accelerator if there is one."""
-    rank: Positive = 8
+    rank: Positive = 64
     """Rank of the adapter during training."""
     rank_pattern: dict[str, Positive] = {}
     """Ranks of layers that differ from ``rank``, by name or ending: ``{q_proj: 16, v_proj: 4}``."""

@@ -65,13 +65,14 @@ def common_faults(sources: Sources) -> list[Fault]:
     return []
 
 
-def notes(config: Config) -> list[str]:
-    """Messages for options that a recipe sets for any method, and that this one does not use."""
-    fields = common_options()
+def notes(config: Config, sources: Sources) -> list[str]:
+    """Messages for options that the command line sets, and that the method does not use. (A recipe sets them for any
+    method that may be chosen with it.)"""
+    fields, given = common_options(), {override.key_or_group.partition(".")[0] for override in sources.overrides}
     return [
         f"{name}={as_typed(getattr(config, name))} does nothing with method {config.method.name}"
         for name in ADAPTER_OPTIONS
-        if name not in config.shared_uses and getattr(config, name) != default_of(fields[(name,)])
+        if name in given and name not in config.shared_uses and getattr(config, name) != default_of(fields[(name,)])
     ]
 
 

@@ -55,7 +55,7 @@ def test_a_users_recipe_may_build_on_a_shipped_one_and_wins_over_it() -> None:
 
 
 def test_a_users_folder_wins_over_what_is_shipped() -> None:
-    lay_out(Path("mine"), {"recipes/quickstart.yaml": BASE + "rank: 3\n", "method/lora_ga.yaml": "name: theirs\n"})
+    lay_out(Path("mine"), {"recipes/quickstart.yaml": BASE + "rank: 3\n", "method/rslora.yaml": "name: theirs\n"})
     config = compose([QUICKSTART, "--config-dir", "mine"])
     assert (config.rank, config.method.name) == (3, "theirs")
 

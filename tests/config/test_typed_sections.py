@@ -130,7 +130,7 @@ def test_options_for_adapters_that_the_method_does_not_use_are_refused(option: s
         assert refused(QUICKSTART, "method=toy", option, *FLAGS) == [f"command line: {message}"]
 
 
-def test_what_a_recipe_sets_for_any_method_is_noted_where_this_one_does_not_use_it() -> None:
+def test_what_the_command_line_sets_is_noted_where_the_method_does_not_use_it() -> None:
     notes: list[str] = []
     launch([QUICKSTART, "method=other", "rank=16", *FLAGS], lambda config, title: None, note=notes.append)
     assert notes == ["rank=16 does nothing with method other"]
