@@ -15,7 +15,7 @@ def learning_rate(config: Config, model_config: PreTrainedConfig) -> float:
     """``trainer.learning_rate``; if it is null, ``method.learning_rate · 512 / hidden_size``.
 
     The rate that suits Adam falls about as the width of the model rises (maximal update parametrization,
-    arXiv 2203.03466; for LoRA arXiv 2602.06204). This rule was checked on small models only: see docs/methods.md.
+    arXiv 2203.03466). It was checked on bases of hidden sizes 192 and 512 only: see docs/benchmarks.md.
     """
     given, suited = config.trainer.learning_rate, config.method.learning_rate
     if given is not None:
