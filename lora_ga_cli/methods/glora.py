@@ -23,28 +23,25 @@ The changed weight is rounded to the base's type before it multiplies x. On a ba
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from peft import GloraConfig, PeftModel, set_peft_model_state_dict
+from peft import GloraConfig, PeftModel
 from peft.tuners.glora import GloraLayer
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER
-from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link
 from lora_ga_cli.methods.lora import wrap
+from lora_ga_cli.methods.peft_adapter import PeftAdapter
 from lora_ga_cli.model.targets import Target, find_targets, new_modules, shortest_names
 from lora_ga_cli.registry import METHODS
 
 
 @METHODS.register("glora")
-class Glora(Method):
+class Glora(PeftAdapter):
     """Trained changes of each target's weight, in proportion to it and added to it, and of its bias."""
 
     class Options(MethodOptions):
@@ -103,14 +100,6 @@ class Glora(Method):
             revision=config.model.revision,
         )
         return wrap(model, described)
-
-    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
-        assert isinstance(model, PeftModel)
-        save_peft_adapter(model, folder)
-
-    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
-        assert isinstance(model, PeftModel)
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
 
     def built_size(self, model: nn.Module) -> list[int]:
         layers = [module for module in model.modules() if isinstance(module, GloraLayer)]

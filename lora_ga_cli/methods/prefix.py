@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, PromptTuningConfig, PromptTuningInit, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel, PromptTuningConfig, PromptTuningInit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
-from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
+from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link
 from lora_ga_cli.methods.custom import CustomAdapter, positive
 from lora_ga_cli.methods.lora import wrap
+from lora_ga_cli.methods.peft_adapter import PeftAdapter
 from lora_ga_cli.model.blocks import blocks
 from lora_ga_cli.model.targets import new_modules
 from lora_ga_cli.registry import METHODS
@@ -46,7 +43,7 @@ class PrefixOptions(MethodOptions):
 
 
 @METHODS.register("prefix_embedding")
-class PrefixEmbedding(Method):
+class PrefixEmbedding(PeftAdapter):
     """Trained vectors before each row's embeddings."""
 
     class Options(PrefixOptions):
@@ -91,14 +88,6 @@ class PrefixEmbedding(Method):
             revision=config.model.revision,
         )
         return wrap(model, described)
-
-    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
-        assert isinstance(model, PeftModel)
-        save_peft_adapter(model, folder)
-
-    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
-        assert isinstance(model, PeftModel)
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
 
     def describe(self, model: nn.Module) -> str:
         return f"{self.options.prefix_length} vectors, 1 layer"

@@ -1,0 +1,26 @@
+"""Adapters whose files are those of PEFT, without a change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.methods.base import Method, Model
+
+
+class PeftAdapter(Method):
+    """A method that trains an adapter of PEFT, which PEFT saves and restores as it trains."""
+
+    def save(self, model: Model, folder: Path, init: LoraInit | None, state: Mapping[str, Any] | None = None) -> None:
+        assert isinstance(model, PeftModel)
+        save_peft_adapter(model, folder)
+
+    def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
+        assert isinstance(model, PeftModel)
+        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
