@@ -23,8 +23,8 @@ Name = Annotated[str, typer.Argument(help="A recipe's name.", autocompletion=com
 
 
 LEARNING_RATES = (
-    "The learning rates suit a base of hidden size 512 on GSM8K (docs/benchmarks.md says how they were measured). "
-    "Without trainer.learning_rate a run takes them times 512 and divided by the model's hidden size."
+    "The learning rates suit a base of hidden size 512 (docs/benchmarks.md says how they were measured). Without "
+    "trainer.learning_rate a run takes them times 512 and divided by the model's hidden size."
 )
 
 

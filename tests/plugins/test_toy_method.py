@@ -19,7 +19,8 @@ from tests.methods.test_every_method import loss_by
 
 FILE = Path(__file__).with_name("toy_method.py")
 CODE = ["--code", str(FILE)]
-METHOD = ["--config-dir", str(FILE.parent), "method=clipped_lora"]
+METHOD = "method=clipped_lora"
+FOLDER = ["--config-dir", str(FILE.parent)]
 
 
 def forget_code(patch: pytest.MonkeyPatch) -> None:
@@ -39,7 +40,7 @@ def without_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def command(arguments: Arguments) -> Callable[..., list[str]]:
-    return lambda *overrides: [*CODE, *METHOD, *arguments("llama", *overrides)]
+    return lambda *overrides: [*CODE, *FOLDER, *arguments("llama", METHOD, *overrides)]
 
 
 def norms_of_b(adapter: Path) -> list[float]:
@@ -92,6 +93,6 @@ def test_a_run_of_it_without_the_code_says_what_to_give(
 
 
 def test_the_command_line_without_the_code_says_what_to_give(loraga: Loraga, arguments: Arguments) -> None:
-    out = " ".join(loraga("train", *METHOD, *arguments("llama"), code=2).split())
+    out = " ".join(loraga("train", *FOLDER, *arguments("llama", METHOD), code=2).split())
     assert "clipped_lora" in out
     assert "--code FILE" in out

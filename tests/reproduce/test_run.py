@@ -152,7 +152,11 @@ def test_gradients_of_few_rows_are_compared_with_one_reference(
         return working(item)
 
     monkeypatch.setattr(mean_gradients, "mean_gradients", counting)
-    changed = (user_dir / "tables/mine.yaml").read_text().replace("LoRA: [method=lora]", "all: [gradient.samples=2048]")
+    changed = (
+        (user_dir / "tables/mine.yaml")
+        .read_text()
+        .replace("LoRA: [method=lora]", "all: [method=lora_ga, gradient.samples=2048]")
+    )
     changed = changed.replace("measure: coverage, value: mean", "measure: similarity, value: sign").split("paper:")[0]
     lay_out(user_dir, {"tables/likeness.yaml": changed})
     options = ["--rows", "all,LoRA-GA", "--columns", "reach", "seed=1"]
@@ -395,10 +399,13 @@ def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in sorted(all_tables())
     ],
 )
-def test_every_cell_of_every_table_has_a_forecast_without_weights(loraga: Loraga, name: str) -> None:
+def test_every_cell_of_every_table_has_a_forecast_without_weights(
+    loraga: Loraga, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # a line for each cell
     out = loraga("reproduce", name, "--dry-run", "--output", "forecast")
     table = find_table(name)
     lines = [line for line in out.splitlines() if re.search(r"\d of \d+ .* (GiB|MiB) ", line)]
-    assert len(lines) == len(table.rows) * len(table.full.columns)
+    assert len(lines) == len(table.rows) * len(table.full.columns), out
     assert ("time on this device" if name == "rac_lora" else "time on an H100") in out
     assert not Path("forecast").exists()

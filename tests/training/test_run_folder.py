@@ -76,7 +76,7 @@ def test_the_name_states_recipe_method_and_rank() -> None:
 
 
 def test_without_a_recipe_the_name_begins_with_the_model() -> None:
-    assert run_name(configure(recipe=None)).startswith("model-lora_ga-r8-")
+    assert run_name(configure(recipe=None)).startswith("model-lora_ga-r64-")
 
 
 def test_full_fine_tuning_has_no_rank_in_its_name() -> None:
