@@ -7,6 +7,7 @@ have.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.model.targets import Target, ranks_of
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -74,6 +76,13 @@ class PreparedModel:
     def parameters(self) -> int:
         """How many parameters train."""
         return trained_parameters(self.model)
+
+
+def link_seed(seed: int, index: int) -> int:
+    """The seed of what is drawn in a link: the run's own for the first one, and another one for each link after it."""
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}|{index}".encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,8 @@ class Method:
     """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
     trains_pairs: ClassVar[bool] = False
     """Whether it trains LoRA's factors A and B, in pairs that an optimizer can look at (`lora.layers.lora_pairs`)."""
+    gradient_vectors: ClassVar[int] = 2
+    """Singular vectors of the gradient that a rank takes."""
     options_without_cost: ClassVar[frozenset[str]] = frozenset()
     """Options of the section ``method`` that change neither the memory nor the time of a run."""
     example: ClassVar[tuple[str, ...]] = ()
@@ -172,9 +183,19 @@ class Method:
         return False
 
     @property
+    def initializes_from_rows(self) -> bool:
+        """Whether it looks at the rows of ``gradient.samples`` itself, where no gradient is estimated from them."""
+        return False
+
+    @property
     def largest_rank(self) -> int:
         """The largest rank of a layer that the gradient has to serve."""
         return self.config.largest_rank
+
+    def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
+        """The rank of every layer that the gradient has to serve, by full name; a layer must have room for
+        `gradient_vectors` times as many singular vectors."""
+        return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
 
     @classmethod
     def shared_options(cls, config: Config) -> frozenset[str]:

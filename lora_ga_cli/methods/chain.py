@@ -95,6 +95,10 @@ class Chain(Lora):
     def largest_rank(self) -> int:
         return max(self.options.link_ranks or [super().largest_rank])
 
+    def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
+        ranks = super().gradient_ranks(targets)
+        return ranks if self.options.link_ranks is None else dict.fromkeys(targets, self.largest_rank)
+
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)

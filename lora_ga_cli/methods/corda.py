@@ -41,9 +41,15 @@ class Corda(NonzeroInit):
         """``ipm`` (instruction-previewed) takes the leading triplets, which the rows use most. ``kpm``
         (knowledge-preserved) takes the last ones, so that what other rows use stays in the base."""
 
+    @property
+    def initializes_from_rows(self) -> bool:
+        return True
+
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
+        if config.model.task == "seq2seq_lm":
+            yield "model.task=seq2seq_lm does not go with method.type=corda, which reads the inputs of one sequence"
         if allocates(config):
             yield "method.rank_allocation does not go with method.type=corda, which decomposes layers at given ranks"
         if config.model.shard:

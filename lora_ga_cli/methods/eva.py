@@ -12,9 +12,11 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import RunError
 from lora_ga_cli.lora.offset import LoraInit, compute_init
-from lora_ga_cli.methods.base import ANY_LINK, InitData, Link
+from lora_ga_cli.methods.base import InitData, Link
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.targets import Target, check_rank, shortest_names
@@ -39,13 +41,19 @@ class Eva(Lora):
         tau: Annotated[float, Field(ge=0, le=1)] = 0.99
         """The cosine similarity between the vectors of two batches above which they count as converged."""
         use_label_mask: bool = True
-        """Look at the inputs of positions whose next token is learned, and not at those of the prompt."""
+        """Look at the inputs of positions whose own token is learned, and not at those of the prompt."""
         adjust_scaling: bool = True
         """Keep each layer's s where its rank is another than ``rank``."""
+
+    @property
+    def initializes_from_rows(self) -> bool:
+        return True
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
+        if config.model.task == "seq2seq_lm":
+            yield "model.task=seq2seq_lm does not go with method.type=eva, which reads the inputs of one sequence"
         if allocates(config):
             yield "method.rank_allocation does not go with method.type=eva, which chooses ranks itself"
         options: Any = config.method
@@ -53,11 +61,16 @@ class Eva(Lora):
             yield "rank_pattern does not go with method.type=eva, which chooses the rank of every layer"
         if config.model.shard:
             yield "model.shard=true does not go with method.type=eva"
-        if config.model.task != "causal_lm" and options.use_label_mask:
+        if config.model.task == "sequence_classification" and options.use_label_mask:
             yield f"model.task={config.model.task} has no labels by position: method.use_label_mask=false"
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         options, config = self.options, self.config
+        if distributed.count() > 1:
+            raise RunError(
+                "EVA would find other ranks in each process: run loraga init with the same options in one process, and "
+                "train with several after that"
+            )
         largest = int(options.rho * config.rank)
         check_rank({name: target.shape for name, target in targets.items()}, config.rank, largest)
         described = LoraConfig(
@@ -71,7 +84,7 @@ class Eva(Lora):
         found = get_eva_state_dict(model, batches, peft_config=described, show_progress_bar=False)
         return {name: vectors.float().cpu() for name, vectors in found.items() if len(vectors)}
 
-    def layer_ranks(self, targets: Mapping[str, Target], link: Link = ANY_LINK, source: Any = None) -> dict[str, int]:
+    def layer_ranks(self, targets: Mapping[str, Target], link: Link, source: Any = None) -> dict[str, int]:
         if source is None:  # before the inputs were looked at: the same number of parameters, about
             return super().layer_ranks(targets, link)
         return {name: len(source[name]) for name in targets if name in source}

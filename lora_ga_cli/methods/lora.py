@@ -19,7 +19,16 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, present_factors
-from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, InitData, Link, Method, Model, PreparedModel
+from lora_ga_cli.methods.base import (
+    TASK_TYPES,
+    AdapterOutput,
+    InitData,
+    Link,
+    Method,
+    Model,
+    PreparedModel,
+    link_seed,
+)
 from lora_ga_cli.methods.rank_allocation import (
     RankAllocation,
     RankAllocationOptions,
@@ -60,6 +69,9 @@ class Lora(Method):
     def largest_rank(self) -> int:
         return self.allocation.max_rank if allocates(self.config) else self.config.largest_rank
 
+    def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
+        return dict.fromkeys(targets, 1) if allocates(self.config) else super().gradient_ranks(targets)
+
     @property
     def allocation(self) -> RankAllocation:
         """How the gradient decides the ranks, unless they are uniform."""
@@ -78,9 +90,10 @@ class Lora(Method):
             yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
-        yield from allocation_faults(config, cls(config).largest_rank)
-        if allocates(config):
-            yield from gradient_faults(config)
+        method = cls(config)
+        yield from allocation_faults(config, method.largest_rank)
+        if method.needs_gradient:
+            yield from gradient_faults(config, method.largest_rank, cls.gradient_vectors)
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         """What ranks and initial factors are computed from, of the model before it has an adapter; None for nothing.
@@ -113,7 +126,7 @@ class Lora(Method):
         source = self.source(model, targets, data) if stored is None else None
         ranks = self.layer_ranks(targets, link, source) if stored is None else stored.ranks
         # what is drawn is the same, whatever was drawn before, and another draw for each link
-        torch.manual_seed(self.config.seed + link.index)
+        torch.manual_seed(link_seed(self.config.seed, link.index))
         wrapped = self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
         init = stored if stored is not None else self.initialize(wrapped, link, source, data)
         if init is None and allocates(self.config):
@@ -203,8 +216,16 @@ class Lora(Method):
         return "initialized as LoRA (A at random, B zero)"
 
 
-def gradient_faults(config: Config) -> Iterator[str]:
-    """Describes options of ``gradient`` that do not go with the model, for methods that need the gradient."""
+def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
+    """Describes options of ``gradient`` that do not go with the model, or with the rank.
+
+    Args:
+        rank: the largest rank of a layer.
+        vectors: singular vectors that each rank takes.
+    """
+    capacity = config.gradient.capacity
+    if capacity is not None and capacity < vectors * rank and not allocates(config):
+        yield f"gradient.capacity={capacity} serves ranks up to {capacity // vectors}, not {rank}"
     if config.gradient.estimator == "exact" and config.model.quantization is not None:
         given = f"model.quantization={config.model.quantization}"
         yield f"{given}: quantized weights have no gradient, so use gradient=sketch"

@@ -18,10 +18,8 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_factors, scale_factor
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
-from lora_ga_cli.methods.base import InitData, Link
-from lora_ga_cli.methods.lora import gradient_faults
+from lora_ga_cli.methods.base import InitData, Link, link_seed
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
-from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.quantization import dense
 from lora_ga_cli.model.targets import Target, check_ranks
 from lora_ga_cli.registry import METHODS
@@ -65,18 +63,9 @@ class LoraGA(NonzeroInit):
             yield f"method.direction={options.direction} does nothing with method.init={options.init}"
         if options.scale != "stable" and options.gamma != 16:
             yield f"method.gamma={options.gamma:g} does nothing with method.scale={options.scale}"
-        if options.init != "gradient":
-            return
-        capacity = config.gradient.capacity
-        if capacity is not None and capacity < 2 * config.largest_rank and not allocates(config):
-            rank = (
-                f"rank={config.rank}" if config.largest_rank == config.rank else f"rank_pattern's {config.largest_rank}"
-            )
-            yield f"gradient.capacity={capacity} serves ranks up to {capacity // 2}, not {rank}"
-        yield from gradient_faults(config)
 
     def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
-        options, seed = self.options, self.config.seed
+        options, seed = self.options, link_seed(self.config.seed, link.index)
         if options.init != "gradient":
             return super().initialize(model, link, source, data)
         return gradient_init(
@@ -90,7 +79,7 @@ class LoraGA(NonzeroInit):
         )
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
-        options, seed = self.options, self.config.seed
+        options, seed = self.options, link_seed(self.config.seed, link.index)
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             factor = _factor(target, rank, scaling, options.scale, options.gamma)

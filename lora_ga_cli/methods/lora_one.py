@@ -15,7 +15,7 @@ from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.lora.layers import lora_layers
 from lora_ga_cli.lora.offset import LoraInit, compute_init
 from lora_ga_cli.methods.base import AdapterOutput, InitData, Link
-from lora_ga_cli.methods.lora import Lora, LoraOptions, gradient_faults
+from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.model.targets import Target
 from lora_ga_cli.registry import METHODS
 
@@ -49,7 +49,6 @@ class LoraOne(Lora):
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
-        yield from gradient_faults(config)
         options: Any = config.method
         if options.use_dora:
             yield "method.use_dora=true does not go with method.type=lora_one, which begins away from its base"

@@ -106,14 +106,19 @@ def grad_norm(target: Target, artifact: GradientArtifact) -> float:
     return artifact.factors[target.name].norm
 
 
+SNIP_TRIPLETS = 32
+"""Singular triplets of the gradient that `snip_of_leading_part` looks at, whatever the artifact has room for."""
+
+
 def snip_of_leading_part(target: Target, artifact: GradientArtifact) -> float:
-    """``Σ |W ⊙ G|`` with the leading part of G, which is all that the artifact keeps of its entries.
+    """``Σ |W ⊙ G|`` with the leading 32 singular triplets of G, since the artifact keeps no more of it for every rank.
 
     (HeteroLoRA scores the factors of a LoRA that was just added, with complete gradients. Their product is zero, so
     this scores the weight under it; not verified against the paper.)
     """
     factors = artifact.factors[target.name]
-    return snip(dense(target), factors.left, factors.singular, factors.right)
+    left, right = factors.left[:, :SNIP_TRIPLETS], factors.right[:, :SNIP_TRIPLETS]
+    return snip(dense(target), left, factors.singular[:SNIP_TRIPLETS], right)
 
 
 SALIENCIES: dict[str, Saliency] = {"grad_norm": grad_norm, "snip": snip_of_leading_part}

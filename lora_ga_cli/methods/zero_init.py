@@ -20,8 +20,8 @@ from lora_ga_cli.lora.initialization import layer_seed
 from lora_ga_cli.lora.layers import freeze_factor
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init
 from lora_ga_cli.lora.sketches import draw_factor
-from lora_ga_cli.methods.base import InitData, Link
-from lora_ga_cli.methods.lora import Lora, LoraOptions, gradient_faults
+from lora_ga_cli.methods.base import InitData, Link, link_seed
+from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.model.targets import Target
 from lora_ga_cli.registry import METHODS
 
@@ -51,8 +51,6 @@ class ZeroInitLora(Lora):
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
         options: Any = config.method
-        if options.init == "gradient":
-            yield from gradient_faults(config)
         if options.frozen_factor != "none" and options.loraplus_lr_ratio > 1:
             yield f"method.loraplus_lr_ratio does nothing with method.frozen_factor={options.frozen_factor}"
 
@@ -80,7 +78,7 @@ class ZeroInitLora(Lora):
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
         """The function that gives the initial factors of each layer, one of them zero."""
-        kind, seed, b_begins = self.options.init, self.config.seed + link.index, self.frozen(link) == "B"
+        kind, seed, b_begins = self.options.init, link_seed(self.config.seed, link.index), self.frozen(link) == "B"
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             d_out, d_in = target.shape

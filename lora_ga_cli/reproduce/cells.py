@@ -51,6 +51,8 @@ class Cell:
         values they show."""
         excluded = NOT_IN_KEY if self.measure_class.uses_eval else NOT_IN_KEY | {"eval"}
         config = self.config.model_dump(mode="json", exclude=excluded)
+        if config.get("trainer", {}).get("learning_rate") is not None:
+            config["method"].pop("learning_rate")  # it has no effect
         return sha256_json({"config": config, "measure": self.measure})[:16]
 
     @property

@@ -24,7 +24,7 @@ from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.targets import check_ranks, find_targets, ranks_of
+from lora_ga_cli.model.targets import check_ranks, find_targets
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
@@ -74,8 +74,9 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     config, options = inputs.config, inputs.config.gradient
     empty = inputs.empty_model()
     targets = find_targets(empty, config.target_modules)
-    ranks = dict.fromkeys(targets, config.rank) | ranks_of(targets, config.rank_pattern)
-    check_ranks({name: target.shape for name, target in targets.items()}, ranks, vectors=2)
+    method = method_of(config)
+    shapes = {name: target.shape for name, target in targets.items()}
+    check_ranks(shapes, method.gradient_ranks(targets), vectors=method.gradient_vectors)
     rows = sample(inputs)
     identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:
@@ -92,7 +93,7 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
         targets=list(targets),
         estimator=settings,
     )
-    largest = method_of(config).largest_rank
+    largest = method.largest_rank
     min_capacity = max(2 * largest, options.capacity or 0)
     return Request(key, min_capacity, capacity_for(largest, options.capacity), rows, list(targets))
 

@@ -175,7 +175,10 @@ def settings(config: Config) -> dict[str, Any]:
     for how in ("attention", "shard"):
         chosen["model"].pop(how)
     gradient = chosen.pop("gradient")
-    if method_of(config).needs_gradient:
+    method = method_of(config)
+    if method.initializes_from_rows:
+        chosen["gradient"] = {name: gradient[name] for name in ("samples", "micro_batch_size")}
+    if method.needs_gradient:
         chosen["gradient"] = {key: value for key, value in gradient.items() if key not in IGNORED_GRADIENT_OPTIONS}
     return chosen
 

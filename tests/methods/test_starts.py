@@ -13,9 +13,10 @@ from lora_ga_cli import estimate_gradients
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.methods.base import PreparedModel
+from lora_ga_cli.methods.base import InitData, Link, PreparedModel, method_of
 from lora_ga_cli.methods.lora_one import one_step_factors
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.training.run_folder import run_name
 from tests.conftest import build_batch, build_model
 from tests.helpers import configured, prepare
 
@@ -157,3 +158,25 @@ def test_a_frozen_factor_that_is_drawn_differs_by_seed() -> None:
         model = prepared("lora", "method.frozen_factor=random", f"seed={seed}").model
         sides.add(next(iter(lora_layers(model).values())).lora_A["default"].weight.requires_grad)
     assert sides == {True, False}
+
+
+@pytest.mark.parametrize("init", ["init=gaussian", "direction=random"])
+def test_each_link_of_a_chain_draws_anew_and_unlike_the_run_of_another_seed(init: str) -> None:
+    """The first link draws what a run without links draws."""
+    artifact = estimate_gradients(build_model("llama"), [build_batch("llama")])
+    drawn = {}
+    for seed, index in [(42, 0), (42, 1), (43, 0)]:
+        method = method_of(configured("chain_lora_ga", f"method.{init}", f"seed={seed}"))
+        data = InitData(lambda: artifact, lambda: iter([]))
+        found = method.prepare(build_model("llama"), link=Link(index, 2, 4 * index, 4, 8), data=data, stored=None).init
+        assert found is not None
+        drawn[seed, index] = next(iter(found.factors.values()))[0]
+    assert not torch.equal(drawn[42, 0], drawn[42, 1])
+    assert not torch.equal(drawn[42, 1], drawn[43, 0])
+
+
+def test_a_method_that_looks_at_rows_depends_on_how_many() -> None:
+    for method in ("eva", "corda"):
+        names = {run_name(configured(method, f"gradient.samples={samples}")) for samples in (16, 32)}
+        assert len(names) == 2
+    assert len({run_name(configured("pissa", f"gradient.samples={samples}")) for samples in (16, 32)}) == 1
