@@ -25,7 +25,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.model.targets import Target, ranks_of
+from lora_ga_cli.model.targets import Target, configured_ranks
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -195,7 +195,7 @@ class Method:
     def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
         """The rank of every layer that the gradient has to serve, by full name; a layer must have room for
         `gradient_vectors` times as many singular vectors."""
-        return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
+        return configured_ranks(targets, self.config.rank, self.config.rank_pattern)
 
     @classmethod
     def shared_options(cls, config: Config) -> frozenset[str]:

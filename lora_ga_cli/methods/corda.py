@@ -19,7 +19,7 @@ from lora_ga_cli.methods.base import InitData, Link
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_rank, ranks_of, shortest_names
+from lora_ga_cli.model.targets import Target, check_rank, configured_ranks, shortest_names
 from lora_ga_cli.registry import METHODS
 
 
@@ -59,7 +59,7 @@ class Corda(NonzeroInit):
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         config = self.config
-        ranks = dict.fromkeys(targets, config.rank) | ranks_of(targets, config.rank_pattern)
+        ranks = configured_ranks(targets, config.rank, config.rank_pattern)
         for name, target in targets.items():
             check_rank({name: target.shape}, ranks[name], ranks[name])
         described = LoraConfig(

@@ -36,7 +36,7 @@ from lora_ga_cli.methods.rank_allocation import (
     allocation_faults,
     describe_ranks_of,
 )
-from lora_ga_cli.model.targets import Target, find_targets, new_modules, ranks_of, shortest_names
+from lora_ga_cli.model.targets import Target, configured_ranks, find_targets, new_modules, shortest_names
 
 
 class LoraOptions(RankAllocationOptions):
@@ -119,7 +119,7 @@ class Lora(Method):
         if allocates(self.config):
             allocation = self.allocation
             return allocation.expected_ranks(targets) if source is None else allocation.ranks(targets, source)
-        return dict.fromkeys(targets, self.config.rank) | ranks_of(targets, self.config.rank_pattern)
+        return configured_ranks(targets, self.config.rank, self.config.rank_pattern)
 
     def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
         targets = find_targets(model, self.config.target_modules)

@@ -41,7 +41,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods.base import AdapterOutput, Model
 from lora_ga_cli.methods.custom import CustomAdapter, positive
 from lora_ga_cli.model.grid import Grid, quantize, write_grids
-from lora_ga_cli.model.targets import Target, find_targets, ranks_of
+from lora_ga_cli.model.targets import Target, configured_ranks, find_targets
 from lora_ga_cli.registry import METHODS
 
 ADAPTER = "qa_lora"
@@ -75,7 +75,7 @@ class QaLora(CustomAdapter):
         """
         config, options = self.config, self.options
         targets = find_targets(model, config.target_modules)
-        ranks = dict.fromkeys(targets, config.rank) | ranks_of(targets, config.rank_pattern)
+        ranks = configured_ranks(targets, config.rank, config.rank_pattern)
         for name, target in targets.items():
             _refuse_shape(name, target.shape, options.group_size, ranks[name])
         return {

@@ -142,6 +142,15 @@ def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int],
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
 
 
+def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+    """The rank of every target by full name: ``rank``, or what ``pattern`` says of it (`ranks_of`).
+
+    Raises:
+        TargetError: an entry of the pattern matches no target.
+    """
+    return dict.fromkeys(targets, rank) | ranks_of(targets, pattern)
+
+
 def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
     """The rank of every target that a name or ending in ``pattern`` matches, by full name; the longest match counts.
 
