@@ -106,9 +106,15 @@ class Total:
 
     The products are added one after another in float64. However many were added before, and in whatever process, the
     sum is the same to the bit.
+
+    Args:
+        keep_products: whether the sum of every layer (d_out, d_in) is kept on the CPU in float64, twice the memory of a
+            float32 base, so that only the new links are multiplied next time. Without it, each layer's sum is computed,
+            added and dropped before that of the next layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_products: bool = False) -> None:
+        self.keep_products = keep_products
         self.links = 0
         """How many links were added."""
         self._changes: dict[str, list[LowRank]] = {}
@@ -135,17 +141,21 @@ class Total:
             return
         for name, target in find_targets(model, list(self._changes)).items():
             if is_plain_float32(target):
-                total = target.oriented(self._product(name).to(target.weight.device))
-                target.weight.copy_((target.weight.double() + total).float())
+                self._add_to_weight(target)
             else:
                 _add_to_output(target, summed([{name: change} for change in self._changes[name]])[name])
+
+    def _add_to_weight(self, target: Target) -> None:
+        total = target.oriented(self._product(target.name).to(target.weight.device))
+        target.weight.copy_((target.weight.double() + total).float())
 
     def _product(self, name: str) -> Tensor:
         changes = self._changes[name]
         done, total = self._products[name] if name in self._products else (1, changes[0].product())
         for change in changes[done:]:
             total += change.product()
-        self._products[name] = len(changes), total
+        if self.keep_products:
+            self._products[name] = len(changes), total
         return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,6 +141,36 @@ def test_a_sum_that_grows_with_every_link_is_that_of_all_links_to_the_bit() -> N
                 exact[name] = exact[name] + changes[-1][name].product().numpy()
             found = module.weight.detach().double().numpy()
             assert (np.abs(found - exact[name]) <= 2**-24 * np.abs(exact[name]) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_sums_of_layers_stay_in_memory_only_where_they_are_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Without that, at most one layer has its sum in memory; the weights are the same to the bit."""
+    names, alive, product = ["0", "1", "2"], weakref.WeakSet[torch.Tensor](), LowRank.product
+    most = 0
+
+    def counted(change: LowRank) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(alive))
+        alive.add(result := product(change))
+        return result
+
+    total, kept = Total(keep_products=keep), Total(keep_products=True)
+    for number in range(3):
+        change = {name: drawn((4, 4), 1, 3 * number + int(name)) for name in names}
+        total.add(change)
+        kept.add(change)
+        models = [nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names}) for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        kept.apply(models[0])
+        monkeypatch.setattr(LowRank, "product", counted)
+        total.apply(models[1])
+        monkeypatch.setattr(LowRank, "product", product)
+        assert all(torch.equal(models[0][name].weight, models[1][name].weight) for name in names)
+    assert len(alive) == (len(names) if keep else 0)
+    assert most == (len(names) if keep else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
