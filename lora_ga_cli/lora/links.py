@@ -215,8 +215,6 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
         key_a, key_b = lora_keys(name)
         tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
     describe_ranks(config, ranks, scalings)
-    if set(total) != set(changes[-1]):  # links of other layers
-        config.target_modules = list(total)
     config.inference_mode = True
     stored = load_file(like / WEIGHTS_FILE)
     if any(lora_keys(name)[0] not in stored for name in total):  # layers that only other links adapt
