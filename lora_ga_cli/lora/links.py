@@ -195,9 +195,13 @@ def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
 def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: int | None = None) -> tuple[int, float]:
     """Writes the sum of changes as one standard LoRA adapter.
 
+    The rank of a layer is the sum of the ranks, at most the shorter side of its weight. Where the sum of the ranks is
+    larger than that side, the factors are those of `LowRank.truncated`, whose product is the same up to the rounding of
+    float32: no matrix has a higher rank than its shorter side.
+
     Args:
         like: the saved adapter of the last change, whose configuration the sum takes, apart from ranks and layers.
-        max_rank: the rank that every layer is truncated to; None keeps the sum of the ranks, exactly.
+        max_rank: the rank that every layer is truncated to; None loses nothing.
 
     Returns:
         The largest rank that was written, and the relative error of the truncation (Frobenius norm, over all layers).
@@ -207,7 +211,8 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
     total, tensors, ranks, scalings = summed(changes), {}, {}, {}
     squared_error = squared_norm = 0.0
     for name, change in total.items():
-        written, error = change.truncated(max_rank) if max_rank is not None else (change, 0.0)
+        shortest = min(change.left.shape[0], change.right.shape[1])
+        written, error = change.truncated(shortest if max_rank is None else min(max_rank, shortest))
         if max_rank is not None:  # layers that keep their rank count too
             squared_norm += (norm := float(change.product().norm())) ** 2
             squared_error += (error * norm) ** 2

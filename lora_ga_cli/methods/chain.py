@@ -60,8 +60,8 @@ class ChainOptions(MethodOptions):
     layers_per_link: Positive | None = None
     """Number of layers that a link trains, drawn anew for each link from the ``target_modules``. Null trains all."""
     merged_rank: Positive | None = None
-    """Rank that the sum of the links is truncated to when it is saved; the error is shown. Null keeps the sum of the
-    ranks, which is exact."""
+    """Rank that the sum of the links is truncated to when it is saved; the error is shown. Null loses nothing: the rank
+    is the sum of the links' ranks, at most the shorter side of the layer."""
 
 
 class Chain(Lora):

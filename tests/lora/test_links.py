@@ -202,6 +202,27 @@ def test_a_truncation_is_the_best_one_and_its_error_is_stated(rank: int) -> None
     assert change.truncated(8) == (change, 0.0)
 
 
+def test_a_sum_has_no_higher_rank_than_its_layers_have_sides(tmp_path: Path) -> None:
+    """The links' ranks add up to 66, and each layer is written at its shorter side, with the same product."""
+    folders = [adapter(tmp_path / str(seed), seed, rank=11) for seed in range(3)]
+    changes = [read_adapter(folder) for folder in folders]
+    rank, error = write_sum(tmp_path / "sum", folders[-1], changes)
+    written, total = read_adapter(tmp_path / "sum"), summed(changes)
+    sides = {name: min(change.product().shape) for name, change in total.items()}
+    assert {change.rank for change in total.values()} == {66}
+    assert {name: change.rank for name, change in written.items()} == sides
+    assert (rank, error) == (max(sides.values()), 0.0)
+    assert rank < 66
+    for name, change in total.items():
+        exact = change.product()
+        assert float((written[name].product() - exact).norm() / exact.norm()) < 1e-6
+    base, batch = build_model("llama").eval(), build_batch("llama")
+    add_to_base(base, changes)
+    together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
+    with torch.no_grad():
+        torch.testing.assert_close(together(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_truncated_sum_states_its_error(tmp_path: Path) -> None:
     folders = [adapter(tmp_path / str(seed), seed) for seed in range(2)]
     changes = [read_adapter(folder) for folder in folders]
