@@ -164,14 +164,6 @@ def is_plain_float32(target: Target) -> bool:
     return target.weight.dtype == torch.float32 and not target.quantized and not target.sharded
 
 
-def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
-    """Adds the changes of earlier links to a freshly loaded base, in place; see `Total.apply`."""
-    total = Total()
-    for change in changes:
-        total.add(change)
-    total.apply(model)
-
-
 @torch.no_grad()
 def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
     """Merges the standard LoRA layers of a loaded adapter into its base, in place, and makes the adapter zero.

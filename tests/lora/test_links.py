@@ -13,9 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_ga_cli.lora.export import export_adapter
-from lora_ga_cli.lora.links import LowRank, Total, add_to_base, merge_layers, read_adapter, summed, write_sum
+from lora_ga_cli.lora.links import LowRank, Total, merge_layers, read_adapter, summed, write_sum
 from lora_ga_cli.lora.offset import compute_init, install
 from tests.conftest import build_batch, build_model
+from tests.helpers import add_links
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -72,7 +73,7 @@ def test_a_sum_has_the_layers_of_all_links(tmp_path: Path) -> None:
     changes = [read_adapter(folder) for folder in folders]
     write_sum(tmp_path / "sum", folders[-1], changes)
     base, batch = build_model("llama").eval(), build_batch("llama")
-    add_to_base(base, changes)
+    add_links(base, changes)
     together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
     assert set(read_adapter(tmp_path / "sum")) == set(changes[0])
     with torch.no_grad():
@@ -87,7 +88,7 @@ def test_earlier_links_are_added_to_a_base(tmp_path: Path, dtype: torch.dtype) -
     write_sum(tmp_path / "sum", folders[0], changes)
     base = build_model("llama").to(dtype).eval()
     before = {name: item.clone() for name, item in base.state_dict().items()}
-    add_to_base(base, changes)
+    add_links(base, changes)
     moved = [name for name, item in base.state_dict().items() if not torch.equal(item, before[name])]
     assert len(moved) == (4 if dtype == torch.float32 else 0)
     loaded = PeftModel.from_pretrained(build_model("llama").to(dtype).eval(), tmp_path / "sum")
@@ -109,7 +110,7 @@ def test_a_hundred_merges_do_not_drift() -> None:
         one_by_one = (one_by_one.float() + change[names].product().float()).to(torch.bfloat16)
         model = nn.ModuleDict({names: nn.Linear(shape[1], shape[0], bias=False)})
         model[names].weight.data = original.clone()
-        add_to_base(model, changes[:count])
+        add_links(model, changes[:count])
         rounded_once = exact.float()
         assert float((model[names].weight.detach() - rounded_once).abs().max()) <= 2**-23 * float(
             rounded_once.abs().max()
@@ -134,7 +135,7 @@ def test_a_sum_that_grows_with_every_link_is_that_of_all_links_to_the_bit() -> N
         total.add(changes[-1])
         growing, at_once = fresh(), fresh()
         total.apply(growing)
-        add_to_base(at_once, changes)
+        add_links(at_once, changes)
         for name, module in growing.items():
             assert torch.equal(module.weight, at_once[name].weight)
             if name in changes[-1]:
@@ -217,7 +218,7 @@ def test_a_sum_has_no_higher_rank_than_its_layers_have_sides(tmp_path: Path) -> 
         exact = change.product()
         assert float((written[name].product() - exact).norm() / exact.norm()) < 1e-6
     base, batch = build_model("llama").eval(), build_batch("llama")
-    add_to_base(base, changes)
+    add_links(base, changes)
     together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
     with torch.no_grad():
         torch.testing.assert_close(together(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)

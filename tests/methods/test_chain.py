@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.lora.layers import lora_layers
-from lora_ga_cli.lora.links import LowRank, add_to_base
+from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
 from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.optimizer_state import install_state, state_of
 from lora_ga_cli.training.trainer import rising_share
 from tests.conftest import build_model
-from tests.helpers import configured, no_gradient
+from tests.helpers import add_links, configured, no_gradient
 
 
 def chain(*overrides: str) -> Method:
@@ -175,7 +175,7 @@ def test_galore_is_a_chain_with_a_frozen_subspace_whose_moments_are_kept() -> No
             optimizer.step()
         state = state_of(optimizer, model)
         changes.append({"layer": LowRank(s * model.b.detach(), a)})
-    add_to_base(base, changes)
+    add_links(base, changes)
     result = base["layer"](torch.eye(10, dtype=torch.float64)).T
     torch.testing.assert_close(result, weight, rtol=1e-12, atol=1e-13)
     assert float((weight - start).norm()) > 0.1

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lora_ga_cli.lora.links import LowRank, add_to_base, read_adapter
+from lora_ga_cli.lora.links import LowRank, read_adapter
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages import initialize
 from lora_ga_cli.stages.initialize import LinkBases
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.training.run_folder import LinkFolder
 from tests.conftest import build_batch
-from tests.helpers import Arguments, Loraga, after, killed, only_run, points
+from tests.helpers import Arguments, Loraga, add_links, after, killed, only_run, points
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -72,7 +72,7 @@ def test_many_short_links_of_few_layers(
     drawn = {name for change in changes for name in change}
     base = AutoModelForCausalLM.from_pretrained(saved_bases["llama"], dtype=torch.float32).eval()
     with_links = AutoModelForCausalLM.from_pretrained(saved_bases["llama"], dtype=torch.float32).eval()
-    add_to_base(with_links, changes)
+    add_links(with_links, changes)
     before, batch = find_targets(base), build_batch("llama")
     for name, target in find_targets(with_links).items():
         assert torch.equal(target.weight, before[name].weight) == (name not in drawn)
