@@ -7,6 +7,7 @@ have.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,20 @@ class Link:
     def title(self) -> str:
         """``link 2 of 3``; empty for the only one."""
         return f"link {self.index + 1} of {self.count}" if self.count > 1 else ""
+
+
+def link_seed(seed: int, index: int) -> int:
+    """The seed of a link, below 2³²: for the first link the run's seed itself, for another a hash of it and the index.
+
+    (With ``seed + index`` the second link of a run would draw what the first one of a run with the next seed draws.)
+
+    Args:
+        seed: the seed of the run.
+        index: the number of the link, from 0.
+    """
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}|{index}".encode()).digest(), "big") % 2**32
 
 
 ANY_LINK = Link.only(1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.lora.layers import lora_layers
 from lora_ga_cli.lora.links import LowRank
-from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
+from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, link_seed, links_of, method_of
 from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.training.arguments import training_arguments
 from lora_ga_cli.training.optimizer_state import install_state, state_of
 from lora_ga_cli.training.trainer import rising_share
 from tests.conftest import build_model
@@ -70,6 +72,25 @@ def test_a_random_frozen_factor_is_drawn_again_for_each_link() -> None:
             assert not trained.any()
             square = frozen @ frozen.T if side == "A" else frozen.T @ frozen
             torch.testing.assert_close(square, torch.eye(len(square)), atol=1e-5, rtol=0)
+
+
+def test_the_seeds_of_links_are_those_of_no_other_link() -> None:
+    """The first one has the seed of the run; seeds that follow one another give no link the same."""
+    seeds = [link_seed(seed, index) for seed in range(100) for index in range(100)]
+    assert seeds[::100] == list(range(100))
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert link_seed(42, 1) == link_seed(42, 1)
+
+
+def test_each_link_has_its_own_dropout(tmp_path: Path) -> None:
+    """The first one has that of a run without links."""
+    config = configured("cola", "method.links=3", "seed=5")
+    seeds = [
+        training_arguments(config, tmp_path, torch.device("cpu"), learning_rate=1.0, validate=False, link=link).seed
+        for link in links_of(method_of(config), 9)
+    ]
+    assert seeds == [5, link_seed(5, 1), link_seed(5, 2)]
 
 
 @pytest.mark.parametrize("init", ["kaiming", "orthonormal"])
