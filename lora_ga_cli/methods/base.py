@@ -8,7 +8,7 @@ have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -375,6 +375,14 @@ class Method:
         return ""
 
     # Forecasts
+
+    def largest_link(self, model: PreTrainedModel, links: Sequence[Link]) -> Link:
+        """The link that trains the most parameters, the first of equal ones.
+
+        Args:
+            model: the base, with or without weights; it is not changed.
+        """
+        return links[0]
 
     def extra_state_bytes(self, model: nn.Module) -> int:
         """Memory of what the method keeps while it trains, beside the gradients and the optimizer's state."""

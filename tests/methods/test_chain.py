@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, TargetError
-from lora_ga_cli.lora.layers import lora_layers
+from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, link_seed, links_of, method_of
 from lora_ga_cli.methods.chain import draw_layers
@@ -91,6 +91,24 @@ def test_each_link_has_its_own_dropout(tmp_path: Path) -> None:
         for link in links_of(method_of(config), 9)
     ]
     assert seeds == [5, link_seed(5, 1), link_seed(5, 2)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method.link_ranks=[1, 4, 2]"],
+        ["method.frozen_factor=random", "method.link_ranks=[4, 3, 4]"],
+        ["method.layers_per_link=3"],
+    ],
+    ids=" ".join,
+)
+def test_the_largest_link_is_the_one_that_trains_most_parameters(options: list[str]) -> None:
+    """Counted in the model of every link."""
+    method = chain("method.links=5", *options)
+    links = links_of(method, 10)
+    counts = [trained_parameters(method.attach_empty(build_model("llama").to("meta"), link)) for link in links]
+    assert len(set(counts)) > 1
+    assert method.largest_link(build_model("llama"), links).index == counts.index(max(counts))
 
 
 @pytest.mark.parametrize("init", ["kaiming", "orthonormal"])
