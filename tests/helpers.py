@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from lora_ga_cli import GradientArtifact, estimate_gradients
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.lora.links import Change, Total
 from lora_ga_cli.methods.base import InitData, Link, PreparedModel, method_of
 from tests.conftest import build_batch
 
@@ -60,6 +61,14 @@ def prepare(model: PreTrainedModel, config: Config, *, steps: int = 100) -> Prep
 def empty(model: PreTrainedModel, config: Config) -> nn.Module:
     """The shapes of a model as it trains, without weights."""
     return method_of(config).attach_empty(model.to("meta"))
+
+
+def add_links(model: nn.Module, changes: Sequence[Change]) -> None:
+    """Adds the changes of trained links to a base, in place, as a run does."""
+    total = Total()
+    for change in changes:
+        total.add(change)
+    total.apply(model)
 
 
 def only_run(folder: str = "runs") -> Path:

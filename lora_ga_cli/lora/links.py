@@ -106,9 +106,15 @@ class Total:
 
     The products are added one after another in float64. However many were added before, and in whatever process, the
     sum is the same to the bit.
+
+    Args:
+        keep_products: whether the sum of every layer (d_out, d_in) is kept on the CPU in float64, twice the memory of a
+            float32 base, so that only the new links are multiplied next time. Without it, each layer's sum is computed,
+            added and dropped before that of the next layer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_products: bool = False) -> None:
+        self.keep_products = keep_products
         self.links = 0
         """How many links were added."""
         self._changes: dict[str, list[LowRank]] = {}
@@ -135,31 +141,27 @@ class Total:
             return
         for name, target in find_targets(model, list(self._changes)).items():
             if is_plain_float32(target):
-                total = target.oriented(self._product(name).to(target.weight.device))
-                target.weight.copy_((target.weight.double() + total).float())
+                self._add_to_weight(target)
             else:
                 _add_to_output(target, summed([{name: change} for change in self._changes[name]])[name])
+
+    def _add_to_weight(self, target: Target) -> None:
+        total = target.oriented(self._product(target.name).to(target.weight.device))
+        target.weight.copy_((target.weight.double() + total).float())
 
     def _product(self, name: str) -> Tensor:
         changes = self._changes[name]
         done, total = self._products[name] if name in self._products else (1, changes[0].product())
         for change in changes[done:]:
             total += change.product()
-        self._products[name] = len(changes), total
+        if self.keep_products:
+            self._products[name] = len(changes), total
         return total
 
 
 def is_plain_float32(target: Target) -> bool:
     """Whether a layer's weight is one complete float32 tensor, to which a change can be added."""
     return target.weight.dtype == torch.float32 and not target.quantized and not target.sharded
-
-
-def add_to_base(model: nn.Module, changes: Sequence[Change]) -> None:
-    """Adds the changes of earlier links to a freshly loaded base, in place; see `Total.apply`."""
-    total = Total()
-    for change in changes:
-        total.add(change)
-    total.apply(model)
 
 
 @torch.no_grad()
@@ -185,9 +187,13 @@ def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
 def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: int | None = None) -> tuple[int, float]:
     """Writes the sum of changes as one standard LoRA adapter.
 
+    The rank of a layer is the sum of the ranks, at most the shorter side of its weight. Where the sum of the ranks is
+    larger than that side, the factors are those of `LowRank.truncated`, whose product is the same up to the rounding of
+    float32: no matrix has a higher rank than its shorter side.
+
     Args:
         like: the saved adapter of the last change, whose configuration the sum takes, apart from ranks and layers.
-        max_rank: the rank that every layer is truncated to; None keeps the sum of the ranks, exactly.
+        max_rank: the rank that every layer is truncated to; None loses nothing.
 
     Returns:
         The largest rank that was written, and the relative error of the truncation (Frobenius norm, over all layers).
@@ -197,7 +203,8 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
     total, tensors, ranks, scalings = summed(changes), {}, {}, {}
     squared_error = squared_norm = 0.0
     for name, change in total.items():
-        written, error = change.truncated(max_rank) if max_rank is not None else (change, 0.0)
+        shortest = min(change.left.shape[0], change.right.shape[1])
+        written, error = change.truncated(shortest if max_rank is None else min(max_rank, shortest))
         if max_rank is not None:  # layers that keep their rank count too
             squared_norm += (norm := float(change.product().norm())) ** 2
             squared_error += (error * norm) ** 2
@@ -205,8 +212,6 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
         key_a, key_b = lora_keys(name)
         tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
     describe_ranks(config, ranks, scalings)
-    if set(total) != set(changes[-1]):  # links of other layers
-        config.target_modules = list(total)
     config.inference_mode = True
     stored = load_file(like / WEIGHTS_FILE)
     if any(lora_keys(name)[0] not in stored for name in total):  # layers that only other links adapt

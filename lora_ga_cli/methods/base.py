@@ -8,7 +8,7 @@ have.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,13 +78,6 @@ class PreparedModel:
         return trained_parameters(self.model)
 
 
-def link_seed(seed: int, index: int) -> int:
-    """The seed of what is drawn in a link: the run's own for the first one, and another one for each link after it."""
-    if index == 0:
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}|{index}".encode()).digest()[:4], "big")
-
-
 @dataclass(frozen=True)
 class InitData:
     """What a method may initialize a model from, computed when it is asked for.
@@ -126,6 +119,20 @@ class Link:
     def title(self) -> str:
         """``link 2 of 3``; empty for the only one."""
         return f"link {self.index + 1} of {self.count}" if self.count > 1 else ""
+
+
+def link_seed(seed: int, index: int) -> int:
+    """The seed of a link, below 2³²: for the first link the run's seed itself, for another a hash of it and the index.
+
+    (With ``seed + index`` the second link of a run would draw what the first one of a run with the next seed draws.)
+
+    Args:
+        seed: the seed of the run.
+        index: the number of the link, from 0.
+    """
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}|{index}".encode()).digest(), "big") % 2**32
 
 
 ANY_LINK = Link.only(1000)
@@ -381,6 +388,14 @@ class Method:
         return ""
 
     # Forecasts
+
+    def largest_link(self, model: PreTrainedModel, links: Sequence[Link]) -> Link:
+        """The link that trains the most parameters, the first of equal ones.
+
+        Args:
+            model: the base, with or without weights; it is not changed.
+        """
+        return links[0]
 
     def extra_state_bytes(self, model: nn.Module) -> int:
         """Memory of what the method keeps while it trains, beside the gradients and the optimizer's state."""

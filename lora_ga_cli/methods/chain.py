@@ -12,13 +12,14 @@ The idea is that of COLA (arXiv 2401.04151). With a frozen factor that is drawn 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
@@ -30,7 +31,7 @@ from lora_ga_cli.methods.lora import Lora
 from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.methods.zero_init import ZeroInitLora, ZeroInitOptions
-from lora_ga_cli.model.targets import Target
+from lora_ga_cli.model.targets import Target, find_targets
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.registry import METHODS
 
@@ -60,8 +61,8 @@ class ChainOptions(MethodOptions):
     layers_per_link: Positive | None = None
     """Number of layers that a link trains, drawn anew for each link from the ``target_modules``. Null trains all."""
     merged_rank: Positive | None = None
-    """Rank that the sum of the links is truncated to when it is saved; the error is shown. Null keeps the sum of the
-    ranks, which is exact."""
+    """Rank that the sum of the links is truncated to when it is saved; the error is shown. Null loses nothing: the rank
+    is the sum of the links' ranks, at most the shorter side of the layer."""
 
 
 class Chain(Lora):
@@ -141,6 +142,18 @@ class Chain(Lora):
             return ranks
         drawn = set(draw_layers(list(ranks), options.layers_per_link, self.config.seed, link.index))
         return {name: rank for name, rank in ranks.items() if name in drawn}
+
+    def largest_link(self, model: PreTrainedModel, links: Sequence[Link]) -> Link:
+        targets = find_targets(model, self.config.target_modules)
+
+        def trained(link: Link) -> int:
+            frozen, count = self.frozen(link), 0
+            for name, rank in self.layer_ranks(targets, link).items():
+                d_out, d_in = targets[name].shape
+                count += rank * ((d_in if frozen != "A" else 0) + (d_out if frozen != "B" else 0))
+            return count
+
+        return max(links, key=trained)
 
     def carried_state(
         self, state: Mapping[str, Mapping[str, Tensor]], model: Model, before: Path

@@ -121,6 +121,10 @@ class Lora(Method):
             return allocation.expected_ranks(targets) if source is None else allocation.ranks(targets, source)
         return configured_ranks(targets, self.config.rank, self.config.rank_pattern)
 
+    def frozen(self, link: Link) -> str | None:
+        """The factor that does not train in a link: ``A``, ``B`` or None."""
+        return None
+
     def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
         targets = find_targets(model, self.config.target_modules)
         source = self.source(model, targets, data) if stored is None else None

@@ -59,7 +59,6 @@ class ZeroInitLora(Lora):
         return bool(self.options.init == "gradient") or super().needs_gradient
 
     def frozen(self, link: Link) -> str | None:
-        """The factor that does not train in a link: ``A``, ``B`` or None."""
         chosen = self.options.frozen_factor
         if chosen == "random":
             return random.Random(f"{self.config.seed}|{link.index}").choice("AB")

@@ -17,6 +17,9 @@ from torch import Tensor
 CUTOFF = 1e-14
 """Eigenvalues of XᵀX at or below this share of the largest one count as zero. They are singular values of X below 1e-7
 of the largest one, which is the rounding of float32."""
+LARGEST_IN_BATCHES = 32
+"""The largest rank of which torch decomposes many matrices at once on a GPU. It takes larger ones one after another, so
+they are decomposed on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,6 @@ class Gram:
     def shifted(self, shift: float) -> Gram:
         """The decomposition of ``XᵀX + shift·I``."""
         return Gram(self.values + shift, self.vectors)
-
-
-LARGEST_IN_BATCHES = 32
-"""The largest rank of which torch decomposes many matrices at once on a GPU. It takes larger ones one after another, so
-they are decomposed on the CPU."""
-
-
-def gram(x: Tensor) -> Gram:
-    """The Gram matrices ``XᵀX`` of the columns of X (..., d, rank), decomposed."""
-    x = x.to(_wide(x))
-    return of_symmetric(x.mT @ x)
 
 
 def of_symmetric(matrix: Tensor) -> Gram:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,13 +37,18 @@ def claim_gpu(gpus: Sequence[str], folder: Path) -> str:
     if cuda.is_initialized():
         raise RuntimeError("--gpus: this process uses a GPU already")
     folder.mkdir(parents=True, exist_ok=True)
-    for place in itertools.count():
-        lock = FileLock(folder / f"{place}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        _claimed.append(lock)
-        os.environ[VISIBLE] = gpus[place % len(gpus)]
-        return os.environ[VISIBLE]
-    raise AssertionError
+    place = 0
+    while not _acquired(lock := FileLock(folder / f"{place}.lock")):
+        place += 1
+    _claimed.append(lock)
+    os.environ[VISIBLE] = gpus[place % len(gpus)]
+    return os.environ[VISIBLE]
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Whether this process got the lock, without waiting for another one."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

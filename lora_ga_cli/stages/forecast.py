@@ -150,13 +150,16 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
 
 
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
-    """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
+    """Peak memory of training, seconds of an optimizer step, and the empty model as it trains.
+
+    In a chain, they are those of the link that trains the most parameters.
+    """
     config, options = inputs.config, inputs.config.trainer
     base = inputs.empty_model()
     targets = find_targets(base, config.target_modules)
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
     method = method_of(config)
-    model = method.attach_empty(base, _links(inputs)[0])
+    model = method.attach_empty(base, method.largest_link(base, _links(inputs)))
     longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
     kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)

@@ -124,7 +124,8 @@ def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
 
 
 KEPT_BYTES = 2 * 2**30
-"""The largest float32 base of which a chain keeps a copy in memory, beside the one that trains."""
+"""The largest float32 base of which a chain keeps a copy in memory, beside the one that trains. The sum of the links
+before is kept too then, in float64 on the CPU; of a larger base, one layer at a time is computed."""
 
 
 class LinkBases:
@@ -150,11 +151,10 @@ class LinkBases:
             RunError: the base or an adapter is not what the run was started with.
         """
         model = self._original if self._original is not None else load_base(self.inputs, self.run)
-        if self._original is None and again and _fits_twice(model):
-            self._original = model
         if self._original is None:
-            self._total = Total()
-        elif again:
+            kept = again and _fits_twice(model)
+            self._original, self._total = model if kept else None, Total(keep_products=kept)
+        if self._original is not None and again:
             model = copy.deepcopy(self._original)
         for folder in earlier[self._total.links :]:
             check_link(folder)

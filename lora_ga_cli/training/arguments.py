@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.methods.base import Link
+from lora_ga_cli.methods.base import Link, link_seed
 from lora_ga_cli.optimizers.base import optimizer_of
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
@@ -86,7 +86,7 @@ def training_arguments(
         bf16=chosen == "bf16",
         fp16=chosen == "fp16",
         use_cpu=device.type == "cpu",
-        seed=config.seed,
+        seed=link_seed(config.seed, link.index),  # each link has its own dropout
         data_seed=config.seed,
         logging_steps=options.logging_steps,
         logging_first_step=True,

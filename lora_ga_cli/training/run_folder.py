@@ -105,10 +105,6 @@ class RunFolder:
         return self.path / "README.md"
 
     @property
-    def evaluation_file(self) -> Path:
-        return self.path / "eval.json"
-
-    @property
     def manifest(self) -> dict[str, Any]:
         """The content of the manifest; empty before the run is started."""
         manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}

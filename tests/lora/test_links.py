@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_ga_cli.lora.export import export_adapter
-from lora_ga_cli.lora.links import LowRank, Total, add_to_base, merge_layers, read_adapter, summed, write_sum
+from lora_ga_cli.lora.links import LowRank, Total, merge_layers, read_adapter, summed, write_sum
 from lora_ga_cli.lora.offset import compute_init, install
 from tests.conftest import build_batch, build_model
+from tests.helpers import add_links
 
 TARGETS = ["q_proj", "down_proj"]
 
@@ -71,7 +73,7 @@ def test_a_sum_has_the_layers_of_all_links(tmp_path: Path) -> None:
     changes = [read_adapter(folder) for folder in folders]
     write_sum(tmp_path / "sum", folders[-1], changes)
     base, batch = build_model("llama").eval(), build_batch("llama")
-    add_to_base(base, changes)
+    add_links(base, changes)
     together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
     assert set(read_adapter(tmp_path / "sum")) == set(changes[0])
     with torch.no_grad():
@@ -86,7 +88,7 @@ def test_earlier_links_are_added_to_a_base(tmp_path: Path, dtype: torch.dtype) -
     write_sum(tmp_path / "sum", folders[0], changes)
     base = build_model("llama").to(dtype).eval()
     before = {name: item.clone() for name, item in base.state_dict().items()}
-    add_to_base(base, changes)
+    add_links(base, changes)
     moved = [name for name, item in base.state_dict().items() if not torch.equal(item, before[name])]
     assert len(moved) == (4 if dtype == torch.float32 else 0)
     loaded = PeftModel.from_pretrained(build_model("llama").to(dtype).eval(), tmp_path / "sum")
@@ -108,7 +110,7 @@ def test_a_hundred_merges_do_not_drift() -> None:
         one_by_one = (one_by_one.float() + change[names].product().float()).to(torch.bfloat16)
         model = nn.ModuleDict({names: nn.Linear(shape[1], shape[0], bias=False)})
         model[names].weight.data = original.clone()
-        add_to_base(model, changes[:count])
+        add_links(model, changes[:count])
         rounded_once = exact.float()
         assert float((model[names].weight.detach() - rounded_once).abs().max()) <= 2**-23 * float(
             rounded_once.abs().max()
@@ -133,13 +135,43 @@ def test_a_sum_that_grows_with_every_link_is_that_of_all_links_to_the_bit() -> N
         total.add(changes[-1])
         growing, at_once = fresh(), fresh()
         total.apply(growing)
-        add_to_base(at_once, changes)
+        add_links(at_once, changes)
         for name, module in growing.items():
             assert torch.equal(module.weight, at_once[name].weight)
             if name in changes[-1]:
                 exact[name] = exact[name] + changes[-1][name].product().numpy()
             found = module.weight.detach().double().numpy()
             assert (np.abs(found - exact[name]) <= 2**-24 * np.abs(exact[name]) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_sums_of_layers_stay_in_memory_only_where_they_are_to_be_kept(
+    monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Without that, at most one layer has its sum in memory; the weights are the same to the bit."""
+    names, alive, product = ["0", "1", "2"], weakref.WeakSet[torch.Tensor](), LowRank.product
+    most = 0
+
+    def counted(change: LowRank) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(alive))
+        alive.add(result := product(change))
+        return result
+
+    total, kept = Total(keep_products=keep), Total(keep_products=True)
+    for number in range(3):
+        change = {name: drawn((4, 4), 1, 3 * number + int(name)) for name in names}
+        total.add(change)
+        kept.add(change)
+        models = [nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names}) for _ in range(2)]
+        models[1].load_state_dict(models[0].state_dict())
+        kept.apply(models[0])
+        monkeypatch.setattr(LowRank, "product", counted)
+        total.apply(models[1])
+        monkeypatch.setattr(LowRank, "product", product)
+        assert all(torch.equal(models[0][name].weight, models[1][name].weight) for name in names)
+    assert len(alive) == (len(names) if keep else 0)
+    assert most == (len(names) if keep else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -169,6 +201,27 @@ def test_a_truncation_is_the_best_one_and_its_error_is_stated(rank: int) -> None
     difference = (cut.product() - change.product()).norm() / change.product().norm()
     assert float(difference) == pytest.approx(error, rel=1e-5)
     assert change.truncated(8) == (change, 0.0)
+
+
+def test_a_sum_has_no_higher_rank_than_its_layers_have_sides(tmp_path: Path) -> None:
+    """The links' ranks add up to 66, and each layer is written at its shorter side, with the same product."""
+    folders = [adapter(tmp_path / str(seed), seed, rank=11) for seed in range(3)]
+    changes = [read_adapter(folder) for folder in folders]
+    rank, error = write_sum(tmp_path / "sum", folders[-1], changes)
+    written, total = read_adapter(tmp_path / "sum"), summed(changes)
+    sides = {name: min(change.product().shape) for name, change in total.items()}
+    assert {change.rank for change in total.values()} == {66}
+    assert {name: change.rank for name, change in written.items()} == sides
+    assert (rank, error) == (max(sides.values()), 0.0)
+    assert rank < 66
+    for name, change in total.items():
+        exact = change.product()
+        assert float((written[name].product() - exact).norm() / exact.norm()) < 1e-6
+    base, batch = build_model("llama").eval(), build_batch("llama")
+    add_links(base, changes)
+    together = PeftModel.from_pretrained(build_model("llama").eval(), tmp_path / "sum")
+    with torch.no_grad():
+        torch.testing.assert_close(together(**batch).logits, base(**batch).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_truncated_sum_states_its_error(tmp_path: Path) -> None:

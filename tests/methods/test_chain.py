@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,15 +11,16 @@ from torch import Tensor, nn
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, TargetError
-from lora_ga_cli.lora.layers import lora_layers
-from lora_ga_cli.lora.links import LowRank, add_to_base
-from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
+from lora_ga_cli.lora.layers import lora_layers, trained_parameters
+from lora_ga_cli.lora.links import LowRank
+from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, link_seed, links_of, method_of
 from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.training.arguments import training_arguments
 from lora_ga_cli.training.optimizer_state import install_state, state_of
 from lora_ga_cli.training.trainer import rising_share
 from tests.conftest import build_model
-from tests.helpers import configured, no_gradient
+from tests.helpers import add_links, configured, no_gradient
 
 
 def chain(*overrides: str) -> Method:
@@ -70,6 +72,43 @@ def test_a_random_frozen_factor_is_drawn_again_for_each_link() -> None:
             assert not trained.any()
             square = frozen @ frozen.T if side == "A" else frozen.T @ frozen
             torch.testing.assert_close(square, torch.eye(len(square)), atol=1e-5, rtol=0)
+
+
+def test_the_seeds_of_links_are_those_of_no_other_link() -> None:
+    """The first one has the seed of the run; seeds that follow one another give no link the same."""
+    seeds = [link_seed(seed, index) for seed in range(100) for index in range(100)]
+    assert seeds[::100] == list(range(100))
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert link_seed(42, 1) == link_seed(42, 1)
+
+
+def test_each_link_has_its_own_dropout(tmp_path: Path) -> None:
+    """The first one has that of a run without links."""
+    config = configured("cola", "method.links=3", "seed=5")
+    seeds = [
+        training_arguments(config, tmp_path, torch.device("cpu"), learning_rate=1.0, validate=False, link=link).seed
+        for link in links_of(method_of(config), 9)
+    ]
+    assert seeds == [5, link_seed(5, 1), link_seed(5, 2)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["method.link_ranks=[1, 4, 2]"],
+        ["method.frozen_factor=random", "method.link_ranks=[4, 3, 4]"],
+        ["method.layers_per_link=3"],
+    ],
+    ids=" ".join,
+)
+def test_the_largest_link_is_the_one_that_trains_most_parameters(options: list[str]) -> None:
+    """Counted in the model of every link."""
+    method = chain("method.links=5", *options)
+    links = links_of(method, 10)
+    counts = [trained_parameters(method.attach_empty(build_model("llama").to("meta"), link)) for link in links]
+    assert len(set(counts)) > 1
+    assert method.largest_link(build_model("llama"), links).index == counts.index(max(counts))
 
 
 @pytest.mark.parametrize("init", ["kaiming", "orthonormal"])
@@ -175,7 +214,7 @@ def test_galore_is_a_chain_with_a_frozen_subspace_whose_moments_are_kept() -> No
             optimizer.step()
         state = state_of(optimizer, model)
         changes.append({"layer": LowRank(s * model.b.detach(), a)})
-    add_to_base(base, changes)
+    add_links(base, changes)
     result = base["layer"](torch.eye(10, dtype=torch.float64)).T
     torch.testing.assert_close(result, weight, rtol=1e-12, atol=1e-13)
     assert float((weight - start).norm()) > 0.1

@@ -7,23 +7,25 @@ import pytest
 import scipy.linalg
 import torch
 
-from lora_ga_cli.optimizers.grams import gram, grams, of_symmetric, polars, sylvester
+from lora_ga_cli.optimizers.grams import grams, of_symmetric, polars, sylvester
 from tests.optimizers.layers import tensor
 
 
 @pytest.mark.parametrize("exponent", [-1, -0.5, 0.5, 1])
 def test_a_power_is_that_of_the_matrix(exponent: float) -> None:
     x = tensor(2, 9, 4, seed=0)
-    for of_layer, found in zip(x.numpy(), gram(x).power(exponent).numpy(), strict=True):
+    (gram,) = grams([x])
+    for of_layer, found in zip(x.numpy(), gram.power(exponent).numpy(), strict=True):
         right = scipy.linalg.fractional_matrix_power(of_layer.T @ of_layer, exponent)
         assert np.abs(found - right).max() < 1e-12 * np.abs(right).max()
 
 
 def test_a_singular_matrix_has_a_pseudo_inverse_and_zero_has_zero() -> None:
     x = tensor(9, 2, seed=0) @ tensor(2, 4, seed=1)
-    assert np.allclose(gram(x).power(-1).numpy(), np.linalg.pinv(x.numpy().T @ x.numpy()), rtol=1e-6)
+    of_singular, of_zero = grams([x[None], torch.zeros(1, 5, 3)])
+    assert np.allclose(of_singular.power(-1)[0].numpy(), np.linalg.pinv(x.numpy().T @ x.numpy()), rtol=1e-6)
     for damping in (0.0, 1e-6):
-        assert not gram(torch.zeros(5, 3)).power(-1, damping).any()
+        assert not of_zero.power(-1, damping).any()
     assert not polars([torch.zeros(1, 5, 3)])[0].any()
 
 
@@ -31,8 +33,9 @@ def test_damping_is_relative_to_the_size_of_the_matrix() -> None:
     x, size = tensor(9, 4, seed=0), 1e-9
     mean = float((x**2).sum()) / 4
     right = torch.linalg.inv(x.T @ x + 0.1 * mean * torch.eye(4))
-    assert torch.allclose(gram(x).power(-1, 0.1), right, rtol=1e-12)
-    assert torch.allclose(gram(size * x).power(-1, 0.1) * size**2, right, rtol=1e-12)
+    gram, of_small = grams([x[None], size * x[None]])
+    assert torch.allclose(gram.power(-1, 0.1)[0], right, rtol=1e-12)
+    assert torch.allclose(of_small.power(-1, 0.1)[0] * size**2, right, rtol=1e-12)
 
 
 def test_the_polar_factor_is_that_of_the_singular_value_decomposition() -> None:
@@ -65,7 +68,7 @@ def test_stacks_of_several_ranks_and_sizes_are_decomposed_as_each_would_be_alone
 
 def test_sylvesters_equation_is_solved_as_scipy_does() -> None:
     left, right, constant = tensor(9, 4, seed=0), tensor(9, 4, seed=1), tensor(4, 4, seed=2)
-    found = sylvester(gram(left), gram(right), constant)
+    found = sylvester(*grams([left[None], right[None]]), constant)[0]
     solved = scipy.linalg.solve_sylvester((left.T @ left).numpy(), (right.T @ right).numpy(), constant.numpy())
     assert np.abs(found.numpy() - solved).max() < 1e-14 * np.abs(solved).max() * 100
     assert not sylvester(of_symmetric(torch.zeros(3, 3)), of_symmetric(torch.zeros(3, 3)), torch.zeros(3, 3)).any()

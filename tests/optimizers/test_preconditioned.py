@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.lora.layers import lora_pairs
 from lora_ga_cli.optimizers.base import optimizer_of
-from lora_ga_cli.optimizers.grams import gram
+from lora_ga_cli.optimizers.grams import grams
 from lora_ga_cli.optimizers.lora_fa import LoraFa
 from lora_ga_cli.optimizers.pairs import Side
 from lora_ga_cli.optimizers.scaled_adamw import ScaledAdamW
@@ -98,7 +98,7 @@ def test_gradient_descent_with_lora_fas_gradient_is_full_fine_tunings_step_on_th
     optimizer = build("lora_fa", [pair])
     assert isinstance(optimizer, LoraFa)
     side, gradient = side_of_b()
-    (direction,) = optimizer.precondition(side, gram(side.other), optimizer.param_groups[-1])
+    (direction,) = optimizer.precondition(side, *grams([side.other]), optimizer.param_groups[-1])
     a = pair.a.detach()
     onto_a = torch.linalg.pinv(a) @ a
     assert torch.allclose(pair.scaling * direction @ a, gradient @ onto_a, rtol=0, atol=1e-12)
@@ -113,7 +113,7 @@ def test_gradient_descent_with_scaled_gradients_projects_on_both_sides() -> None
     a, b, s = pair.a.detach(), pair.b.detach(), pair.scaling
     side_of_a = Side((pair.delta_a,), (s * b.T @ gradient).T[None], b[None], side.scaling, is_a=True)
     group = optimizer.param_groups[-1]
-    (for_b,), (for_a,) = (optimizer.precondition(one, gram(one.other), group) for one in (side, side_of_a))
+    (for_b,), (for_a,) = (optimizer.precondition(one, *grams([one.other]), group) for one in (side, side_of_a))
     both = b @ torch.linalg.pinv(b) @ gradient + gradient @ torch.linalg.pinv(a) @ a
     assert torch.allclose(s * (for_b @ a + b @ for_a.T), s**2 * both, rtol=0, atol=1e-11)
 

@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.files import sha256_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.links import add_to_base, read_adapter
+from lora_ga_cli.lora.links import read_adapter
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.conftest import build_batch
 from tests.gradient import FULL_CAPACITY, autograd, multiplied, relative
-from tests.helpers import Arguments, Loraga, after, die, killed, only_run, points
+from tests.helpers import Arguments, Loraga, add_links, after, die, killed, only_run, points
 
 CHAIN = ["method=chain_lora_ga", "method.links=2"]
 WEIGHTS = "adapter_model.safetensors"
@@ -162,7 +162,7 @@ def test_the_second_gradient_is_that_of_the_base_with_the_first_link(
     assert {item.name for item in folder.iterdir() if item.is_dir()} == {item.key for item in wanted}
     batch = inputs.collator(wanted[1].rows)
     before, base = autograd(base_of(saved_bases["llama"]), batch), base_of(saved_bases["llama"])
-    add_to_base(base, [read_adapter(first)])
+    add_links(base, [read_adapter(first)])
     found = GradientArtifact.load(store_of(inputs).path(wanted[1].key)).factors
     for name, grad in autograd(base, batch).items():
         assert relative(multiplied(found[name]), grad) < 1e-3, name
@@ -185,7 +185,7 @@ def test_the_sum_is_one_adapter_for_peft_and_merges(
     assert len(steps) == 6
     assert min(steps) < manifest["seconds_per_step"] < max(steps)
     with_links = base_of(saved_bases["llama"], kind)
-    add_to_base(with_links, [read_adapter(run / "links" / str(number) / "adapter") for number in (0, 1)])
+    add_links(with_links, [read_adapter(run / "links" / str(number) / "adapter") for number in (0, 1)])
     loraga("merge", str(run), "--output", "plain")
     with torch.no_grad():
         expected = with_links(**batch).logits.float()

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lora_ga_cli.lora.links import add_to_base, read_adapter
+from lora_ga_cli.lora.links import LowRank, read_adapter
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.stages import initialize
+from lora_ga_cli.stages.initialize import LinkBases
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.training.run_folder import LinkFolder
 from tests.conftest import build_batch
-from tests.helpers import Arguments, Loraga, after, killed, only_run, points
+from tests.helpers import Arguments, Loraga, add_links, after, killed, only_run, points
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -68,7 +72,7 @@ def test_many_short_links_of_few_layers(
     drawn = {name for change in changes for name in change}
     base = AutoModelForCausalLM.from_pretrained(saved_bases["llama"], dtype=torch.float32).eval()
     with_links = AutoModelForCausalLM.from_pretrained(saved_bases["llama"], dtype=torch.float32).eval()
-    add_to_base(with_links, changes)
+    add_links(with_links, changes)
     before, batch = find_targets(base), build_batch("llama")
     for name, target in find_targets(with_links).items():
         assert torch.equal(target.weight, before[name].weight) == (name not in drawn)
@@ -131,6 +135,34 @@ def test_a_state_that_goes_on_is_resumed_to_the_bit(
     counted = [{float(item) for name, item in tensors.items() if name.endswith("|step")} for tensors in steps]
     assert counted == [{4.0}, {8.0}]  # the count goes on
     assert not (links / "2" / "optimizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("largest", [0, 2**30])
+def test_sums_of_links_are_kept_where_the_base_is(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    """And the base of the next link is the same."""
+    factors = {str(number): torch.arange(1.0, 5) / (number + 3) for number in range(3)}
+    monkeypatch.setattr(initialize, "KEPT_BYTES", largest)
+    monkeypatch.setattr(initialize, "load_base", lambda inputs, run: nn.ModuleDict({"layer": constant_layer()}))
+    monkeypatch.setattr(initialize, "check_link", lambda folder: None)
+    monkeypatch.setattr(
+        initialize,
+        "read_adapter",
+        lambda path: {"layer": LowRank(factors[path.parent.name][:, None], factors[path.parent.name][None])},
+    )
+    bases = LinkBases(SimpleNamespace(config=SimpleNamespace(seed=0)), None)  # type: ignore[arg-type]
+    folders = [LinkFolder(Path(name)) for name in factors]
+    for count in range(len(folders) + 1):
+        base: Any = bases.base(folders[:count], again=count < len(folders))
+        exact = sum((item.double().outer(item.double()) for item in list(factors.values())[:count]), torch.ones(4, 4))
+        assert torch.equal(base["layer"].weight, exact.float())
+        if count < len(folders):
+            assert bases._total.keep_products == (largest > 0)
+
+
+def constant_layer() -> nn.Linear:
+    layer = nn.Linear(4, 4, bias=False)
+    nn.init.ones_(layer.weight)
+    return layer
 
 
 @pytest.mark.slow

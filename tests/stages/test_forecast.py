@@ -12,8 +12,10 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.config.schema import GradientConfig
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.forecast import Memory, Pace
 from lora_ga_cli.model.targets import find_targets, new_modules
 from lora_ga_cli.stages.estimate import rows_at_a_time
+from lora_ga_cli.stages.forecast import training_forecast
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.conftest import byte_tokenizer
 from tests.helpers import Arguments, Loraga, empty, prepare
@@ -91,3 +93,15 @@ def test_adaloras_importance_is_as_large_as_its_allocator_keeps(arguments: Argum
     allocator.update_ipt(model.base_model.model)
     kept = [*allocator.ipt.values(), *allocator.exp_avg_ipt.values(), *allocator.exp_avg_unc.values()]
     assert method_of(config).extra_state_bytes(model) == sum(tensor.nbytes for tensor in kept)
+
+
+def test_a_chain_is_forecast_by_its_largest_link(arguments: Arguments) -> None:
+    pace = Pace(1e12, 1e-6)
+
+    def forecast(ranks: str) -> tuple[Memory, int]:
+        options = ["method=cola", "method.links=3", f"method.link_ranks={ranks}"]
+        memory, _, model = training_forecast(prepare_inputs(compose(arguments("llama", *options))), pace)
+        return memory, trained_parameters(model)
+
+    assert forecast("[1,4,2]") == forecast("[4]")
+    assert forecast("[1,4,2]") != forecast("[1]")
