@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import grams, polars
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, sides, trained_of
+from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer, sides, trained_of
 from lora_ga_cli.registry import OPTIMIZERS
 
 
