@@ -51,7 +51,7 @@ def _row(target: EvalTarget) -> dict[str, Any]:
     return {
         "run": target.name,
         "method": config.method.name,
-        "rank": str(config.rank) if method_of(config).output.size else "–",
+        "rank": str(config.rank) if method_of(config).output.size and "rank" in config.shared_uses else "–",
         "learning rate": "the method's" if (rate := config.trainer.learning_rate) is None else f"{rate:g}",
         "steps": str(run.manifest["steps"]),
         "seed": str(config.seed),

@@ -44,7 +44,12 @@ def overview(
             help="With --methods: count the parameters of this model (a choice of conf/model, ORG/MODEL or a folder).",
         ),
     ] = "tiny",
-    rank: Annotated[int, typer.Option("--rank", min=1, help="With --methods: count the parameters at this rank.")] = 8,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank", min=1, help="With --methods: count the parameters at this rank (default: that of a run)."
+        ),
+    ] = None,
     config_dir: ConfigDir = None,
     code: Code = None,
 ) -> None:
@@ -54,9 +59,11 @@ def overview(
     if not methods:
         typer.echo(context.get_help())
         return
+    from lora_ga_cli.config.schema import Config
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.stages.catalogue import methods as all_methods
 
+    rank = Config.model_fields["rank"].default if rank is None else rank
     rows = [
         [
             entry.name,

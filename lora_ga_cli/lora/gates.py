@@ -17,6 +17,7 @@ from lora_ga_cli.lora.layers import ADAPTER, as_float32_on_cpu, lora_layers, wei
 
 GATE = "rank_gate"
 """Name of the parameter on a LoRA layer. (PEFT would save a name with ``lora_`` in it as a part of the adapter.)"""
+NOT_MERGED = "save the adapter, which folds its gates into B, and merge what was saved"
 
 
 def soft_threshold(values: Tensor, threshold: float) -> Tensor:
@@ -68,11 +69,11 @@ class Gated(LoraVariant):
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        raise ValueError("save the adapter, which folds its gates into B, and merge what was saved")
+        raise ValueError(NOT_MERGED)
 
     @staticmethod
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: Tensor) -> None:
-        raise ValueError("save the adapter, which folds its gates into B, and merge what was saved")
+        raise ValueError(NOT_MERGED)
 
 
 def add_gates(model: PeftModel) -> None:

@@ -286,10 +286,11 @@ class Method:
     # Training
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
-        """The Trainer's optimizer, or one with other groups of parameters.
+        """The Trainer's AdamW, or one with other groups of parameters; the optimizer of ``trainer.optimizer`` takes its
+        groups.
 
         Args:
-            optimizer: the configured one, with the Trainer's parameter groups.
+            optimizer: the Trainer's AdamW, with its groups of parameters.
         """
         return optimizer
 

@@ -101,6 +101,11 @@ class Chain(Lora):
         return ranks if self.options.link_ranks is None else dict.fromkeys(targets, self.largest_rank)
 
     @classmethod
+    def shared_options(cls, config: Config) -> frozenset[str]:
+        options: Any = config.method
+        return super().shared_options(config) - ({"rank"} if options.link_ranks is not None else set())
+
+    @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
         options: Any = config.method

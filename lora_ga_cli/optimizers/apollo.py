@@ -7,7 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from lora_ga_cli.optimizers.lowrank import ForWeights, LowRankMoments, State
+from lora_ga_cli.optimizers.around_adamw import State
+from lora_ga_cli.optimizers.lowrank import ForWeights, LowRankMoments
 from lora_ga_cli.registry import OPTIMIZERS
 
 GROWTH = 1.01

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lora_ga_cli.optimizers.lowrank import ForWeights, LowRankMoments, LowRankOptions, State
+from lora_ga_cli.optimizers.around_adamw import State
+from lora_ga_cli.optimizers.lowrank import ForWeights, LowRankMoments, LowRankOptions
 from lora_ga_cli.registry import OPTIMIZERS
 
 

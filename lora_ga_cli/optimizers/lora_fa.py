@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.grams import Gram
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, Side
+from lora_ga_cli.optimizers.pairs import ForPairs, Side
 from lora_ga_cli.optimizers.preconditioned import PreconditionedAdamW
 from lora_ga_cli.registry import OPTIMIZERS
 

@@ -6,16 +6,19 @@ The formulas were read in a description of the paper, and are not verified again
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import grams, polars
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, sides
+from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer, sides, trained_of
 from lora_ga_cli.registry import OPTIMIZERS
 
 
@@ -44,31 +47,48 @@ def muon_directions(momenta: Sequence[Tensor], others: Sequence[Tensor], damping
 
 
 class LoraMuon(PairOptimizer):
-    """Momentum of the gradients, then `muon_directions`, for both factors at once.
+    """Momentum of the gradients, then `muon_directions`, for the n factors of a layer that train (1 or 2) at once.
 
     With γ the learning rate, λ the weight decay and s the layer's scaling,
 
-        M_B ← β1 M_B + (1 - β1) g_B,   ΔB = -γ/(2s) · muon_directions(M_B, Aᵀ),   B ← c B + ΔB/c,   c = √(1 - γλ),
+        M_B ← β1 M_B + (1 - β1) g_B,   ΔB = -γ/(n s) · muon_directions(M_B, Aᵀ),
+        B ← c B + ΔB/c^(n-1),          c = (1 - γλ)^(1/n),
 
-    and likewise A. So ``s·ΔB·A`` and ``s·B·ΔA`` have singular values γ/2, and the weight decay shrinks the product
-    ``B A`` by ``1 - γλ``. The paper has no s; here the step on the weight does not depend on it. The polar factor is
-    exact, where the paper iterates (Newton-Schulz).
+    and likewise A. So ``s·ΔB·A`` and ``s·B·ΔA`` have singular values γ/n, and the weight decay shrinks the product
+    ``B A`` by ``1 - γλ``. The paper has no s; here the step on the weight does not depend on it. The paper trains both
+    factors; with one frozen factor, the other one takes the complete step. The polar factor is exact, where the paper
+    iterates (Newton-Schulz).
 
     While B is zero, A does not move, because its gradient is zero too. Where a factor is a difference from its initial
     value, the weight decay pulls it toward that value.
+
+    Raises:
+        TrainingError: the learning rate times the weight decay is 1 or more.
     """
 
+    def __init__(self, optimizer: Optimizer, pairs: Sequence[LoraPair], **settings: Any):
+        super().__init__(optimizer, pairs, **settings)
+        (group,) = [group for group in self.param_groups if group["pairs"]]
+        rate, decay = float(group["lr"]), group["weight_decay"]
+        if rate * decay >= 1:
+            raise TrainingError(
+                f"trainer.optimizer=lora_muon needs the learning rate times trainer.weight_decay below 1, and they are "
+                f"{rate:g} and {decay:g}"
+            )
+
     def step_pairs(self, pairs: Sequence[LoraPair], group: Group) -> None:
-        rate, beta = float(group["lr"]), group["betas"][0]
-        keep = (1 - rate * group["weight_decay"]) ** 0.5
-        all_sides, momenta = sides(pairs), []
+        beta = group["betas"][0]
+        counted = [(n, side) for n in (1, 2) for side in sides(p for p in pairs if len(trained_of(p)) == n)]
+        all_sides, momenta = [side for _, side in counted], []
         for side in all_sides:
             momenta.append(self.read(side.parameters, "exp_avg", side.gradient).lerp(side.gradient, 1 - beta))
             self.count_step(side.parameters)
             self.write(side.parameters, exp_avg=momenta[-1])
+        rate = float(group["lr"])
         directions = muon_directions(momenta, [side.other for side in all_sides], group["damping"])
-        for side, direction in zip(all_sides, directions, strict=True):
-            side.move(direction * (-rate / (2 * keep * side.scaling)), keep=keep)
+        for (n, side), direction in zip(counted, directions, strict=True):
+            keep = (1 - rate * group["weight_decay"]) ** (1 / n)
+            side.move(direction * (-rate / (n * keep ** (n - 1) * side.scaling)), keep=keep)
 
 
 @OPTIMIZERS.register("lora_muon")
@@ -81,7 +101,7 @@ class ConfiguredLoraMuon(ForPairs):
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
-        rate = config.trainer.learning_rate or config.method.learning_rate or 0.0
+        rate = config.trainer.learning_rate or 0.0  # what replaces null depends on the model: `LoraMuon` refuses it
         if rate * config.trainer.weight_decay >= 1:
             yield "trainer.optimizer=lora_muon needs trainer.learning_rate times trainer.weight_decay below 1"
 

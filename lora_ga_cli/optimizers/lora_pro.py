@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group, adam_direction
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import Gram, grams, sylvester
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, scalings, stack
+from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer, scalings, stack
 from lora_ga_cli.registry import OPTIMIZERS
 
 
@@ -122,28 +123,19 @@ class LoraPro(PairOptimizer):
     def _through_weights(
         self, pairs: Sequence[LoraPair], factors: Factors, grad_a: Tensor, grad_b: Tensor, group: Group
     ) -> tuple[Tensor, Tensor]:
-        """What the factors' gradients are if the weight's gradient is AdamW's direction."""
+        """The factors' gradients if the weight's gradient is AdamW's direction, whose moments (d_out, d_in) are
+        kept beside B."""
         h_a, h_b = factors.minimizers(grad_a, grad_b)
         of_u_a, of_u_b = [], []
         for pair, a, b, s, for_a, for_b in zip(
             pairs, factors.a, factors.b, factors.scaling, h_a, h_b, strict=True
         ):  # a layer at a time: only one matrix of a weight's size beside the moments
             gradient = torch.addmm(b @ for_a, for_b, a).mul_(s)
-            u = self._adamw_direction(pair.delta_b, gradient, group)
+            self.count_step([pair.delta_b])
+            u = adam_direction(gradient, self.state[pair.delta_b], group["betas"], group["eps"])
             of_u_a.append(s * (b.mT @ u))
             of_u_b.append(s * (u @ a.mT))
         return torch.stack(of_u_a), torch.stack(of_u_b)
-
-    def _adamw_direction(self, parameter: nn.Parameter, gradient: Tensor, group: Group) -> Tensor:
-        """AdamW's direction (d_out, d_in) for the gradient of a weight; its moments are kept beside a parameter."""
-        (beta1, beta2), state = group["betas"], self.state[parameter]
-        step = float(self.count_step([parameter]))
-        if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
-        return size.reciprocal_().mul_(state["exp_avg"]).div_(1 - beta1**step)
 
 
 @OPTIMIZERS.register("lora_pro")

@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.base import OptimizerOptions
 from lora_ga_cli.optimizers.grams import Gram, decompose, grams
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, Side, sides, trained_of
+from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer, Side, sides, trained_of
 from lora_ga_cli.registry import OPTIMIZERS
 
 

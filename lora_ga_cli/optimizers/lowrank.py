@@ -12,24 +12,21 @@ and with GaLore neither do its betas and epsilon. So the equations are computed 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lora_ga_cli.config.schema import Config, Positive
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.model.forecast import state_bytes
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.optimizers.around_adamw import AroundAdamW, Group, State, adam_direction
 from lora_ga_cli.optimizers.base import ConfiguredOptimizer, OptimizerOptions
 from lora_ga_cli.registry import METHODS
-
-Group = dict[str, Any]
-State = dict[str, Tensor]
 
 
 class LowRankOptions(OptimizerOptions):
@@ -43,7 +40,7 @@ class LowRankOptions(OptimizerOptions):
     """The steps of linear layers are multiplied by this number."""
 
 
-class LowRankMoments(AdamW):
+class LowRankMoments(AroundAdamW):
     """AdamW whose moments of some weights are those of a projected gradient. A subclass defines the step.
 
     All state is tensors in the weight's type, and a step count, so that it is saved and restored to the bit.
@@ -68,28 +65,15 @@ class LowRankMoments(AdamW):
         super().__init__(groups, lr=groups[0]["lr"])
         self.rank, self.interval, self.scale, self.seed = rank, interval, scale, seed
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One optimizer step of all parameters."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        groups = self.param_groups
-        try:
-            self.param_groups = [group for group in groups if not group["low_rank"]]
-            if self.param_groups:
-                super().step()
-        finally:
-            self.param_groups = groups
+    def step_groups(self) -> None:
+        self.adamw([group for group in self.param_groups if not group["low_rank"]])
         number = 0
-        for group in groups:
+        for group in self.param_groups:
             for weight in group["params"] if group["low_rank"] else ():
                 number += 1
                 if weight.grad is not None:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(self._change(weight, group, number), alpha=-group["lr"] * self.scale)
-        return loss
 
     def _change(self, weight: nn.Parameter, group: Group, number: int) -> Tensor:
         """What is subtracted from a weight, before the learning rate and ``scale``: (d_out, d_in).
@@ -106,8 +90,6 @@ class LowRankMoments(AdamW):
             state["basis"] = self.basis(short_last, number, done // self.interval).to(weight.dtype)
         if done == 0:
             state["step"] = torch.tensor(0.0)
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = short_last.new_zeros(len(short_last), len(state["basis"]))
         state["step"] += 1
         low = short_last @ state["basis"].T  # (long side, rank)
         direction = adam_direction(low, state, group["betas"], group["eps"])
@@ -134,20 +116,6 @@ class LowRankMoments(AdamW):
             state: of the weight, which may hold more tensors.
         """
         raise NotImplementedError
-
-
-def adam_direction(gradient: Tensor, state: State, betas: tuple[float, float], eps: float) -> Tensor:
-    """Adam's ``m̂ / (√v̂ + ε)`` as torch computes it; renews ``exp_avg`` and ``exp_avg_sq`` of the state, in place.
-
-    Args:
-        state: has the number of this step, from 1, as ``step``.
-    """
-    beta1, beta2 = betas
-    step = float(state["step"])
-    state["exp_avg"].lerp_(gradient, 1 - beta1)
-    state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = state["exp_avg_sq"].sqrt() / math.sqrt(1 - beta2**step)
-    return state["exp_avg"] / (1 - beta1**step) / (root + eps)
 
 
 class ForWeights(ConfiguredOptimizer):

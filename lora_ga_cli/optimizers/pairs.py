@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.layers import LoraPair, lora_pairs, trained_parameters
+from lora_ga_cli.optimizers.around_adamw import AroundAdamW, Group
 from lora_ga_cli.optimizers.base import ConfiguredOptimizer, needs_pairs
-
-Group = dict[str, Any]
-"""A group of parameters: ``lr`` (which the schedule changes at every step), ``betas``, ``eps``, ``weight_decay``, …"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def scalings(pairs: Sequence[LoraPair], like: Tensor) -> Tensor:
     return like.new_tensor([pair.scaling for pair in pairs]).view(-1, 1, 1)
 
 
-class PairOptimizer(AdamW):
+class PairOptimizer(AroundAdamW):
     """Steps the factors of all layers. A subclass defines how, in `step_pairs`.
 
     Heads, magnitudes and embeddings are in groups of their own, which AdamW trains. A frozen factor has no gradient;
@@ -110,17 +108,11 @@ class PairOptimizer(AdamW):
         super().__init__(groups, lr=of_factors["lr"])
         self.pairs = list(pairs)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One optimizer step of all parameters.
-
+    def step_groups(self) -> None:
+        """
         Raises:
             TrainingError: a gradient is not finite.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         (group,) = [group for group in self.param_groups if group["pairs"]]
         pairs = [pair for pair in self.pairs if pair.delta_a.grad is not None or pair.delta_b.grad is not None]
         try:
@@ -131,7 +123,6 @@ class PairOptimizer(AdamW):
                 "often helps"
             ) from error
         self.adamw([group for group in self.param_groups if not group["pairs"]])
-        return loss
 
     def step_pairs(self, pairs: Sequence[LoraPair], group: Group) -> None:
         """Moves all factors that have a gradient, in place: ``pair.delta_a`` (rank, d_in), ``pair.delta_b``
@@ -141,16 +132,6 @@ class PairOptimizer(AdamW):
         are subtracted. `sides` puts layers of one shape together, which a GPU needs to be fast.
         """
         raise NotImplementedError
-
-    def adamw(self, groups: list[Group]) -> None:
-        """AdamW's step of some of the groups."""
-        all_groups = self.param_groups
-        try:
-            self.param_groups = groups
-            if groups:
-                super().step()
-        finally:
-            self.param_groups = all_groups
 
     def read(self, parameters: Sequence[nn.Parameter], name: str, like: Tensor) -> Tensor:
         """What is kept under a name, one tensor for each parameter, stacked; zeros where there is nothing yet.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.grams import Gram, grams
-from lora_ga_cli.optimizers.pairs import Group, PairOptimizer, Side, sides
+from lora_ga_cli.optimizers.pairs import PairOptimizer, Side, sides
 
 
 class PreconditionedAdamW(PairOptimizer):

@@ -69,7 +69,7 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
         "training loss": _loss(manifest["training_loss"]),
         "validation loss": _loss(manifest["validation_loss"]),
     }
-    if manifest["adapter_rank"] is not None:
+    if manifest["adapter_rank"] is not None and "rank" in config.shared_uses:
         rows["rank while training"] = f"{config.rank} (alpha {config.alpha:g})"
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -44,16 +45,35 @@ class ConvergenceOptions(CellOptions):
 
     @model_validator(mode="after")
     def _go_together(self) -> ConvergenceOptions:
-        if self.solver == "step" and self.trains == "both_factors":
-            raise ValueError("solver=step trains one factor: trains=both_factors needs descent or exact")
-        if self.solver == "exact" and (self.trains != "both_factors" or self.problem not in ("distance", "quadratic")):
-            raise ValueError("solver=exact needs trains=both_factors and problem=distance or quadratic")
-        if self.solver == "exact" and not self.restarts:
-            raise ValueError("solver=exact ends a link, so that restarts=false would change nothing")
-        if self.side == "either" and not (self.trains == "one_factor" and self.restarts):
-            raise ValueError("side=either needs trains=one_factor and restarts=true: it is drawn for each link")
-        if self.clients > 1 and (self.trains != "one_factor" or self.problem != "logistic"):
-            raise ValueError("clients need trains=one_factor and problem=logistic, which has rows")
-        if self.size != 1 and self.trains != "both_factors":
-            raise ValueError("size acts with trains=both_factors: a frozen factor's size is divided out")
+        faults = [*self._impossible(), *self._without_effect()]
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def _impossible(self) -> Iterator[str]:
+        """Describes options that rule each other out."""
+        if self.trains == "both_factors" and self.solver == "step":
+            yield "solver=step trains one factor: trains=both_factors needs descent or exact"
+        if self.solver == "exact" and (self.trains != "both_factors" or self.problem not in ("distance", "quadratic")):
+            yield "solver=exact needs trains=both_factors and problem=distance or quadratic"
+        if self.clients > 1 and (self.trains != "one_factor" or self.problem != "logistic"):
+            yield "clients need trains=one_factor and problem=logistic, which has rows"
+
+    def _without_effect(self) -> Iterator[str]:
+        """Describes options that differ from their defaults and change nothing."""
+        fields = type(self).model_fields
+        for name, acts, reason in (
+            ("restarts", self.trains != "weight", "trains=weight draws no factors"),
+            ("restarts", self.solver != "exact", "solver=exact ends a link"),
+            ("side", self.trains == "one_factor", "trains=one_factor alone freezes a factor"),
+            ("side", self.side != "either" or self.restarts, "with restarts=false nothing is drawn for each link"),
+            ("sketch", self.trains != "weight" and self.solver != "exact", "no factor is drawn"),
+            ("rank", self.trains != "weight", "trains=weight has no rank"),
+            ("solver", self.trains != "weight", "trains=weight always takes a step of gradient descent"),
+            ("steps", self.solver == "descent", "only solver=descent takes several steps"),
+            ("rate", self.solver != "exact", "solver=exact has no rate"),
+            ("size", self.trains == "both_factors", "a frozen factor's size is divided out"),
+            ("size", self.solver != "exact", "solver=exact draws no factor"),
+        ):
+            if not acts and (value := getattr(self, name)) != fields[name].default:
+                yield f"{name}={str(value).lower()} would change nothing: {reason}"

@@ -109,7 +109,7 @@ class OptimizerEntry:
     """An optimizer.
 
     Args:
-        summary: what it is, in a sentence: the first one of its file's comment.
+        summary: what it is: its class's docstring, without arXiv numbers.
         papers: arXiv numbers.
         options: what only this optimizer has.
     """

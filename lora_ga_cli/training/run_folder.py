@@ -180,11 +180,12 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def run_name(config: Config) -> str:
-    """``name``, or one made of recipe, method, rank and a hash of the settings: the same command, the same folder."""
+    """``name``, or one made of recipe, method, rank (where it has an effect) and a hash of the settings: the same
+    command, the same folder."""
     if config.name:
         return config.name
     subject = config.recipe or Path(config.model.path).name
-    rank = f"-r{config.rank}" if method_of(config).output.size else ""
+    rank = f"-r{config.rank}" if method_of(config).output.size and "rank" in config.shared_uses else ""
     return f"{subject}-{config.method.name}{rank}-{sha256_json(settings(config))[:6]}"
 
 

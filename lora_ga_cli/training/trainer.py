@@ -70,8 +70,8 @@ class LoragaTrainer(Trainer):
         """The configured optimizer, with the Trainer's groups of parameters, as the method changes them."""
         if self.optimizer is not None:
             return self.optimizer
-        configured = self.method.optimizer(self._model, super().create_optimizer(model))
-        self.optimizer = optimizer_of(self.method.config).build(configured, self._model)
+        adamw = self.method.optimizer(self._model, super().create_optimizer(model))
+        self.optimizer = optimizer_of(self.method.config).build(adamw, self._model)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, TrainingArguments
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import TargetError
+from lora_ga_cli.errors import InvalidInput, TargetError
 from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.methods.base import Link, PreparedModel, method_of
 from lora_ga_cli.methods.chain import draw_layers
@@ -185,6 +185,23 @@ def test_pissa_takes_the_weights_leading_triplets() -> None:
         assert np.linalg.norm(found - best) < 3e-4 * np.linalg.norm(best)  # PEFT decomposes in float32
         # the singular values are divided equally between the two
         assert np.linalg.norm(a0.numpy(), axis=1) == pytest.approx(np.linalg.norm(b0.numpy(), axis=0), rel=1e-4)
+
+
+def test_olora_takes_the_weights_qr_decomposition() -> None:
+    """Against numpy's in float64: ``B0·A0`` is the product of the first 4 columns of Q and rows of R."""
+    weights = {name: target.weight.detach().double() for name, target in find_targets(build_model("llama")).items()}
+    init = prepared("olora").init
+    assert init is not None
+    for name, (a0, b0) in init.factors.items():
+        q, r = np.linalg.qr(weights[name].numpy())
+        found, right = (b0.double() @ a0.double()).numpy(), q[:, :4] @ r[:4]
+        assert np.linalg.norm(found - right) < 1e-5 * np.linalg.norm(right)  # PEFT decomposes in float32
+
+
+@pytest.mark.parametrize("method", ["pissa", "olora"])
+def test_what_decomposes_complete_weights_refuses_sharded_ones(method: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"method\.type={method}, which decomposes complete weights"):
+        configured(method, "model.shard=true", "method.offset=adapter")
 
 
 def test_random_factors_have_the_papers_variance_and_scale() -> None:

@@ -18,6 +18,7 @@ from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.arguments import training_arguments
 from lora_ga_cli.training.optimizer_state import install_state, state_of
+from lora_ga_cli.training.run_folder import run_name
 from lora_ga_cli.training.trainer import rising_share
 from tests.conftest import build_model
 from tests.helpers import add_links, configured, no_gradient
@@ -56,6 +57,15 @@ def test_ranks_fall_along_the_chain() -> None:
         method_of(
             configured("cola", "method.links=null", "method.link_steps=4", "method.link_ranks=[4, 2, 1]")
         ).check_steps(8)
+
+
+def test_the_rank_has_no_effect_where_links_have_ranks_of_their_own() -> None:
+    """So it is noted where the command line gives it, and is not in the name of the run's folder."""
+    given, without = configured("cola", "method.link_ranks=[4, 2]", "rank=7"), configured("cola", "rank=7")
+    assert "rank" not in given.shared_uses
+    assert "-r7-" not in run_name(given)
+    assert "rank" in without.shared_uses
+    assert "-r7-" in run_name(without)
 
 
 def test_a_random_frozen_factor_is_drawn_again_for_each_link() -> None:

@@ -172,6 +172,12 @@ def test_folded_factors_have_the_product_of_the_gated_ones() -> None:
     assert not b_kept.any()
 
 
+@pytest.mark.parametrize("safe", [False, True])
+def test_gates_are_not_merged_in_memory(prepared: PreparedModel, safe: bool) -> None:
+    with pytest.raises(ValueError, match=r"save the adapter, which folds its gates into B"):
+        layers(prepared)[0].merge(safe_merge=safe)
+
+
 def test_peft_alone_loads_the_pruned_adapter(prepared: PreparedModel, tmp_path: Path) -> None:
     zero_gates(prepared)
     method = method_of(configured("sora", "method.use_rslora=true"))

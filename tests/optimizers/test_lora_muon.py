@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.errors import InvalidInput, TrainingError
 from lora_ga_cli.optimizers.lora_muon import muon_directions
 from tests.helpers import configured
 from tests.optimizers.layers import D_IN, D_OUT, RANK, build, change, layer, run, tensor, turned
@@ -37,6 +37,18 @@ def test_each_factor_moves_the_weight_by_half_the_learning_rate_whatever_the_sca
     half = torch.full((RANK,), 0.05, dtype=torch.float64)
     assert torch.allclose(singular_values(scaling * (pair.b.detach() - b) @ a), half, rtol=1e-11)
     assert torch.allclose(singular_values(scaling * b @ (pair.a.detach() - a)), half, rtol=1e-11)
+
+
+@pytest.mark.parametrize("frozen", ["A", "B"])
+def test_a_factor_that_trains_alone_takes_the_complete_step_and_the_complete_decay(frozen: str) -> None:
+    """``s·B A`` becomes ``(1 - γλ) s·B A`` plus a matrix with singular values γ, also beside a layer that trains
+    both."""
+    pair = layer()
+    (pair.delta_a if frozen == "A" else pair.delta_b).requires_grad_(False)
+    before = change(pair)
+    after, _ = run(build("lora_muon", [pair, layer(1)], lr=0.1, weight_decay=0.5, damping=0.0))
+    complete = torch.full((RANK,), 0.1, dtype=torch.float64)
+    assert torch.allclose(singular_values(after - (1 - 0.1 * 0.5) * before), complete, rtol=1e-11)
 
 
 def test_the_direction_is_the_steepest_one_of_its_spectral_norm() -> None:
@@ -87,3 +99,5 @@ def test_weight_decay_shrinks_the_product() -> None:
 def test_a_decay_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"needs trainer\.learning_rate times trainer\.weight_decay below 1"):
         configured("lora_muon", "trainer.learning_rate=2", "trainer.weight_decay=0.5")
+    with pytest.raises(TrainingError, match=r"below 1, and they are 2 and 0\.5"):
+        build("lora_muon", [layer()], lr=2.0, weight_decay=0.5)

@@ -138,6 +138,15 @@ def test_layers_are_stepped_together_as_each_would_be_alone(name: str) -> None:
 
 
 @every_optimizer
+def test_the_loss_times_a_number_changes_nothing_but_for_epsilon(name: str) -> None:
+    small, large = (
+        run(build(name, layers_for(name), eps=1e-30, **without_limits(name)), 5, times=times) for times in (1.0, 1000.0)
+    )
+    for one, other in zip(small, large, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@every_optimizer
 def test_differences_from_initial_factors_train_as_the_factors_do(name: str) -> None:
     plain, offset = layers_for(name), []
     for pair in layers_for(name):

@@ -11,8 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from lora_ga_cli.lora.layers import LoraPair
+from lora_ga_cli.optimizers.around_adamw import Group
 from lora_ga_cli.optimizers.base import OptimizerOptions
-from lora_ga_cli.optimizers.pairs import ForPairs, Group, PairOptimizer, sides
+from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer, sides
 from lora_ga_cli.registry import OPTIMIZERS
 
 

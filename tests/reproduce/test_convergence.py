@@ -73,15 +73,36 @@ def test_values_repeat_and_depend_on_the_seed() -> None:
         ({"solver": "exact"}, "needs trains=both_factors"),
         ({"solver": "exact", "trains": "both_factors", "problem": "network"}, "problem=distance or quadratic"),
         ({"solver": "exact", "trains": "both_factors", "restarts": False}, "would change nothing"),
-        ({"side": "either", "restarts": False}, "side=either needs"),
+        ({"side": "either", "restarts": False}, "side=either would change nothing"),
+        ({"side": "left", "trains": "both_factors", "solver": "descent"}, "side=left would change nothing"),
         ({"clients": 4}, "problem=logistic"),
-        ({"size": 4}, "size acts with"),
+        ({"size": 4}, "size=4.0 would change nothing"),
+        ({"steps": 3}, "steps=3 would change nothing"),
+        ({"trains": "weight", "rank": 2}, "rank=2 would change nothing"),
+        ({"trains": "weight", "solver": "descent"}, "solver=descent would change nothing"),
         ({"rate": 2}, "rate"),
     ],
 )
 def test_options_that_cannot_act_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ConvergenceOptions(**options)
+
+
+EXACT = {"trains": "both_factors", "solver": "exact"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**EXACT, "steps": 3, "sketch": "gaussian", "rate": 0.5, "size": 2.0, "side": "left"},
+        {"trains": "weight", "rank": 2, "side": "left", "sketch": "kaiming", "restarts": False, "steps": 3},
+    ],
+)
+def test_all_options_without_effect_are_shown_at_once(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        ConvergenceOptions(**options)
+    for name in set(options) - set(EXACT):
+        assert f"{name}={str(options[name]).lower()} would change nothing" in str(refused.value)
 
 
 def test_every_row_can_be_selected() -> None:

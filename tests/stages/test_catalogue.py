@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_ga_cli.config.schema import Config
 from lora_ga_cli.model.loading import guess_task
 from lora_ga_cli.registry import OPTIMIZERS
 from lora_ga_cli.stages.catalogue import Entry, methods, optimizers
 from tests.conftest import FAMILIES, TASKS
+from tests.helpers import Loraga
 
 
 def found(model: str | Path, own: Path | None = None) -> dict[str, Entry]:
@@ -23,6 +25,17 @@ def test_a_folder_is_counted_for_what_its_model_does(saved_bases: dict[str, Path
     assert entries["lora"].parameters
     assert entries["lora_ga"].result.startswith("a standard LoRA adapter")
     assert (entries["prefix_layer"].parameters is not None) == (family in ("llama", "gpt2"))
+
+
+@pytest.mark.parametrize(("given", "rank"), [([], Config.model_fields["rank"].default), (["--rank", "3"], 3)])
+def test_parameters_are_counted_at_the_rank_of_a_run(
+    loraga: Loraga, monkeypatch: pytest.MonkeyPatch, given: list[str], rank: int
+) -> None:
+    def all_methods(model: str, rank: int, user_dir: Path | None) -> list[Entry]:
+        return [Entry("lora", "LoRA", [], rank, "", "an adapter")]
+
+    monkeypatch.setattr("lora_ga_cli.stages.catalogue.methods", all_methods)
+    assert f"(tiny, rank {rank})" in " ".join(loraga("recipes", "--methods", *given).split())
 
 
 def test_what_does_not_fit_says_why() -> None:
