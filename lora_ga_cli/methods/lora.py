@@ -229,7 +229,8 @@ def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
     """
     capacity = config.gradient.capacity
     if capacity is not None and capacity < vectors * rank and not allocates(config):
-        yield f"gradient.capacity={capacity} serves ranks up to {capacity // vectors}, not {rank}"
+        given = f"rank={rank}" if rank == config.rank else f"the rank {rank} of a layer"
+        yield f"gradient.capacity={capacity} serves ranks up to {capacity // vectors}, not {given}"
     if config.gradient.estimator == "exact" and config.model.quantization is not None:
         given = f"model.quantization={config.model.quantization}"
         yield f"{given}: quantized weights have no gradient, so use gradient=sketch"

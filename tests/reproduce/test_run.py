@@ -23,6 +23,7 @@ from lora_ga_cli.config.schema import DatasetConfig, ModelConfig
 from lora_ga_cli.data import Data, Split
 from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.model import loading
+from lora_ga_cli.report import console
 from lora_ga_cli.reproduce import mean_gradients
 from lora_ga_cli.reproduce.table_files import all_tables, find_table
 from lora_ga_cli.stages import inputs, train
@@ -402,7 +403,8 @@ def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_cell_of_every_table_has_a_forecast_without_weights(
     loraga: Loraga, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")  # a line for each cell
+    for name_of, cells in {"_width": 160, "_height": 50}.items():  # a line for each cell, whatever the terminal
+        monkeypatch.setattr(console.out, name_of, cells)
     out = loraga("reproduce", name, "--dry-run", "--output", "forecast")
     table = find_table(name)
     lines = [line for line in out.splitlines() if re.search(r"\d of \d+ .* (GiB|MiB) ", line)]
