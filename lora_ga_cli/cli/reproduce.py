@@ -128,9 +128,9 @@ def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, .
         flags: those of the command line, which win over ``--gpus``.
 
     Raises:
-        InvalidInput: ``--jobs`` is given beside Hydra's flags, or joblib is not installed.
+        InvalidInput: ``--jobs`` is given beside Hydra's flags, or Hydra's launcher for joblib is not installed.
     """
-    from importlib.util import find_spec
+    from importlib.metadata import PackageNotFoundError, version
 
     from lora_ga_cli.errors import Fault, InvalidInput
 
@@ -139,8 +139,11 @@ def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, .
     processes = jobs or len(gpus)
     if flags or processes <= 1:
         return flags
-    if find_spec("joblib") is None:
-        raise InvalidInput([Fault("command line", "--jobs and --gpus need joblib", "pip install 'loraga[joblib]'")])
+    try:
+        version("hydra-joblib-launcher")
+    except PackageNotFoundError:
+        what = "--jobs and --gpus need Hydra's launcher for joblib"
+        raise InvalidInput([Fault("command line", what, "pip install 'loraga[joblib]'")]) from None
     # one cell at a time for each process: joblib would put short ones together
     return ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}", "hydra.launcher.batch_size=1")
 
