@@ -16,6 +16,9 @@ def learning_rate(config: Config, model_config: PreTrainedConfig) -> float:
 
     The rate that suits Adam falls about as the width of the model rises (maximal update parametrization,
     arXiv 2203.03466). It was checked on bases of hidden sizes 192 and 512 only: see docs/benchmarks.md.
+
+    Raises:
+        InvalidInput: the model's configuration states no hidden size.
     """
     given, suited = config.trainer.learning_rate, config.method.learning_rate
     if given is not None:
@@ -45,5 +48,13 @@ def describe(config: Config, model_config: PreTrainedConfig) -> str:
 
 
 def width(model_config: PreTrainedConfig) -> int:
-    """The hidden size of a model."""
-    return int(getattr(model_config.get_text_config(), "hidden_size", MEASURED_WIDTH))
+    """The hidden size of a model.
+
+    Raises:
+        InvalidInput: its configuration states none.
+    """
+    size = getattr(model_config.get_text_config(), "hidden_size", None)
+    if not isinstance(size, int):
+        message = f"{type(model_config).__name__} states no hidden size, by which a learning rate could be chosen"
+        raise InvalidInput([Fault("configuration", message, "give one, such as trainer.learning_rate=1e-4")])
+    return size

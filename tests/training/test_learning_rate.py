@@ -1,0 +1,35 @@
+"""The learning rate of a run that gives none: the method's, by the width of the model."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
+
+from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate
+from tests.helpers import configured
+
+
+@pytest.mark.parametrize(
+    ("model_config", "expected"),
+    [
+        (LlamaConfig(hidden_size=512), 2.7e-3),
+        (LlamaConfig(hidden_size=4096), 3.4e-4),
+        (GPT2Config(n_embd=256), 5.4e-3),
+        (T5Config(d_model=1024), 1.4e-3),
+    ],
+)
+def test_the_methods_rate_falls_with_the_width(model_config: PretrainedConfig, expected: float) -> None:
+    assert learning_rate(configured("rslora"), model_config) == pytest.approx(expected, rel=0.03)
+
+
+def test_a_rate_that_is_given_is_taken() -> None:
+    assert learning_rate(configured("rslora", "trainer.learning_rate=0.5"), LlamaConfig(hidden_size=64)) == 0.5
+
+
+def test_a_run_without_a_rate_is_refused_where_none_is_known() -> None:
+    with pytest.raises(InvalidInput, match="no learning rate is known that suits method cola"):
+        check_learning_rate(configured("cola"))
+    check_learning_rate(configured("cola", "trainer.learning_rate=1e-3"))
+    with pytest.raises(InvalidInput, match="states no hidden size"):
+        learning_rate(configured("rslora"), PretrainedConfig())
