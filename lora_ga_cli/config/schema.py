@@ -190,6 +190,9 @@ class DatasetConfig(Section):
     """Shuffle the training rows, by ``seed``, before ``max_rows`` and ``validation_fraction`` are taken."""
     on_long_row: Literal["error", "skip", "truncate"] = "error"
     """What happens to a row of more than ``max_length`` tokens. Truncation keeps the beginning and is counted."""
+    packing: bool = False
+    """Join short training rows into packs of at most ``max_length`` tokens. ``trainer.batch_size`` and epochs count
+    packs then, so this is another training. Rows of a pack do not see each other."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
 
@@ -233,6 +236,8 @@ class GradientConfig(Section):
     smaller."""
     samples: Positive = 64
     """Number of training rows that the gradient is averaged over."""
+    max_tokens: Positive | None = None
+    """The most tokens of a forward and backward pass, padding included. Null: no limit but ``micro_batch_size``."""
     micro_batch_size: Positive = 8
     """Rows per forward and backward pass. It changes the memory that is needed; the result changes by no more than the
     estimator's error. It is halved when memory runs out."""
@@ -264,8 +269,16 @@ class TrainerConfig(Section):
     """Number of optimizer steps. If it is given, ``epochs`` has no effect."""
     batch_size: Positive = 32
     """Rows per optimizer step, over all devices and accumulation steps."""
-    micro_batch_size: Positive = 8
-    """Rows per forward pass on one device. ``batch_size`` must be a multiple of this times the number of devices."""
+    micro_batch_size: Positive | None = None
+    """The most rows of a forward pass on one device. It changes memory and speed; a step stays the same up to
+    rounding. Null: as many as ``max_tokens`` allows."""
+    max_tokens: Positive | Literal["auto"] | None = None
+    """The most tokens of a forward pass on one device, padding included; a longer row is a pass of its own. A step
+    stays the same up to rounding. ``auto``: as many as fit the device's memory by the forecast. Null: 4096, or no limit
+    where ``micro_batch_size`` is given."""
+    group_by_length: bool = False
+    """Make optimizer steps of rows of similar length, which need less padding. The order of rows is less random then,
+    so this is another training."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     """How the learning rate changes during training. ``constant`` has no warm-up."""
     warmup_ratio: Fraction = 0.03
@@ -282,9 +295,31 @@ class TrainerConfig(Section):
     """Largest L2 norm of the gradient; a larger gradient is clipped. 0 turns clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast of the forward and backward pass. ``auto`` uses it for float16 base models only: a bfloat16 base model
-    computes in bfloat16 without it, and its adapter in float32."""
+    computes in bfloat16 without it."""
+    speed: Literal["auto", "plain"] = "auto"
+    """``auto`` decides ``flatten``, ``chunked_loss``, ``adapter_dtype`` and ``kernels`` where they are null: it turns on
+    what this model and device allow, and prints what it chose. ``plain`` turns on only what is given."""
+    flatten: bool | None = None
+    """Put the rows of a forward pass one after another instead of padding them. Every row sees only itself. Null:
+    ``speed`` decides."""
+    chunked_loss: bool | None = None
+    """Compute the loss of a causal language model at labelled tokens alone, a few at a time, instead of all logits at
+    once. Null: ``speed`` decides."""
+    adapter_dtype: Dtype | None = None
+    """Type in which adapters compute their products; what trains stays in float32. Null: ``speed`` decides between
+    ``model.dtype`` and float32."""
+    kernels: Literal["torch", "liger"] | None = None
+    """Whose kernels compute norms, gates and rotary positions: PyTorch's, or those of Liger Kernel
+    (``pip install 'loraga[fast]'``, on a GPU). Null: ``speed`` decides."""
+    compile: bool = False
+    """Compile every block of the model with torch.compile, which takes minutes at the start."""
+    tf32: bool = False
+    """Let GPUs multiply float32 matrices in TF32, which keeps ten bits of each entry."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, which saves memory and takes about a third more time."""
+    gradient_checkpointing_every: Positive = 1
+    """With ``gradient_checkpointing``: every which block of the model is computed again. 2 saves about half the memory,
+    and takes half of the time more."""
     logging_steps: Positive = 10
     """Steps between two logged values."""
     eval_steps: Positive | None = None

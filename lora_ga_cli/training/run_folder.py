@@ -26,9 +26,16 @@ IGNORED_TRAINER_OPTIONS = {
     "save_total_limit",
     "dataloader_workers",
     "micro_batch_size",
+    "max_tokens",
+    "speed",
+    "flatten",
+    "chunked_loss",
+    "kernels",
+    "compile",
     "gradient_checkpointing",
+    "gradient_checkpointing_every",
 }
-IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "capacity", "offload"}
+IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 
 
 FORMAT = 2
