@@ -59,7 +59,7 @@ def _of_task(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
-    if trainer.batch_size % trainer.micro_batch_size:
+    if trainer.micro_batch_size and trainer.batch_size % trainer.micro_batch_size:
         yield (
             f"trainer.batch_size={trainer.batch_size} is not a multiple of "
             f"trainer.micro_batch_size={trainer.micro_batch_size}"

@@ -269,7 +269,7 @@ class TrainerConfig(Section):
     """Number of optimizer steps. If it is given, ``epochs`` has no effect."""
     batch_size: Positive = 32
     """Rows per optimizer step, over all devices and accumulation steps."""
-    micro_batch_size: Positive | None = None
+    micro_batch_size: Positive | None = 8
     """The most rows of a forward pass on one device. It changes memory and speed; a step stays the same up to
     rounding. Null: as many as ``max_tokens`` allows."""
     max_tokens: Positive | Literal["auto"] | None = None
