@@ -253,7 +253,8 @@ def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
 
 def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> GradientArtifact:
     model = model if model is not None else inputs.load_model(to_train=True)
-    options, collator, together = inputs.config.gradient, inputs.collator, distributed.count()
+    options, together = inputs.config.gradient, distributed.count()
+    collator = inputs.collator_for(model)
     if len(wanted.rows) < together:
         raise GradientError(f"{len(wanted.rows)} rows are too few for {together} processes: raise gradient.samples")
     size = rows_at_a_time(options, len(wanted.rows))
