@@ -339,9 +339,6 @@ class _Head:
 
     def __init__(self, model: PreTrainedModel, chunking: _Chunking, output_type: Any):
         self.model, self.chunking, self.output_type = _gathered(model, chunking.path), chunking, output_type
-        known = inspect.signature(chunking.forward).parameters
-        # a loss over routers is not part of the head
-        self.arguments = {"output_router_logits": False} if "output_router_logits" in known else {}
 
     def __call__(self, hidden: Tensor) -> Tensor:
         rows = hidden.unsqueeze(0)
@@ -349,7 +346,7 @@ class _Head:
         given = _Given(self.model.get_submodule(self.chunking.path), output)
         replica = _with_backbone(self.model, self.chunking.path, given)
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        logits: Tensor = self.chunking.forward(replica, input_ids=ids, **self.arguments).logits
+        logits: Tensor = self.chunking.forward(replica, input_ids=ids).logits
         return logits.squeeze(0)
 
 
