@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import yaml
@@ -15,27 +16,29 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
+from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import Link, links_of, method_of
+from lora_ga_cli.model.activations import activation_bytes
 from lora_ga_cli.model.blocks import count_blocks
 from lora_ga_cli.model.forecast import (
     Memory,
     Pace,
     Work,
-    activation_bytes,
     forward_work,
     measure_pace,
     weight_bytes,
 )
 from lora_ga_cli.model.quantization import bits_per_weight
 from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import duration, number, out, say, size, step
-from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
+from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, sample, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
-from lora_ga_cli.stages.speed import pass_limits
+from lora_ga_cli.stages.speed import expected_speed, pass_limits
 from lora_ga_cli.training.checkpoints import is_complete, step_of
-from lora_ga_cli.training.passes import Limits, divide
+from lora_ga_cli.training.passes import Limits, divide, in_order
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 
 SKETCH_CALLS = 1.4
@@ -128,22 +131,26 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
         parameter.requires_grad_(False)
     for target in targets.values():
         target.weight.requires_grad_(True)  # the estimators need the activations that a gradient would need
-    longest, mean = _lengths(inputs)
+    speed = expected_speed(config, inputs.device)
     samples = min(options.samples, len(inputs.train.rows))
-    rows = rows_at_a_time(options, samples)
-    kept = activation_bytes(base, rows, longest, task=task, checkpointing=checkpointing)
+    limits = Limits(rows_at_a_time(options, samples), options.max_tokens, padded=not speed.flatten)
+    lengths = [row["length"] for row in sample(inputs)]
+    shapes_of_passes = [limits.shape(rows, lengths) for rows in in_order(range(samples), lengths, limits)]
+    rows, tokens = max(shapes_of_passes, key=lambda shape: shape[0] * shape[1])
+    every = config.trainer.gradient_checkpointing_every if checkpointing else 0
+    kept = activation_bytes(base, rows, tokens, task=task, checkpoint_every=every, speed=speed)
     shapes = [target.shape for target in targets.values()]
     if options.estimator == "sketch":
         element = next(base.parameters()).element_size()
         limit = queue_bytes(inputs.device, checkpointed=checkpointing)
         capacity = capacity_for(method_of(config).largest_rank, options.capacity)
-        states, waiting = sketch_bytes(shapes, capacity, rows * longest, element, limit=limit)
+        states, waiting = sketch_bytes(shapes, capacity, rows * tokens, element, limit=limit)
         if checkpointing:
             kept += waiting
     else:
         states = 0 if options.offload else 4 * sum(math.prod(shape) for shape in shapes)
-    work = forward_work(base, rows, mean, task=task)
-    batches = math.ceil(samples / rows / distributed.count())
+    work = pass_work(base, shapes_of_passes, lengths, task)
+    batches = math.ceil(len(shapes_of_passes) / distributed.count())
     passes = (2 if options.estimator == "sketch" else 3) + checkpointing
     calls = work.calls * (SKETCH_CALLS if options.estimator == "sketch" else 1)
     seconds = options.passes * batches * pace.seconds(Work(work.flops, round(calls)), passes)
@@ -161,16 +168,31 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
     method = method_of(config)
     model = method.attach_empty(base, method.largest_link(base, _links(inputs)))
-    task, checkpointing = config.model.task, options.gradient_checkpointing
-    shapes, steps = pass_shapes(inputs, pass_limits(config, flatten=False))
+    task, speed = config.model.task, expected_speed(config, inputs.device)
+    every = options.gradient_checkpointing_every if options.gradient_checkpointing else 0
+    with contextlib.suppress(Unsupported):
+        set_adapter_dtype(model, speed.adapter_dtype)
+    shapes, steps = pass_shapes(inputs, pass_limits(config, flatten=speed.flatten))
     rows, tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
-    kept = activation_bytes(model, rows, tokens, task=task, checkpointing=checkpointing)
+    work = pass_work(model, shapes, inputs.order.lengths, task)
+    kept = activation_bytes(model, rows, tokens, task=task, checkpoint_every=every, speed=speed)
     states = optimizer_of(config).state_bytes(model) + method.extra_state_bytes(model)
     memory = Memory(weights + weight_bytes(model), states, kept)
-    computed = sum(rows * tokens for rows, tokens in shapes) / len(shapes)
-    work = forward_work(model, 1, math.ceil(computed), task=task)
-    passes = (3 if method.trains_all_weights else 2) + checkpointing
+    passes = (3 if method.trains_all_weights else 2) + (1 / every if every else 0)
     return memory, len(shapes) / steps * pace.seconds(work, passes), model
+
+
+def pass_work(model: nn.Module, shapes: Sequence[tuple[int, int]], lengths: Sequence[int], task: str) -> Work:
+    """The work of a forward pass of mean size. Attention is counted within a row of mean length.
+
+    Args:
+        shapes: rows and columns of batches.
+        lengths: of the rows, in tokens.
+    """
+    length = math.ceil(sum(lengths) / len(lengths))
+    of_row = forward_work(model, 1, length, task=task)
+    tokens = sum(rows * columns for rows, columns in shapes) / len(shapes)
+    return Work(of_row.flops * tokens / length, of_row.calls)
 
 
 LOOKED_AT = 200
@@ -196,12 +218,6 @@ def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) 
         return weight_bytes(base)
     largest = max(math.prod(target.shape) for target in targets.values()) * next(base.parameters()).element_size()
     return weight_bytes(base, [target.weight for target in targets.values()], bits) + largest
-
-
-def _lengths(inputs: Inputs) -> tuple[int, int]:
-    """The longest training row, and the mean one, in tokens."""
-    lengths = inputs.train.rows["length"]
-    return max(lengths), math.ceil(sum(lengths) / len(lengths))
 
 
 def _say(what: str, memory: Memory, seconds: float, states: str) -> None:

@@ -28,6 +28,7 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
 
 
@@ -210,6 +211,8 @@ def initialize_link(
 
     data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
+    if method.output.is_adapter:
+        use_adapter_dtype(prepared.model, inputs.config)
     difference = None
     if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())

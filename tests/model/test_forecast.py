@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ga_cli.gradient.estimators.sketch import QUEUE_BYTES, queue_bytes, sketch_bytes
 from lora_ga_cli.gradient.sketch_batch import SketchBatch
+from lora_ga_cli.model.activations import activation_bytes
 from lora_ga_cli.model.forecast import (
     Pace,
     Work,
-    activation_bytes,
     forward_work,
     measure_pace,
     state_bytes,
@@ -62,7 +62,7 @@ def test_activations_are_what_a_real_forward_pass_keeps(family: str) -> None:
     real = kept_by_autograd(model, batch)
     empty = model.to("meta")
     tokens = 64
-    forecast = activation_bytes(empty, 8, tokens, task=TASKS[family], checkpointing=False)
+    forecast = activation_bytes(empty, 8, tokens, task=TASKS[family])
     if family != "bert":
         forecast -= 8 * tokens * empty.config.vocab_size * 4
     assert forecast == pytest.approx(real, rel=0.15)
@@ -70,14 +70,14 @@ def test_activations_are_what_a_real_forward_pass_keeps(family: str) -> None:
 
 def test_attention_weights_are_not_counted() -> None:
     """Four times the tokens keep four times as much, not sixteen: attention kernels keep no weights."""
-    short, long = (activation_bytes(llama("meta"), 1, n, task="causal_lm", checkpointing=False) for n in (512, 2048))
+    short, long = (activation_bytes(llama("meta"), 1, n, task="causal_lm") for n in (512, 2048))
     assert long / short == pytest.approx(4, rel=0.01)
 
 
 def test_checkpointing_keeps_one_block_and_a_hidden_state_a_block() -> None:
     model, tokens = llama("meta"), 512
-    total = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
-    checkpointed = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
+    total = activation_bytes(model, 1, tokens, task="causal_lm")
+    checkpointed = activation_bytes(model, 1, tokens, task="causal_lm", checkpoint_every=1)
     logits = 3 * tokens * VOCABULARY * 4
     assert checkpointed == pytest.approx((total - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
 
