@@ -134,10 +134,8 @@ class Bench:
         """Writes the base with its tokenizer, and the examples."""
         vocabulary = write_model(self.model, self.options.shapes, self.options.tokenizer)
         count = self.options.steps * BATCH * self.options.gpus
-        if self.options.rows:
-            texts = read_texts(self.options.rows, count)
-        else:
-            texts = synthetic_texts(count, vocabulary)
+        file = self.options.rows
+        texts = read_texts(file, count) if file else synthetic_texts(count, vocabulary)
         lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in texts]
         self.data.write_text("\n".join(lines) + "\n", encoding="utf-8")
         from transformers import AutoTokenizer

@@ -64,6 +64,8 @@ def _of_trainer(config: Any) -> Iterator[str]:
             f"trainer.batch_size={trainer.batch_size} is not a multiple of "
             f"trainer.micro_batch_size={trainer.micro_batch_size}"
         )
+    if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
+        yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     best = trainer.load_best or trainer.early_stopping_patience is not None
     if best and trainer.eval_steps != trainer.save_steps:
         yield (

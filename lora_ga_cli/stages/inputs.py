@@ -13,9 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.errors import DataError, Fault, InvalidInput, ModelError
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.checkpointing import checkpoint_blocks
 from lora_ga_cli.model.loading import (
     empty_model,
     identify,
@@ -26,6 +27,7 @@ from lora_ga_cli.model.loading import (
     pick_device,
     quiet,
 )
+from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import step
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
@@ -71,6 +73,9 @@ class Inputs:
 
         Args:
             to_train: with gradient checkpointing, if the configuration has it.
+
+        Raises:
+            ModelError: it cannot be loaded, or has no gradient checkpointing.
         """
         torch.manual_seed(self.config.seed)
         tokenizer = self.tokenizer
@@ -83,7 +88,10 @@ class Inputs:
             shards=distributed.count() if self.config.model.shard else 1,
         )
         if to_train and self.config.trainer.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            try:
+                checkpoint_blocks(model, self.config.trainer.gradient_checkpointing_every)
+            except Unsupported as reason:
+                raise ModelError(f"trainer.gradient_checkpointing=true: {reason}") from None
         return model
 
     def empty_model(self) -> PreTrainedModel:
