@@ -105,7 +105,7 @@ def after(calls: int, function: Callable) -> Callable:  # type: ignore[type-arg]
 def between_two_checkpoints(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.training.trainer import LoragaTrainer
 
-    patch.setattr(LoragaTrainer, "training_step", after(MICRO_BATCHES, LoragaTrainer.training_step))
+    patch.setattr(LoragaTrainer, "_pass", after(MICRO_BATCHES, LoragaTrainer._pass))
 
 
 def copied_between_two_checkpoints(patch: pytest.MonkeyPatch, source: str, copy: str) -> None:
@@ -115,17 +115,17 @@ def copied_between_two_checkpoints(patch: pytest.MonkeyPatch, source: str, copy:
     """
     from lora_ga_cli.training.trainer import LoragaTrainer
 
-    step, count = LoragaTrainer.training_step, 0
+    one_pass, count = LoragaTrainer._pass, 0
 
     def copying(*arguments: object, **options: object) -> object:
         nonlocal count
-        result = step(*arguments, **options)  # type: ignore[arg-type]
+        result = one_pass(*arguments, **options)  # type: ignore[arg-type]
         count += 1
         if count == MICRO_BATCHES:
             shutil.copytree(source, copy)
         return result
 
-    patch.setattr(LoragaTrainer, "training_step", copying)
+    patch.setattr(LoragaTrainer, "_pass", copying)
 
 
 def killed(arguments: list[str], point: Callable[[pytest.MonkeyPatch], None]) -> None:

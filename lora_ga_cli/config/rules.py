@@ -59,11 +59,6 @@ def _of_task(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
-    if trainer.micro_batch_size and trainer.batch_size % trainer.micro_batch_size:
-        yield (
-            f"trainer.batch_size={trainer.batch_size} is not a multiple of "
-            f"trainer.micro_batch_size={trainer.micro_batch_size}"
-        )
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     best = trainer.load_best or trainer.early_stopping_patience is not None

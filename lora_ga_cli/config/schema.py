@@ -269,7 +269,7 @@ class TrainerConfig(Section):
     """Number of optimizer steps. If it is given, ``epochs`` has no effect."""
     batch_size: Positive = 32
     """Rows per optimizer step, over all devices and accumulation steps."""
-    micro_batch_size: Positive | None = 8
+    micro_batch_size: Positive | None = None
     """The most rows of a forward pass on one device. It changes memory and speed; a step stays the same up to
     rounding. Null: as many as ``max_tokens`` allows."""
     max_tokens: Positive | Literal["auto"] | None = None
@@ -297,8 +297,8 @@ class TrainerConfig(Section):
     """Autocast of the forward and backward pass. ``auto`` uses it for float16 base models only: a bfloat16 base model
     computes in bfloat16 without it."""
     speed: Literal["auto", "plain"] = "auto"
-    """``auto`` decides ``flatten``, ``chunked_loss``, ``adapter_dtype`` and ``kernels`` where they are null: it turns on
-    what this model and device allow, and prints what it chose. ``plain`` turns on only what is given."""
+    """``auto`` decides ``flatten``, ``chunked_loss``, ``adapter_dtype`` and ``kernels`` where they are null: it turns
+    on what this model and device allow, and prints what it chose. ``plain`` turns on only what is given."""
     flatten: bool | None = None
     """Put the rows of a forward pass one after another instead of padding them. Every row sees only itself. Null:
     ``speed`` decides."""

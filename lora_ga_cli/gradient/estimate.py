@@ -12,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from lora_ga_cli import distributed
+from lora_ga_cli.data.flatten import count_rows, is_flattened, split_flattened
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.capture import checkpoint_kinds
@@ -72,7 +73,7 @@ def estimate_gradients(
             break
         except _OutOfMemory as error:
             halves = [half for batch in batches for half in _halves(batch)]
-            max_rows = max((len(batch["labels"]) for batch in halves), default=0)
+            max_rows = max(map(count_rows, halves), default=0)
             if distributed.sum_number(float(len(halves) - len(batches)), estimation.device) == 0:
                 raise error.cause from None
         batches, estimation.halved = halves, True
@@ -195,9 +196,11 @@ class _Estimation:
 
 def _halves(batch: Batch) -> list[Batch]:
     """A batch split into two batches of half its rows; a batch of one row stays as it is."""
-    rows = len(batch["labels"])
+    rows = count_rows(batch)
     if rows < 2:
         return [batch]
+    if is_flattened(batch):
+        return list(split_flattened(batch, rows // 2))
     parts = (slice(rows // 2), slice(rows // 2, None))
     return [
         {

@@ -21,15 +21,25 @@ def count_items(model: nn.Module, batch: Batch) -> int:
     Raises:
         GradientError: the batch has no labels.
     """
+    config = getattr(model, "config", None)
+    return count_labels(batch, predicts_next=not getattr(config, "is_encoder_decoder", False))
+
+
+def count_labels(batch: Batch, *, predicts_next: bool) -> int:
+    """As `count_items`, without the model.
+
+    Args:
+        predicts_next: whether the model is a decoder alone, which predicts each label from the tokens before it.
+
+    Raises:
+        GradientError: the batch has no labels.
+    """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         raise GradientError(f"a batch has no tensor named labels, only {', '.join(batch)}")
     if labels.dim() < 2:
         return labels.numel()
-    config = getattr(model, "config", None)
-    if not getattr(config, "is_encoder_decoder", False):
-        labels = labels[:, 1:]
-    return int((labels != -100).sum())
+    return int(((labels[:, 1:] if predicts_next else labels) != -100).sum())
 
 
 def model_loss(model: nn.Module, batch: Batch) -> Tensor:

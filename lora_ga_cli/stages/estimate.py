@@ -24,6 +24,7 @@ from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.targets import check_ranks, find_targets
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
@@ -33,6 +34,7 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.training.passes import Limits, in_order
 
 DEFAULT_CAPACITY = 32
 SHARED_BATCHES = 8
@@ -255,11 +257,13 @@ def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
 
 def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> GradientArtifact:
     model = model if model is not None else inputs.load_model(to_train=True)
-    options, collator, together = inputs.config.gradient, inputs.collator, distributed.count()
+    options, together = inputs.config.gradient, distributed.count()
+    collator = inputs.collator_for(model)
     if len(wanted.rows) < together:
         raise GradientError(f"{len(wanted.rows)} rows are too few for {together} processes: raise gradient.samples")
-    size = rows_at_a_time(options, len(wanted.rows))
-    batches = [wanted.rows[begin : begin + size] for begin in range(0, len(wanted.rows), size)]
+    limits = Limits(rows_at_a_time(options, len(wanted.rows)), options.max_tokens, padded=not speed_of(model).flatten)
+    passes = in_order(range(len(wanted.rows)), [row["length"] for row in wanted.rows], limits)
+    batches = [[wanted.rows[row] for row in rows] for rows in passes]
     of_process = batches[distributed.index() :: together]
     estimator: Estimator = ESTIMATORS[options.estimator].from_options(options)
     with (

@@ -33,8 +33,9 @@ from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.estimate import capacity_for, request, rows_at_a_time, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
-from lora_ga_cli.training.arguments import accumulation_steps, total_steps
+from lora_ga_cli.stages.speed import pass_limits
 from lora_ga_cli.training.checkpoints import is_complete, step_of
+from lora_ga_cli.training.passes import Limits, divide
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 
 SKETCH_CALLS = 1.4
@@ -76,7 +77,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
             return f"finished: {run.path}"
         reached = _reached(inputs, run)
         resume = f", resuming after step {reached}" if reached else ""
-        return f"to do: {total_steps(config, len(inputs.train.rows))} steps in {run.path}{resume}"
+        return f"to do: {inputs.total_steps} steps in {run.path}{resume}"
     if stage == "eval":
         task = task_of(config)
         done = task.stored_results(run.path)
@@ -85,7 +86,7 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
 
 
 def _links(inputs: Inputs) -> list[Link]:
-    return links_of(method_of(inputs.config), total_steps(inputs.config, len(inputs.train.rows)))
+    return links_of(method_of(inputs.config), inputs.total_steps)
 
 
 def _folders(inputs: Inputs, run: RunFolder) -> list[LinkFolder]:
@@ -104,7 +105,7 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
 
 
 def _forecast(inputs: Inputs) -> None:
-    config, steps = inputs.config, total_steps(inputs.config, len(inputs.train.rows))
+    config, steps = inputs.config, inputs.total_steps
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     if method_of(config).needs_gradient:
         _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
@@ -160,14 +161,30 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     weights = _base_bytes(base, targets, config) - weight_bytes(base)
     method = method_of(config)
     model = method.attach_empty(base, method.largest_link(base, _links(inputs)))
-    longest, mean = _lengths(inputs)
     task, checkpointing = config.model.task, options.gradient_checkpointing
-    kept = activation_bytes(model, options.micro_batch_size, longest, task=task, checkpointing=checkpointing)
+    shapes, steps = pass_shapes(inputs, pass_limits(config, flatten=False))
+    rows, tokens = max(shapes, key=lambda shape: shape[0] * shape[1])
+    kept = activation_bytes(model, rows, tokens, task=task, checkpointing=checkpointing)
     states = optimizer_of(config).state_bytes(model) + method.extra_state_bytes(model)
     memory = Memory(weights + weight_bytes(model), states, kept)
-    work = forward_work(model, options.micro_batch_size, mean, task=task)
+    computed = sum(rows * tokens for rows, tokens in shapes) / len(shapes)
+    work = forward_work(model, 1, math.ceil(computed), task=task)
     passes = (3 if method.trains_all_weights else 2) + checkpointing
-    return memory, accumulation_steps(config) * pace.seconds(work, passes), model
+    return memory, len(shapes) / steps * pace.seconds(work, passes), model
+
+
+LOOKED_AT = 200
+"""Steps whose passes a forecast looks at, besides that of the longest row."""
+
+
+def pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]], int]:
+    """Rows and columns of this process's batches in some steps of the first epoch, and how many steps these are."""
+    order, processes = inputs.order, distributed.count()
+    steps = order.epoch(0)
+    longest = max(range(len(order.lengths)), key=order.lengths.__getitem__)
+    chosen = [rows for number, rows in enumerate(steps) if number < LOOKED_AT or longest in rows]
+    shares = [divide(rows, order.lengths, limits, processes)[0] for rows in chosen]
+    return [limits.shape(rows, order.lengths) for share in shares for rows in share], len(chosen)
 
 
 def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:

@@ -29,7 +29,6 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
-from lora_ga_cli.training.arguments import total_steps
 from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
 
 
@@ -40,7 +39,7 @@ def initialize(config: Config) -> RunFolder:
         UserError: as `initialize_link`; RunError also if the folder holds another run.
     """
     with open_run(config) as (inputs, run):
-        links = links_of(method_of(config), total_steps(config, len(inputs.train.rows)))
+        links = links_of(method_of(config), inputs.total_steps)
         initialize_link(inputs, run, links, links[0])
         step("init", f"stored in {run.path}; loraga train with the same options continues from it")
     return run
@@ -62,7 +61,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
             check_run_folder(config, run)
         distributed.wait()
         inputs = prepare_inputs(config)
-        method_of(config).check_steps(total_steps(config, len(inputs.train.rows)))
+        method_of(config).check_steps(inputs.total_steps)
         _write_manifest(inputs, run)
         yield inputs, run
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
-from lora_ga_cli.errors import DataError, Fault, InvalidInput, ModelError
+from lora_ga_cli.data.examples.base import Form
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.checkpointing import checkpoint_blocks
 from lora_ga_cli.model.loading import (
     empty_model,
     identify,
@@ -27,8 +29,10 @@ from lora_ga_cli.model.loading import (
     pick_device,
     quiet,
 )
-from lora_ga_cli.model.unsupported import Unsupported
+from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report.console import step
+from lora_ga_cli.stages.speed import speed_up
+from lora_ga_cli.training.order import Order, order_of
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
 PROBE_ROWS = 2
@@ -57,10 +61,28 @@ class Inputs:
         assert self.data.train is not None
         return self.data.train
 
+    @cached_property
+    def order(self) -> Order:
+        """The order in which the run reads its training rows."""
+        return order_of(self.config, self.train.rows)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the complete run."""
+        return self.order.total_steps(self.config)
+
     @property
     def collator(self) -> Collator:
-        """Makes batches of rows."""
-        return (self.data.validation or self.train).form.collate
+        """Makes padded batches of rows."""
+        return self._form.collate
+
+    def collator_for(self, model: nn.Module) -> Collator:
+        """Makes batches of rows as they suit a model: one after another where it takes them so, else padded."""
+        return self._form.flatten if speed_of(model).flatten else self._form.collate
+
+    @property
+    def _form(self) -> Form:
+        return (self.data.validation or self.train).form
 
     def probe_batch(self) -> dict[str, Any]:
         """A batch of the first rows, on which two forms of the model are compared."""
@@ -72,10 +94,7 @@ class Inputs:
         """The original base model. A new classifier head is drawn from the run's seed, the same every time.
 
         Args:
-            to_train: with gradient checkpointing, if the configuration has it.
-
-        Raises:
-            ModelError: it cannot be loaded, or has no gradient checkpointing.
+            to_train: with what makes training faster or smaller, see `speed_up`.
         """
         torch.manual_seed(self.config.seed)
         tokenizer = self.tokenizer
@@ -87,11 +106,10 @@ class Inputs:
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
         )
-        if to_train and self.config.trainer.gradient_checkpointing:
-            try:
-                checkpoint_blocks(model, self.config.trainer.gradient_checkpointing_every)
-            except Unsupported as reason:
-                raise ModelError(f"trainer.gradient_checkpointing=true: {reason}") from None
+        if to_train:
+            speed = speed_up(model, self.config, self.device)
+            if text := speed.text:
+                step("speed", text)
         return model
 
     def empty_model(self) -> PreTrainedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
+from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report import console
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -30,10 +30,11 @@ from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.speed import compile_trained, pass_limits
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import accumulation_steps, total_steps, training_arguments
-from lora_ga_cli.training.callbacks import BeginsWith, FiniteGradient, Recorder, StepsOfRun
+from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.callbacks import BeginsWith, Recorder, StepsOfRun
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
@@ -48,7 +49,6 @@ def train(config: Config) -> RunFolder:
     Raises:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
-    accumulation_steps(config)
     check_learning_rate(config)
     with open_run(config) as (inputs, run):
         if run.finished:
@@ -94,7 +94,7 @@ class Result:
 
 def _train(inputs: Inputs, run: RunFolder) -> Result:
     method = method_of(inputs.config)
-    links = links_of(method, total_steps(inputs.config, len(inputs.train.rows)))
+    links = links_of(method, inputs.total_steps)
     if len(links) > 1:
         return _train_chain(inputs, run, links)
     prepared = initialize_link(inputs, run, links, links[0])
@@ -169,24 +169,6 @@ def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
     return probe_logits(trained, inputs.probe_batch())
 
 
-def _rows(inputs: Inputs, link: Link) -> Any:
-    """The training rows of a link: all of them, or, of several links, its part of the run's sequence of rows.
-
-    The sequence is made of the run's epochs, each shuffled by the seed, so that a chain reads every row as often as a
-    run without links.
-    """
-    rows, config = inputs.train.rows, inputs.config
-    if link.count == 1:
-        return rows
-    size, order = config.trainer.batch_size, list[int]()
-    draw = random.Random(config.seed)
-    while len(order) < link.total_steps * size:
-        epoch = list(range(len(rows)))
-        draw.shuffle(epoch)
-        order += epoch
-    return rows.select(order[link.first_step * size : (link.first_step + link.steps) * size])
-
-
 def _fit(
     inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link, before: Link | None = None
 ) -> LoragaTrainer:
@@ -208,9 +190,9 @@ def _fit(
         step("train", f"resuming after step {done}")
     recorder = Recorder(run.metrics_file, TrainingDisplay(), link)
     meter = CostMeter(run.link(link).cost_file, prepared.parameters, inputs.device)
-    callbacks: list[Any] = [recorder, FiniteGradient(), *method.callbacks(prepared.model), meter]
+    callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
-        callbacks.append(StepsOfRun(link, options, len(inputs.train.rows)))
+        callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -218,6 +200,7 @@ def _fit(
         state = method.carried_state(load_state(earlier.state_file), prepared.model, earlier.adapter)
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
+    compile_trained(prepared.model, config)
     trainer = LoragaTrainer(
         model=prepared.model,
         args=training_arguments(
@@ -228,9 +211,11 @@ def _fit(
             validate=held_out is not None,
             link=link,
         ),
-        train_dataset=_rows(inputs, link),
+        train_dataset=inputs.train.rows,
         eval_dataset=held_out.rows if held_out else None,
-        data_collator=inputs.collator,
+        data_collator=inputs.collator_for(prepared.model),
+        order=inputs.order,
+        limits=pass_limits(config, flatten=speed_of(prepared.model).flatten),
         callbacks=callbacks,
         method=method,
         link=link,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
-from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.methods.base import Link, link_seed
 from lora_ga_cli.optimizers.base import optimizer_of
 
@@ -23,34 +20,6 @@ def precision(config: Config) -> str:
     """The autocast type (``fp32`` is none): what ``trainer.precision`` says, or what ``model.dtype`` implies."""
     chosen = config.trainer.precision
     return AUTOCAST[config.model.dtype] if chosen == "auto" else chosen
-
-
-def accumulation_steps(config: Config) -> int:
-    """Forward passes per optimizer step and process.
-
-    Raises:
-        InvalidInput: ``batch_size`` is not a multiple of ``micro_batch_size`` times the processes.
-    """
-    options = config.trainer
-    together = options.micro_batch_size * distributed.count()
-    if options.batch_size % together:
-        times = f" times {distributed.count()} processes" if distributed.count() > 1 else ""
-        text = (
-            f"trainer.batch_size={options.batch_size} is not a multiple of trainer.micro_batch_size="
-            f"{options.micro_batch_size}{times}"
-        )
-        raise InvalidInput([Fault("configuration", text)])
-    return options.batch_size // together
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the complete run.
-
-    Args:
-        rows: the number of training rows.
-    """
-    options = config.trainer
-    return options.max_steps or math.ceil(math.ceil(rows / options.batch_size) * options.epochs)
 
 
 def training_arguments(
@@ -73,9 +42,9 @@ def training_arguments(
         learning_rate=learning_rate,
         num_train_epochs=options.epochs,
         max_steps=(options.max_steps or -1) if link.count == 1 else link.steps,
-        per_device_train_batch_size=options.micro_batch_size,
-        per_device_eval_batch_size=options.micro_batch_size,
-        gradient_accumulation_steps=accumulation_steps(config),
+        # one batch of the Trainer is the complete step, which LoragaTrainer divides over processes and passes
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=1,
         lr_scheduler_type=options.lr_scheduler,
         warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
         weight_decay=options.weight_decay,
@@ -87,7 +56,6 @@ def training_arguments(
         fp16=chosen == "fp16",
         use_cpu=device.type == "cpu",
         seed=link_seed(config.seed, link.index),  # each link has its own dropout
-        data_seed=config.seed,
         logging_steps=options.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
@@ -104,7 +72,6 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
-        train_sampling_strategy="random" if link.count == 1 else "sequential",  # rows of a link are in order
         ddp_broadcast_buffers=False,  # initial factors are the same in every process
     )
     arguments._n_gpu = 1  # one process, one device: the Trainer would split each batch over all GPUs it sees

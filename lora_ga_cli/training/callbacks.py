@@ -1,18 +1,15 @@
-"""Callbacks of the Trainer: they store metrics, show progress and check the gradient."""
+"""Callbacks of the Trainer: they store metrics, show progress, and count the steps of a chain."""
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lora_ga_cli.config.schema import TrainerConfig
-from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.methods.base import Link
 from lora_ga_cli.report.progress import Point, TrainingDisplay
 from lora_ga_cli.training import metrics
@@ -81,29 +78,6 @@ class Recorder(TrainerCallback):
         self.display.stop()
 
 
-class FiniteGradient(TrainerCallback):
-    """Stops before a step whose gradient is not finite, which would make every weight NaN.
-
-    With fp16 such gradients are normal, and the loss scaler skips the step itself; there this check is off.
-    """
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        if args.fp16:
-            return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if gradients and not bool(torch.stack([grad.isfinite().all() for grad in gradients]).all()):
-            bad = next(
-                name
-                for name, item in model.named_parameters()
-                if item.grad is not None and not item.grad.isfinite().all()
-            )
-            raise TrainingError(
-                f"the gradient of {bad} is not finite at step {state.global_step + 1}, so training stopped before it"
-            )
-
-
 class StepsOfRun(TrainerCallback):
     """Logs and evaluates a link of a chain at steps of the complete run, and keeps no checkpoint of its end.
 
@@ -111,12 +85,12 @@ class StepsOfRun(TrainerCallback):
     from zero, so that short links would be evaluated at each of their ends, and never logged in between.)
 
     Args:
-        rows: the number of training rows, for evaluations after each epoch.
+        steps_per_epoch: for evaluations after each epoch.
     """
 
-    def __init__(self, link: Link, options: TrainerConfig, rows: int):
+    def __init__(self, link: Link, options: TrainerConfig, steps_per_epoch: int):
         self.link, self.options = link, options
-        self.evaluate_every = options.eval_steps or math.ceil(rows / options.batch_size)
+        self.evaluate_every = options.eval_steps or steps_per_epoch
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step, at_end = self.link.first_step + state.global_step, state.global_step >= self.link.steps

@@ -4,6 +4,8 @@ and not resumed. What differs between methods it asks the method."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -20,9 +23,15 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
-from lora_ga_cli.model.losses import count_items, summed_loss
+from lora_ga_cli.model.losses import count_labels, summed_loss
 from lora_ga_cli.optimizers.base import optimizer_of
+from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.order import Order
+from lora_ga_cli.training.passes import Limits, in_order
+
+SHARE = "loraga_share"
+"""The name under which a micro-batch's share of the step's loss goes through the Trainer."""
 
 
 def rising_share(warmup: int | None, default: int) -> Callable[[int], float]:
@@ -44,17 +53,28 @@ class LoragaTrainer(Trainer):
     Args:
         method: the fine-tuning method.
         link: the part of the run that this Trainer does.
+        order: the rows of every step.
+        limits: what fits into one forward and backward pass. The collator goes with it: it flattens rows or pads them.
         init: the initial factors that the method gave the model; None where it gave none.
     """
 
     def __init__(
-        self, *, args: TrainingArguments, method: Method, link: Link, init: LoraInit | None = None, **options: Any
+        self,
+        *,
+        args: TrainingArguments,
+        method: Method,
+        link: Link,
+        order: Order,
+        limits: Limits,
+        init: LoraInit | None = None,
+        **options: Any,
     ):
         # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
         self.method, self.link, self.init = method, link, init
+        self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
@@ -90,11 +110,86 @@ class LoragaTrainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer, [part(factor) for factor in of_run.lr_lambdas])
         return self.lr_scheduler
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Loads a step at a time: the list of this process's micro-batches.
+
+        (To the Trainer this is one batch, so that it accumulates nothing: how many passes a step takes follows from the
+        lengths of its rows, and differs between steps.)
+        """
+        config, link, order = self.method.config, self.link, self.order
+        count = link.steps if link.count > 1 else order.steps_per_epoch
+
+        def steps() -> list[list[int]]:
+            if link.count > 1:
+                return order.steps(link.first_step, link.steps)
+            return order.epoch(self.state.global_step // count)
+
+        sampler = StepSampler(
+            steps,
+            count,
+            order.lengths,
+            self.limits,
+            processes=self.args.world_size,
+            index=self.args.process_index,
+            equal=config.model.shard,
+        )
+        return self._loader(self.train_dataset, sampler)
+
+    def _loader(self, rows: Any, sampler: Any) -> DataLoader[Any]:
+        task = self.method.config.model.task
+        count = functools.partial(count_labels, predicts_next=task != "seq2seq_lm")
+        collate: Any = self.data_collator
+        reader = BatchReader(rows, collate, count)
+        return batch_loader(
+            reader, sampler, workers=self.args.dataloader_num_workers, pin=self.args.device.type == "cuda"
+        )
+
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        items = torch.tensor(sum(count_items(self._model, batch) for batch in samples), device=self.args.device)
-        return samples, self.accelerator.reduce(items, reduction="sum")
+        items = sum(batch.items for step in samples for batch in step)
+        if self.args.world_size == 1:
+            return samples, items
+        return samples, self.accelerator.reduce(torch.full((), items, device=device), reduction="sum")
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The forward and backward passes of one optimizer step.
+
+        Args:
+            inputs: the micro-batches.
+            num_items_in_batch: the items of the step, over all processes.
+        """
+        losses = []
+        for number, batch in enumerate(inputs):
+            with self._without_reduction(model) if number + 1 < len(inputs) else contextlib.nullcontext():
+                losses.append(self._pass(model, batch.to(self.args.device), num_items_in_batch))
+            self.tokens_seen += batch.tokens
+        loss = torch.stack(losses).sum()
+        self._check_finite(loss)
+        return loss
+
+    def _pass(self, model: nn.Module, batch: MicroBatch, items: Any) -> Tensor:
+        """One forward and backward pass. Returns its share of the mean loss of the step's rows."""
+        loss = super().training_step(model, {**batch.inputs, SHARE: self._share(batch, items)}, items)
+        with self.accelerator.autocast():  # in the precision in which the model added it
+            penalty = self.method.penalty(self._model)
+        # the penalty trains, but the reported loss is that of the rows, as with other methods
+        return loss if penalty is None else loss - penalty * self._share(batch, items)
+
+    def _share(self, batch: MicroBatch, items: Any) -> Any:
+        """The weight of a micro-batch's mean loss among the ``items`` of an optimizer step."""
+        # several processes average their gradients, so each counts its share as often as there are processes
+        return batch.items * self.accelerator.num_processes / items
+
+    @contextlib.contextmanager
+    def _without_reduction(self, model: nn.Module) -> Iterator[None]:
+        """Gradients of a pass stay in this process: those of all passes are averaged after the last one."""
+        self.accelerator.gradient_state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            self.accelerator.gradient_state._set_sync_gradients(True)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -102,32 +197,29 @@ class LoragaTrainer(Trainer):
         """A micro-batch's share of the mean loss over all items of the optimizer step.
 
         (The Trainer leaves this to the model, and models that take the number of items and do not use it, such as T5
-        and BERT, would train on a loss that grows with the accumulation steps.)
+        and BERT, would train on a loss that grows with the number of passes.)
         """
+        share = inputs.pop(SHARE)
         outputs = model(**inputs)
-        loss = outputs.loss
-        if num_items_in_batch is not None:
-            loss = loss * self._share(inputs, num_items_in_batch)
+        loss = outputs.loss * share
         return (loss, outputs) if return_outputs else loss
 
-    def _share(self, inputs: dict[str, Any], items: Any) -> Any:
-        """The weight of a micro-batch's mean loss among the ``items`` of an optimizer step."""
-        # several processes average their gradients, so each counts its share as often as there are processes
-        return count_items(self._model, inputs) * self.accelerator.num_processes / items
+    def _check_finite(self, loss: Tensor) -> None:
+        """Stops before a step that would make every weight NaN. The weights are still those of the last step.
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        mask = inputs.get("attention_mask")
-        self.tokens_seen += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        This is the one time in a step that the process waits for the device.
+        """
+        # fp16's gradients are scaled, and often infinite: the loss scaler skips such steps itself
+        parameters = [] if self.args.fp16 else [item for item in self._model.parameters() if item.grad is not None]
+        norm = get_total_norm([item.grad for item in parameters if item.grad is not None]) if parameters else loss
+        if bool(torch.stack([loss.isfinite(), norm.isfinite()]).all()):
+            return
+        step = self.state.global_step + 1
         if not torch.isfinite(loss):
-            # raised before the optimizer steps: the weights are still those of the last step
-            self._stop(f"the loss is {float(loss)} at step {self.state.global_step + 1}, so training stopped before it")
-        with self.accelerator.autocast():  # in the precision in which the model added it
-            penalty = self.method.penalty(self._model)
-        if penalty is not None:
-            # the penalty trains, but the reported loss is that of the rows, as with other methods
-            loss = loss - penalty * (1.0 if num_items_in_batch is None else self._share(inputs, num_items_in_batch))
-        return loss
+            self._stop(f"the loss is {float(loss)} at step {step}, so training stopped before it")
+        for name, item in self._model.named_parameters():
+            if item.grad is not None and not item.grad.isfinite().all():
+                self._stop(f"the gradient of {name} is not finite at step {step}, so training stopped before it")
 
     def _stop(self, why: str) -> NoReturn:
         kept = last_complete(Path(str(self.args.output_dir)), lambda _: None)
@@ -145,13 +237,11 @@ class LoragaTrainer(Trainer):
         """
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         # every row in exactly one process; the Trainer's loader would repeat some to fill the last batch
-        of_process = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
-        size = self.args.per_device_eval_batch_size
-        loader = DataLoader(of_process, batch_size=size, collate_fn=self.data_collator)
-        batches = (self._prepare_inputs(batch) for batch in loader)
+        passes = in_order(range(len(rows)), rows["length"][:], self.limits)
+        loader = self._loader(rows, [[rows] for rows in passes[self.args.process_index :: self.args.world_size]])
+        batches = (self._prepare_inputs(batch.inputs) for (batch,) in loader)
         total, items = summed_loss(self._model, batches)
-        max_batches = math.ceil(math.ceil(len(rows) / self.args.world_size) / size)
-        self._pad_collectives(rows, max_batches - len(loader))
+        self._pad_collectives(rows, math.ceil(len(passes) / self.args.world_size) - len(loader))
         sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
         loss = float(sums[0] / sums[1])

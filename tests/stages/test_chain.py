@@ -46,7 +46,7 @@ def after_storing_the_second_initialization(patch: pytest.MonkeyPatch) -> None:
 def between_two_checkpoints_of_the_second_link(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.training.trainer import LoragaTrainer
 
-    patch.setattr(LoragaTrainer, "training_step", after(11, LoragaTrainer.training_step))
+    patch.setattr(LoragaTrainer, "_pass", after(11, LoragaTrainer._pass))
 
 
 def before_the_first_link_is_declared_finished(patch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_many_short_links_of_few_layers(
 def between_two_checkpoints_of_the_last_link(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.training.trainer import LoragaTrainer
 
-    patch.setattr(LoragaTrainer, "training_step", after(23, LoragaTrainer.training_step))  # two micro-batches a step
+    patch.setattr(LoragaTrainer, "_pass", after(23, LoragaTrainer._pass))  # two micro-batches a step
 
 
 def after_the_state_of_the_first_link_is_saved(patch: pytest.MonkeyPatch) -> None:

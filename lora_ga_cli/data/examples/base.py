@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ga_cli.data.collate import collate_tokens
+from lora_ga_cli.data.flatten import flatten_tokens
 from lora_ga_cli.data.show import append_tokens
 from lora_ga_cli.data.template import Template, TemplateError
 from lora_ga_cli.data.tokens import MASKED
@@ -148,6 +149,10 @@ class Form(ABC):
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of rows, as the model takes it for a forward pass with loss; all tensors are int64."""
         return collate_tokens(self.tokenizer, rows)
+
+    def flatten(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of a causal model whose rows follow one another, see `flatten_tokens`."""
+        return flatten_tokens(rows)
 
     def show(self, row: Mapping[str, Any]) -> Text:
         """A row as the model sees it, for people. What has no loss is dim; special tokens are magenta."""

@@ -117,12 +117,11 @@ def training_cost(inputs: Inputs, pace: Pace) -> Cost:
     """The cost of a training, and of the gradient estimation before it if the method needs one."""
     from lora_ga_cli.methods.base import method_of
     from lora_ga_cli.stages.forecast import training_forecast
-    from lora_ga_cli.training.arguments import total_steps
 
     config = inputs.config
     before = estimation_cost(inputs, pace) if method_of(config).needs_gradient else Cost(0, 0)
     memory, step_seconds, _ = training_forecast(inputs, pace)
-    seconds = step_seconds * total_steps(config, len(inputs.train.rows))
+    seconds = step_seconds * inputs.total_steps
     return Cost(max(before.memory, memory.total), before.seconds + seconds)
 
 
