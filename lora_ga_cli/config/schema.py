@@ -255,8 +255,8 @@ class TrainerConfig(Section):
     them."""
 
     optimizer: str = "adamw"
-    """The optimizer. ``adamw`` and ``paged_adamw`` train every parameter; others are made for LoRA's factors or for the
-    weights themselves. `loraga recipes optimizers` lists them."""
+    """The optimizer. ``adamw``, ``adamw_8bit``, ``paged_adamw`` and ``paged_adamw_8bit`` train every parameter; others
+    are made for LoRA's factors or for the weights themselves. `loraga recipes optimizers` lists them."""
     optimizer_options: dict[str, Any] = Field(default_factory=dict)
     """Options of the optimizer: ``{name: value}``. Learning rate, betas, epsilon and weight decay are options of
     ``trainer``."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lora_ga_cli.model.checkpointing import checkpointed_layers
 from lora_ga_cli.model.chunked_loss import chunk_size
 from lora_ga_cli.model.forecast import forward_shapes
 from lora_ga_cli.model.speed import Speed
@@ -81,7 +81,7 @@ def _kept(model: nn.Module, rows: int, tokens: int, task: str, *, loss: bool) ->
         return tensor
 
     hooks = []
-    for number, block in enumerate(checkpointed_blocks(model)):
+    for number, block in enumerate(checkpointed_layers(model)):
         kept[number] = 0
         hooks.append(block.register_forward_pre_hook(lambda *_, number=number: place.__setitem__(0, number)))
         hooks.append(block.register_forward_hook(lambda *_: place.__setitem__(0, None)))
@@ -92,11 +92,6 @@ def _kept(model: nn.Module, rows: int, tokens: int, task: str, *, loss: bool) ->
         for hook in hooks:
             hook.remove()
     return kept, largest
-
-
-def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks that gradient checkpointing computes again, in the order of the model."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _keep_as_liger(model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, link
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import find_targets, fingerprint
+from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
@@ -56,7 +57,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
     """
     run = find_run(config)
     join_processes(config)
-    with run.locked():
+    with run.locked(), tf32_products(config.trainer.tf32):
         if distributed.is_main():
             check_run_folder(config, run)
         distributed.wait()

@@ -64,13 +64,12 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
             "flatten=true", bool(options.flatten), "flattened rows", lambda: _flatten(model, config, device)
         )
     if options.gradient_checkpointing:
-        checkpoint_blocks(model, options.gradient_checkpointing_every)
+        every = options.gradient_checkpointing_every
+        turn_on("gradient_checkpointing=true", True, _checkpointing(every), lambda: checkpoint_blocks(model, every))
     if wanted.chunked_loss:
         chunked = turn_on(
             "chunked_loss=true", bool(options.chunked_loss), "loss in chunks", lambda: use_chunked_loss(model)
         )
-    if options.compile:
-        turn_on("compile=true", True, "compiled blocks", lambda: compile_blocks(model))
     speed = Speed(
         flatten=flatten is not None,
         block_mask=flatten == BLOCK_MASK,
