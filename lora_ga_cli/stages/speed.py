@@ -83,6 +83,28 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     return speed
 
 
+def compile_trained(model: nn.Module, config: Config) -> None:
+    """Compiles the blocks of a model, with ``compile=true``.
+
+    It is called when everything is on the model: compiled code does not notice hooks that come later, with which the
+    gradient is estimated.
+
+    Raises:
+        ModelError: there is no compiler, or the model has no blocks.
+    """
+    if not config.trainer.compile:
+        return
+    try:
+        compile_blocks(model)
+    except Unsupported as reason:
+        raise ModelError(f"trainer.compile=true does not work here: {reason}") from None
+    step("speed", "blocks are compiled in the first step")
+
+
+def _checkpointing(every: int) -> str:
+    return "gradient checkpoints" + (f" of every {every}th block" if every > 1 else "")
+
+
 def use_adapter_dtype(model: nn.Module, config: Config) -> None:
     """Has the adapters of a model compute their products in the type that is asked for or suits the base, and says so.
 

@@ -24,6 +24,7 @@ from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
+from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
@@ -170,7 +171,10 @@ class LoragaTrainer(Trainer):
 
     def _pass(self, model: nn.Module, batch: MicroBatch, items: Any) -> Tensor:
         """One forward and backward pass. Returns its share of the mean loss of the step's rows."""
-        loss = super().training_step(model, {**batch.inputs, SHARE: self._share(batch, items)}, items)
+        inputs = batch.inputs | {SHARE: self._share(batch, items)}
+        if speed_of(self._model).chunked_loss:
+            inputs["num_labelled"] = batch.items or batch.inputs["labels"].numel()  # or the device would be waited for
+        loss = super().training_step(model, inputs, items)
         with self.accelerator.autocast():  # in the precision in which the model added it
             penalty = self.method.penalty(self._model)
         # the penalty trains, but the reported loss is that of the rows, as with other methods
