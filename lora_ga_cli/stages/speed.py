@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
@@ -161,6 +162,9 @@ def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> st
     method = method_of(config)
     if config.model.task != "causal_lm":
         raise Unsupported(f"rows of model.task={config.model.task} are padded")
+    form = row_form(config.dataset, config.model.task)
+    if not form.flattens():
+        raise Unsupported(f"{form.__name__} pads rows in its own way, and has none to flatten them")
     if method.leading_positions:
         raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
     return use_flattening(model, device)
