@@ -58,7 +58,7 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
         return detail or ""
 
     liger = flatten = chunked = None
-    if wanted.liger:
+    if wanted.liger and (options.kernels is not None or device.type == "cuda"):
         liger = turn_on("kernels=liger", options.kernels is not None, "Liger kernels", lambda: use_liger(model))
     if wanted.flatten:
         flatten = turn_on(
@@ -139,7 +139,7 @@ def wanted_speed(config: Config) -> Speed:
     elif auto and config.model.dtype == "bfloat16":
         dtype = torch.bfloat16
     return Speed(
-        flatten=(auto and causal) if options.flatten is None else options.flatten,
+        flatten=auto if options.flatten is None else options.flatten,
         chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
         liger=auto if options.kernels is None else options.kernels == "liger",
         adapter_dtype=dtype,
@@ -150,10 +150,11 @@ def expected_speed(config: Config, device: torch.device) -> Speed:
     """What will probably be on, for a forecast that loads no weights."""
     wanted = wanted_speed(config)
     gpu = device.type == "cuda"
+    flatten = wanted.flatten and config.model.task == "causal_lm" and not method_of(config).leading_positions
     return replace(
         wanted,
-        flatten=wanted.flatten and not method_of(config).leading_positions,
-        block_mask=wanted.flatten and not (gpu and config.model.dtype != "float32"),
+        flatten=flatten,
+        block_mask=flatten and not (gpu and config.model.dtype != "float32"),
         liger=wanted.liger and gpu and find_spec("liger_kernel") is not None,
     )
 

@@ -89,7 +89,7 @@ def test_a_loss_in_chunks_needs_no_logits_of_all_tokens() -> None:
         )
         for chunked in (True, False)
     )
-    assert all_at_once - in_chunks > 2 * 4096 * 100_000 * 4
+    assert all_at_once - in_chunks > 4096 * 100_000 * 4
 
 
 def test_ligers_norms_and_gates_keep_less() -> None:
