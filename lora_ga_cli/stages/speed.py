@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +23,6 @@ from lora_ga_cli.model.kernels import use_liger
 from lora_ga_cli.model.speed import Speed, remember_speed
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import step
-from lora_ga_cli.training.passes import Limits
-
-DEFAULT_TOKENS = 4096
-"""Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough to keep a GPU
-busy with a model of a billion parameters, and a small part of its memory."""
 
 
 def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Speed:
@@ -169,16 +163,3 @@ def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> st
     if method.leading_positions:
         raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
     return use_flattening(model, device)
-
-
-def pass_limits(config: Config, *, flatten: bool) -> Limits:
-    """What fits into one forward and backward pass of training.
-
-    Args:
-        flatten: whether rows are flattened.
-    """
-    options = config.trainer
-    tokens: Any = options.max_tokens
-    if tokens is None and options.micro_batch_size is None:
-        tokens = DEFAULT_TOKENS
-    return Limits(options.micro_batch_size, tokens, padded=not flatten)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from lora_ga_cli.model.chunked_loss import CHUNK_BYTES, SMALLEST_CHUNK, chunk_size, use_chunked_loss
-from lora_ga_cli.model.losses import summed_loss
-from lora_ga_cli.model.probe import probe_logits
-from lora_ga_cli.model.unsupported import Unsupported
+from lora_ga_cli.model.chunked_loss import use_chunked_loss
 from tests.conftest import build_batch, build_model
 
 VOCABULARY = 259
