@@ -77,6 +77,8 @@ class LoragaTrainer(Trainer):
         self.method, self.link, self.init = method, link, init
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
+        self._ahead: list[MicroBatch] | None = None  # the next step of the epoch, if it is read already
+        self._steps: Iterator[Any] = iter(())
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
 
@@ -147,7 +149,9 @@ class LoragaTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        step = next(epoch_iterator, None) if self._ahead is None else self._ahead
+        samples = [] if step is None else [step]
+        self._ahead, self._steps = None, epoch_iterator
         items = sum(batch.items for step in samples for batch in step)
         if self.args.world_size == 1:
             return samples, items
@@ -166,6 +170,7 @@ class LoragaTrainer(Trainer):
                 losses.append(self._pass(model, batch.to(self.args.device), num_items_in_batch))
             self.tokens_seen += batch.tokens
         loss = torch.stack(losses).sum()
+        self._ahead = next(self._steps, None)  # the device still computes
         self._check_finite(loss)
         return loss
 
