@@ -96,10 +96,6 @@ class ArtifactStore(FolderStore):
             except ArtifactDamaged as error:
                 yield replace(entry, damage=str(error))
 
-    def remove(self, entry: Entry) -> bool:
-        """Removes an artifact unless a process is estimating it again; returns whether it was removed."""
-        return self.discard(entry.key)
-
     def _entry(self, folder: Path) -> Entry:
         sizes = file_sizes(folder)
         created = folder.stat().st_mtime
