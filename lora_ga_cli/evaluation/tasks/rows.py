@@ -72,9 +72,7 @@ class Rows(Task):
             raise InvalidInput([Fault("configuration", "there are no rows to evaluate on", hint)])
 
     def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
-        from lora_ga_cli.data.identity import rows_hash
-
-        return {"rows": rows_hash(inputs.split.rows)}
+        return {"rows": inputs.split.sha256}
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         from lora_ga_cli.evaluation.metrics import METRICS
