@@ -13,7 +13,7 @@ from lora_ga_cli.data import Split
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
 from lora_ga_cli.files import atomic_file, read_json, sha256_json, write_json
-from lora_ga_cli.report.console import step
+from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import now
@@ -103,6 +103,9 @@ class LazyInputs:
 
     def note(self, text: str) -> None:
         step("eval", text)
+
+    def warn(self, text: str) -> None:
+        warn(text)
 
     @cached_property
     def _inputs(self) -> Inputs:

@@ -115,6 +115,10 @@ class EvalInputs(Protocol):
         """Shows a line to the user."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Shows a warning to the user."""
+        ...
+
 
 class Task(ABC):
     """One way to score a model, chosen by ``eval.task``.

@@ -89,7 +89,7 @@ class Benchmark(Task):
     def check_before_training(self, inputs: EvalInputs) -> None:
         self.check_ready(inputs)
         if self.options.file is not None:
-            self._generator(inputs, inputs.empty_model()).check_room(self)
+            self._generator(inputs, inputs.empty_model()).first_rows(self)
 
     def relevant_options(self) -> dict[str, Any]:
         sampled = {"batch_size": self.options.batch_size} if self.options.temperature > 0 else {}
@@ -101,7 +101,7 @@ class Benchmark(Task):
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         """Reuses completions that another result in the folder holds, or an interrupted evaluation has left."""
-        from lora_ga_cli.evaluation.generate import stored_completions
+        from lora_ga_cli.evaluation.completions import stored_completions
 
         problems = problems_of(self)
         answers = self._answers_identity(inputs, problems)
@@ -138,7 +138,7 @@ class Benchmark(Task):
         from lora_ga_cli.evaluation.generate import Generator
 
         config = inputs.config
-        return Generator(model, inputs.tokenizer, config.model.task, self.options, config.seed)
+        return Generator(model, inputs.tokenizer, config.model.task, self.options, config.seed, inputs.warn)
 
 
 def collect_faults(faults: list[Fault], read: Callable[[], Loaded]) -> Loaded | None:

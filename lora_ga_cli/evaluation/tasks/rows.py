@@ -90,6 +90,7 @@ class Rows(Task):
             self.options.max_new_tokens,
             self.options.answer_pattern,
             inputs.config.dataset.label_names,
+            inputs.warn,
         )
         scores = {name: METRICS[name](context) for name in self.options.metrics}
         verdicts = {name: score.verdicts for name, score in scores.items() if score.verdicts}
