@@ -46,9 +46,14 @@ Result = TypeVar("Result")
 class ClientOptions(Protocol):
     """The options of an endpoint that a connection needs."""
 
-    base_url: str
-    key_variable: str
-    retries: int
+    @property
+    def base_url(self) -> str | None: ...
+
+    @property
+    def key_variable(self) -> str: ...
+
+    @property
+    def retries(self) -> int: ...
 
 
 class Client:
@@ -64,7 +69,9 @@ class Client:
     """
 
     def __init__(self, options: ClientOptions, model: str, *, section: str, protocol: str, limits: str, timeout: float):
+        assert options.base_url is not None
         self.options = options
+        self.url = options.base_url
         self.model = model
         self.section = section
         self.protocol = protocol
@@ -77,7 +84,7 @@ class Client:
         """What is wrong before a request is sent: a malformed address, a missing package or key."""
         faults = []
         section = self.section
-        if not _is_address(url := self.options.base_url):
+        if not _is_address(url := self.url):
             faults.append(
                 Fault(f"{section}.base_url", f"{url!r} is not an address", "such as http://localhost:8000/v1")
             )
@@ -106,9 +113,7 @@ class Client:
                 # a proxy that the environment names cannot reach a server on this machine
                 http = openai.DefaultHttpxClient(trust_env=False) if self._is_local() else None
                 timeout = openai.Timeout(self.timeout, connect=CONNECT_TIMEOUT)
-                self._opened = openai.OpenAI(
-                    api_key=self._key(), base_url=self.options.base_url, http_client=http, timeout=timeout
-                )
+                self._opened = openai.OpenAI(api_key=self._key(), base_url=self.url, http_client=http, timeout=timeout)
         return self._opened.with_options(max_retries=min(retries, self.options.retries))
 
     @contextlib.contextmanager
@@ -147,7 +152,7 @@ class Client:
         return (text or "").encode(errors="replace").decode()
 
     def protocol_error(self, why: str) -> UserError:
-        url, section = self.options.base_url, self.section
+        url, section = self.url, self.section
         return UserError(f"{url} does not speak OpenAI's {self.protocol} protocol ({why}): check {section}.base_url")
 
     def _key(self) -> str:
@@ -155,20 +160,26 @@ class Client:
         return key or (NO_KEY if self._is_local() else "")
 
     def _is_local(self) -> bool:
-        return _is_address(self.options.base_url) and urlsplit(self.options.base_url).hostname in LOCAL
+        return _is_address(self.url) and urlsplit(self.url).hostname in LOCAL
 
     def _error(self, error: OpenAIError) -> UserError:
         """What happened and the next step, in one line that never contains the key."""
         import openai
 
-        url, variable = self.options.base_url, self.options.key_variable
+        url, variable = self.url, self.options.key_variable
         if isinstance(error, openai.AuthenticationError) and self._key() == NO_KEY:
             return UserError(f"{url} needs a key: export {variable}=...")
         text = next((text for name, text in ERRORS.items() if isinstance(error, getattr(openai, name))), None)
         if text is None:
             return self.protocol_error(self._message_in(str(error)))
         message, cause = self._message_in(getattr(error, "body", None)), self._message_in(str(error.__cause__ or error))
-        fields = {"url": url, "model": self.model, "variable": variable, "section": self.section, "cause": cause}
+        fields: dict[str, Any] = {
+            "url": url,
+            "model": self.model,
+            "variable": variable,
+            "section": self.section,
+            "cause": cause,
+        }
         fields |= {"status": getattr(error, "status_code", None), "limits": self.limits}
         return UserError(text.format(**fields, message=f" ({message})" if message else ""))
 

@@ -49,7 +49,7 @@ class Generator(ModelInputs):
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]
         # long prompts first, as in `by_length`; the order is the same in every session, and so are the batches
         order = sorted(wanted, key=lambda pair: (-lengths[pair[0].id], pair[1]))
-        batches = Batches(
+        batches: Batches[tuple[Problem, int], Completion] = Batches(
             self.options.batch_size,
             lambda batch: self._complete(batch, benchmark),
             lambda size: self.warn(halved_message(size)),

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,8 @@ from lora_ga_cli.data import Split
 from lora_ga_cli.evaluation.batches import Batches, by_length, halved_message
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.continuation import continuations
+from lora_ga_cli.evaluation.endpoint import Endpoint
+from lora_ga_cli.evaluation.served import served_texts
 from lora_ga_cli.evaluation.tasks.base import Progress
 
 Result = TypeVar("Result")
@@ -34,6 +37,8 @@ class ScoringContext:
         progress: shows the progress to the user.
         label_names: ``dataset.label_names``, the words between which ``label_tokens`` chooses.
         warn: shows a warning to the user.
+        endpoint: the server that answers in place of the model, which then needs no weights.
+        answers: where the server's answers are kept until all are there.
     """
 
     model: Any
@@ -46,6 +51,8 @@ class ScoringContext:
     answer_pattern: str = r"####\s*(.+)"
     label_names: Sequence[str] | None = None
     warn: Callable[[str], None] = warnings.warn
+    endpoint: Endpoint | None = None
+    answers: Path | None = None
 
     def of_rows(
         self, what: str, work: Callable[[Sequence[Mapping[str, Any]]], Sequence[Result]], *, length: str = "length"
@@ -59,16 +66,17 @@ class ScoringContext:
         """
         rows = self.split.rows
         order = by_length(rows[length][:])
-        batches = Batches(self.batch_size, lambda numbers: work([rows[number] for number in numbers]), self._halved)
+        batches: Batches[int, Result] = Batches(
+            self.batch_size,
+            lambda numbers: work([rows[number] for number in numbers]),
+            lambda size: self.warn(halved_message(size)),
+        )
         results: dict[int, Result] = {}
         with self.progress("eval", what, len(order)) as report:
             for of_batch in batches.run(order):
                 results |= zip(order[len(results) : len(results) + len(of_batch)], of_batch, strict=True)
                 report(len(results))
         return [results[number] for number in range(len(order))]
-
-    def _halved(self, size: int) -> None:
-        self.warn(halved_message(size))
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors of a batch on the model's device."""
@@ -77,6 +85,15 @@ class ScoringContext:
 
     def texts(self) -> list[str]:
         """The model's greedy answer to every row."""
+        if self.endpoint is not None and self.answers is not None:
+            return served_texts(
+                self.endpoint,
+                list(self.split.rows),
+                self.answers,
+                max_new_tokens=self.max_new_tokens,
+                model=self.model,
+                progress=self.progress,
+            )
 
         def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             limit = self.max_new_tokens
