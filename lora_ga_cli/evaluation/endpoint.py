@@ -112,8 +112,10 @@ class Endpoint:
                 f"{self.options.base_url} read a prompt of {len(ids)} tokens as {read}: it has another tokenizer than "
                 f"the model that is scored, check {SECTION}.model"
             )
-        text = self._client.text_of(getattr(choice, "text", None))
-        return _up_to_stop(prompt, text, generation.stops, ended=choice.finish_reason != "length")
+        text = getattr(choice, "text", None)
+        if text is None:
+            raise self._client.protocol_error("its answer has no text")
+        return _up_to_stop(prompt, self._client.text_of(text), generation.stops, ended=_has_ended(choice))
 
     def reply(
         self, messages: Sequence[dict[str, str]], generation: Generation, *, retries: int | None = None
@@ -132,7 +134,7 @@ class Endpoint:
             reply = create(messages=list(messages), model=self.model, **generation.as_request())
         choice = self._client.choice_of(reply)
         text = self._client.text_of(getattr(getattr(choice, "message", None), "content", None))
-        return text, choice.finish_reason != "length"
+        return text, _has_ended(choice)
 
     def _connection(self, retries: int | None) -> Any:
         return self._client.connection(self.options.retries if retries is None else retries)
@@ -152,6 +154,11 @@ class Endpoint:
             f"{self.options.base_url} takes prompts as texts only, and no text has the tokens of the prompt "
             f"{prompt[:60]!r}: take a server that accepts tokens, such as vLLM"
         )
+
+
+def _has_ended(choice: Any) -> bool:
+    """Whether something else than the limit of tokens ended an answer."""
+    return getattr(choice, "finish_reason", None) != "length"
 
 
 def _up_to_stop(prompt: str, text: str, stops: Sequence[str], *, ended: bool) -> tuple[str, bool]:
