@@ -59,6 +59,8 @@ def _of_task(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
+    if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
+        yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     best = trainer.load_best or trainer.early_stopping_patience is not None
     if best and trainer.eval_steps != trainer.save_steps:
         yield (

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.model.unsupported import Unsupported
 
-CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**26
 """The most memory in bytes that the logits of a chunk take in float32."""
 SMALLEST_CHUNK = 128
 """Positions of the smallest chunk. Fewer would keep a GPU waiting for its next kernel."""
@@ -55,7 +55,7 @@ class _Chunking:
 
 
 def chunk_size(vocabulary: int) -> int:
-    """The positions of a chunk: as many as have logits of at most 256 MiB in float32, and at least 128."""
+    """The positions of a chunk: as many as have logits of at most 64 MiB in float32, and at least 128."""
     return max(SMALLEST_CHUNK, CHUNK_BYTES // (4 * vocabulary) // SMALLEST_CHUNK * SMALLEST_CHUNK)
 
 

@@ -29,7 +29,7 @@ class ConfiguredOptimizer:
     """
 
     Options: ClassVar[type[OptimizerOptions]] = OptimizerOptions
-    transformers_name: ClassVar[str] = "adamw_torch"
+    transformers_name: ClassVar[str] = "adamw_torch_fused"
     """transformers' name of the optimizer that the Trainer makes, and that `build` returns or replaces."""
 
     carries_state: ClassVar[bool] = True

@@ -62,6 +62,8 @@ class LowRankMoments(AroundAdamW):
                 params = [item for item in group["params"] if (id(item) in projected) == low_rank]
                 if params:
                     groups.append({**group, "params": params, "low_rank": low_rank})
+                    if low_rank:  # torch moves the counts of fused steps to the device, where reading them waits for it
+                        groups[-1]["fused"] = False
         super().__init__(groups, lr=groups[0]["lr"])
         self.rank, self.interval, self.scale, self.seed = rank, interval, scale, seed
 

@@ -104,7 +104,8 @@ class PairOptimizer(AroundAdamW):
                 of_factors = group
             if others:
                 groups.append({**group, "params": others, "pairs": False})
-        groups.append({**of_factors, **settings, "params": in_order, "pairs": True})
+        # torch moves the counts of fused steps to the parameter's device, where reading them waits for it
+        groups.append({**of_factors, **settings, "params": in_order, "pairs": True, "fused": False})
         super().__init__(groups, lr=of_factors["lr"])
         self.pairs = list(pairs)
 

@@ -26,6 +26,7 @@ from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.targets import check_ranks, find_targets
+from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import coverage
@@ -181,7 +182,8 @@ def estimate_alone(config: Config) -> GradientArtifact:
         UserError: as `estimate`.
     """
     join_processes(config)
-    artifact = estimate(prepare_inputs(config, splits=("train",)))
+    with tf32_products(config.trainer.tf32):
+        artifact = estimate(prepare_inputs(config, splits=("train",)))
     if distributed.is_main():
         show(artifact, config)
     distributed.wait()

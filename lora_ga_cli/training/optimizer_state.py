@@ -64,11 +64,14 @@ def load_state(file: Path) -> dict[str, dict[str, Tensor]]:
 def install_state(optimizer: Optimizer, model: nn.Module, state: OptimizerState) -> None:
     """Gives a new optimizer a state. A parameter that the state does not name begins without one.
 
-    ``step`` stays on the CPU, where torch's optimizers count; anything else goes to the parameter's device.
+    ``step`` stays on the CPU, where torch's optimizers count if their steps are not fused; anything else goes to the
+    parameter's device.
     """
     parameters = dict(model.named_parameters())
+    fused = {id(item) for group in optimizer.param_groups if group.get("fused") for item in group["params"]}
     for name, entries in state.items():
         item = parameters[name]
         optimizer.state[item] = {
-            key: value.clone() if key == "step" else value.to(item.device, copy=True) for key, value in entries.items()
+            key: value.clone() if key == "step" and id(item) not in fused else value.to(item.device, copy=True)
+            for key, value in entries.items()
         }
