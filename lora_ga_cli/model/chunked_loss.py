@@ -134,7 +134,7 @@ def _install(model: PreTrainedModel, chunking: _Chunking) -> None:
 
     # callers look at the names of arguments; `functools.wraps` would let accelerate unwrap this function
     forward.__signature__ = inspect.signature(chunking.forward)  # type: ignore[attr-defined]
-    model._chunking = chunking
+    model._chunking = chunking  # type: ignore[assignment]
     setattr(model, _slot(model), MethodType(forward, model))
 
 
