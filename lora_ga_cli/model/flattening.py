@@ -27,7 +27,7 @@ LENGTHS = (5, 1, 7, 3)
 """Tokens of the rows of the batch that is tried."""
 
 
-def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
+def use_flattening(model: PreTrainedModel, device: torch.device, *, block_mask: bool = True) -> str:
     """Prepares a model for flattened batches, and finds out that their rows see only themselves.
 
     On a GPU and in half precision, attention is computed by kernels for rows of variable length where the model allows
@@ -37,6 +37,7 @@ def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
     Args:
         model: a causal model, as transformers loaded it.
         device: where it is.
+        block_mask: whether a mask may keep rows apart. It computes attention between all tokens of a pass.
 
     Returns:
         How its attention keeps rows apart, for people: `VARIABLE_LENGTH` or `BLOCK_MASK`.
@@ -50,19 +51,19 @@ def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
         if implementation.startswith("flash"):
             check_flattening(model)
             return VARIABLE_LENGTH
+        obstacle = "kernels for rows of variable length need a GPU and half precision"
         half = _dtype(model) in (torch.float16, torch.bfloat16)
-        if device.type == "cuda" and half and implementation == "sdpa" and _takes_varlen(model):
-            return VARIABLE_LENGTH
+        if device.type == "cuda" and half and implementation == "sdpa":
+            try:
+                use_varlen(model)
+            except Unsupported as reason:
+                obstacle = str(reason)
+            else:
+                return VARIABLE_LENGTH
+        if not block_mask:
+            raise Unsupported(f"{obstacle} (trainer.flatten=true keeps rows apart by a mask)")
         check_flattening(model)
         return BLOCK_MASK
-
-
-def _takes_varlen(model: PreTrainedModel) -> bool:
-    try:
-        use_varlen(model)
-    except Unsupported:
-        return False
-    return True
 
 
 def use_varlen(model: PreTrainedModel, kernel: Kernel | None = None) -> None:

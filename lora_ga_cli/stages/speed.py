@@ -52,9 +52,10 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
         return detail or ""
 
     liger = flatten = chunked = None
-    if wanted.liger and (options.kernels is not None or device.type == "cuda"):
+    gpu = device.type == "cuda"  # elsewhere only what is named is tried, since it would rarely work or help
+    if wanted.liger and (options.kernels is not None or gpu):
         liger = turn_on("kernels=liger", options.kernels is not None, "Liger kernels", lambda: use_liger(model))
-    if wanted.flatten:
+    if wanted.flatten and (options.flatten or gpu):
         flatten = turn_on(
             "flatten=true", bool(options.flatten), "flattened rows", lambda: _flatten(model, config, device)
         )
@@ -142,13 +143,19 @@ def wanted_speed(config: Config) -> Speed:
 
 def expected_speed(config: Config, device: torch.device) -> Speed:
     """What will probably be on, for a forecast that loads no weights."""
-    wanted = wanted_speed(config)
+    options, wanted = config.trainer, wanted_speed(config)
     gpu = device.type == "cuda"
-    flatten = wanted.flatten and config.model.task == "causal_lm" and not method_of(config).leading_positions
+    varlen = gpu and config.model.dtype != "float32"
+    flatten = bool(
+        wanted.flatten
+        and (options.flatten or varlen)
+        and config.model.task == "causal_lm"
+        and not method_of(config).leading_positions
+    )
     return replace(
         wanted,
         flatten=flatten,
-        block_mask=flatten and not (gpu and config.model.dtype != "float32"),
+        block_mask=flatten and not varlen,
         liger=wanted.liger and gpu and find_spec("liger_kernel") is not None,
     )
 
@@ -162,4 +169,4 @@ def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> st
         raise Unsupported(f"{form.__name__} pads rows in its own way, and has none to flatten them")
     if method.leading_positions:
         raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
-    return use_flattening(model, device)
+    return use_flattening(model, device, block_mask=bool(config.trainer.flatten))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -11,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lora_ga_cli.data.collate import collate_tokens
 from lora_ga_cli.data.flatten import flatten_tokens
-from lora_ga_cli.model import flattening, varlen
-from lora_ga_cli.model.chunked_loss import use_chunked_loss
-from lora_ga_cli.model.flattening import BLOCK_MASK, check_flattening, use_flattening, use_varlen
+from lora_ga_cli.model import flattening
+from lora_ga_cli.model.flattening import BLOCK_MASK, use_flattening, use_varlen
 from lora_ga_cli.model.unsupported import Unsupported
 
 COMMON: dict[str, Any] = {

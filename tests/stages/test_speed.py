@@ -136,7 +136,11 @@ def test_a_step_waits_for_the_device_once(
 
 
 def test_what_was_chosen_is_printed(loraga: Loraga, arguments: Arguments) -> None:
-    assert "speed  flattened rows" in loraga("train", *arguments("llama", *STEADY))
+    chosen = ["trainer.flatten=true", "trainer.chunked_loss=true"]
+    assert "speed  flattened rows (a block mask), loss in chunks" in loraga(
+        "train", *arguments("llama", *STEADY, *chosen)
+    )
+    assert "speed  loss in chunks" in loraga("train", *arguments("llama", *STEADY, "output_dir=automatic"))
     assert "speed  " not in loraga("train", *arguments("llama", *STEADY, "trainer.speed=plain", "output_dir=plain"))
 
 
@@ -153,8 +157,9 @@ def test_what_is_asked_for_and_cannot_work_is_refused(
     assert reason in " ".join(loraga("train", *arguments("llama", *options), code=2).split())
 
 
-def test_rows_of_other_tasks_stay_padded(loraga: Loraga, arguments: Arguments) -> None:
-    assert "no flattened rows" in loraga("train", *arguments("t5", "method=lora"))
+def test_rows_of_other_tasks_are_padded(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", *arguments("t5", "method=lora", "trainer.flatten=true"), code=2)
+    assert "rows of model.task=seq2seq_lm are padded" in out
 
 
 def test_more_processes_than_rows_of_a_step_train_the_same(tmp_path: Path) -> None:
