@@ -185,6 +185,7 @@ def test_a_conversation_needs_no_chat_template_here_if_the_server_has_one(
 @pytest.fixture(scope="module", params=["base", pytest.param("run", marks=pytest.mark.slow)])
 def scored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Served]]:
     """The bundled base or a run of it, and `transformers serve` with the same weights in float32."""
+    torch.set_num_threads(1)
     base, folder = resolve_path("bundled:tiny_base"), tmp_path_factory.mktemp("served")
     target, weights = base, AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if request.param == "run":
