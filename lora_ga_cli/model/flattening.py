@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lora_ga_cli.model.probe import TOLERANCE, relative_difference
@@ -44,17 +45,21 @@ def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
     Raises:
         Unsupported: it does not take such rows; it is then as it was before.
     """
-    with _undone_without_success(model):
-        prepare(model)
-        implementation = model.config._attn_implementation
-        if implementation.startswith("flash"):
-            check_flattening(model)
-            return VARIABLE_LENGTH
-        half = _dtype(model) in (torch.float16, torch.bfloat16)
-        if device.type == "cuda" and half and implementation == "sdpa" and _takes_varlen(model):
-            return VARIABLE_LENGTH
-        check_flattening(model)
-        return BLOCK_MASK
+    prepared = prepare(model)
+    try:
+        return _chosen(model, device)
+    except BaseException:
+        prepared.remove()
+        raise
+
+
+def _chosen(model: PreTrainedModel, device: torch.device) -> str:
+    implementation = model.config._attn_implementation
+    half = _dtype(model) in (torch.float16, torch.bfloat16)
+    if device.type == "cuda" and half and implementation == "sdpa" and _takes_varlen(model):
+        return VARIABLE_LENGTH
+    check_flattening(model)
+    return VARIABLE_LENGTH if implementation.startswith("flash") else BLOCK_MASK
 
 
 def _takes_varlen(model: PreTrainedModel) -> bool:
@@ -74,7 +79,7 @@ def use_varlen(model: PreTrainedModel, kernel: Kernel | None = None) -> None:
     Raises:
         Unsupported: they do not compute this model's attention; it is then as it was before.
     """
-    with _undone_without_success(model):
+    with _restored_without_success(model):
         register_varlen(kernel)
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
@@ -114,8 +119,14 @@ def check_flattening(model: PreTrainedModel) -> None:
         raise Unsupported(f"its logits would differ from those of padded rows by {difference:.1e}")
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Makes the backbone's forward ready for flattened batches."""
+def prepare(model: PreTrainedModel) -> RemovableHandle:
+    """Makes the backbone's forward ready for flattened batches, until the handle is removed.
+
+    It is the backbone's and not the model's own, because PEFT calls the forward of the model without its hooks.
+
+    Raises:
+        Unsupported: there is no backbone.
+    """
     parts = [model.base_model, *(part for part in model.children() if isinstance(part, PreTrainedModel))]
     backbone = next((part for part in parts if part is not model), None)
     if backbone is None:
@@ -132,7 +143,7 @@ def prepare(model: PreTrainedModel) -> None:
             changed["attention_mask"] = _unread_mask(kwargs[BOUNDARIES], kwargs["position_ids"])
         return args, kwargs | changed
 
-    model._flattening = backbone.register_forward_pre_hook(before, with_kwargs=True)
+    return backbone.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _unread_mask(bounds: Tensor, positions: Tensor) -> Tensor:
@@ -146,18 +157,14 @@ def _unread_mask(bounds: Tensor, positions: Tensor) -> Tensor:
 
 
 @contextmanager
-def _undone_without_success(model: PreTrainedModel) -> Iterator[None]:
-    """Restores implementations of attention, and what `prepare` did, if anything is raised."""
+def _restored_without_success(model: PreTrainedModel) -> Iterator[None]:
+    """Restores the implementations of attention if anything is raised."""
     implementations = [(config, config._attn_implementation) for config in _configs(model)]
-    prepared = hasattr(model, "_flattening")
     try:
         yield
     except BaseException:
         for config, implementation in implementations:
             config._attn_implementation_internal = implementation
-        if not prepared and hasattr(model, "_flattening"):
-            model._flattening.remove()
-            del model._flattening
         raise
 
 
@@ -249,11 +256,17 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 
 def _device(model: PreTrainedModel) -> torch.device:
-    return model.get_input_embeddings().weight.device
+    return _embeddings(model).device
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype
+    return _embeddings(model).dtype
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _tolerance(model: PreTrainedModel) -> float:

@@ -77,10 +77,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("Qwen2Moe", QWEN_EXPERTS | SHARED),
     "qwen2_moe_window": ("Qwen2Moe", QWEN_EXPERTS | SHARED | WINDOW | BOTH | {"use_sliding_window": True}),
     "qwen3_moe": ("Qwen3Moe", QWEN_EXPERTS),
-    "llama4": (
-        "Llama4Text",
-        EXPERTS | {"attention_chunk_size": 3, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
-    ),
     "mamba": ("Mamba", MAMBA | EAGER),
     "jamba": ("Jamba", GROUPED | JAMBA),
 }
@@ -111,7 +107,6 @@ OUTCOMES: dict[str, tuple[str, str]] = {
     "qwen2_moe": (FLATTENED, FLATTENED),
     "qwen2_moe_window": (FLATTENED, MASKS),
     "qwen3_moe": (FLATTENED, FLATTENED),
-    "llama4": (FLATTENED, MASKS),
     "mamba": (LEAK, OWN),
     "jamba": (LEAK, LEAK),
 }
@@ -206,6 +201,7 @@ def with_block_mask(model: PreTrainedModel) -> None:
 def with_varlen(model: PreTrainedModel) -> None:
     flattening.prepare(model)
     use_varlen(model, attend_row_by_row)
+    assert model.config._attn_implementation == varlen.NAME
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +223,15 @@ def test_rows_with_a_block_mask_are_as_padded_rows_or_refused(name: str) -> None
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_with_attention_of_variable_lengths_are_as_padded_rows_or_refused(name: str) -> None:
     assert outcome(build(name), with_varlen) == OUTCOMES[name][1]
+
+
+def test_masks_that_no_layer_names_are_refused() -> None:
+    """Llama 4 divides rows into chunks, of which only the mask knows."""
+    options = {"attention_chunk_size": 3, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]}
+    config = transformers.Llama4TextConfig(**EXPERTS | options)
+    model = transformers.Llama4ForCausalLM._from_config(config, attn_implementation="sdpa")
+    with pytest.raises(Unsupported, match=MASKS):
+        with_varlen(model.eval())
 
 
 def test_the_comparison_sees_rows_that_see_each_other() -> None:
