@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,18 +38,35 @@ def activation_bytes(
     speed = speed or Speed()
     if speed.liger:
         _keep_as_liger(model)
-    kept, largest = _kept(model, rows, tokens, task, loss=not speed.chunked_loss)
-    blocks = [number for number in kept if number is not None]
-    total = kept[None]
+    kept = kept_bytes(model, rows, tokens, task=task, loss=not speed.chunked_loss)
     element = next(model.parameters()).element_size()
     config: Any = model.config
     hidden = rows * tokens * int(config.hidden_size) * element
-    checkpointed = [number for number in blocks if checkpoint_every and number % checkpoint_every == 0]
-    total += sum(hidden if number in checkpointed else kept[number] for number in blocks)
-    total += max((kept[number] for number in checkpointed), default=0)
+    again = [bool(checkpoint_every) and number % checkpoint_every == 0 for number in range(len(kept.blocks))]
+    total = kept.outside + sum(hidden if twice else own for own, twice in zip(kept.blocks, again, strict=True))
+    total += max((own for own, twice in zip(kept.blocks, again, strict=True) if twice), default=0)
     if speed.block_mask:
         total += tokens * tokens * (1 + element)
-    return total + max(_loss_bytes(config, rows, tokens, task, speed, element), BLOCK_TRANSIENT * largest)
+    return total + max(_loss_bytes(config, rows, tokens, task, speed, element), BLOCK_TRANSIENT * kept.largest)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that autograd keeps for the backward pass.
+
+    Args:
+        outside: of all blocks.
+        blocks: of each block.
+        largest: the largest tensor that a block keeps.
+    """
+
+    outside: int
+    blocks: list[int]
+    largest: int
+
+    @property
+    def total(self) -> int:
+        return self.outside + sum(self.blocks)
 
 
 def _loss_bytes(config: Any, rows: int, tokens: int, task: str, speed: Speed, element: int) -> int:
@@ -62,12 +79,17 @@ def _loss_bytes(config: Any, rows: int, tokens: int, task: str, speed: Speed, el
     return chunk * vocabulary * (2 * element + 3 * 4) + rows * tokens * int(config.hidden_size) * element
 
 
-def _kept(model: nn.Module, rows: int, tokens: int, task: str, *, loss: bool) -> tuple[Counter[int | None], int]:
-    """Bytes that autograd keeps, by the number of the block (None: outside of all), and the largest tensor of a block."""
-    kept: Counter[int | None] = Counter()
+def kept_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, loss: bool = True) -> Kept:
+    """What the forward pass of a model on the meta device keeps, every storage once.
+
+    Args:
+        loss: whether the model computes its loss, with all logits.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     seen: dict[int, Tensor] = {}  # holds the storages, whose addresses would otherwise be used again
-    place: list[int | None] = [None]
+    layers = checkpointed_layers(model)
+    by_place = [0] * (len(layers) + 1)
+    place = outside = len(layers)
     largest = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -75,23 +97,25 @@ def _kept(model: nn.Module, rows: int, tokens: int, task: str, *, loss: bool) ->
         storage = tensor.untyped_storage()
         if storage._cdata not in weights and storage._cdata not in seen:
             seen[storage._cdata] = tensor
-            kept[place[0]] += storage.nbytes()
-            if place[0] is not None:
-                largest = max(largest, storage.nbytes())
+            by_place[place] += storage.nbytes()
+            largest = max(largest, storage.nbytes()) if place != outside else largest
         return tensor
 
+    def enter(number: int) -> None:
+        nonlocal place
+        place = number
+
     hooks = []
-    for number, block in enumerate(checkpointed_layers(model)):
-        kept[number] = 0
-        hooks.append(block.register_forward_pre_hook(lambda *_, number=number: place.__setitem__(0, number)))
-        hooks.append(block.register_forward_hook(lambda *_: place.__setitem__(0, None)))
+    for number, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(lambda *_, number=number: enter(number)))
+        hooks.append(layer.register_forward_hook(lambda *_: enter(outside)))
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _FusedAttention():
             forward_shapes(model, rows, tokens, task=task, loss=loss)
     finally:
         for hook in hooks:
             hook.remove()
-    return kept, largest
+    return Kept(by_place[outside], by_place[:outside], largest)
 
 
 def _keep_as_liger(model: nn.Module) -> None:

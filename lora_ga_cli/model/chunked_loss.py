@@ -9,6 +9,7 @@ hidden states of one chunk of positions after another.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lora_ga_cli.model.unsupported import Unsupported
 
-CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**26
 """The most memory in bytes that the logits of a chunk take in float32."""
 SMALLEST_CHUNK = 128
 """Positions of the smallest chunk. Fewer would keep a GPU waiting for its next kernel."""
@@ -53,7 +55,7 @@ class _Chunking:
 
 
 def chunk_size(vocabulary: int) -> int:
-    """The positions of a chunk: as many as have logits of at most 256 MiB in float32, and at least 128."""
+    """The positions of a chunk: as many as have logits of at most 64 MiB in float32, and at least 128."""
     return max(SMALLEST_CHUNK, CHUNK_BYTES // (4 * vocabulary) // SMALLEST_CHUNK * SMALLEST_CHUNK)
 
 
@@ -84,9 +86,13 @@ def use_chunked_loss(model: PreTrainedModel, tokens: int | None = None) -> None:
     for path in _backbones(model):
         try:
             reason = _differs(model, _Chunking(own, path, tokens=3), tolerance)
-        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, NotImplementedError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except Unsupported as error:
+            reason = str(error)
+        except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
             first = str(error).strip().split("\n")[0]
-            reason = f"its head cannot be called alone ({type(error).__name__}: {first})"
+            reason = f"its loss cannot be computed from hidden states alone ({type(error).__name__}: {first})"
         if not reason:
             _install(model, _Chunking(own, path, tokens))
             return
@@ -117,7 +123,8 @@ def _slot(model: nn.Module) -> str:
 def _backbones(model: PreTrainedModel) -> list[str]:
     """Where the part of the model that computes hidden states may be, the likeliest place first."""
     paths = {module: path for path, module in model.named_modules() if path}
-    found = [paths[module] for module in (model.base_model, model.get_decoder()) if module in paths]
+    parts = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+    found = [paths[module] for module in (model.base_model, model.get_decoder(), *parts) if module in paths]
     return list(dict.fromkeys(found))
 
 
@@ -132,7 +139,7 @@ def _install(model: PreTrainedModel, chunking: _Chunking) -> None:
 
 
 def _forward(model: PreTrainedModel, *args: Any, num_labelled: int | None = None, **kwargs: Any) -> Any:
-    chunking: _Chunking = model._chunking  # type: ignore[assignment]
+    chunking: Any = model._chunking
     names = list(inspect.signature(chunking.forward).parameters)[1:]
     kwargs = dict(zip(names, args, strict=False)) | kwargs
     as_before = kwargs.get("labels") is None or not _returns_output(model, kwargs)
@@ -162,7 +169,8 @@ def _output(
         trains: whether something behind the hidden states trains; None: found out.
 
     Raises:
-        ValueError: the model does not call its loss function, or its labels do not belong to its hidden states.
+        Unsupported: the model does not call its loss function.
+        ValueError: the labels do not have the shape of the hidden states.
     """
     trimmed = _Trimmed(backbone)
     losses: list[Tensor] = []
@@ -196,7 +204,7 @@ def _output(
     vars(replica)["_loss_function"] = loss_function
     output = chunking.forward(replica, **kwargs)
     if not losses:
-        raise ValueError("the loss is not computed by the model's loss_function")
+        raise Unsupported("it computes its loss without transformers' loss functions")
     return type(output)(**{name: value for name, value in output.items() if name != "logits"})
 
 
@@ -255,7 +263,8 @@ class _GradientInForward(torch.autograd.Function):
             with torch.enable_grad():
                 inputs = part.detach().requires_grad_()
                 loss = _cross_entropy(head, inputs, wanted)
-                place.copy_(*torch.autograd.grad(loss, inputs))
+                (slope,) = torch.autograd.grad(loss, inputs)
+                place.copy_(slope)
             losses.append(loss.detach())
         ctx.save_for_backward(gradient)
         return _total(losses)
@@ -296,7 +305,7 @@ class _Trimmed(_StandIn):
     """Computes hidden states, keeps them, and passes on those of one position as constants."""
 
     hidden: Tensor
-    output_type: type
+    output_type: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.backbone(*args, **kwargs)
@@ -315,11 +324,21 @@ class _Given(_StandIn):
         return self.output
 
 
+class _Seen(_StandIn):
+    """Computes hidden states, and keeps the output."""
+
+    output: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.output = self.backbone(*args, **kwargs)
+        return self.output
+
+
 class _Head:
     """The model's own way from hidden states (positions, hidden) to logits (positions, vocabulary)."""
 
-    def __init__(self, model: PreTrainedModel, chunking: _Chunking, output_type: type):
-        self.model, self.chunking, self.output_type = model, chunking, output_type
+    def __init__(self, model: PreTrainedModel, chunking: _Chunking, output_type: Any):
+        self.model, self.chunking, self.output_type = _gathered(model, chunking.path), chunking, output_type
         known = inspect.signature(chunking.forward).parameters
         # a loss over routers is not part of the head
         self.arguments = {"output_router_logits": False} if "output_router_logits" in known else {}
@@ -354,6 +373,35 @@ def _with_backbone(model: PreTrainedModel, path: str, backbone: Any) -> PreTrain
     return replica
 
 
+def _gathered(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model with a head that no longer counts its calls, if weights are sharded (FSDP2).
+
+    FSDP2 gathers the head's weights when the backbone's end or the head is called, and keeps them until the backward
+    pass has used them. Its hooks expect one call of each module in a forward pass.
+    """
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+        return model
+    gathered: PreTrainedModel = _without_hooks(model, path)
+    return gathered
+
+
+def _without_hooks(module: nn.Module, path: str) -> Any:
+    """A copy whose modules outside of ``path`` are copies without the hooks of FSDP2; all share their weights."""
+    replica = _shallow_copy(module)
+    first, _, rest = path.partition(".")
+    for name, child in module._modules.items():
+        if child is not None and (name != first or rest):
+            replica._modules[name] = _without_hooks(child, rest if name == first else "")
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        kept = {key: hook for key, hook in vars(module)[kind].items() if not _of_fsdp(hook)}
+        vars(replica)[kind] = OrderedDict(kept)
+    return replica
+
+
+def _of_fsdp(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("torch.distributed.")
+
+
 def _shallow_copy(module: Any) -> Any:
     # `copy.copy` calls the constructor of a sharded class
     replica = object.__new__(type(module))
@@ -366,40 +414,57 @@ def _differs(model: PreTrainedModel, chunking: _Chunking, tolerance: float) -> s
 
     The backbone runs once. The model is left as it was, and nothing is drawn from global generators.
     """
-    device = model.get_input_embeddings().weight.device
+    batch = _small_batch(model)
+    reasons: list[str] = []
+
+    def compare(self: PreTrainedModel, **batch: Tensor) -> None:
+        reasons.append(_difference(self, chunking, batch, tolerance))
+
+    # through the model's call, which gathers sharded weights
+    slot, before = _slot(model), vars(model).get(_slot(model))
+    setattr(model, slot, MethodType(compare, model))
+    try:
+        with _untouched(model), torch.no_grad():
+            model(**batch)
+    finally:
+        delattr(model, slot)
+        if before is not None:
+            setattr(model, slot, before)
+    return reasons[0]
+
+
+def _difference(model: PreTrainedModel, chunking: _Chunking, batch: dict[str, Tensor], tolerance: float) -> str:
+    backbone = model.get_submodule(chunking.path)
+    seen = _Seen(backbone)
+    chunking.forward(_with_backbone(model, chunking.path, seen), **batch)
+    if seen.output is None:
+        return "its hidden states cannot be told apart from its logits"
+    hidden = seen.output[0].detach().requires_grad_()
+    given = _Given(backbone, _replaced(seen.output, hidden))
+    model = _gathered(model, chunking.path)
+    with torch.enable_grad():
+        expected = chunking.forward(_with_backbone(model, chunking.path, given), **batch).loss
+        (slope,) = torch.autograd.grad(expected, hidden)
+        for trains in (False, True):
+            loss = _output(model, chunking, given, batch, trains=trains).loss
+            (gradient,) = torch.autograd.grad(loss, hidden)
+            if not _distance(loss, expected) <= tolerance:
+                return f"its loss is not the cross entropy of the next token ({float(loss):.6g}, {float(expected):.6g})"
+            if not _distance(gradient, slope) <= tolerance:
+                return "the gradient of its loss is not that of the cross entropy of the next token"
+    return ""
+
+
+def _small_batch(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Two rows of six random tokens, some without a label."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = min(model.config.get_text_config().vocab_size, 1000)
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary = min(embeddings.weight.shape[0], 1000)
     ids = torch.randint(vocabulary, (2, 6), generator=generator)
     labels = ids.clone()
     labels[0, :2] = labels[1, 3] = IGNORED
-    mask = torch.ones_like(ids)
-    batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
-    backbone = model.get_submodule(chunking.path)
-    seen: list[Any] = []
-
-    class Seen(_StandIn):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            seen.append(self.backbone(*args, **kwargs))
-            return seen[-1]
-
-    with _untouched(model):
-        with torch.no_grad():
-            chunking.forward(_with_backbone(model, chunking.path, Seen(backbone)), **batch)
-        if not seen:
-            return "its hidden states cannot be told apart from its logits"
-        hidden = seen[0][0].detach().requires_grad_()
-        given = _Given(backbone, _replaced(seen[0], hidden))
-        with torch.enable_grad():
-            expected = chunking.forward(_with_backbone(model, chunking.path, given), **batch).loss
-            (slope,) = torch.autograd.grad(expected, hidden)
-            for trains in (False, True):
-                loss = _output(model, chunking, given, batch, trains=trains).loss
-                (gradient,) = torch.autograd.grad(loss, hidden)
-                if not _distance(loss, expected) <= tolerance:
-                    return f"its loss is not the cross entropy of the next token ({float(loss):.6g}, {expected:.6g})"
-                if not _distance(gradient, slope) <= tolerance:
-                    return "the gradient of its loss is not that of the cross entropy of the next token"
-    return ""
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
 def _distance(actual: Tensor, expected: Tensor) -> float:
@@ -408,7 +473,7 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
 
 
 def _tolerance(model: PreTrainedModel) -> float:
-    dtype = model.get_input_embeddings().weight.dtype
+    dtype: torch.dtype = model.get_input_embeddings().weight.dtype  # type: ignore[assignment]
     if dtype == torch.float32 and model.device.type != "cpu":
         return CUDA_TOLERANCE
     return TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json, sha256_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
@@ -97,7 +96,7 @@ def _data_identity(inputs: Inputs) -> dict[str, Any]:
     return {
         name: {
             "rows": len(split.rows),
-            "sha256": rows_hash(split.rows),
+            "sha256": split.sha256,
             "skipped": split.skipped,
             "truncated": split.truncated,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,11 +23,6 @@ from lora_ga_cli.model.kernels import use_liger
 from lora_ga_cli.model.speed import Speed, remember_speed
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import step
-from lora_ga_cli.training.passes import Limits
-
-DEFAULT_TOKENS = 4096
-"""Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough to keep a GPU
-busy with a model of a billion parameters, and a small part of its memory."""
 
 
 def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Speed:
@@ -58,7 +52,7 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
         return detail or ""
 
     liger = flatten = chunked = None
-    if wanted.liger:
+    if wanted.liger and (options.kernels is not None or device.type == "cuda"):
         liger = turn_on("kernels=liger", options.kernels is not None, "Liger kernels", lambda: use_liger(model))
     if wanted.flatten:
         flatten = turn_on(
@@ -82,6 +76,28 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     )
     remember_speed(model, speed)
     return speed
+
+
+def compile_trained(model: nn.Module, config: Config) -> None:
+    """Compiles the blocks of a model, with ``compile=true``.
+
+    It is called when everything is on the model: compiled code does not notice hooks that come later, with which the
+    gradient is estimated.
+
+    Raises:
+        ModelError: there is no compiler, or the model has no blocks.
+    """
+    if not config.trainer.compile:
+        return
+    try:
+        compile_blocks(model)
+    except Unsupported as reason:
+        raise ModelError(f"trainer.compile=true does not work here: {reason}") from None
+    step("speed", "blocks are compiled in the first step")
+
+
+def _checkpointing(every: int) -> str:
+    return "gradient checkpoints" + (f" of every {every}th block" if every > 1 else "")
 
 
 def use_adapter_dtype(model: nn.Module, config: Config) -> None:
@@ -117,7 +133,7 @@ def wanted_speed(config: Config) -> Speed:
     elif auto and config.model.dtype == "bfloat16":
         dtype = torch.bfloat16
     return Speed(
-        flatten=(auto and causal) if options.flatten is None else options.flatten,
+        flatten=auto if options.flatten is None else options.flatten,
         chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
         liger=auto if options.kernels is None else options.kernels == "liger",
         adapter_dtype=dtype,
@@ -128,10 +144,11 @@ def expected_speed(config: Config, device: torch.device) -> Speed:
     """What will probably be on, for a forecast that loads no weights."""
     wanted = wanted_speed(config)
     gpu = device.type == "cuda"
+    flatten = wanted.flatten and config.model.task == "causal_lm" and not method_of(config).leading_positions
     return replace(
         wanted,
-        flatten=wanted.flatten and not method_of(config).leading_positions,
-        block_mask=wanted.flatten and not (gpu and config.model.dtype != "float32"),
+        flatten=flatten,
+        block_mask=flatten and not (gpu and config.model.dtype != "float32"),
         liger=wanted.liger and gpu and find_spec("liger_kernel") is not None,
     )
 
@@ -146,16 +163,3 @@ def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> st
     if method.leading_positions:
         raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
     return use_flattening(model, device)
-
-
-def pass_limits(config: Config, *, flatten: bool) -> Limits:
-    """What fits into one forward and backward pass of training.
-
-    Args:
-        flatten: whether rows are flattened.
-    """
-    options = config.trainer
-    tokens: Any = options.max_tokens
-    if tokens is None and options.micro_batch_size is None:
-        tokens = DEFAULT_TOKENS
-    return Limits(options.micro_batch_size, tokens, padded=not flatten)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import GradientError, TargetError
@@ -16,6 +18,7 @@ from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.estimators.exact import ExactEstimator
 from lora_ga_cli.gradient.estimators.sketch import SketchEstimator
 from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.model.checkpointing import checkpoint_blocks, checkpointed_layers
 from tests.conftest import FAMILIES, build_batch, build_model
 from tests.gradient import (
     ESTIMATORS,
@@ -109,6 +112,20 @@ def checkpoint_without_input_gradients(model: PreTrainedModel) -> None:
     if hasattr(model, "_require_grads_hook"):
         model.disable_input_require_grads()
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_checkpoints_of_every_second_block_change_nothing(family: str, reentrant: bool) -> None:
+    model, batch = build_model(family).eval(), build_batch(family)
+    plain, checkpointed = KeepsGradients(), KeepsGradients()
+    estimate_gradients(model, [batch], estimator=plain)
+    checkpoint_blocks(model, every=2)
+    for layer in checkpointed_layers(model):
+        layer._gradient_checkpointing_func = functools.partial(torch_checkpoint, use_reentrant=reentrant)
+    estimate_gradients(model, [batch], estimator=checkpointed)
+    assert checkpointed.grads.keys() == plain.grads.keys()
+    assert max(relative(checkpointed.grads[name], grad) for name, grad in plain.grads.items()) < 1e-5
 
 
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])

@@ -201,6 +201,8 @@ def test_early_stopping_stops(loraga: Loraga, worsening: Arguments) -> None:
         ("model.dtype=bfloat16", "trainer.weight_decay=0.1"),
         ("trainer.precision=bf16",),
         ("trainer.gradient_checkpointing=true",),
+        ("trainer.gradient_checkpointing=true", "trainer.gradient_checkpointing_every=2"),
+        ("trainer.optimizer=adamw_8bit",),
     ],
 )
 def test_precisions_and_checkpointing(loraga: Loraga, arguments: Arguments, extra: tuple[str, ...]) -> None:

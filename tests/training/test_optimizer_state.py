@@ -17,10 +17,10 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.AdamW:
+def optimizer_of(model: nn.Module, *, fused: bool = False) -> torch.optim.AdamW:
     """The order of parameters differs from the model's, and one of them does not train."""
     names = dict(model.named_parameters())
-    return torch.optim.AdamW([names["1.weight"], names["0.bias"], names["0.weight"]], lr=1e-2)
+    return torch.optim.AdamW([names["1.weight"], names["0.bias"], names["0.weight"]], lr=1e-2, fused=fused)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -31,15 +31,16 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
-def test_training_goes_on_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_goes_on_to_the_bit(tmp_path: Path, fused: bool) -> None:
     one = model()
-    uninterrupted = optimizer_of(one)
+    uninterrupted = optimizer_of(one, fused=fused)
     train(one, uninterrupted, range(6))
     other = model()
-    first = optimizer_of(other)
+    first = optimizer_of(other, fused=fused)
     train(other, first, range(3))
     save_state(state_of(first, other), tmp_path / "state.safetensors")
-    second = optimizer_of(other)
+    second = optimizer_of(other, fused=fused)
     install_state(second, other, load_state(tmp_path / "state.safetensors"))
     train(other, second, range(3, 6))
     for name, item in one.state_dict().items():
