@@ -138,7 +138,7 @@ def prepare(model: PreTrainedModel) -> RemovableHandle:
         if kwargs.get(BOUNDARIES) is None:
             return None
         # with a cache, transformers takes all tokens for one row
-        changed = {"use_cache": False} if caches else {}
+        changed: dict[str, Any] = {"use_cache": False} if caches else {}
         if module.config._attn_implementation == NAME:
             changed["attention_mask"] = _unread_mask(kwargs[BOUNDARIES], kwargs["position_ids"])
         return args, kwargs | changed

@@ -370,22 +370,49 @@ class TestTorchKernel:
     """PyTorch's function, by its documentation, in the place of the one for GPUs."""
 
     @staticmethod
-    def of_2_10(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):  # type: ignore[no-untyped-def]
+    def of_2_10(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        is_causal: bool = False,
+    ) -> Tensor:
         assert is_causal
         return TestTorchKernel.computed(query, key, value, cu_seq_q, None, -1)
 
     @staticmethod
-    def of_2_11(  # type: ignore[no-untyped-def]
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
-    ):
+    def of_2_11(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> Tensor:
         assert window_size[1] == 0
         return TestTorchKernel.computed(query, key, value, cu_seq_q, scale, window_size[0])
 
     @staticmethod
-    def of_2_13(  # type: ignore[no-untyped-def]
-        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1),
-        enable_gqa=False, seqused_k=None, block_table=None, num_splits=None,
-    ):  # fmt: skip
+    def of_2_13(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> Tensor:
         assert window_size[1] == 0
         assert enable_gqa == (query.shape[1] != key.shape[1])
         shared = query.shape[1] // key.shape[1]
