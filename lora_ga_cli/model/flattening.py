@@ -40,7 +40,7 @@ def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
         device: where it is.
 
     Returns:
-        How its attention keeps rows apart, for people: `VARIABLE_LENGTH` or `BLOCK_MASK`.
+        How its attention keeps rows apart, for people: `VARIABLE_LENGTH`, or `BLOCK_MASK` and perhaps why.
 
     Raises:
         Unsupported: it does not take such rows; it is then as it was before.
@@ -55,19 +55,16 @@ def use_flattening(model: PreTrainedModel, device: torch.device) -> str:
 
 def _chosen(model: PreTrainedModel, device: torch.device) -> str:
     implementation = model.config._attn_implementation
-    half = _dtype(model) in (torch.float16, torch.bfloat16)
-    if device.type == "cuda" and half and implementation == "sdpa" and _takes_varlen(model):
-        return VARIABLE_LENGTH
+    reason = ""
+    if device.type == "cuda" and implementation == "sdpa" and _dtype(model) in (torch.float16, torch.bfloat16):
+        try:
+            use_varlen(model)
+        except Unsupported as error:
+            reason = f", because {error}"
+        else:
+            return VARIABLE_LENGTH
     check_flattening(model)
-    return VARIABLE_LENGTH if implementation.startswith("flash") else BLOCK_MASK
-
-
-def _takes_varlen(model: PreTrainedModel) -> bool:
-    try:
-        use_varlen(model)
-    except Unsupported:
-        return False
-    return True
+    return VARIABLE_LENGTH if implementation.startswith("flash") else BLOCK_MASK + reason
 
 
 def use_varlen(model: PreTrainedModel, kernel: Kernel | None = None) -> None:

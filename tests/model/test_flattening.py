@@ -477,5 +477,6 @@ class TestTorchKernel:
 
     def test_a_block_mask_takes_its_place_if_it_fails(self) -> None:
         model = build("llama").to(torch.bfloat16)
-        assert use_flattening(model, torch.device("cuda")) == BLOCK_MASK, "there is no kernel for a CPU"
+        said = use_flattening(model, torch.device("cuda"))
+        assert said.startswith(f"{BLOCK_MASK}, because it does not take rows one after another (NotImplementedError")
         assert model.config._attn_implementation == "sdpa"
