@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lora_ga_cli.model.probe import TOLERANCE, relative_difference
@@ -45,25 +46,31 @@ def use_flattening(model: PreTrainedModel, device: torch.device, *, block_mask: 
     Raises:
         Unsupported: it does not take such rows; it is then as it was before.
     """
-    with _undone_without_success(model):
-        prepare(model)
-        implementation = model.config._attn_implementation
-        if implementation.startswith("flash"):
-            check_flattening(model)
-            return VARIABLE_LENGTH
-        obstacle = "kernels for rows of variable length need a GPU and half precision"
-        half = _dtype(model) in (torch.float16, torch.bfloat16)
-        if device.type == "cuda" and half and implementation == "sdpa":
-            try:
-                use_varlen(model)
-            except Unsupported as reason:
-                obstacle = str(reason)
-            else:
-                return VARIABLE_LENGTH
-        if not block_mask:
-            raise Unsupported(f"{obstacle} (trainer.flatten=true keeps rows apart by a mask)")
+    prepared = prepare(model)
+    try:
+        return _chosen(model, device, block_mask=block_mask)
+    except BaseException:
+        prepared.remove()
+        raise
+
+
+def _chosen(model: PreTrainedModel, device: torch.device, *, block_mask: bool) -> str:
+    implementation = model.config._attn_implementation
+    if implementation.startswith("flash"):
         check_flattening(model)
-        return BLOCK_MASK
+        return VARIABLE_LENGTH
+    reason = "kernels for rows of variable length need a GPU and half precision"
+    if device.type == "cuda" and implementation == "sdpa" and _dtype(model) in (torch.float16, torch.bfloat16):
+        try:
+            use_varlen(model)
+        except Unsupported as error:
+            reason = str(error)
+        else:
+            return VARIABLE_LENGTH
+    if not block_mask:
+        raise Unsupported(f"{reason} (trainer.flatten=true keeps rows apart by a mask)")
+    check_flattening(model)
+    return BLOCK_MASK
 
 
 def use_varlen(model: PreTrainedModel, kernel: Kernel | None = None) -> None:
@@ -75,7 +82,7 @@ def use_varlen(model: PreTrainedModel, kernel: Kernel | None = None) -> None:
     Raises:
         Unsupported: they do not compute this model's attention; it is then as it was before.
     """
-    with _undone_without_success(model):
+    with _restored_without_success(model):
         register_varlen(kernel)
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
@@ -115,8 +122,14 @@ def check_flattening(model: PreTrainedModel) -> None:
         raise Unsupported(f"its logits would differ from those of padded rows by {difference:.1e}")
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """Makes the backbone's forward ready for flattened batches."""
+def prepare(model: PreTrainedModel) -> RemovableHandle:
+    """Makes the backbone's forward ready for flattened batches, until the handle is removed.
+
+    It is the backbone's and not the model's own, because PEFT calls the forward of the model without its hooks.
+
+    Raises:
+        Unsupported: there is no backbone.
+    """
     parts = [model.base_model, *(part for part in model.children() if isinstance(part, PreTrainedModel))]
     backbone = next((part for part in parts if part is not model), None)
     if backbone is None:
@@ -128,12 +141,12 @@ def prepare(model: PreTrainedModel) -> None:
         if kwargs.get(BOUNDARIES) is None:
             return None
         # with a cache, transformers takes all tokens for one row
-        changed = {"use_cache": False} if caches else {}
+        changed: dict[str, Any] = {"use_cache": False} if caches else {}
         if module.config._attn_implementation == NAME:
             changed["attention_mask"] = _unread_mask(kwargs[BOUNDARIES], kwargs["position_ids"])
         return args, kwargs | changed
 
-    model._flattening = backbone.register_forward_pre_hook(before, with_kwargs=True)
+    return backbone.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _unread_mask(bounds: Tensor, positions: Tensor) -> Tensor:
@@ -147,18 +160,14 @@ def _unread_mask(bounds: Tensor, positions: Tensor) -> Tensor:
 
 
 @contextmanager
-def _undone_without_success(model: PreTrainedModel) -> Iterator[None]:
-    """Restores implementations of attention, and what `prepare` did, if anything is raised."""
+def _restored_without_success(model: PreTrainedModel) -> Iterator[None]:
+    """Restores the implementations of attention if anything is raised."""
     implementations = [(config, config._attn_implementation) for config in _configs(model)]
-    prepared = hasattr(model, "_flattening")
     try:
         yield
     except BaseException:
         for config, implementation in implementations:
             config._attn_implementation_internal = implementation
-        if not prepared and hasattr(model, "_flattening"):
-            model._flattening.remove()
-            del model._flattening
         raise
 
 
@@ -250,11 +259,17 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 
 def _device(model: PreTrainedModel) -> torch.device:
-    return model.get_input_embeddings().weight.device
+    return _embeddings(model).device
 
 
 def _dtype(model: PreTrainedModel) -> torch.dtype:
-    return model.get_input_embeddings().weight.dtype
+    return _embeddings(model).dtype
+
+
+def _embeddings(model: PreTrainedModel) -> Tensor:
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _tolerance(model: PreTrainedModel) -> float:

@@ -56,8 +56,9 @@ def register_varlen(kernel: Kernel | None = None) -> None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         if reason := _obstacle(module, query, value, kwargs):
             raise Unsupported(reason)
-        tensors = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-        result = attend(*tensors, bounds, kwargs["max_length_q"], kwargs.get("scaling"), kwargs.get("sliding_window"))
+        query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+        scale, window = kwargs.get("scaling"), kwargs.get("sliding_window")
+        result = attend(query, key, value, bounds, kwargs["max_length_q"], scale, window)
         return result.unsqueeze(0), None
 
     AttentionInterface.register(NAME, attention)
@@ -90,7 +91,8 @@ def torch_kernel() -> Kernel:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         raise Unsupported(f"PyTorch {torch.__version__} has no attention for variable lengths; 2.10 has") from None
-    known = inspect.signature(varlen_attn).parameters
+    function: Callable[..., Any] = varlen_attn
+    known = inspect.signature(function).parameters
 
     def kernel(
         query: Tensor,
@@ -119,7 +121,7 @@ def torch_kernel() -> Kernel:
             key, value = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, value))
         dtype = _half_type(query, key, value)
         tensors = (tensor.to(dtype).contiguous() for tensor in (query, key, value))
-        result: Tensor = varlen_attn(*tensors, bounds, bounds, longest, longest, **options)
+        result: Tensor = function(*tensors, bounds, bounds, longest, longest, **options)
         return result.to(query.dtype)
 
     return kernel

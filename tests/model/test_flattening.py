@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lora_ga_cli.data.collate import collate_tokens
 from lora_ga_cli.data.flatten import flatten_tokens
-from lora_ga_cli.model import flattening
-from lora_ga_cli.model.flattening import BLOCK_MASK, use_flattening, use_varlen
+from lora_ga_cli.model import flattening, varlen
+from lora_ga_cli.model.chunked_loss import use_chunked_loss
+from lora_ga_cli.model.flattening import BLOCK_MASK, check_flattening, use_flattening, use_varlen
 from lora_ga_cli.model.unsupported import Unsupported
 
 COMMON: dict[str, Any] = {
@@ -74,10 +77,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("Qwen2Moe", QWEN_EXPERTS | SHARED),
     "qwen2_moe_window": ("Qwen2Moe", QWEN_EXPERTS | SHARED | WINDOW | BOTH | {"use_sliding_window": True}),
     "qwen3_moe": ("Qwen3Moe", QWEN_EXPERTS),
-    "llama4": (
-        "Llama4Text",
-        EXPERTS | {"attention_chunk_size": 3, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]},
-    ),
     "mamba": ("Mamba", MAMBA | EAGER),
     "jamba": ("Jamba", GROUPED | JAMBA),
 }
@@ -108,7 +107,6 @@ OUTCOMES: dict[str, tuple[str, str]] = {
     "qwen2_moe": (FLATTENED, FLATTENED),
     "qwen2_moe_window": (FLATTENED, MASKS),
     "qwen3_moe": (FLATTENED, FLATTENED),
-    "llama4": (FLATTENED, MASKS),
     "mamba": (LEAK, OWN),
     "jamba": (LEAK, LEAK),
 }
@@ -203,6 +201,7 @@ def with_block_mask(model: PreTrainedModel) -> None:
 def with_varlen(model: PreTrainedModel) -> None:
     flattening.prepare(model)
     use_varlen(model, attend_row_by_row)
+    assert model.config._attn_implementation == varlen.NAME
 
 
 @pytest.fixture(autouse=True)
@@ -224,3 +223,260 @@ def test_rows_with_a_block_mask_are_as_padded_rows_or_refused(name: str) -> None
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_with_attention_of_variable_lengths_are_as_padded_rows_or_refused(name: str) -> None:
     assert outcome(build(name), with_varlen) == OUTCOMES[name][1]
+
+
+def test_masks_that_no_layer_names_are_refused() -> None:
+    """Llama 4 divides rows into chunks, of which only the mask knows."""
+    options = {"attention_chunk_size": 3, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0]}
+    config = transformers.Llama4TextConfig(**EXPERTS | options)
+    model = transformers.Llama4ForCausalLM._from_config(config, attn_implementation="sdpa")
+    with pytest.raises(Unsupported, match=MASKS):
+        with_varlen(model.eval())
+
+
+def test_the_comparison_sees_rows_that_see_each_other() -> None:
+    model = build("llama")
+    expected = loss_and_gradients(model, padded())
+    with_block_mask(model)
+    leaking = flatten_tokens(rows())
+    leaking |= {"attention_mask": torch.ones_like(leaking["input_ids"])}
+    assert distance(model, leaking, expected) > 1e-2
+
+
+def leak(model: PreTrainedModel) -> None:
+    """Has the model take a flattened batch as one row, with the positions of several."""
+
+    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("attention_mask") is None:
+            kwargs |= {"attention_mask": torch.ones_like(kwargs["input_ids"])}
+        return args, kwargs
+
+    model.base_model.register_forward_pre_hook(before, with_kwargs=True)
+
+
+@pytest.mark.parametrize("std", [0.02, 0.2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mixtral"])
+def test_the_check_finds_what_leaks_and_nothing_else(name: str, dtype: torch.dtype, std: float) -> None:
+    model = build(name)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=std)
+    model.to(dtype)
+    with_block_mask(model)
+    leak(model)
+    with pytest.raises(Unsupported, match=LEAK):
+        check_flattening(model)
+
+
+def test_the_check_compares_with_padded_rows() -> None:
+    model = build("llama")
+    with_block_mask(model)
+    check_flattening(model)
+    model.base_model.layers[0].register_forward_pre_hook(lambda _, args: (args[0] * len(args[0]), *args[1:]))
+    with pytest.raises(Unsupported, match="differ from those of padded rows by"):
+        check_flattening(model)
+
+
+@pytest.mark.parametrize("prepare", [with_block_mask, with_varlen])
+def test_a_flattened_batch_keeps_no_cache(prepare: Callable[[PreTrainedModel], object]) -> None:
+    """With one, transformers takes all tokens for one row; generation goes on keeping one."""
+    model = build("llama", use_cache=True)
+    leaking, separate = flatten_tokens(rows()), padded()
+    expected = model(**separate).loss
+    assert abs(float(model(**leaking).loss / expected) - 1) > 1e-3
+    generated = model.generate(**separate, max_new_tokens=4, do_sample=False)
+    prepare(model)
+    torch.testing.assert_close(model(**leaking).loss, expected, rtol=1e-5, atol=0)
+    assert model(**leaking).past_key_values is None
+    assert model(**separate).past_key_values is not None
+    assert torch.equal(model.generate(**separate, max_new_tokens=4, do_sample=False), generated)
+
+
+@pytest.mark.parametrize("prepare", [with_block_mask, with_varlen])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_rows_stay_apart_under_an_adapter(
+    prepare: Callable[[PreTrainedModel], object], checkpointing: bool, chunked: bool
+) -> None:
+    """PEFT calls the forward of the model that it wraps, and not its hooks."""
+    base = build("qwen3", use_cache=True)
+    prepared = copy.deepcopy(base)
+    prepare(prepared)
+    if checkpointing:
+        prepared.gradient_checkpointing_enable({"use_reentrant": False})
+    if chunked:
+        use_chunked_loss(prepared, tokens=5)
+    models = []
+    for model in (base, prepared):
+        torch.manual_seed(2)
+        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+        models.append(adapted.train())
+    expected = loss_and_gradients(models[0], padded())
+    assert distance(models[1], flatten_tokens(rows()), expected) < 1e-5
+
+
+@pytest.mark.parametrize("prepare", [with_block_mask, with_varlen])
+def test_nothing_is_left_of_the_check(prepare: Callable[[PreTrainedModel], object]) -> None:
+    model = build("llama")
+    model.base_model.layers[1].train()
+    modes = [module.training for module in model.modules()]
+    before, saved = torch.get_rng_state(), model.config.to_json_string(use_diff=False)
+    prepare(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.config.to_json_string(use_diff=False) == saved
+
+
+def test_a_copy_of_a_prepared_model_is_prepared() -> None:
+    model = build("llama", use_cache=True)
+    expected = loss_and_gradients(model, padded())
+    with_block_mask(model)
+    assert distance(copy.deepcopy(model), flatten_tokens(rows()), expected) < 1e-5
+
+
+def test_a_refused_model_has_no_hook() -> None:
+    model = build("bloom")
+    with pytest.raises(Unsupported, match=LEAK):
+        use_flattening(model, torch.device("cpu"))
+    assert not model.base_model._forward_pre_hooks
+
+
+def test_an_error_of_the_model_is_a_reason() -> None:
+    model = build("llama")
+    model.base_model.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(
+        Unsupported, match=r"does not take rows one after another \(ZeroDivisionError: division by zero"
+    ):
+        use_flattening(model, torch.device("cpu"))
+
+
+def test_no_mask_is_made_for_attention_of_variable_lengths() -> None:
+    """transformers would wait for the device to find the rows."""
+    model = build("gemma3")
+    with_varlen(model)
+
+    def mask(*_: Any, **__: Any) -> Tensor:
+        raise AssertionError("a mask")
+
+    AttentionMaskInterface.register(varlen.NAME, mask)
+    assert model(**flatten_tokens(rows())).loss.isfinite()
+    with pytest.raises(AssertionError, match="a mask"):
+        model(**padded())
+
+
+class TestTorchKernel:
+    """PyTorch's function, by its documentation, in the place of the one for GPUs."""
+
+    @staticmethod
+    def of_2_10(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        is_causal: bool = False,
+    ) -> Tensor:
+        assert is_causal
+        return TestTorchKernel.computed(query, key, value, cu_seq_q, None, -1)
+
+    @staticmethod
+    def of_2_11(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+    ) -> Tensor:
+        assert window_size[1] == 0
+        return TestTorchKernel.computed(query, key, value, cu_seq_q, scale, window_size[0])
+
+    @staticmethod
+    def of_2_13(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        assert window_size[1] == 0
+        assert enable_gqa == (query.shape[1] != key.shape[1])
+        shared = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+        return TestTorchKernel.computed(query, key, value, cu_seq_q, scale, window_size[0])
+
+    @staticmethod
+    def computed(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None, left: int) -> Tensor:
+        """Each token sees itself and ``left`` tokens before it, or all of its row."""
+        assert query.dtype in (torch.bfloat16, torch.float16)
+        assert query.shape == key.shape == value.shape
+        row = torch.bucketize(torch.arange(len(query)), bounds[1:], right=True)
+        age = torch.arange(len(query))[:, None] - torch.arange(len(query))
+        seen = (age >= 0) & (row[:, None] == row) & ((age <= left) | (left < 0))
+        scores = torch.einsum("qhd,khd->hqk", query.double(), key.double())
+        scores *= query.shape[-1] ** -0.5 if scale is None else scale
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return torch.einsum("hqk,khd->qhd", weights, value.double()).to(query.dtype)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize(
+        ("function", "scale", "window"),
+        [
+            ("of_2_10", None, None),
+            ("of_2_10", 8**-0.5, None),
+            ("of_2_11", 0.5, 3),
+            ("of_2_11", None, None),
+            ("of_2_13", 0.5, 3),
+            ("of_2_13", None, 100),
+        ],
+    )
+    def test_is_called_as_each_version_wants_it(
+        self, monkeypatch: pytest.MonkeyPatch, function: str, scale: float | None, window: int | None, dtype: Any
+    ) -> None:
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", getattr(self, function))
+        generator = torch.Generator().manual_seed(0)
+        query, key, value = (torch.randn(11, heads, 8, generator=generator).to(dtype) for heads in (4, 2, 2))
+        bounds = torch.tensor([0, 5, 6, 11], dtype=torch.int32)
+        result = varlen.torch_kernel()(query, key, value, bounds, 5, scale, window)
+        expected = attend_row_by_row(query.float(), key.float(), value.float(), bounds, 5, scale, window)
+        assert result.dtype == dtype
+        assert flattening.relative_difference(result, expected) < 1e-2
+
+    @pytest.mark.parametrize(
+        ("scale", "window", "reason"), [(0.5, None, "does not scale scores by 0.5"), (None, 3, "has no window")]
+    )
+    def test_what_a_version_does_not_compute_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, scale: float | None, window: int | None, reason: str
+    ) -> None:
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", self.of_2_10)
+        tensors = torch.ones(3, 4, 2, 8, dtype=torch.bfloat16)
+        with pytest.raises(Unsupported, match=reason):
+            varlen.torch_kernel()(*tensors, torch.tensor([0, 4]), 4, scale, window)
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_is_tried_on_a_gpu_in_half_precision(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", self.of_2_11)
+        model = build("mistral").to(torch.bfloat16)
+        said = use_flattening(model, torch.device(device))  # the model itself stays on the CPU
+        assert said == (flattening.VARIABLE_LENGTH if device == "cuda" else BLOCK_MASK)
+        assert model.config._attn_implementation == ("varlen" if device == "cuda" else "sdpa")
+
+    def test_a_block_mask_takes_its_place_if_it_fails(self) -> None:
+        model = build("llama").to(torch.bfloat16)
+        said = use_flattening(model, torch.device("cuda"))
+        assert said.startswith(f"{BLOCK_MASK}, because it does not take rows one after another (NotImplementedError")
+        assert model.config._attn_implementation == "sdpa"
