@@ -31,7 +31,7 @@ def set_adapter_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
         for name, layer in layers.items():
             variant = variant_of(layer, ADAPTER)
             if variant is None:
-                raise Unsupported(f"PEFT, or a variant of its layers, computes the product of {name} in float32")
+                raise Unsupported(f"PEFT computes the product of {name} itself, in float32")
             if isinstance(variant, BaseOffset):
                 raise Unsupported(
                     "the product of the initial factors was subtracted from the base's weights, with which a rounded "

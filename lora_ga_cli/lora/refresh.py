@@ -139,7 +139,7 @@ class _Single(_Together):
         self.copies = _in_type(self.deltas, dtype)
 
     def compute(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        factors: Sequence[Tensor] = torch._foreach_add(self.initials, self.deltas)
+        factors = list(torch._foreach_add(self.initials, self.deltas))
         if self.copies[0] is not self.deltas[0]:
             torch._foreach_copy_(self.copies, factors)
             factors = self.copies

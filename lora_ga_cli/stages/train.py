@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
@@ -165,8 +166,10 @@ def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Lin
 
 
 def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
-    """Logits of the trained model without the Trainer's autocast, as any other program computes them."""
+    """Logits of the trained model as PEFT computes them: without the Trainer's autocast, and with products of adapters
+    in float32, whatever their type was in training."""
     trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    set_adapter_dtype(trained, None)
     return probe_logits(trained, inputs.probe_batch())
 
 

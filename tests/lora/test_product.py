@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +18,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.adapter_dtype import adapter_dtype, set_adapter_dtype
 from lora_ga_cli.lora.difference import Direct
 from lora_ga_cli.lora.initialization import random_factors
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers, lora_pairs
+from lora_ga_cli.lora.layers import ADAPTER, lora_layers, lora_pairs, weight_of
 from lora_ga_cli.lora.offset import compute_init, install, train_directly
 from lora_ga_cli.lora.product import AddProduct, Factors
 from lora_ga_cli.model.unsupported import Unsupported
@@ -31,10 +30,15 @@ RANK = 3
 """Not a power of two, so that neither is s."""
 
 
+def in_type(family: str, dtype: torch.dtype) -> Any:
+    """A base in a type, without dropout."""
+    return nn.Module.to(build_model(family), dtype).eval()
+
+
 def peft_model(family: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> PeftModel:
     """PEFT's own LoRA on a base in a type, with float32 factors of which neither is zero."""
     torch.manual_seed(1)
-    base = build_model(family).to(dtype).eval()
+    base: Any = in_type(family, dtype)
     targets = ["c_attn", "c_fc"] if family == "gpt2" else "all-linear"
     task = "SEQ_CLS" if family == "bert" else None
     described = LoraConfig(
@@ -43,7 +47,7 @@ def peft_model(family: str = "llama", dtype: torch.dtype = torch.float32, **opti
     model = get_peft_model(base, described)
     with torch.no_grad():
         for layer in lora_layers(model).values():
-            layer.lora_B[ADAPTER].weight.normal_(std=0.05)
+            weight_of(layer.lora_B).normal_(std=0.05)
     return model
 
 
@@ -181,25 +185,27 @@ def test_gradients_of_several_passes_add_up_in_float32(form: str) -> None:
     gradients(model, batch)
     model(**other).loss.backward()
     for pair, first, second in zip(lora_pairs(model), apart[0][::2], apart[1][::2], strict=True):
-        assert torch.equal(pair.delta_a.grad, first + second)
-        assert not torch.equal(pair.delta_a.grad, (first + second).bfloat16().float())
+        found = pair.delta_a.grad
+        assert found is not None
+        assert torch.equal(found, first + second)
+        assert not torch.equal(found, (first + second).bfloat16().float())
 
 
 def test_nothing_changes_at_step_0_with_products_in_bfloat16() -> None:
     batch, model = build_batch("llama"), offset_model(torch.bfloat16, moved=0.0)
     set_adapter_dtype(model, torch.bfloat16)
     with torch.no_grad():
-        expected = build_model("llama").to(torch.bfloat16).eval()(**batch).logits
+        expected = in_type("llama", torch.bfloat16)(**batch).logits
         assert torch.equal(model(**batch).logits, expected)
     assert all(item.norm() > 0 for item in gradients(model, batch))
 
 
-def layer_of(model: PeftModel) -> LoraLayer:
+def layer_of(model: PeftModel) -> Any:
     """A layer that is wider than it is high."""
     return lora_layers(model)["model.layers.0.mlp.down_proj"]
 
 
-def saved_by(layer: LoraLayer, x: Tensor) -> list[Tensor]:
+def saved_by(layer: Any, x: Tensor) -> list[Tensor]:
     """What autograd keeps of one layer for its backward pass, besides parameters."""
     kept: list[Tensor] = []
     weights = {item.data_ptr() for item in layer.parameters()}
@@ -349,7 +355,7 @@ def test_a_copy_of_a_model_computes_with_its_own_factors() -> None:
 def test_a_forward_pass_that_failed_does_not_keep_old_factors(form: str) -> None:
     model, batch = FORMS[form](torch.float32), build_batch("llama")
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    backbone: nn.Module = model.get_base_model().model
+    backbone: Any = model.get_base_model().model
     with torch.no_grad():
         before = backbone(**inputs).last_hidden_state
         with pytest.raises(TypeError, match="must be Tensor"):
@@ -377,7 +383,7 @@ def test_checkpointed_blocks_have_the_same_gradients(form: str) -> None:
 def test_a_compiled_layer_computes_the_same(form: str) -> None:
     """In one graph, without a break."""
     model = FORMS[form](torch.float32)
-    layer: Any = layer_of(model)
+    layer = layer_of(model)
     trained = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
     x = torch.randn(2, 7, 80, requires_grad=True)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
@@ -436,7 +442,7 @@ def test_a_model_with_initial_factors_from_its_gradient_learns_in_bfloat16(artif
     """As far down as with products in float32, in 30 steps."""
     batch, fallen = build_batch("llama"), []
     for dtype in (torch.bfloat16, None):
-        base = build_model("llama").to(torch.bfloat16).train()
+        base = in_type("llama", torch.bfloat16).train()
         model = get_peft_model(base, LoraConfig(r=4, use_rslora=True, target_modules=artifact.target_modules))
         initialize(model, artifact, offset="adapter")
         set_adapter_dtype(model, dtype)

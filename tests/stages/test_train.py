@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lora_ga_cli.model.targets import find_targets
 from tests.conftest import FAMILIES, build_batch, build_model, byte_tokenizer
-from tests.helpers import Arguments, Loraga, only_run, points
+from tests.helpers import Arguments, Loraga, copied_between_two_checkpoints, only_run, points
 
 
 @pytest.mark.parametrize("method", ["lora_ga", "full"])
@@ -34,6 +34,33 @@ def test_every_family_trains_evaluates_and_merges(
     values = json.loads((run / "eval.json").read_text())["values"]
     assert values["loss"] == pytest.approx(json.loads((run / "manifest.json").read_text())["validation_loss"], rel=1e-4)
     assert "logits equal the adapter's" in loraga("merge", str(run))
+
+
+@pytest.mark.parametrize("method", ["lora_ga", "lora"])
+def test_a_run_with_products_in_bfloat16(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It resumes to the bit, and saves what PEFT computes: the base is in float32, where the check after training
+    allows no rounding to bfloat16."""
+    options = [f"method={method}", *(["method.offset=adapter"] if method == "lora_ga" else [])]
+    rounded = [*options, "trainer.adapter_dtype=bfloat16"]
+    with monkeypatch.context() as patch:
+        copied_between_two_checkpoints(patch, "uninterrupted", "runs")
+        said = loraga("train", *arguments("llama", *rounded, "output_dir=uninterrupted"))
+    assert "products of the adapter in bfloat16" in said
+    assert "resuming after step 2" in loraga("train", *arguments("llama", *rounded))
+    loraga("train", *arguments("llama", *options, "output_dir=exact"))
+    run, uninterrupted, exact = (only_run(folder) for folder in ("runs", "uninterrupted", "exact"))
+    assert json.loads((run / "manifest.json").read_text())["saved_difference"] < 1e-5
+    tensors, whole, other = (load_file(folder / "adapter_model.safetensors") for folder in (run, uninterrupted, exact))
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in tensors.items())
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in tensors.items())
+
+
+def test_a_type_that_an_adapter_cannot_compute_in_is_an_error(loraga: Loraga, arguments: Arguments) -> None:
+    options = ["method=dora", "trainer.adapter_dtype=bfloat16"]
+    assert "trainer.adapter_dtype=bfloat16 does not work here" in loraga("train", *arguments("llama", *options), code=2)
 
 
 @pytest.mark.figures
