@@ -65,6 +65,8 @@ class _Offset(LoraVariant):
         if self.inner is not None:
             view: Any = _View(module, active_adapter, *self.effective(module, active_adapter))
             return self.inner.forward(view, active_adapter, x, result, **options)
+        if torch.compiler.is_compiling():
+            return self._compiled(module, active_adapter, x, result)
         if self.deltas is None or self.versions != (self.deltas[0]._version, self.deltas[1]._version):
             self.refresh(module, active_adapter)
             assert self.deltas is not None
@@ -73,6 +75,14 @@ class _Offset(LoraVariant):
             x = dropout(x)
         added: Tensor = _AddProduct.apply(result, x, *self.deltas, self)  # type: ignore[no-untyped-call]
         return added
+
+    def _compiled(self, module: LoraLayer, adapter: str, x: Tensor, result: Tensor) -> Tensor:
+        """As `forward`, in operations that torch.compile can trace: it fuses them, and finds their gradient itself."""
+        a, b = self.effective(module, adapter)
+        dtype = _computing_dtype(x, a)
+        hidden = functional.linear(module.lora_dropout[adapter](x).to(dtype), a.to(dtype))
+        added = functional.linear(hidden, (module.scaling[adapter] * b).to(dtype))
+        return (result + added).to(result.dtype)
 
     @torch.no_grad()
     def refresh(self, module: LoraLayer, adapter: str) -> None:
