@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from lora_ga_cli.errors import UserError
 BUNDLED = "bundled:"
 PACKAGE = "package:"
 ASSETS = Path(__file__).parent / "assets"
+CLOCK_RESOLUTION = 2.0
+"""Seconds within which a file system may give two changes of a file the same time."""
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -125,6 +128,26 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(file: Path, memo: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, remembered in ``memo`` (JSON) by path, size and time of change.
+
+    A damaged memo is begun again. A file that has just changed is not remembered, since it may change once more
+    within the resolution of the file system's clock.
+    """
+    stat = file.stat()
+    entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    digests: dict[str, str] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = read_json(memo)
+        digests = found if isinstance(found, dict) else {}
+    if entry in digests:
+        return digests[entry]
+    digest = sha256_file(file)
+    if time.time() - stat.st_mtime > CLOCK_RESOLUTION:
+        write_json(memo, digests | {entry: digest})
+    return digest
 
 
 def sha256_json(value: Any) -> str:

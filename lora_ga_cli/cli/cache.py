@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.gradient.store import ArtifactStore
 
-app = typer.Typer(no_args_is_help=True, help="List, verify and prune the stored gradients.")
+app = typer.Typer(no_args_is_help=True, help="List, verify and prune stored gradients and tokenized rows.")
 CacheDir = Annotated[
     str | None,
     typer.Option(
@@ -18,21 +20,45 @@ CacheDir = Annotated[
 ]
 
 
-def _store(cache_dir: str | None) -> ArtifactStore:
+class Kind(StrEnum):
+    """What the cache holds."""
+
+    gradients = "gradients"
+    rows = "rows"
+
+
+Only = Annotated[
+    Kind | None, typer.Option("--only", help="Only gradients, or only tokenized rows.", show_default=False)
+]
+
+
+def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactStore | RowStore]:
+    from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
-    return ArtifactStore(cache_root(cache_dir))
+    root = cache_root(cache_dir)
+    stores = {Kind.gradients: ArtifactStore(root), Kind.rows: RowStore(root)}
+    return [store for kind, store in stores.items() if only in (None, kind)]
 
 
 @app.command("list")
-def list_artifacts(cache_dir: CacheDir = None) -> None:
-    """List all stored gradients, newest first."""
-    from lora_ga_cli.gradient.store import age_in_days
+def list_entries(cache_dir: CacheDir = None) -> None:
+    """List all stored gradients and tokenized rows, newest first."""
+    from lora_ga_cli.data.store import RowStore
+    from lora_ga_cli.files import cache_root
+    from lora_ga_cli.gradient.store import ArtifactStore
+
+    root = cache_root(cache_dir)
+    _list_gradients(ArtifactStore(root))
+    _list_rows(RowStore(root))
+
+
+def _list_gradients(store: ArtifactStore) -> None:
     from lora_ga_cli.report.console import say, size
     from lora_ga_cli.report.tables import print_table
+    from lora_ga_cli.stores import age_in_days
 
-    store = _store(cache_dir)
     entries = list(store.entries())
     if not entries:
         say(f"there are no stored gradients in {store.folder}")
@@ -45,68 +71,101 @@ def list_artifacts(cache_dir: CacheDir = None) -> None:
             str(entry.layers),
             str(entry.capacity // 2),
             size(entry.size),
-            f"{age_in_days(entry):.1f} d",
+            f"{age_in_days(entry.created):.1f} d",
         ]
         for entry in entries
     ]
     numeric = ["rows", "layers", "max rank", "size", "age"]
     print_table(["key", "model", *numeric], rows, numeric=numeric)
-    say(f"{len(entries)} stored {'gradient' if len(entries) == 1 else 'gradients'} in {store.folder}")
+    gradients = "gradient" if len(entries) == 1 else "gradients"
+    say(f"{len(entries)} stored {gradients} in {store.folder}: {size(sum(entry.size for entry in entries))}")
+
+
+def _list_rows(store: RowStore) -> None:
+    from lora_ga_cli.report.console import say, size
+    from lora_ga_cli.report.tables import print_table
+    from lora_ga_cli.stores import age_in_days
+
+    entries = list(store.entries())
+    if not entries:
+        return
+    numeric = ["rows", "size", "age"]
+    rows = [
+        [
+            entry.key,
+            entry.name,
+            entry.source,
+            f"{entry.rows:,}",
+            size(entry.size),
+            f"{age_in_days(entry.created):.1f} d",
+        ]
+        for entry in entries
+    ]
+    print_table(["key", "split", "source", *numeric], rows, numeric=numeric)
+    splits = "tokenized split" if len(entries) == 1 else "tokenized splits"
+    say(f"{len(entries)} {splits} in {store.folder}: {size(sum(entry.size for entry in entries))}")
 
 
 @app.command("verify")
-def verify_artifacts(cache_dir: CacheDir = None) -> None:
-    """Check the bytes of every stored gradient; exit with 1 if one is damaged."""
+def verify_entries(cache_dir: CacheDir = None) -> None:
+    """Check the bytes of everything that is stored; exit with 1 if something is damaged."""
     from lora_ga_cli.report.console import say, warn
 
-    store = _store(cache_dir)
     damaged = 0
-    for entry in store.verify():
-        if entry.damage:
-            damaged += 1
-            warn(f"{entry.key}: {entry.damage}")
-        else:
-            say(f"{entry.key}: ok")
-    for item in store.leftovers():
-        warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
+    for store in _stores(cache_dir):
+        for entry in store.verify():
+            if entry.damage:
+                damaged += 1
+                warn(f"{entry.key}: {entry.damage}")
+            else:
+                say(f"{entry.key}: ok")
+        for item in store.leftovers():
+            warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
     if damaged:
-        say(f"{damaged} damaged: loraga cache prune --damaged removes them; they are estimated again when needed")
+        say(f"{damaged} damaged: loraga cache prune --damaged removes them; they are made again when needed")
         raise typer.Exit(1)
 
 
 @app.command("prune")
-def prune_artifacts(
+def prune_entries(
     keys: Annotated[
         list[str] | None, typer.Argument(help="Keys, or the first characters of keys.", show_default=False)
     ] = None,
-    older_than: Annotated[float | None, typer.Option(help="Remove gradients older than this many days.")] = None,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Remove gradients that fail verification.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all gradients.")] = False,
+    older_than: Annotated[float | None, typer.Option(help="Remove what is older than this many days.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Remove what fails verification.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+    only: Only = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Remove stored gradients, and files left by interrupted writes."""
+    """Remove stored gradients and tokenized rows, and files left by interrupted writes."""
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.gradient.store import age_in_days
     from lora_ga_cli.report.console import say, size, warn
+    from lora_ga_cli.stores import age_in_days
 
-    store = _store(cache_dir)
-    entries = list(store.verify() if damaged else store.entries())
-    unmatched = [key for key in keys or [] if not any(entry.key.startswith(key) for entry in entries)]
+    entries = {store: list(store.verify() if damaged else store.entries()) for store in _stores(cache_dir, only)}
+    known = [entry.key for some in entries.values() for entry in some]
+    unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
     if unmatched:
         hint = "loraga cache list shows them"
-        raise InvalidInput([Fault("command line", f"there is no stored gradient {key}", hint) for key in unmatched])
-    freed, removed = 0, 0
-    for entry in entries:
-        named = any(entry.key.startswith(key) for key in keys or [])
-        old = older_than is not None and age_in_days(entry) > older_than
-        if everything or named or old or (damaged and entry.damage):
-            if not store.remove(entry):
-                warn(f"{entry.key}: in use by another process, so it stays")
-                continue
-            freed, removed = freed + entry.size, removed + 1
-    leftovers = store.leftovers()
-    for item in leftovers:
-        shutil.rmtree(item)
-    say(f"removed {removed} of {len(entries)} gradients ({size(freed)}) and {len(leftovers)} leftovers")
+        what = "there is no stored gradient {} and no such tokenized split"
+        raise InvalidInput([Fault("command line", what.format(key), hint) for key in unmatched])
+    for store, some in entries.items():
+        freed, removed = 0, 0
+        for entry in some:
+            named = any(entry.key.startswith(key) for key in keys or [])
+            old = older_than is not None and age_in_days(entry.created) > older_than
+            if everything or named or old or (damaged and entry.damage):
+                if not store.discard(entry.key):
+                    warn(f"{entry.key}: in use by another process, so it stays")
+                    continue
+                freed, removed = freed + entry.size, removed + 1
+        leftovers = store.leftovers()
+        for item in leftovers:
+            shutil.rmtree(item)
+        if some or leftovers:
+            what = f"{store.folder.name}: removed {removed} of {len(some)} ({size(freed)})"
+            say(f"{what} and {len(leftovers)} leftovers")
+    if not known:
+        say("there is nothing stored to remove")

@@ -23,12 +23,17 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     Raises:
         UserError: none can be scored, or options are wrong.
     """
+    from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.eval_targets import find_target
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
     targets = _each(folders, lambda folder: find_target(folder, options))
+    if len(targets) > 1 and any(target.config.eval.endpoint.model for target in targets):
+        what = "several models are scored, and all answers would be those of one"
+        hint = "leave it out: each is asked for by its own name"
+        raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
     scored = _each(targets, lambda target: (target, evaluate(target)))
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}

@@ -184,7 +184,7 @@ def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     field = options.get(path)
     if field is None:
         return None
-    if isinstance(value, bool) and field.annotation is not bool:
+    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
         return f"{'.'.join(path)}={as_typed(value)} should be {kind_of(field.annotation)}"  # to Python, true is 1
     try:
         _adapter(id(field), field).validate_python(value)

@@ -39,6 +39,8 @@ COMMAND_LINE_ONLY = (
     ("overwrite",),
     ("recipe",),
     ("eval", "execute_code"),
+    ("eval", "endpoint", "base_url"),
+    ("eval", "endpoint", "key_variable"),
     ("eval", "judge", "base_url"),
     ("eval", "judge", "key_variable"),
 )

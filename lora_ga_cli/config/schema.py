@@ -336,6 +336,27 @@ class TrainerConfig(Section):
     """Number of processes that prepare batches; 0 prepares them in the main process."""
 
 
+class EndpointOptions(Section):
+    """A server that generates the answers in place of the model in this process. It speaks OpenAI's protocol."""
+
+    base_url: str | None = None
+    """Address of the server, such as ``http://localhost:8000/v1``. Null loads the model and generates here. Can only be
+    set on the command line, because the server receives the key."""
+    model: str | None = None
+    """The server's name of the model or adapter. Null: the name of what is scored, which for a run is its folder's."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a server on this machine needs none. Can only be set on the command
+    line."""
+    chat: bool = False
+    """Send a conversation as messages, around which the server puts its own chat template. Without it, the server is
+    sent the complete prompt, with the very tokens that would be generated from here."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """How often a failed request is sent again: after half a second, then twice as long each time up to 8 s, or when
+    the server says."""
+    concurrency: Positive = 32
+    """Requests that are under way at the same time."""
+
+
 class EvalOptions(Section):
     """How a run is scored by `loraga eval`. The class of the task, which ``task`` names, has the other options."""
 
@@ -348,6 +369,7 @@ class EvalOptions(Section):
     """Score only the first rows or problems, at most this many."""
     batch_size: Positive = 16
     """Rows per forward pass or generation batch."""
+    endpoint: EndpointOptions = EndpointOptions()
 
 
 class Config(Section):

@@ -84,6 +84,7 @@ class Builder:
             {reason: count for reason, count in self._skipped.items() if count},
             self._truncated,
             self.form,
+            self.source.name,
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[Example]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_ga_cli.data.tokens import MASKED
-
-if TYPE_CHECKING:
-    import torch
 
 Rows = Sequence[Mapping[str, Any]]
 BOUNDARIES = "cu_seq_lens_q"

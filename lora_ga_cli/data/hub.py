@@ -30,6 +30,8 @@ class HubRows:
             for column, feature in dataset.features.items()
             if isinstance(feature, ClassLabel) and feature.names
         }
+        self.fingerprint: str = dataset._fingerprint
+        """The library's identity of the data set's files, revision, subset and split."""
         self._dataset = dataset
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,8 +14,10 @@ from lora_ga_cli.data.hub import read_hub
 from lora_ga_cli.data.labels import class_names, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.patterns import pattern_faults
+from lora_ga_cli.data.plan import Plan, Reading, split_key
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
 from lora_ga_cli.data.split import Data, Split
+from lora_ga_cli.data.store import RowStore, StoredRows
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def load_data(
     max_positions: int | None = None,
     splits: Sequence[str] = (TRAIN, VALIDATION),
     num_labels: int | None = None,
+    store: RowStore | None = None,
 ) -> Data:
     """The tokenized splits that a configuration describes.
 
@@ -48,6 +51,7 @@ def load_data(
         splits: which of ``train`` and ``validation`` to make.
         num_labels: classes of a classifier, where the model sets their number; otherwise they are named in the
             configuration, or by the hub's data set, or counted in the training data.
+        store: where tokenized rows are looked up, and stored if they are not there.
 
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
@@ -57,32 +61,23 @@ def load_data(
     loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
 
     holds_out = VALIDATION in splits and config.validation_fraction > 0
-    reading: dict[str, Callable[[], Source]] = {}
+    readings: dict[str, Reading] = {}
     if TRAIN in splits or holds_out or loader.counts_classes:
-        reading[TRAIN] = partial(loader.read, config.train_file, config.train_split, "dataset.train_split")
+        readings[TRAIN] = loader.reading(config.train_file, config.train_split, "dataset.train_split")
     if VALIDATION in splits and (config.validation_file is not None or config.validation_split is not None):
         option = "dataset.validation_split"
-        reading[VALIDATION] = partial(loader.read, config.validation_file, config.validation_split, option)
-    sources = _all_of(reading)
-    loader.check_columns(list(sources.values()))
-    for source in list(sources.values())[:1]:  # the training rows, if they were read
-        loader.name_classes(source)
+        readings[VALIDATION] = loader.reading(config.validation_file, config.validation_split, option)
 
-    building: dict[str, Callable[[], Split]] = {}
-    if TRAIN in sources:
-        source = sources[TRAIN]
-        order = _order(len(source), config.shuffle, seed)
-        trained, held_out = _held_out(order, config.validation_fraction, source.name)
-        if TRAIN in splits:
-            building[TRAIN] = partial(loader.build, TRAIN, source, trained, config.max_rows, source.malformed)
-        if holds_out:
-            building[VALIDATION] = partial(loader.build, VALIDATION, source, held_out, config.max_validation_rows)
-    if VALIDATION in sources:
-        source = sources[VALIDATION]
-        in_order, limit = range(len(source)), config.max_validation_rows
-        building[VALIDATION] = partial(loader.build, VALIDATION, source, in_order, limit, source.malformed)
-    built = _all_of(building)
-    return Data(built.get(TRAIN), built.get(VALIDATION), loader.label_names)
+    plans: dict[str, Plan] = {}
+    order: dict[str, Any] = {"shuffle": seed if config.shuffle else None, "fraction": config.validation_fraction}
+    if TRAIN in splits:
+        plans[TRAIN] = Plan(readings[TRAIN], "trained", config.max_rows, **order)
+    if VALIDATION in readings:
+        plans[VALIDATION] = Plan(readings[VALIDATION], "all", config.max_validation_rows)
+    elif holds_out:
+        plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
+    made = loader.splits(plans, list(readings.values()), store)
+    return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names)
 
 
 def load_file_split(
@@ -95,6 +90,7 @@ def load_file_split(
     name: str = "file",
     label_names: Sequence[str] | None = None,
     max_rows: int | None = None,
+    store: RowStore | None = None,
 ) -> Split:
     """Local files read as the configuration's rows are, in their order.
 
@@ -103,6 +99,7 @@ def load_file_split(
         name: the name that the split gets.
         label_names: names of a classifier's classes; otherwise as configured, otherwise counted in these files.
         max_rows: take the first this many rows.
+        store: as for `load_data`.
 
     Raises:
         DataError: as `load_data`.
@@ -110,10 +107,8 @@ def load_file_split(
     names = list(label_names) if label_names is not None else config.label_names
     loader = Loader(config, task, tokenizer, max_positions, None, names)
     loader.check_options({name: listed(files)})
-    source = loader.read(files, None, "")
-    loader.check_columns([source])
-    loader.name_classes(source)
-    return loader.build(name, source, range(len(source)), max_rows, source.malformed)
+    reading = loader.reading(files, None, "")
+    return loader.splits({name: Plan(reading, "all", max_rows)}, [reading], store)[name]
 
 
 class Loader:
@@ -135,12 +130,12 @@ class Loader:
         num_labels: int | None,
         label_names: list[str] | None,
     ):
-        self.config = config
+        self.config, self.task = config, task
         self.form: type[Form] = row_form(config, task)
         self.tokenizer = tokenizer
         self.max_positions = max_positions
         self.num_labels = num_labels
-        self.label_names = label_names if self.form.has_classes else None
+        self.given_names = self.label_names = label_names if self.form.has_classes else None
 
     @property
     def counts_classes(self) -> bool:
@@ -175,18 +170,79 @@ class Loader:
         if faults:
             raise DataError(faults)
 
-    def read(self, files: str | Sequence[str] | None, split: str | None, option: str) -> Source:
-        """The rows of local files, or of a split of the hub's data set.
+    def reading(self, files: str | Sequence[str] | None, split: str | None, option: str) -> Reading:
+        """The rows of local files, or of a split of the hub's data set, to be read when they are needed.
 
         Args:
             option: the option that names the split, for messages.
         """
         config = self.config
         if files is not None:
-            return read_files(listed(files), column_names=config.column_names, on_bad_row=config.on_bad_row)
-        assert config.path is not None
+            names, on_bad_row = listed(files), config.on_bad_row
+            return Reading(names, lambda: read_files(names, column_names=config.column_names, on_bad_row=on_bad_row))
+        path, subset, revision = config.path, config.subset, config.revision
+        assert path is not None
         assert split is not None
-        return read_hub(config.path, subset=config.subset, revision=config.revision, split=split, option=option)
+        return Reading(None, lambda: read_hub(path, subset=subset, revision=revision, split=split, option=option))
+
+    def splits(
+        self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None
+    ) -> dict[str, Split]:
+        """The splits by name: those that are stored from the store, and the others from their sources.
+
+        Args:
+            readings: all sources that are part of the configuration; the first one names the classes.
+        """
+        with contextlib.ExitStack() as claims:
+            keys = self._keys(plans, readings, store)
+            found = {name: store.claim(key, claims) for name, key in keys.items()} if store is not None else {}
+            made = {name: self._stored(name, rows) for name, rows in found.items() if rows is not None}
+            missing = {name: plan for name, plan in plans.items() if name not in made}
+            needed = [
+                reading
+                for number, reading in enumerate(readings)
+                if any(plan.reading is reading for plan in missing.values())
+                or (number == 0 and self.form.has_classes and self.label_names is None)
+            ]
+            sources = list(
+                _all_of({str(number): partial(_read, reading) for number, reading in enumerate(needed)}).values()
+            )
+            self.check_columns(sources)
+            if needed and needed[0] is readings[0]:
+                self.name_classes(sources[0])
+            made |= _all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
+            # what changed while it was read is not what its key says
+            if store is not None and missing and self._keys(plans, readings, store) == keys:
+                for name in missing.keys() & keys.keys():
+                    made[name] = store.keep(keys[name], made[name], self.label_names)
+        return made
+
+    def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None) -> dict[str, str]:
+        """The key of every split that can be stored."""
+        if store is None:
+            return {}
+        naming = readings[0] if self.form.has_classes and self.given_names is None else None
+        make = partial(
+            split_key,
+            naming=naming,
+            config=self.config,
+            tokenizer=self.tokenizer,
+            task=self.task,
+            form=self.form,
+            num_labels=self.num_labels,
+            label_names=self.given_names,
+            memo=store.memo,
+        )
+        keys = _all_of({name: partial(make, name, plan) for name, plan in plans.items()})
+        return {name: key for name, key in keys.items() if key is not None}
+
+    def _stored(self, name: str, stored: StoredRows) -> Split:
+        """A split that was tokenized before, which also knows the names of the classes."""
+        self.label_names = stored.label_names
+        form = self.form(self.config, self.tokenizer, self.label_names)
+        split = Split(name, stored.rows, stored.skipped, stored.truncated, form, stored.source, reused=True)
+        split.remember(stored.sha256)
+        return split
 
     def check_columns(self, sources: Sequence[Source]) -> None:
         """Checks that every column that the configuration names is there."""
@@ -206,29 +262,16 @@ class Loader:
             column = renamed(source, self.config.columns)[self.config.label]
             self.label_names = class_names(source, column, shown_as=self.config.label, count=self.num_labels)
 
-    def build(self, name: str, source: Source, order: Sequence[int], limit: int | None, malformed: int = 0) -> Split:
-        """A split of the rows in ``order``; ``malformed`` rows were left out on reading."""
-        form = self.form(self.config, self.tokenizer, self.label_names)
+    def build(self, name: str, plan: Plan) -> Split:
+        """A split that is tokenized now."""
+        form, source = self.form(self.config, self.tokenizer, self.label_names), plan.reading.source
         lookup = renamed(source, self.config.columns)
-        return Builder(name, source, form, lookup, self.config, self.max_positions).build(order, limit, malformed)
+        builder = Builder(name, source, form, lookup, self.config, self.max_positions)
+        return builder.build(plan.order(), plan.limit, plan.malformed)
 
 
-def _order(count: int, shuffle: bool, seed: int) -> list[int]:
-    order = list(range(count))
-    if shuffle:
-        random.Random(seed).shuffle(order)
-    return order
-
-
-def _held_out(order: list[int], fraction: float, name: str) -> tuple[list[int], list[int]]:
-    """Rows to train on, and rows held out for validation."""
-    if fraction == 0:
-        return order, []
-    if len(order) < 2:
-        what = f"{name} has one row, of which none can be held out"
-        raise DataError([Fault("dataset.validation_fraction", what, "dataset.validation_fraction=0")])
-    count = min(max(1, round(fraction * len(order))), len(order) - 1)
-    return order[:-count], order[-count:]
+def _read(reading: Reading) -> Source:
+    return reading.source
 
 
 def _all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
@@ -241,5 +284,5 @@ def _all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
         except InvalidInput as error:
             faults += error.faults
     if faults:
-        raise DataError(faults)
+        raise DataError(list(dict.fromkeys(faults)))
     return results

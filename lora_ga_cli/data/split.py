@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from lora_ga_cli.data.identity import rows_hash
 
 if TYPE_CHECKING:
     from datasets.arrow_dataset import Dataset
@@ -26,6 +29,8 @@ class Split:
         skipped: rows that were left out, counted by reason; only reasons that occurred.
         truncated: rows that were truncated to the longest allowed length.
         form: what made the rows; it collates and shows them.
+        source: the file, or the hub data set and its split, for people.
+        reused: whether the rows were tokenized by an earlier run and read from the cache.
     """
 
     name: str
@@ -33,6 +38,17 @@ class Split:
     skipped: dict[str, int]
     truncated: int
     form: Form
+    source: str = ""
+    reused: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        """The identity of the rows, see `rows_hash`."""
+        return rows_hash(self.rows)
+
+    def remember(self, sha256: str) -> None:
+        """Sets `sha256` to what was computed before; a copy with other rows computes its own."""
+        vars(self)["sha256"] = sha256
 
     def summary(self) -> str:
         """One line for people: rows, tokens, and how many rows were skipped or truncated."""
@@ -42,7 +58,8 @@ class Split:
         line = f"{self.name}: {len(lengths):,} {rows}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
         for reason, count in self.skipped.items():
             line += f"; {count:,} skipped: {reason}"
-        return line + (f"; {self.truncated:,} truncated" if self.truncated else "")
+        line += f"; {self.truncated:,} truncated" if self.truncated else ""
+        return line + ("; tokenized before" if self.reused else "")
 
 
 @dataclass(frozen=True)

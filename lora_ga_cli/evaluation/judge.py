@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from lora_ga_cli.config.schema import Positive, Section
-from lora_ga_cli.errors import Fault, UserError
+from lora_ga_cli.errors import Fault
+from lora_ga_cli.evaluation.client import PROBE_RETRIES, Client, Item, Result, in_parallel
 from lora_ga_cli.files import read_json, sha256_json, write_json
 
-if TYPE_CHECKING:
-    from openai import OpenAI, OpenAIError
-
-INSTALL = "pip install 'loraga[judge]'"
-LOCAL = ("localhost", "127.0.0.1", "::1")
-NO_KEY = "none"
-"""Sent to a local endpoint if there is no key, because the protocol requires one."""
-PROBE_RETRIES = 2
-"""How often the probe is sent again; few times, because the user is waiting for it."""
 TIMEOUT = 300.0
 """Seconds that an answer may take, enough for a long judgement of a slow local server."""
-CONNECT_TIMEOUT = 10.0
-"""Seconds until an endpoint must have accepted the connection."""
-MAX_MESSAGE = 300
-"""Characters of an endpoint's message that are shown."""
-ERRORS = {
-    "AuthenticationError": "{url} does not accept the key in {variable}: export {variable}=... with another",
-    "PermissionDeniedError": "the key in {variable} may not use {model!r} at {url}{message}: check eval.judge.model",
-    "NotFoundError": "{url} has no model {model!r}{message}: check eval.judge.model, and eval.judge.base_url, which "
-    "usually ends in /v1",
-    "RateLimitError": "{url} allows no more requests for now{message}: wait, or set eval.judge.concurrency lower or "
-    "eval.judge.retries higher",
-    "APITimeoutError": "{url} did not answer in time: check that its server is not stuck",
-    "APIConnectionError": "no connection to {url} ({cause}): check eval.judge.base_url and that its server runs",
-    "InternalServerError": "{url} failed with status {status}, each time{message}: try again later",
-    "APIStatusError": "{url} refused a request with status {status}{message}: check eval.judge.model, "
-    "eval.judge.temperature and eval.judge.max_tokens",
-}
-"""What happened and the next step, by class of the openai package's errors; the first class that fits counts."""
+LIMITS = "eval.judge.temperature and eval.judge.max_tokens"
 Message = dict[str, str]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class JudgeOptions(Section):
@@ -102,7 +71,8 @@ class Judge:
     def __init__(self, options: JudgeOptions, folder: Path):
         self.options = options
         self.folder = folder
-        self._client: OpenAI | None = None
+        where = {"section": "eval.judge", "protocol": "chat", "limits": LIMITS}
+        self._client = Client(options, options.model, **where, timeout=TIMEOUT)
         self._limit = "max_tokens"
         self._guard = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
@@ -110,22 +80,7 @@ class Judge:
 
     def faults(self) -> list[Fault]:
         """What is wrong before a request is sent: a malformed address, a missing package or key."""
-        faults = []
-        if not _is_address(url := self.options.base_url):
-            faults.append(
-                Fault("eval.judge.base_url", f"{url!r} is not an address", "such as http://localhost:8000/v1")
-            )
-        if importlib.util.find_spec("openai") is None:
-            faults.append(Fault("eval.judge", "the openai package is not installed", INSTALL))
-        name, key = self.options.key_variable, self._key()
-        if not key:
-            what = f"the environment variable {name} is not set, and {url} needs a key"
-            faults.append(Fault("eval.judge.key_variable", what, f"export {name}=..."))
-        elif not (key.isascii() and key.isprintable()):
-            # it becomes a header, and what refuses it there would print it
-            what = f"{name} has characters that a key cannot have"
-            faults.append(Fault("eval.judge.key_variable", what, "export it again, as one line of ASCII"))
-        return faults
+        return self._client.faults()
 
     def probe(self) -> None:
         """Asks for one word, with the model and options of judgements, and does not store it.
@@ -177,118 +132,39 @@ class Judge:
         Raises:
             UserError: the first one that ``work`` raised, with the number of stored judgements. No new item begins.
         """
-        pool = ThreadPoolExecutor(self.options.concurrency, thread_name_prefix="judge")
-        try:
-            futures = [pool.submit(work, item) for item in items]
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                report(done)
-            return [future.result() for future in futures]
-        except UserError as error:
-            pool.shutdown(cancel_futures=True)
-            stored = f"{len(self._stored)} judgement{'' if len(self._stored) == 1 else 's'}"
-            raise UserError(
-                f"{error}. {stored} stored in {self.folder}: the same command continues from there"
-            ) from error
-        finally:
-            # requests under way are paid for, so their answers are waited for and stored
-            pool.shutdown(cancel_futures=True)
+
+        def stored() -> str:
+            return f"{len(self._stored)} judgement{'' if len(self._stored) == 1 else 's'} stored in {self.folder}"
+
+        return in_parallel(work, items, workers=self.options.concurrency, report=report, stored=stored)
 
     def _lock(self, key: str) -> threading.Lock:
         with self._guard:
             return self._asking.setdefault(key, threading.Lock())
 
-    def _key(self) -> str:
-        key = os.environ.get(self.options.key_variable, "").strip()
-        return key or (NO_KEY if self._is_local() else "")
-
-    def _is_local(self) -> bool:
-        return _is_address(self.options.base_url) and urlsplit(self.options.base_url).hostname in LOCAL
-
-    def _connected(self) -> OpenAI:
-        with self._guard:
-            if self._client is None:
-                import openai
-
-                # a proxy that the environment names cannot reach a server on this machine
-                http = openai.DefaultHttpxClient(trust_env=False) if self._is_local() else None
-                timeout = openai.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT)
-                self._client = openai.OpenAI(
-                    api_key=self._key(), base_url=self.options.base_url, http_client=http, timeout=timeout
-                )
-            return self._client
-
     def _send(self, messages: Sequence[Message], retries: int) -> Judgement:
         import openai
 
-        limit, retries = self._limit, min(retries, self.options.retries)
+        limit = self._limit
         options: dict[str, Any] = {"temperature": self.options.temperature, limit: self.options.max_tokens}
-        try:
-            chat: Any = self._connected().with_options(max_retries=retries).chat
-            reply = chat.completions.create(model=self.options.model, messages=list(messages), **options)
-        except openai.BadRequestError as error:
-            if limit == "max_tokens" and "max_completion_tokens" in str(error):
+        with self._client.explained():
+            chat: Any = self._client.connection(retries).chat
+            try:
+                reply = chat.completions.create(model=self.options.model, messages=list(messages), **options)
+            except openai.BadRequestError as error:
+                if limit != "max_tokens" or "max_completion_tokens" not in str(error):
+                    raise
                 self._limit = "max_completion_tokens"  # newer models accept the limit only under this name
                 return self._send(messages, retries)
-            raise self._error(error) from None
-        except openai.OpenAIError as error:
-            raise self._error(error) from None
-        except ValueError:  # the body is not the JSON that its header announces
-            raise self._protocol_error("its answer is not JSON") from None
         return self._read(reply)
 
     def _read(self, reply: Any) -> Judgement:
+        choice = self._client.choice_of(reply)
         try:
-            choice = reply.choices[0]
-            text = choice.message.content
-            finish = choice.finish_reason
-        except (AttributeError, IndexError, TypeError):
-            raise self._protocol_error(
-                self._message_in(getattr(reply, "error", None)) or "its answer has no choice"
-            ) from None
-        if not isinstance(text, str | None):
-            raise self._protocol_error("its answer has no text")
-        # half of a surrogate pair, from a truncated text, cannot be written to a file
-        text = (text or "").encode(errors="replace").decode()
-        return Judgement(text, str(reply.model or self.options.model), str(finish or ""))
-
-    def _protocol_error(self, why: str) -> UserError:
-        url = self.options.base_url
-        return UserError(f"{url} does not speak OpenAI's chat protocol ({why}): check eval.judge.base_url")
-
-    def _error(self, error: OpenAIError) -> UserError:
-        """What happened and the next step, in one line that never contains the key."""
-        import openai
-
-        url, variable = self.options.base_url, self.options.key_variable
-        if isinstance(error, openai.AuthenticationError) and self._key() == NO_KEY:
-            return UserError(f"{url} needs a key: export {variable}=...")
-        text = next((text for name, text in ERRORS.items() if isinstance(error, getattr(openai, name))), None)
-        if text is None:
-            return self._protocol_error(self._message_in(str(error)))
-        message, cause = self._message_in(getattr(error, "body", None)), self._message_in(str(error.__cause__ or error))
-        fields = {"url": url, "model": self.options.model, "variable": variable, "cause": cause}
-        status = getattr(error, "status_code", None)
-        return UserError(text.format(**fields, status=status, message=f" ({message})" if message else ""))
-
-    def _message_in(self, body: object) -> str:
-        """An endpoint's message: on one line, shortened, and without the key."""
-        for field in ("error", "message", "detail"):
-            if isinstance(body, dict) and field in body:
-                body = body[field]
-        text, key = str("" if body is None else body), self._key()
-        if key not in ("", NO_KEY):
-            text = text.replace(key, "...")
-        text = " ".join(text.split()).rstrip(".")
-        return text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number, or a single bracket
-        return False
+            text, finish = choice.message.content, choice.finish_reason
+        except AttributeError:
+            raise self._client.protocol_error("its answer has no choice") from None
+        return Judgement(self._client.text_of(text), str(reply.model or self.options.model), str(finish or ""))
 
 
 def _stored(file: Path) -> Judgement | None:

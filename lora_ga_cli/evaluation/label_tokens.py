@@ -33,10 +33,12 @@ def label_tokens(context: ScoringContext) -> Score:
     expected = [words.index(reference.strip()) for reference in context.split.rows["reference"]]
     tokens = _first_tokens(context, words)
     _check_first_tokens(context, words, tokens, expected)
-    predicted: list[int] = []
-    for rows in context.counted("label of row", context.batches()):
-        logits = _first_logits(context, rows)
-        predicted += logits[:, tokens].argmax(dim=-1).tolist()
+
+    def preferred(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        numbers: list[int] = _first_logits(context, rows)[:, tokens].argmax(dim=-1).tolist()
+        return numbers
+
+    predicted = context.of_rows("label of row", preferred)
     classes = Classes(predicted, expected, len(words))
     values = {name: measure() for name, measure in classes.measures().items()}
     prompts = context.split.rows["prompt"]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.evaluation.continuation import continuations
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.scoring import ScoringContext
 from lora_ga_cli.evaluation.tasks.base import Score
@@ -19,10 +18,13 @@ __all__ = ["METRICS", "Score", "ScoringContext"]
 
 def loss(context: ScoringContext) -> Score:
     """Mean loss per labelled token (or row, for classifiers) in nats; for language models also its exponential."""
-    collate = context.split.form.collate
-    batches = (context.to_device(collate(rows)) for rows in context.counted("loss of row", context.batches()))
-    total, items = summed_loss(context.model, batches)
-    mean = total / items
+
+    def summed(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, int]]:
+        batch = context.to_device(context.split.form.collate(rows))
+        return [summed_loss(context.model, [batch]), *[(0.0, 0)] * (len(rows) - 1)]  # the sums of the complete batch
+
+    sums = context.of_rows("loss of row", summed)
+    mean = math.fsum(total for total, _ in sums) / sum(items for _, items in sums)
     values = {"loss": mean}
     if context.task != "sequence_classification":
         values["perplexity"] = math.exp(mean) if mean < 700 else math.inf
@@ -38,28 +40,23 @@ def exact_match(context: ScoringContext) -> Score:
     Raises:
         DataError: the pattern matches no reference.
     """
-    rows, pattern, tokenizer = context.split.rows, context.answer_pattern, context.tokenizer
+    rows, pattern = context.split.rows, context.answer_pattern
     if all(extract(reference, pattern) is None for reference in rows["reference"]):
         text = f"eval.answer_pattern={pattern} is in no reference, such as {rows['reference'][0]!r}"
         raise DataError([Fault("configuration", text, "eval.answer_pattern='(.+)' takes the last line")])
-    lengths = rows["prompt_length"] if "prompt_length" in rows.column_names else rows["length"]
-    order = sorted(range(len(rows)), key=lambda index: -lengths[index])  # similar lengths need less padding
     verdicts: list[dict[str, Any]] = []
-    for batch in context.counted("answer", context.batches(order)):
-        tokens = continuations(context.model, tokenizer, context.task, batch, max_new_tokens=context.max_new_tokens)
-        for row, text in zip(batch, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-            expected, answer = reference_answer(row["reference"], pattern), extract(text, pattern)
-            verdicts.append(
-                {
-                    "prompt": row["prompt"],
-                    "reference": row["reference"],
-                    "generated": text,
-                    "answer": answer,
-                    "expected": expected,
-                    "correct": answer == expected,
-                }
-            )
-    verdicts = [verdict for _, verdict in sorted(zip(order, verdicts, strict=True), key=lambda pair: pair[0])]
+    for row, text in zip(rows, context.texts(), strict=True):
+        expected, answer = reference_answer(row["reference"], pattern), extract(text, pattern)
+        verdicts.append(
+            {
+                "prompt": row["prompt"],
+                "reference": row["reference"],
+                "generated": text,
+                "answer": answer,
+                "expected": expected,
+                "correct": answer == expected,
+            }
+        )
     count = len(verdicts)
     values = {
         "exact_match": sum(item["correct"] for item in verdicts) / count,

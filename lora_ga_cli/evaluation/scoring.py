@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data import Split
+from lora_ga_cli.evaluation.batches import Batches, by_length, halved_message
 from lora_ga_cli.evaluation.classes import Classes
+from lora_ga_cli.evaluation.continuation import continuations
+from lora_ga_cli.evaluation.endpoint import Endpoint
+from lora_ga_cli.evaluation.served import served_texts
 from lora_ga_cli.evaluation.tasks.base import Progress
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,9 @@ class ScoringContext:
         answer_pattern: regular expression whose first group is the answer.
         progress: shows the progress to the user.
         label_names: ``dataset.label_names``, the words between which ``label_tokens`` chooses.
+        warn: shows a warning to the user.
+        endpoint: the server that answers in place of the model, which then needs no weights.
+        answers: where the server's answers are kept until all are there.
     """
 
     model: Any
@@ -39,39 +50,70 @@ class ScoringContext:
     max_new_tokens: int = 256
     answer_pattern: str = r"####\s*(.+)"
     label_names: Sequence[str] | None = None
+    warn: Callable[[str], None] = warnings.warn
+    endpoint: Endpoint | None = None
+    answers: Path | None = None
 
-    def batches(self, order: list[int] | None = None) -> Iterator[list[dict[str, Any]]]:
-        """The rows in batches, in this order of their numbers."""
+    def of_rows(
+        self, what: str, work: Callable[[Sequence[Mapping[str, Any]]], Sequence[Result]], *, length: str = "length"
+    ) -> list[Result]:
+        """The results of ``work`` on batches of rows of similar length, in the order of the rows.
+
+        Args:
+            what: what is counted, while the progress is shown.
+            work: one result for every row of a batch.
+            length: the column by which rows are sorted.
+        """
         rows = self.split.rows
-        chosen = order if order is not None else list(range(len(rows)))
-        for begin in range(0, len(chosen), self.batch_size):
-            yield [rows[index] for index in chosen[begin : begin + self.batch_size]]
-
-    def counted(self, what: str, batches: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        """The batches, while their progress is shown."""
-        with self.progress("eval", what, len(self.split.rows)) as report:
-            done = 0
-            for batch in batches:
-                yield batch
-                done += len(batch)
-                report(done)
+        order = by_length(rows[length][:])
+        batches: Batches[int, Result] = Batches(
+            self.batch_size,
+            lambda numbers: work([rows[number] for number in numbers]),
+            lambda size: self.warn(halved_message(size)),
+        )
+        results: dict[int, Result] = {}
+        with self.progress("eval", what, len(order)) as report:
+            for of_batch in batches.run(order):
+                results |= zip(order[len(results) : len(results) + len(of_batch)], of_batch, strict=True)
+                report(len(results))
+        return [results[number] for number in range(len(order))]
 
     def to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """The tensors of a batch on the model's device."""
         device = next(self.model.parameters()).device
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
+    def texts(self) -> list[str]:
+        """The model's greedy answer to every row."""
+        if self.endpoint is not None and self.answers is not None:
+            return served_texts(
+                self.endpoint,
+                list(self.split.rows),
+                self.answers,
+                max_new_tokens=self.max_new_tokens,
+                model=self.model,
+                progress=self.progress,
+            )
+
+        def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+            limit = self.max_new_tokens
+            tokens = continuations(self.model, self.tokenizer, self.task, rows, max_new_tokens=limit)
+            texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            return texts
+
+        is_causal = "prompt_length" in self.split.rows.column_names
+        return self.of_rows("answer", answer, length="prompt_length" if is_causal else "length")
+
     @cached_property
     def classes(self) -> Classes:
         """The class of largest logit for each row, from one pass of a classifier over the rows."""
-        predicted: list[int] = []
-        expected: list[int] = []
-        count = 0
-        for rows in self.counted("class of row", self.batches()):
+
+        def classify(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
             batch = self.to_device(self.split.form.collate(rows))
-            expected += batch.pop("labels").tolist()
+            expected = batch.pop("labels").tolist()
             with torch.no_grad():
                 logits = self.model(**batch).logits
-            predicted += logits.argmax(dim=-1).tolist()
-            count = logits.shape[-1]
-        return Classes(predicted, expected, count)
+            return list(zip(logits.argmax(dim=-1).tolist(), expected, [logits.shape[-1]] * len(rows), strict=True))
+
+        predicted, expected, counts = zip(*self.of_rows("class of row", classify), strict=True)
+        return Classes(predicted, expected, counts[0])

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lora_ga_cli.errors import ArtifactDamaged
 from lora_ga_cli.files import file_sizes, read_json, set_aside
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
-
-Notify = Callable[[str], None]
+from lora_ga_cli.stores import FolderStore, Notify
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Entry:
     """What is wrong with it; empty if no damage is known."""
 
 
-class ArtifactStore:
+class ArtifactStore(FolderStore):
     """Artifacts by key, in ``root/gradients/<key>``.
 
     A key stands for everything a gradient depends on (`gradient_key`). The capacity is not part of it: an artifact of a
@@ -43,10 +38,7 @@ class ArtifactStore:
     """
 
     def __init__(self, root: Path):
-        self.folder = root / "gradients"
-
-    def path(self, key: str) -> Path:
-        return self.folder / key
+        super().__init__(root / "gradients")
 
     def find(self, key: str, capacity: int) -> Entry | None:
         """The stored artifact that would serve this request, without verifying its bytes."""
@@ -67,14 +59,8 @@ class ArtifactStore:
         Returns:
             The artifact, and whether it was reused.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self._lock(key)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            notify("another process is estimating this gradient; waiting for it")
-            lock.acquire()
-        try:
+        waiting = "another process is estimating this gradient; waiting for it"
+        with self.claimed(key, notify, waiting):
             stored = self._load(key, notify)
             if stored is not None and stored.capacity >= capacity:
                 return stored, True
@@ -86,8 +72,6 @@ class ArtifactStore:
             artifact = replace(compute(), key=key)
             artifact.save(self.path(key))
             return artifact, False
-        finally:
-            lock.release()
 
     def _load(self, key: str, notify: Notify) -> GradientArtifact | None:
         if not self.path(key).is_dir():
@@ -101,8 +85,7 @@ class ArtifactStore:
 
     def entries(self) -> Iterator[Entry]:
         """Every artifact, newest first."""
-        folders = [item for item in self.folder.iterdir() if _is_artifact(item)] if self.folder.is_dir() else []
-        yield from sorted((self._entry(folder) for folder in folders), key=lambda entry: -entry.created)
+        yield from sorted((self._entry(folder) for folder in self.stored()), key=lambda entry: -entry.created)
 
     def verify(self) -> Iterator[Entry]:
         """Every artifact, with its bytes checked against its manifest."""
@@ -112,35 +95,6 @@ class ArtifactStore:
                 yield entry
             except ArtifactDamaged as error:
                 yield replace(entry, damage=str(error))
-
-    def remove(self, entry: Entry) -> bool:
-        """Removes an artifact unless a process is estimating it again; returns whether it was removed."""
-        try:
-            with self._lock(entry.key).acquire(timeout=0):
-                shutil.rmtree(entry.path)
-        except Timeout:
-            return False
-        return True
-
-    def leftovers(self) -> list[Path]:
-        """Folders left by interrupted writes, and damaged artifacts set aside; nothing that a process is writing."""
-        if not self.folder.is_dir():
-            return []
-        items = [item for item in self.folder.iterdir() if item.is_dir() and not _is_artifact(item)]
-        return [item for item in items if not self._in_use(item.name.removeprefix(".").partition(".")[0])]
-
-    def _lock(self, key: str) -> FileLock:
-        """The lock of a process that computes and writes an artifact. Its file stays, since others may wait for it."""
-        return FileLock(self.folder / f".{key}.lock")
-
-    def _in_use(self, key: str) -> bool:
-        if not (self.folder / f".{key}.lock").exists():
-            return False
-        try:
-            with self._lock(key).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
 
     def _entry(self, folder: Path) -> Entry:
         sizes = file_sizes(folder)
@@ -158,12 +112,3 @@ class ArtifactStore:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             return Entry(folder.name, folder, 0, 0, sum(sizes.values()), created, {}, f"no readable manifest ({error})")
-
-
-def age_in_days(entry: Entry) -> float:
-    """Days since the artifact was written."""
-    return (time.time() - entry.created) / 86400
-
-
-def _is_artifact(item: Path) -> bool:
-    return item.is_dir() and not item.name.startswith(".") and "." not in item.name

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import atomic_file
-from lora_ga_cli.lora.difference import OFFSETS, refresh_before_forward
+from lora_ga_cli.lora.difference import OFFSETS, compute_by, use_direct
 from lora_ga_cli.lora.initialization import product
 from lora_ga_cli.lora.layers import ADAPTER, INITIAL, as_float32_on_cpu, base_targets, lora_layers, weight_of
+from lora_ga_cli.lora.refresh import refresh_before_forward
 from lora_ga_cli.model.targets import Target, fingerprint
 
 InitialPair = Callable[[str, Target, int, float], tuple[Tensor, Tensor]]
@@ -186,9 +187,16 @@ def train_differences(layer: LoraLayer, offset: str, a0: Tensor | None = None, b
         linear.weight = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
         linear.register_buffer(INITIAL, initial, persistent=False)
     variants: Any = layer.lora_variant
-    variants[ADAPTER] = OFFSETS[offset](inner := variants.get(ADAPTER))
-    if inner is None:
-        layer.cast_input_dtype_enabled = False  # the product casts, and keeps no copy
+    compute_by(layer, ADAPTER, OFFSETS[offset](variants.get(ADAPTER)))
+
+
+def train_directly(model: PeftModel) -> None:
+    """Has the LoRA layers whose factors train themselves compute their products as those of differences do, in place.
+
+    Layers with a variant of their own (an offset, DoRA's magnitudes, gates) are left as they are.
+    """
+    layers = [layer for layer in lora_layers(model).values() if use_direct(layer, ADAPTER)]
+    refresh_before_forward(model.get_base_model(), layers, ADAPTER)
 
 
 def differences(layer: LoraLayer) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,9 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
-from lora_ga_cli.lora.offset import LoraInit, install, present_factors
+from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
 from lora_ga_cli.methods.base import (
+    ANY_LINK,
     TASK_TYPES,
     AdapterOutput,
     InitData,
@@ -135,7 +136,9 @@ class Lora(Method):
         init = stored if stored is not None else self.initialize(wrapped, link, source, data)
         if init is None and allocates(self.config):
             init = present_factors(wrapped)  # a resumed run finds the ranks in it
-        return PreparedModel(wrapped, None if init is None else install(wrapped, init))
+        installed = None if init is None else install(wrapped, init)
+        train_directly(wrapped)
+        return PreparedModel(wrapped, installed)
 
     def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
         """The initial factors of all layers; None leaves those that PEFT gave the model. The model is not changed.
@@ -156,6 +159,12 @@ class Lora(Method):
         targets = find_targets(model, self.config.target_modules)
         ranks = self.layer_ranks(targets, link)
         return self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
+
+    def attach_empty(self, model: PreTrainedModel, link: Link = ANY_LINK) -> nn.Module:
+        wrapped = super().attach_empty(model, link)
+        assert isinstance(wrapped, PeftModel)
+        train_directly(wrapped)
+        return wrapped
 
     def wrap(
         self, model: PreTrainedModel, targets: Mapping[str, Target], ranks: Mapping[str, int], link: Link

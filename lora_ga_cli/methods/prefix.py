@@ -201,7 +201,7 @@ class _Rows:
         return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
 
     def end(self, model: Any, args: Any, output: Any) -> Any:
-        """Removes the logits of the prefix positions."""
-        if output.logits.shape[1] > self.tokens:
+        """Removes the logits of the prefix positions, if there are any logits."""
+        if output.logits is not None and output.logits.shape[1] > self.tokens:
             output.logits = output.logits[:, -self.tokens :]
         return output

@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-
-from lora_ga_cli.model.blocks import count_blocks
 
 EFFICIENCY = 0.55
 """Share of a large product's speed that a complete model reaches."""
@@ -89,7 +86,7 @@ def forward_work(model: nn.Module, rows: int, tokens: int, *, task: str) -> Work
     """The work of a forward pass on ``rows`` rows of ``tokens`` tokens; the model is on the meta device."""
     counter, calls = FlopCounterMode(display=False), _OperatorCounter()
     with counter, calls, torch.no_grad():
-        _forward(model, rows, tokens, task)
+        forward_shapes(model, rows, tokens, task=task)
     return Work(float(counter.get_total_flops()), calls.count)
 
 
@@ -102,39 +99,12 @@ def measure_pace(device: torch.device, dtype: torch.dtype) -> Pace:
     return Pace(2 * side**3 / product, call)
 
 
-def activation_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, checkpointing: bool) -> int:
-    """Bytes that the forward pass keeps for the backward pass, for ``rows`` rows of ``tokens`` tokens.
+def forward_shapes(model: nn.Module, rows: int, tokens: int, *, task: str, loss: bool = True) -> None:
+    """A forward pass of a model on the meta device, which computes shapes alone.
 
-    The model is on the meta device: its forward pass computes shapes only, and every tensor that autograd would keep is
-    counted once. With checkpointing, these are the tensors of one block and one hidden state per block. The gradient of
-    the logits is added, in float32 like the logits of the loss.
+    Args:
+        loss: whether the model gets labels.
     """
-    kept: dict[int, int] = {}
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    alive = []  # keeps storages, whose addresses would otherwise be used again
-
-    def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = max(kept.get(storage._cdata, 0), storage.nbytes())
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), _FusedAttention():
-        _forward(model, rows, tokens, task)
-    total = sum(kept.values())
-    config: Any = model.config
-    vocabulary = getattr(config, "vocab_size", 0) if task != "sequence_classification" else 0
-    gradient = rows * tokens * vocabulary * 4
-    if not checkpointing:
-        return total + gradient
-    blocks = count_blocks(model)
-    hidden = rows * tokens * int(config.hidden_size) * next(model.parameters()).element_size()
-    logits = 2 * gradient
-    return max(total - logits, 0) // blocks + logits + gradient + blocks * hidden
-
-
-def _forward(model: nn.Module, rows: int, tokens: int, task: str) -> None:
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
             # it reads values, which meta tensors do not have
@@ -142,7 +112,7 @@ def _forward(model: nn.Module, rows: int, tokens: int, task: str) -> None:
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
     with torch.device("meta"):
-        model(input_ids=ids, labels=labels)
+        model(input_ids=ids, labels=labels if loss else None)
 
 
 def _fastest(function: Callable[[], object], times: int, device: torch.device) -> float:
@@ -166,27 +136,3 @@ class _OperatorCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Counts attention as the kernels of real devices compute it.
-
-    On the meta device attention keeps its weights; those kernels keep one sum per row instead.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return _FusedAttentionFunction.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
-
-
-class _FusedAttentionFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None]:
-        raise AssertionError("nothing is computed here")

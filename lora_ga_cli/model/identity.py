@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from lora_ga_cli.errors import ModelError
-from lora_ga_cli.files import read_json, sha256_file, sha256_json, write_json
+from lora_ga_cli.files import read_json, remembered_sha256, sha256_json
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
@@ -27,15 +26,7 @@ def local_identity(folder: Path, memo: Path) -> dict[str, str]:
     files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
     if not files:
         raise ModelError(f"{folder}: no weights there (looked for {', '.join(WEIGHT_FILES)})")
-    cached: dict[str, str] = _read_memo(memo)
-    digests = {}
-    for file in files:
-        stat = file.stat()
-        entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if entry not in cached:
-            cached[entry] = sha256_file(file)
-            write_json(memo, cached)
-        digests[file.name] = cached[entry]
+    digests = {file.name: remembered_sha256(file, memo) for file in files}
     try:
         config = read_json(folder / "config.json")
     except ValueError as error:
@@ -64,13 +55,3 @@ def hub_identity(name: str, commit: str | None) -> dict[str, str]:
     if not commit:
         raise ModelError(f"{name}: its commit on the hub is not known; give model.revision=COMMIT, or a local folder")
     return {"hub": name, "commit": commit}
-
-
-def _read_memo(memo: Path) -> dict[str, str]:
-    if not memo.exists():
-        return {}
-    try:
-        cached = read_json(memo)
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return {}  # the files can be hashed again
-    return cached if isinstance(cached, dict) else {}

@@ -25,8 +25,11 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
     model.eval()
     device = next(model.parameters()).device
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    inputs = batch
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # a decoder's input is made of labels
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
     try:
-        logits = model(**batch).logits.float().cpu()
+        logits = model(**inputs).logits.float().cpu()
     finally:
         model.train(training)
     labels, mask = batch["labels"].cpu(), batch["attention_mask"].cpu()

@@ -17,12 +17,18 @@ class Speed:
 
     Args:
         flatten: whether it takes rows one after another, without padding.
+        block_mask: whether it needs a mask for that, of as many entries as the square of a pass's tokens.
+        chunked_loss: whether its loss is computed a few tokens at a time, without all logits.
+        liger: whether norms and gates are those of Liger Kernel.
         adapter_dtype: the type in which adapters compute their products.
         chosen: what is on, for people.
         refused: what would have been on, with the reason why it is not, for people.
     """
 
     flatten: bool = False
+    block_mask: bool = False
+    chunked_loss: bool = False
+    liger: bool = False
     adapter_dtype: torch.dtype = torch.float32
     chosen: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)

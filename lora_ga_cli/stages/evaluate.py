@@ -10,10 +10,10 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Split
-from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
 from lora_ga_cli.files import atomic_file, read_json, sha256_json, write_json
-from lora_ga_cli.report.console import step
+from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import now
@@ -63,6 +63,10 @@ def check_evaluation(config: Config) -> None:
     Raises:
         UserError
     """
+    if config.eval.endpoint.base_url is not None:
+        what = "no server can have the model that is trained first"
+        hint = "loraga train, then serve the run, then loraga eval RUN"
+        raise InvalidInput([Fault("eval.endpoint.base_url", what, hint)])
     task_of(config).check_before_training(LazyInputs(config))
 
 
@@ -78,6 +82,11 @@ class LazyInputs:
     def __init__(self, config: Config, target: EvalTarget | None = None):
         self.config = config
         self._target = target
+
+    @property
+    def name(self) -> str:
+        assert self._target is not None
+        return self._target.name
 
     @property
     def state(self) -> str:
@@ -104,6 +113,9 @@ class LazyInputs:
     def note(self, text: str) -> None:
         step("eval", text)
 
+    def warn(self, text: str) -> None:
+        warn(text)
+
     @cached_property
     def _inputs(self) -> Inputs:
         return prepare_inputs(self.config, splits=("validation",) if task_of(self.config).needs_rows else ())
@@ -112,7 +124,7 @@ class LazyInputs:
 def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:
     """A hash of everything that a result depends on: the model, the rows, the seed and the options."""
     parts = {"eval": task.relevant_options(), "model": target.state, "seed": target.config.seed}
-    return sha256_json({**parts, **task.identity(inputs)})
+    return sha256_json({**parts, **task.served_by(inputs), **task.identity(inputs)})
 
 
 def _stored(file: Path, identity: str) -> dict[str, Any] | None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json, sha256_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
@@ -29,6 +28,7 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
 
 
@@ -96,7 +96,7 @@ def _data_identity(inputs: Inputs) -> dict[str, Any]:
     return {
         name: {
             "rows": len(split.rows),
-            "sha256": rows_hash(split.rows),
+            "sha256": split.sha256,
             "skipped": split.skipped,
             "truncated": split.truncated,
         }
@@ -211,6 +211,8 @@ def initialize_link(
 
     data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
+    if method.output.is_adapter:
+        use_adapter_dtype(prepared.model, inputs.config)
     difference = None
     if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())

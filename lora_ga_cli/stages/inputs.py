@@ -16,6 +16,7 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
+from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
@@ -30,7 +31,7 @@ from lora_ga_cli.model.loading import (
     quiet,
 )
 from lora_ga_cli.model.speed import speed_of
-from lora_ga_cli.report.console import step
+from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import speed_up
 from lora_ga_cli.training.order import Order, order_of
 
@@ -150,11 +151,16 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         max_positions=_positions(config, model_config),
         splits=tuple(splits),
         num_labels=config.model.num_labels,
+        store=_row_store(config),
     )
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())
     return Inputs(config, device, model_config, tokenizer, data)
+
+
+def _row_store(config: Config) -> RowStore:
+    return RowStore(cache_root(config.cache_dir), warn)
 
 
 def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:
@@ -181,6 +187,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             max_positions=_positions(config, inputs.model_config),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
+            store=_row_store(config),
         )
         step("data", split.summary())
     if split is None:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import ModelError
+from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.checkpointing import checkpoint_blocks
 from lora_ga_cli.model.chunked_loss import use_chunked_loss
 from lora_ga_cli.model.compilation import compile_blocks
-from lora_ga_cli.model.flattening import use_flattening
+from lora_ga_cli.model.flattening import BLOCK_MASK, use_flattening
 from lora_ga_cli.model.kernels import use_liger
 from lora_ga_cli.model.speed import Speed, remember_speed
 from lora_ga_cli.model.unsupported import Unsupported
-from lora_ga_cli.training.passes import Limits
-
-DEFAULT_TOKENS = 4096
-"""Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough to keep a GPU
-busy with a model of a billion parameters, and a small part of its memory."""
+from lora_ga_cli.report.console import step
 
 
 def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Speed:
@@ -32,36 +31,50 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     Raises:
         ModelError: something that is asked for does not work with this model or device; says why.
     """
-    options = config.trainer
+    options, wanted = config.trainer, wanted_speed(config)
     chosen: list[str] = []
     refused: list[str] = []
 
-    def turn_on(option: str, wanted: bool | None, what: str, lever: Callable[[], str | None]) -> bool:
-        """Uses one lever if it is wanted (None: by ``speed``). Returns whether it is on."""
-        if wanted is False or (wanted is None and options.speed == "plain"):
-            return False
+    def turn_on(option: str, asked: bool, what: str, lever: Callable[[], str | None]) -> str | None:
+        """What the lever says; None if it does not work here.
+
+        Args:
+            asked: whether it must work, because the configuration names it.
+        """
         try:
             detail = lever()
         except Unsupported as reason:
-            if wanted:
+            if asked:
                 raise ModelError(f"trainer.{option} does not work here: {reason}") from None
             refused.append(f"no {what}: {reason}")
-            return False
+            return None
         chosen.append(f"{what} ({detail})" if detail else what)
-        return True
+        return detail or ""
 
-    liger = None if options.kernels is None else options.kernels == "liger"
-    turn_on("kernels=liger", liger, "Liger kernels", lambda: use_liger(model))
-    flatten = turn_on("flatten=true", options.flatten, "flattened rows", lambda: _flatten(model, config, device))
+    liger = flatten = chunked = None
+    gpu = device.type == "cuda"  # elsewhere only what is named is tried, since it would rarely work or help
+    if wanted.liger and (options.kernels is not None or gpu):
+        liger = turn_on("kernels=liger", options.kernels is not None, "Liger kernels", lambda: use_liger(model))
+    if wanted.flatten and (options.flatten or gpu):
+        flatten = turn_on(
+            "flatten=true", bool(options.flatten), "flattened rows", lambda: _flatten(model, config, device)
+        )
     if options.gradient_checkpointing:
         every = options.gradient_checkpointing_every
         turn_on("gradient_checkpointing=true", True, _checkpointing(every), lambda: checkpoint_blocks(model, every))
-    if config.model.task == "causal_lm" or options.chunked_loss:
-        turn_on("chunked_loss=true", options.chunked_loss, "loss in chunks", lambda: use_chunked_loss(model))
-    dtype = _adapter_dtype(config)
-    if dtype != torch.float32:
-        chosen.append(f"adapters in {str(dtype).removeprefix('torch.')}")
-    speed = Speed(flatten, dtype, chosen, refused)
+    if wanted.chunked_loss:
+        chunked = turn_on(
+            "chunked_loss=true", bool(options.chunked_loss), "loss in chunks", lambda: use_chunked_loss(model)
+        )
+    speed = Speed(
+        flatten=flatten is not None,
+        block_mask=flatten == BLOCK_MASK,
+        chunked_loss=chunked is not None,
+        liger=liger is not None,
+        adapter_dtype=wanted.adapter_dtype,
+        chosen=chosen,
+        refused=refused,
+    )
     remember_speed(model, speed)
     return speed
 
@@ -81,38 +94,79 @@ def compile_trained(model: nn.Module, config: Config) -> None:
         compile_blocks(model)
     except Unsupported as reason:
         raise ModelError(f"trainer.compile=true does not work here: {reason}") from None
+    step("speed", "blocks are compiled in the first step")
 
 
 def _checkpointing(every: int) -> str:
     return "gradient checkpoints" + (f" of every {every}th block" if every > 1 else "")
 
 
+def use_adapter_dtype(model: nn.Module, config: Config) -> None:
+    """Has the adapters of a model compute their products in the type that is asked for or suits the base, and says so.
+
+    Args:
+        model: after the method has wrapped it.
+
+    Raises:
+        ModelError: a type is asked for that this method's adapters cannot compute in.
+    """
+    wanted = wanted_speed(config).adapter_dtype
+    if wanted == torch.float32:
+        return
+    name = str(wanted).removeprefix("torch.")
+    try:
+        set_adapter_dtype(model, wanted)
+    except Unsupported as reason:
+        if config.trainer.adapter_dtype is not None:
+            raise ModelError(f"trainer.adapter_dtype={name} does not work here: {reason}") from None
+        step("speed", f"products of the adapter in float32: {reason}")
+    else:
+        step("speed", f"products of the adapter in {name}")
+
+
+def wanted_speed(config: Config) -> Speed:
+    """What the configuration asks for, and what ``speed=auto`` would turn on, whether it works or not."""
+    options, auto = config.trainer, config.trainer.speed == "auto"
+    causal = config.model.task == "causal_lm"
+    dtype: torch.dtype = torch.float32
+    if options.adapter_dtype is not None:
+        dtype = getattr(torch, options.adapter_dtype)
+    elif auto and config.model.dtype == "bfloat16":
+        dtype = torch.bfloat16
+    return Speed(
+        flatten=auto if options.flatten is None else options.flatten,
+        chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
+        liger=auto if options.kernels is None else options.kernels == "liger",
+        adapter_dtype=dtype,
+    )
+
+
+def expected_speed(config: Config, device: torch.device) -> Speed:
+    """What will probably be on, for a forecast that loads no weights."""
+    options, wanted = config.trainer, wanted_speed(config)
+    gpu = device.type == "cuda"
+    varlen = gpu and config.model.dtype != "float32"
+    flatten = bool(
+        wanted.flatten
+        and (options.flatten or varlen)
+        and config.model.task == "causal_lm"
+        and not method_of(config).leading_positions
+    )
+    return replace(
+        wanted,
+        flatten=flatten,
+        block_mask=flatten and not varlen,
+        liger=wanted.liger and gpu and find_spec("liger_kernel") is not None,
+    )
+
+
 def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> str:
     method = method_of(config)
     if config.model.task != "causal_lm":
         raise Unsupported(f"rows of model.task={config.model.task} are padded")
+    form = row_form(config.dataset, config.model.task)
+    if not form.flattens():
+        raise Unsupported(f"{form.__name__} pads rows in its own way, and has none to flatten them")
     if method.leading_positions:
         raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
-    return use_flattening(model, device)
-
-
-def _adapter_dtype(config: Config) -> torch.dtype:
-    """The type of adapters' products: as configured, or bfloat16 on a base in bfloat16."""
-    options = config.trainer
-    if options.adapter_dtype is not None:
-        return getattr(torch, options.adapter_dtype)
-    automatic = options.speed == "auto" and config.model.dtype == "bfloat16"
-    return torch.bfloat16 if automatic else torch.float32
-
-
-def pass_limits(config: Config, *, flatten: bool) -> Limits:
-    """What fits into one forward and backward pass of training.
-
-    Args:
-        flatten: whether rows are flattened.
-    """
-    options = config.trainer
-    tokens: Any = options.max_tokens
-    if tokens is None and options.micro_batch_size is None:
-        tokens = DEFAULT_TOKENS
-    return Limits(options.micro_batch_size, tokens, padded=not flatten)
+    return use_flattening(model, device, block_mask=bool(config.trainer.flatten))

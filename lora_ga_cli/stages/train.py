@@ -28,9 +28,10 @@ from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
+from lora_ga_cli.stages.costs import pass_limits
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
-from lora_ga_cli.stages.speed import compile_trained, pass_limits
+from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import training_arguments
@@ -215,7 +216,7 @@ def _fit(
         eval_dataset=held_out.rows if held_out else None,
         data_collator=inputs.collator_for(prepared.model),
         order=inputs.order,
-        limits=pass_limits(config, flatten=speed_of(prepared.model).flatten),
+        limits=pass_limits(inputs, flatten=speed_of(prepared.model).flatten),
         callbacks=callbacks,
         method=method,
         link=link,

@@ -24,6 +24,7 @@ from lora_ga_cli.errors import TrainingError
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
+from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
@@ -76,6 +77,8 @@ class LoragaTrainer(Trainer):
         self.method, self.link, self.init = method, link, init
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
+        self._ahead: list[MicroBatch] | None = None  # the next step of the epoch, if it is read already
+        self._steps: Iterator[Any] = iter(())
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
 
@@ -146,7 +149,9 @@ class LoragaTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The micro-batches of one optimizer step, and how many items they hold over all processes."""
-        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        step = next(epoch_iterator, None) if self._ahead is None else self._ahead
+        samples = [] if step is None else [step]
+        self._ahead, self._steps = None, epoch_iterator
         items = sum(batch.items for step in samples for batch in step)
         if self.args.world_size == 1:
             return samples, items
@@ -165,12 +170,16 @@ class LoragaTrainer(Trainer):
                 losses.append(self._pass(model, batch.to(self.args.device), num_items_in_batch))
             self.tokens_seen += batch.tokens
         loss = torch.stack(losses).sum()
+        self._ahead = next(self._steps, None)  # the device still computes
         self._check_finite(loss)
         return loss
 
     def _pass(self, model: nn.Module, batch: MicroBatch, items: Any) -> Tensor:
         """One forward and backward pass. Returns its share of the mean loss of the step's rows."""
-        loss = super().training_step(model, {**batch.inputs, SHARE: self._share(batch, items)}, items)
+        inputs = batch.inputs | {SHARE: self._share(batch, items)}
+        if speed_of(self._model).chunked_loss:
+            inputs["num_labelled"] = batch.items or batch.inputs["labels"].numel()  # or the device would be waited for
+        loss = super().training_step(model, inputs, items)
         with self.accelerator.autocast():  # in the precision in which the model added it
             penalty = self.method.penalty(self._model)
         # the penalty trains, but the reported loss is that of the rows, as with other methods

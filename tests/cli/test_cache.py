@@ -1,15 +1,17 @@
-"""``loraga cache``: listing, verifying and removing stored gradients."""
+"""``loraga cache``: listing, verifying and removing stored gradients and tokenized rows."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.data.store import ROWS_FILE, RowStore
 from lora_ga_cli.gradient.artifact import FACTORS_FILE, MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.gradient.store import ArtifactStore
@@ -139,3 +141,36 @@ def test_prune_leaves_what_another_process_is_writing(store: ArtifactStore) -> N
     with FileLock(store.folder / ".ccc444.lock"):
         assert main(["cache", "prune"]) == 0
     assert (store.folder / ".ccc444.x1y2.tmp").is_dir()
+
+
+def test_every_command_reads_the_rows_that_another_has_tokenized(
+    arguments: Callable[..., list[str]], loraga: Callable[..., str]
+) -> None:
+    command = arguments("llama", "dataset.validation_fraction=0.1")
+    assert "tokenized before" not in loraga("train", *command, "--preview")
+    for words in (["train", *command, "--preview"], ["train", *command, "--dry-run"], ["estimate-grad", *command]):
+        printed = loraga(*words)
+        splits = [line for line in printed.splitlines() if line.split()[:1] == ["data"]]
+        assert len(splits) == (1 if words[0] == "estimate-grad" else 2)
+        assert printed.count("tokenized before") == len(splits)
+
+
+def test_tokenized_rows_are_listed_verified_and_removed(
+    arguments: Callable[..., list[str]], loraga: Callable[..., str], tmp_path: Path
+) -> None:
+    loraga("estimate-grad", *arguments("llama"))
+    rows = RowStore(tmp_path / "cache")
+    (entry,) = rows.entries()
+    printed = loraga("cache", "list")
+    assert entry.key in printed
+    assert "1 tokenized split" in printed
+    assert f"{entry.key}: ok" in loraga("cache", "verify")
+    file = rows.path(entry.key) / ROWS_FILE
+    file.write_bytes(file.read_bytes()[:-9] + b"damaged!!")
+    assert f"{entry.key}:" in loraga("cache", "verify", code=1)
+    loraga("cache", "prune", "--damaged")
+    assert list(rows.entries()) == []
+    loraga("train", *arguments("llama"), "--preview")
+    loraga("cache", "prune", "--all", "--only", "rows")
+    assert list(rows.entries()) == []
+    assert len(list(ArtifactStore(tmp_path / "cache").entries())) == 1

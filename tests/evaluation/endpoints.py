@@ -90,3 +90,11 @@ class Endpoint:
                 pass
 
         return Handler
+
+
+def completes(text: str, finish: str = "stop", prompt_tokens: int | None = None) -> Answer:
+    """A completion of a text."""
+    choice = {"index": 0, "finish_reason": finish, "text": text, "logprobs": None}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 1, "total_tokens": (prompt_tokens or 0) + 1}
+    body = {"id": "1", "object": "text_completion", "created": 0, "model": "served", "choices": [choice]}
+    return Answer(body | ({} if prompt_tokens is None else {"usage": usage}))

@@ -16,7 +16,8 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
-from lora_ga_cli.evaluation.generate import Generator, append_completions, read_completions
+from lora_ga_cli.evaluation.completions import append_completions, read_completions
+from lora_ga_cli.evaluation.generate import Generator
 from lora_ga_cli.evaluation.prompt import check_conversation
 from lora_ga_cli.evaluation.tasks.base import Progress, Score
 from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem

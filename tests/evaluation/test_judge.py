@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation import judge as judging
 from lora_ga_cli.evaluation.judge import Judge, JudgeOptions, Message
 from tests.evaluation.endpoints import KEY, PATIENCE, VARIABLE, Answer, Endpoint, refuses, says
 
@@ -197,7 +196,7 @@ def test_an_endpoint_that_never_answers_is_reported(
 ) -> None:
     over = threading.Event()
     endpoint.answer = lambda request: says(str(over.wait(PATIENCE)))
-    monkeypatch.setattr(judging, "TIMEOUT", 0.05)
+    monkeypatch.setattr(judge._client, "timeout", 0.05)
     try:
         assert f"{endpoint.url} did not answer in time" in trouble(judge)
         assert len(waits) == judge.options.retries

@@ -10,24 +10,25 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lora_ga_cli.gradient.estimators.sketch import QUEUE_BYTES, queue_bytes, sketch_bytes
 from lora_ga_cli.gradient.sketch_batch import SketchBatch
+from lora_ga_cli.model.activations import activation_bytes, kept_bytes
 from lora_ga_cli.model.forecast import (
     Pace,
     Work,
-    activation_bytes,
     forward_work,
     measure_pace,
     state_bytes,
     weight_bytes,
 )
 from lora_ga_cli.model.quantization import DOUBLE_BITS
+from lora_ga_cli.model.speed import Speed
 from lora_ga_cli.model.targets import find_targets
 from tests.conftest import FAMILIES, TASKS, build_batch, build_model
 
 WIDTH, INNER, LAYERS, VOCABULARY = 256, 688, 4, 1000
 
 
-def llama(device: str = "cpu", dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "vocab_size": VOCABULARY}
+def llama(device: str = "cpu", dtype: torch.dtype = torch.float32, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
+    sizes = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "vocab_size": vocabulary}
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(num_attention_heads=8, **sizes))
     return model.to(dtype).eval()
@@ -53,33 +54,50 @@ def kept_by_autograd(model: nn.Module, batch: dict[str, Tensor]) -> int:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_are_what_a_real_forward_pass_keeps(family: str) -> None:
-    """Up to the gradient of the logits, which the forecast adds, and what attention kernels keep beside."""
+    """Up to what attention kernels keep beside."""
     batch = build_batch(family, rows=8, tokens=64)
     del batch["attention_mask"]  # a mask makes some CPU attention keep weights that accelerators do not
     model = build_model(family).eval().requires_grad_(False)
     for target in find_targets(model).values():
         target.weight.requires_grad_(True)
     real = kept_by_autograd(model, batch)
-    empty = model.to("meta")
-    tokens = 64
-    forecast = activation_bytes(empty, 8, tokens, task=TASKS[family], checkpointing=False)
-    if family != "bert":
-        forecast -= 8 * tokens * empty.config.vocab_size * 4
-    assert forecast == pytest.approx(real, rel=0.15)
+    assert kept_bytes(model.to("meta"), 8, 64, task=TASKS[family]).total == pytest.approx(real, rel=0.15)
 
 
 def test_attention_weights_are_not_counted() -> None:
     """Four times the tokens keep four times as much, not sixteen: attention kernels keep no weights."""
-    short, long = (activation_bytes(llama("meta"), 1, n, task="causal_lm", checkpointing=False) for n in (512, 2048))
+    short, long = (activation_bytes(llama("meta"), 1, tokens, task="causal_lm") for tokens in (512, 2048))
     assert long / short == pytest.approx(4, rel=0.01)
 
 
-def test_checkpointing_keeps_one_block_and_a_hidden_state_a_block() -> None:
-    model, tokens = llama("meta"), 512
-    total = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=False)
-    checkpointed = activation_bytes(model, 1, tokens, task="causal_lm", checkpointing=True)
-    logits = 3 * tokens * VOCABULARY * 4
-    assert checkpointed == pytest.approx((total - logits) / LAYERS + logits + LAYERS * tokens * WIDTH * 4, rel=0.01)
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_checkpointed_block_keeps_its_input_and_one_is_computed_again(every: int) -> None:
+    tokens = 512
+    kept = kept_bytes(llama("meta"), 1, tokens, task="causal_lm")
+    total, checkpointed = (
+        activation_bytes(llama("meta"), 1, tokens, task="causal_lm", checkpoint_every=number) for number in (0, every)
+    )
+    again = -(-LAYERS // every)
+    block = kept.blocks[1]
+    assert total - checkpointed == pytest.approx(again * (block - tokens * WIDTH * 4) - block, rel=0.02)
+
+
+def test_a_loss_in_chunks_needs_no_logits_of_all_tokens() -> None:
+    in_chunks, all_at_once = (
+        activation_bytes(
+            llama("meta", vocabulary=100_000), 1, 4096, task="causal_lm", speed=Speed(chunked_loss=chunked)
+        )
+        for chunked in (True, False)
+    )
+    assert all_at_once - in_chunks > 4096 * 100_000 * 4
+
+
+def test_ligers_norms_and_gates_keep_less() -> None:
+    plain, liger = (
+        activation_bytes(llama("meta", torch.bfloat16), 1, 512, task="causal_lm", speed=Speed(liger=liger))
+        for liger in (False, True)
+    )
+    assert liger < 0.9 * plain
 
 
 def test_work_is_two_operations_a_weight_and_token() -> None:

@@ -14,8 +14,9 @@ from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.forecast import Memory, Pace
 from lora_ga_cli.model.targets import find_targets, new_modules
+from lora_ga_cli.stages import costs
+from lora_ga_cli.stages.costs import training_forecast
 from lora_ga_cli.stages.estimate import rows_at_a_time
-from lora_ga_cli.stages.forecast import training_forecast
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.conftest import byte_tokenizer
 from tests.helpers import Arguments, Loraga, empty, prepare
@@ -105,3 +106,24 @@ def test_a_chain_is_forecast_by_its_largest_link(arguments: Arguments) -> None:
 
     assert forecast("[1,4,2]") == forecast("[4]")
     assert forecast("[1,4,2]") != forecast("[1]")
+
+
+@pytest.mark.parametrize("flatten", ["true", "false"])
+def test_the_tokens_that_fit_fill_the_memory_that_is_free(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, flatten: str
+) -> None:
+    options = ["method=lora", "trainer.micro_batch_size=null", "trainer.max_tokens=auto", f"trainer.flatten={flatten}"]
+    inputs = prepare_inputs(compose(arguments("llama", *options)))
+    training = costs.empty_training(inputs)
+    step_tokens = sum(sorted(inputs.order.lengths)[-8:])
+
+    def limit(free: int) -> int | None:
+        monkeypatch.setattr(costs, "_free_bytes", lambda *_: free)
+        return costs.pass_limits(inputs, flatten=flatten == "true").tokens
+
+    room = training.memory(1, 60)
+    tokens = limit(round(room.total / costs.USED_SHARE))
+    assert tokens is not None
+    assert training.memory(1, tokens).total <= room.total * 1.05
+    assert limit(0) == max(inputs.order.lengths)
+    assert limit(2**40) <= step_tokens  # type: ignore[operator]

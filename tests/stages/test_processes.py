@@ -59,7 +59,7 @@ def test_two_processes_do_what_one_does(loraga: Loraga, arguments: Arguments) ->
     In one test, because starting two processes takes longer than all that they do.
     """
     plain = arguments("llama", "name=run", "cache_dir=elsewhere")
-    sharded = [*plain, "output_dir=sharded", "method.offset=adapter", "model.shard=true"]
+    sharded = [*plain, "output_dir=sharded", "method.offset=adapter", "model.shard=true", "trainer.flatten=true"]
     estimations = {
         name: arguments("gpt2", f"gradient={name}", "gradient.samples=18", "gradient.capacity=16")
         for name in ("sketch", "exact")

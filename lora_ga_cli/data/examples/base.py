@@ -83,6 +83,13 @@ class Form(ABC):
         self.label_names = label_names
 
     @classmethod
+    def flattens(cls) -> bool:
+        """Whether `flatten` makes the batches of `collate` without padding. A form of a causal model that collates in
+        its own way has to flatten in its own way too."""
+        own = cls.collate is not Form.collate and cls.flatten is Form.flatten
+        return "causal_lm" in cls.tasks and not own
+
+    @classmethod
     def problems(cls, config: DatasetConfig) -> Iterator[str]:
         """Options that do not go together, a line each. Asked when the configuration is checked."""
         yield from ()

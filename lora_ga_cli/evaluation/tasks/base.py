@@ -24,6 +24,7 @@ from lora_ga_cli.registry import TASKS
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
     from lora_ga_cli.data import Split
+    from lora_ga_cli.evaluation.endpoint import Endpoint
 
 Progress = Callable[[str, str, int], AbstractContextManager[Callable[[int], None]]]
 """`report.progress.counting`, or the like: ``with progress("eval", "answer", total) as report: report(done)``."""
@@ -84,6 +85,11 @@ class EvalInputs(Protocol):
     def config(self) -> Config: ...
 
     @property
+    def name(self) -> str:
+        """The name of what is scored."""
+        ...
+
+    @property
     def state(self) -> str:
         """A hash of the model that is scored."""
         ...
@@ -115,6 +121,10 @@ class EvalInputs(Protocol):
         """Shows a line to the user."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Shows a warning to the user."""
+        ...
+
 
 class Task(ABC):
     """One way to score a model, chosen by ``eval.task``.
@@ -138,6 +148,7 @@ class Task(ABC):
 
     def __init__(self, options: EvalOptions, cache: Path | None = None):
         self.options = options
+        self._endpoint: Endpoint | None = None
         self.cache = cache_root(None) if cache is None else cache
 
     @property
@@ -154,6 +165,44 @@ class Task(ABC):
         """Yields a line for each thing in a configuration that the task cannot work with; it reads no file."""
         if config.model.task not in cls.model_tasks:
             yield f"eval.task={config.eval.task} does not score models of model.task={config.model.task}"
+        if config.eval.endpoint.base_url is None:
+            return
+        if needs := cls.needs_logits(config.eval):
+            yield (
+                f"{needs}, and the server of eval.endpoint.base_url gives only texts: leave it out, and the model is "
+                "loaded here"
+            )
+        if config.model.task != "causal_lm":
+            yield f"eval.endpoint.base_url is for model.task=causal_lm, and this is model.task={config.model.task}"
+        if config.eval.endpoint.chat and not cls.converses(config.eval):
+            yield "eval.endpoint.chat=true is for tasks that are conversations, without eval.prompt"
+
+    @classmethod
+    def needs_logits(cls, options: Any) -> str:
+        """Why a server that gives only texts does not suffice; empty if it does."""
+        return f"eval.task={options.task} needs the model's logits"
+
+    @classmethod
+    def converses(cls, options: Any) -> bool:
+        """Whether the model's inputs are conversations in the tokenizer's chat template."""
+        return False
+
+    def endpoint(self, inputs: EvalInputs) -> Endpoint | None:
+        """The server that generates the answers; None if the model does so in this process."""
+        from lora_ga_cli.evaluation.endpoint import Endpoint
+
+        if self._endpoint is None and self.options.endpoint.base_url is not None:
+            self._endpoint = Endpoint(self.options.endpoint, inputs.name, inputs.tokenizer)
+        return self._endpoint
+
+    def served_by(self, inputs: EvalInputs) -> dict[str, Any]:
+        """What of a server a result depends on: plain data, empty without one. It may move to another address."""
+        options = self.options.endpoint
+        return (
+            {}
+            if options.base_url is None
+            else {"server": {"model": options.model or inputs.name, "chat": options.chat}}
+        )
 
     def check_ready(self, inputs: EvalInputs) -> None:  # noqa: B027
         """Refuses what would fail after the model has been loaded: missing files, packages, keys.
@@ -190,8 +239,11 @@ class Task(ABC):
         """
 
     def relevant_options(self) -> dict[str, Any]:
-        """The options that can change a result, as plain data. A batch size changes none, except by sampling."""
-        return self.options.model_dump(mode="json", exclude={"batch_size": True, **self.irrelevant})
+        """The options that can change a result, as plain data. A batch size changes none, except by sampling.
+
+        What of ``eval.endpoint`` can, is in `served_by`.
+        """
+        return self.options.model_dump(mode="json", exclude={"batch_size": True, "endpoint": True, **self.irrelevant})
 
     def files(self) -> dict[str, str | list[str] | None]:
         """The local files that options name, by option."""

@@ -23,6 +23,8 @@ from lora_ga_cli.files import sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
+    from lora_ga_cli.evaluation.generate import Generator
+    from lora_ga_cli.evaluation.served import ServedGenerator
 
 __all__ = ["ANSWER_OPTIONS", "Benchmark", "Completion", "GenerationOptions", "Problem", "collect_faults", "problems_of"]
 Loaded = TypeVar("Loaded")
@@ -66,6 +68,14 @@ class Benchmark(Task):
         """
 
     @classmethod
+    def needs_logits(cls, options: Any) -> str:
+        return ""
+
+    @classmethod
+    def converses(cls, options: Any) -> bool:
+        return cls.chat and options.prompt is None
+
+    @classmethod
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
         options: Any = config.eval
@@ -77,10 +87,12 @@ class Benchmark(Task):
 
     def check_ready(self, inputs: EvalInputs) -> None:
         faults: list[Fault] = []
-        if self.chat:
+        endpoint = self.endpoint(inputs)
+        if self.chat and not self.options.endpoint.chat:
             tokenizer = inputs.tokenizer if self.options.prompt is None else None
             collect_faults(faults, lambda: check_conversation(self.options.prompt, tokenizer))
         collect_faults(faults, self.check_requirements)
+        faults += endpoint.faults() if endpoint is not None else []
         if faults:
             raise InvalidInput(faults)
         if self.options.file is not None:
@@ -89,11 +101,19 @@ class Benchmark(Task):
     def check_before_training(self, inputs: EvalInputs) -> None:
         self.check_ready(inputs)
         if self.options.file is not None:
-            self._generator(inputs, inputs.empty_model()).check_room(self)
+            from lora_ga_cli.evaluation.inputs import ModelInputs
+
+            config = inputs.config
+            model = inputs.empty_model()
+            ModelInputs(model, inputs.tokenizer, config.model.task, self.options, config.seed).first_rows(self)
 
     def relevant_options(self) -> dict[str, Any]:
-        sampled = {"batch_size": self.options.batch_size} if self.options.temperature > 0 else {}
+        sampled = {"batch_size": self.options.batch_size} if self._samples_in_batches else {}
         return super().relevant_options() | sampled
+
+    @property
+    def _samples_in_batches(self) -> bool:
+        return self.options.temperature > 0 and self.options.endpoint.base_url is None
 
     def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
         problems = [[problem.id, problem.turns, dict(problem.row)] for problem in problems_of(self)]
@@ -101,7 +121,7 @@ class Benchmark(Task):
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         """Reuses completions that another result in the folder holds, or an interrupted evaluation has left."""
-        from lora_ga_cli.evaluation.generate import stored_completions
+        from lora_ga_cli.evaluation.completions import stored_completions
 
         problems = problems_of(self)
         answers = self._answers_identity(inputs, problems)
@@ -110,7 +130,7 @@ class Benchmark(Task):
         if len(completions) == len(problems) * self.options.samples:
             inputs.note(f"answers as in {lines}")
         else:
-            completions = self._generator(inputs, inputs.model()).completions(self, partial, inputs.progress)
+            completions = self._answers(inputs).completions(self, partial, inputs.progress)
         score = self.score(completions, inputs.progress)
         truncated = sum(completion.truncated for completion in completions) / len(completions)
         return Result(
@@ -129,16 +149,23 @@ class Benchmark(Task):
 
     def _answers_identity(self, inputs: EvalInputs, problems: Sequence[Problem]) -> str:
         """What the answers depend on, whoever grades them."""
-        sampled = {"batch_size"} if self.options.temperature > 0 else set()
+        sampled = {"batch_size"} if self._samples_in_batches else set()
         chosen = self.options.model_dump(mode="json", include=ANSWER_OPTIONS | sampled)
         asked = [[problem.id, problem.turns] for problem in problems]
-        return sha256_json({"eval": chosen, "model": inputs.state, "seed": inputs.config.seed, "asked": asked})
+        parts = {"eval": chosen, "model": inputs.state, "seed": inputs.config.seed, "asked": asked}
+        return sha256_json({**parts, **self.served_by(inputs)})
 
-    def _generator(self, inputs: EvalInputs, model: Any) -> Any:
+    def _answers(self, inputs: EvalInputs) -> Generator | ServedGenerator:
+        """What answers the problems."""
         from lora_ga_cli.evaluation.generate import Generator
+        from lora_ga_cli.evaluation.served import ServedGenerator
 
-        config = inputs.config
-        return Generator(model, inputs.tokenizer, config.model.task, self.options, config.seed)
+        config, endpoint = inputs.config, self.endpoint(inputs)
+        of_both = (inputs.tokenizer, config.model.task, self.options, config.seed)
+        if endpoint is not None:
+            endpoint.probe()
+            return ServedGenerator(inputs.empty_model(), *of_both, endpoint)
+        return Generator(inputs.model(), *of_both, inputs.warn)
 
 
 def collect_faults(faults: list[Fault], read: Callable[[], Loaded]) -> Loaded | None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from lora_ga_cli.config.schema import EvalOptions, Positive
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
+from lora_ga_cli.files import sha256_json
 from lora_ga_cli.registry import TASKS
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ METRIC_TASKS = {
     "f1": CLASSIFIED,
 }
 """The values of ``model.task`` for which a metric is defined, if not all."""
+WRITTEN = ("exact_match",)
+"""The metrics of answers in text."""
 
 
 class RowsOptions(EvalOptions):
@@ -66,22 +69,32 @@ class Rows(Task):
             if metric in METRIC_TASKS and config.model.task not in METRIC_TASKS[metric]:
                 yield f"eval.metrics has {metric}, which is not defined for model.task={config.model.task}"
 
+    @classmethod
+    def needs_logits(cls, options: Any) -> str:
+        metrics = [name for name in options.metrics if name not in WRITTEN]
+        return f"eval.metrics has {', '.join(metrics)}, computed from the model's logits" if metrics else ""
+
     def check_ready(self, inputs: EvalInputs) -> None:
         if self.options.file is None and not inputs.config.dataset.has_validation:
             hint = "eval.file=FILE, or dataset.validation_fraction=0.05"
             raise InvalidInput([Fault("configuration", "there are no rows to evaluate on", hint)])
+        endpoint = self.endpoint(inputs)
+        if endpoint is not None and (faults := endpoint.faults()):
+            raise InvalidInput(faults)
 
     def identity(self, inputs: EvalInputs) -> Mapping[str, Any]:
-        from lora_ga_cli.data.identity import rows_hash
-
-        return {"rows": rows_hash(inputs.split.rows)}
+        return {"rows": inputs.split.sha256}
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         from lora_ga_cli.evaluation.metrics import METRICS
         from lora_ga_cli.evaluation.scoring import ScoringContext
 
+        endpoint = self.endpoint(inputs)
+        partial = None if endpoint is None else self._partial(inputs, file)
+        if endpoint is not None:
+            endpoint.probe()
         context = ScoringContext(
-            inputs.model(),
+            inputs.model() if endpoint is None else inputs.empty_model(),
             inputs.tokenizer,
             inputs.config.model.task,
             inputs.split,
@@ -90,6 +103,9 @@ class Rows(Task):
             self.options.max_new_tokens,
             self.options.answer_pattern,
             inputs.config.dataset.label_names,
+            inputs.warn,
+            endpoint,
+            partial,
         )
         scores = {name: METRICS[name](context) for name in self.options.metrics}
         verdicts = {name: score.verdicts for name, score in scores.items() if score.verdicts}
@@ -97,7 +113,14 @@ class Rows(Task):
         total = Score({})
         for score in scores.values():
             total |= score
-        return Result(total, len(inputs.split.rows), inputs.split.name, lines)
+        return Result(
+            total, len(inputs.split.rows), inputs.split.name, lines, obsolete=[] if partial is None else [partial]
+        )
+
+    def _partial(self, inputs: EvalInputs, file: Path) -> Path:
+        """Where a server's answers are kept until all are there."""
+        answers = {"limit": self.options.max_new_tokens, "model": inputs.state, **self.served_by(inputs)}
+        return file.with_name(f"{self.name}-{sha256_json({**answers, **self.identity(inputs)})[:8]}.partial.jsonl")
 
     def result_file(self, folder: Path, identity: str) -> Path:
         return folder / "eval.json"

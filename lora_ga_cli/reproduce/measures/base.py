@@ -116,7 +116,7 @@ def _flags(user_dir: Path | None) -> list[str]:
 def training_cost(inputs: Inputs, pace: Pace) -> Cost:
     """The cost of a training, and of the gradient estimation before it if the method needs one."""
     from lora_ga_cli.methods.base import method_of
-    from lora_ga_cli.stages.forecast import training_forecast
+    from lora_ga_cli.stages.costs import training_forecast
 
     config = inputs.config
     before = estimation_cost(inputs, pace) if method_of(config).needs_gradient else Cost(0, 0)
@@ -127,7 +127,7 @@ def training_cost(inputs: Inputs, pace: Pace) -> Cost:
 
 def estimation_cost(inputs: Inputs, pace: Pace) -> Cost:
     """The cost of estimating a gradient."""
-    from lora_ga_cli.stages.forecast import estimation_forecast
+    from lora_ga_cli.stages.costs import estimation_forecast
 
     memory, seconds = estimation_forecast(inputs, pace)
     return Cost(memory.total, seconds)

@@ -11,6 +11,10 @@ from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data.build import needed_columns
 from lora_ga_cli.data.examples.base import Form
+from lora_ga_cli.data.examples.chat import Chat
+from lora_ga_cli.data.examples.classification import Classification
+from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
+from lora_ga_cli.data.examples.text_to_text import TextToText
 from tests.data.examples import learned_tokens, make_form, one_example, tokens
 
 SPLIT = {"train_file": "d.jsonl"}
@@ -163,3 +167,18 @@ def test_every_faulty_template_is_named_by_its_option(tokenizer: Any) -> None:
         "dataset.prompt",
         "dataset.answer",
     ]
+
+
+def test_only_a_causal_form_that_makes_the_usual_batches_is_flattened() -> None:
+    class OwnBatches(PromptAnswer):
+        def collate(self, rows: Any) -> Any:
+            return super().collate(rows) | {"extra": 1}
+
+    class BothOwn(OwnBatches):
+        def flatten(self, rows: Any) -> Any:
+            return super().flatten(rows) | {"extra": 1}
+
+    flattened = {form.__name__: form.flattens() for form in (PromptAnswer, Chat, TextToText, Classification)}
+    assert flattened == {"PromptAnswer": True, "Chat": True, "TextToText": False, "Classification": False}
+    assert not OwnBatches.flattens(), "its batches have an entry that flatten_tokens would leave out"
+    assert BothOwn.flattens()

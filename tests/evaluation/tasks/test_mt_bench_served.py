@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lora_ga_cli.errors import UserError
 from tests.conftest import byte_tokenizer
-from tests.evaluation.endpoints import PATIENCE, VARIABLE
+from tests.evaluation.endpoints import VARIABLE
 from tests.evaluation.models import going_on
 from tests.evaluation.mt_bench_rows import (
     TEXTS,
@@ -26,6 +18,7 @@ from tests.evaluation.mt_bench_rows import (
     completions,
     silent,
 )
+from tests.evaluation.serving import Served, serve
 
 RATINGS = {str(number % 10): f"Rating: [[{number}]]" for number in range(1, 11)}
 REFUSAL = "I would rather not say."
@@ -44,60 +37,11 @@ def save_judge(folder: Path) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Served:
-    """A model that `transformers serve` serves."""
-
-    model: str
-    url: str
-    log: Path
-
-    def answered(self) -> int:
-        """Chats it has answered, by its log."""
-        return self.log.read_text().count('"POST /v1/chat/completions HTTP/1.1" 200')
-
-    def answers(self, count: int) -> bool:
-        """Waits until its log, which it writes beside its answers, holds that many."""
-        deadline = time.monotonic() + PATIENCE
-        while self.answered() < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return self.answered() == count
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("judge")
-    model = str(save_judge(folder / "model"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", model, "--device", "cpu"]
-    log = folder / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not healthy(port):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield Served(model, f"http://127.0.0.1:{port}/v1", log)
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
-
-
-def healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-            return answer.status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    with serve(save_judge(folder / "model"), folder / "log") as served:
+        yield served
 
 
 def test_a_served_model_judges(bench: Bench, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,151 @@
+"""What a split is made of: its source, which rows of it in which order, and the key under which it is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_ga_cli.data.hub import HubRows
+from lora_ga_cli.data.identity import files_identity, form_identity, tokenizer_identity
+from lora_ga_cli.data.source import Source
+from lora_ga_cli.errors import DataError, Fault
+from lora_ga_cli.files import sha256_json
+
+if TYPE_CHECKING:
+    from lora_ga_cli.config.schema import DatasetConfig
+    from lora_ga_cli.data.examples.base import Form
+
+KEY_LENGTH = 16
+PLACES = {
+    "path",
+    "subset",
+    "revision",
+    "train_split",
+    "validation_split",
+    "train_file",
+    "validation_file",
+    "validation_fraction",
+    "max_rows",
+    "max_validation_rows",
+    "shuffle",
+}
+"""Options of `dataset` that say where rows are and which are taken. `Reading` and `Plan` have what they lead to."""
+
+
+class Reading:
+    """Rows that are read once, when they are needed.
+
+    Args:
+        files: local files; None for a data set on the hub.
+        read: reads the rows.
+    """
+
+    def __init__(self, files: Sequence[str] | None, read: Callable[[], Source]):
+        self.files, self._read = files, read
+
+    @cached_property
+    def source(self) -> Source:
+        """The rows.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return self._read()
+
+    def identity(self, memo: Path) -> Any:
+        """The content of the rows as JSON; None if it is not known. Files are hashed, and not read as rows.
+
+        Raises:
+            DataError: the data set on the hub cannot be loaded.
+        """
+        if self.files is not None:
+            return files_identity(self.files, memo)
+        return self.source.fingerprint if isinstance(self.source, HubRows) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows of a source make a split.
+
+    Args:
+        reading: the source.
+        part: ``all`` rows in their order, or what ``trained`` and ``held_out`` are of the order for training.
+        limit: the most rows of the split.
+        shuffle: the seed of the order for training; None if it is the order of the source.
+        fraction: the share of the rows that is held out.
+    """
+
+    reading: Reading
+    part: Literal["all", "trained", "held_out"]
+    limit: int | None
+    shuffle: int | None = None
+    fraction: float = 0.0
+
+    def order(self) -> Sequence[int]:
+        """The numbers of the rows that may be taken, in order.
+
+        Raises:
+            DataError: there are too few rows to hold some out.
+        """
+        source = self.reading.source
+        order = list(range(len(source)))
+        if self.part == "all":
+            return order
+        if self.shuffle is not None:
+            random.Random(self.shuffle).shuffle(order)
+        if self.fraction == 0:
+            return order
+        if len(order) < 2:
+            what = f"{source.name} has one row, of which none can be held out"
+            raise DataError([Fault("dataset.validation_fraction", what, "dataset.validation_fraction=0")])
+        count = min(max(1, round(self.fraction * len(order))), len(order) - 1)
+        return order[:-count] if self.part == "trained" else order[-count:]
+
+    @property
+    def malformed(self) -> int:
+        """Rows that were left out on reading and count for this split; those of one source count once."""
+        return 0 if self.part == "held_out" else self.reading.source.malformed
+
+
+def split_key(
+    name: str,
+    plan: Plan,
+    *,
+    naming: Reading | None,
+    config: DatasetConfig,
+    tokenizer: Any,
+    task: str,
+    form: type[Form],
+    num_labels: int | None,
+    label_names: Sequence[str] | None,
+    memo: Path,
+) -> str | None:
+    """The key of a tokenized split: a hash of everything that its rows depend on.
+
+    Args:
+        naming: the source whose rows name the classes, where nothing else does.
+        label_names: the names of the classes, where they are known before any row is read.
+        memo: where the hashes of large files are remembered.
+
+    Returns:
+        None if the content of the source, the tokenizer or the form is not known, so that the split cannot be stored.
+
+    Raises:
+        DataError: a data set on the hub cannot be loaded.
+    """
+    parts = {
+        "source": plan.reading.identity(memo),
+        "tokenizer": tokenizer_identity(tokenizer),
+        "form": form_identity(form),
+        "naming": naming.identity(memo) if naming is not None else "",
+    }
+    if any(part is None for part in parts.values()):
+        return None
+    options = config.model_dump(mode="json", exclude=PLACES)
+    rows = [name, plan.part, plan.limit, plan.shuffle, plan.fraction]
+    labels = [num_labels, list(label_names) if label_names is not None else None]
+    return sha256_json([parts, options, rows, labels, task])[:KEY_LENGTH]

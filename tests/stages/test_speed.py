@@ -1,0 +1,174 @@
+"""What makes a step faster or smaller does not change what it computes, and what changes it is asked for by name."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lora_ga_cli.training.trainer import LoragaTrainer
+from tests.helpers import Arguments, Loraga, copied_between_two_checkpoints, only_run, points
+
+STEADY = ["method=lora", "trainer.learning_rate=1e-3", "trainer.max_grad_norm=0", "trainer.micro_batch_size=null"]
+
+
+def losses(folder: str) -> list[float]:
+    return [point.get("loss", point.get("eval_loss")) for point in points(only_run(folder))]
+
+
+def record_rows(patch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The number of rows and of passes of every step that is trained from here."""
+    from lora_ga_cli.training.batches import BatchReader
+
+    read, seen = BatchReader.__getitems__, list[list[int]]()
+
+    def reading(self: BatchReader, passes: Any) -> Any:
+        seen.append([len(rows) for rows in passes])
+        return read(self, passes)
+
+    patch.setattr(BatchReader, "__getitems__", reading)
+    return seen
+
+
+@pytest.mark.parametrize("flatten", ["true", "false"])
+@pytest.mark.parametrize("limit", ["trainer.max_tokens=100", "trainer.max_tokens=1", "trainer.micro_batch_size=3"])
+def test_a_step_is_the_same_however_its_rows_are_divided(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, limit: str, flatten: str
+) -> None:
+    loraga("train", *arguments("llama", *STEADY, "trainer.speed=plain", "output_dir=one_pass"))
+    with monkeypatch.context() as patch:
+        passes = record_rows(patch)
+        loraga("train", *arguments("llama", *STEADY, limit, f"trainer.flatten={flatten}", "output_dir=divided"))
+    assert losses("divided") == pytest.approx(losses("one_pass"), rel=1e-5)
+    one, other = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("one_pass", "divided"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    assert max(map(len, passes)) > 1
+
+
+def test_options_of_speed_do_not_make_another_run(loraga: Loraga, arguments: Arguments) -> None:
+    loraga("train", *arguments("llama", *STEADY))
+    changed = ["trainer.speed=plain", "trainer.max_tokens=50", "trainer.gradient_checkpointing=true"]
+    assert "finished already" in loraga("train", *arguments("llama", *STEADY, *changed))
+
+
+@pytest.mark.parametrize("option", ["dataset.packing=true", "trainer.group_by_length=true"])
+def test_packs_and_grouped_steps_are_other_runs(loraga: Loraga, arguments: Arguments, option: str) -> None:
+    loraga("train", *arguments("llama", *STEADY))
+    assert "finished already" not in loraga("train", *arguments("llama", *STEADY, option))
+
+
+def test_packing_counts_packs(loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    epoch = ["trainer.max_steps=null", "trainer.epochs=1", "dataset.packing=true", "trainer.batch_size=2"]
+    epoch += ["dataset.validation_fraction=0", "trainer.save_steps=100", "trainer.eval_steps=null"]
+    with monkeypatch.context() as patch:
+        passes = record_rows(patch)
+        loraga("train", *arguments("llama", *STEADY, *epoch))
+    manifest = json.loads((only_run() / "manifest.json").read_text())
+    rows = manifest["data"]["train"]["rows"]
+    assert sum(map(sum, passes)) == rows
+    assert manifest["steps"] == len(passes) < rows / 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["dataset.packing=true", "trainer.batch_size=2", "trainer.max_tokens=64"],
+        ["trainer.group_by_length=true", "trainer.max_tokens=60"],
+        ["trainer.flatten=true", "trainer.chunked_loss=true", "trainer.max_tokens=60"],
+    ],
+)
+def test_a_run_resumes_to_the_bit(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    options = ["trainer.micro_batch_size=null", *options]
+    with monkeypatch.context() as patch:
+        copied_between_two_checkpoints(patch, "uninterrupted", "runs")
+        loraga("train", *arguments("llama", "output_dir=uninterrupted", *options))
+    assert "resuming after step" in loraga("train", *arguments("llama", *options))
+    one, other = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("uninterrupted", "runs"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+ELSEWHERE = {"masking_utils.py", "batches.py"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read from a tensor, for which a process waits for its device.
+
+    Those of transformers' masks do not count: kernels for rows of variable length need no mask. Neither do those of
+    batches that are still on the CPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        if reads and not any(Path(frame.filename).name in ELSEWHERE for frame in traceback.extract_stack()):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["lora", "lora_ga"])
+def test_a_step_waits_for_the_device_once(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    step, counts = LoragaTrainer.training_step, Counter[int]()
+
+    def counting(*given: Any, **options: Any) -> Any:
+        with Waits() as waits:
+            result = step(*given, **options)
+        counts[waits.count] += 1
+        return result
+
+    monkeypatch.setattr(LoragaTrainer, "training_step", counting)
+    loraga("train", *arguments("llama", f"method={method}", "trainer.micro_batch_size=2"))
+    assert set(counts) == {1}
+
+
+def test_what_was_chosen_is_printed(loraga: Loraga, arguments: Arguments) -> None:
+    chosen = ["trainer.flatten=true", "trainer.chunked_loss=true"]
+    assert "speed  flattened rows (a block mask), loss in chunks" in loraga(
+        "train", *arguments("llama", *STEADY, *chosen)
+    )
+    assert "speed  loss in chunks" in loraga("train", *arguments("llama", *STEADY, "output_dir=automatic"))
+    assert "speed  " not in loraga("train", *arguments("llama", *STEADY, "trainer.speed=plain", "output_dir=plain"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["trainer.kernels=liger"], "trainer.kernels=liger does not work here"),
+        (["trainer.flatten=true", "method=prefix_embedding"], "puts trained vectors before every row"),
+    ],
+)
+def test_what_is_asked_for_and_cannot_work_is_refused(
+    loraga: Loraga, arguments: Arguments, options: list[str], reason: str
+) -> None:
+    assert reason in " ".join(loraga("train", *arguments("llama", *options), code=2).split())
+
+
+def test_rows_of_other_tasks_are_padded(loraga: Loraga, arguments: Arguments) -> None:
+    out = loraga("train", *arguments("t5", "method=lora", "trainer.flatten=true"), code=2)
+    assert "rows of model.task=seq2seq_lm are padded" in out
+
+
+def test_more_processes_than_rows_of_a_step_train_the_same(tmp_path: Path) -> None:
+    """A process without a row computes a micro-batch that has no part in the loss."""
+    from lora_ga_cli.training.batches import StepSampler
+    from lora_ga_cli.training.passes import Limits
+
+    samplers = [
+        StepSampler(lambda: [[0, 1]], 1, [5, 7], Limits(None, 100, False), processes=3, index=index)
+        for index in (0, 1, 2)
+    ]
+    assert sorted(next(iter(sampler)) for sampler in samplers) == [[[]], [[0]], [[1]]]
