@@ -15,7 +15,7 @@ from lora_ga_cli.model.unsupported import Unsupported
 COMPILERS = ("g++", "clang++", "c++")
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
     """Compiles every block of a model, in place: parameters keep their names, and what is saved does not change.
 
     Blocks are alike, so what is compiled for one of them serves the others. Numbers of tokens are symbols in the
@@ -24,7 +24,8 @@ def compile_blocks(model: nn.Module) -> None:
     evaluation. Copies of the model are not compiled.
 
     Args:
-        model: with its adapter, or it would be compiled twice.
+        model: with its adapter and with all hooks; compiled code does not notice hooks that come later.
+        backend: of torch.compile.
 
     Raises:
         Unsupported: there is no compiler for the model's device, or the model has no list of blocks.
@@ -41,4 +42,4 @@ def compile_blocks(model: nn.Module) -> None:
     except TargetError as error:
         raise Unsupported(str(error)) from None
     for block in found:
-        block.compile(dynamic=True)
+        block.compile(backend=backend, dynamic=True)

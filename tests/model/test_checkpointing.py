@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.model.checkpointing import checkpoint_blocks, checkpointed_layers
 from lora_ga_cli.model.unsupported import Unsupported
@@ -32,9 +33,7 @@ def test_every_nth_block_is_computed_again(family: str, every: int) -> None:
     checkpoint_blocks(model, every)
     layers, passes = checkpointed_layers(model), Counter[int]()
     for number, layer in enumerate(layers):
-        inner: Any = next(
-            module for module in layer.modules() if isinstance(module, nn.Linear) or hasattr(module, "nf")
-        )
+        inner: Any = next(module for module in layer.modules() if isinstance(module, nn.Linear | Conv1D))
         inner.register_forward_pre_hook(lambda *_, number=number: passes.update([number]))
     actual = gradients(model, batch)
     assert len(layers) == COUNTED[family]
