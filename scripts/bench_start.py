@@ -88,10 +88,11 @@ def until_first_step(contestant: str, base: str, folder: Path) -> None:
 
 
 def train_loraga(base: str, folder: Path) -> None:
-    from lora_ga_cli.cli.app import main as loraga
-
     os.chdir(folder)
-    loraga(["train", "recipe=quickstart", "method=lora", f"model.path={base}", "device=cpu"])
+    sys.argv = ["loraga", "train", "recipe=quickstart", "method=lora", f"model.path={base}", "device=cpu"]
+    from lora_ga_cli.cli.app import run
+
+    run()
 
 
 def train_script(base: str, folder: Path) -> None:
