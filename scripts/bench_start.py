@@ -48,6 +48,7 @@ def main() -> None:
             for contestant in CONTESTANTS:
                 cache = folder / (f"cache{turn}" if options.first else "cache")
                 result = start(contestant, base, folder / f"{contestant}{turn}", cache)
+                print(f"round {turn}: {contestant} {result['seconds']:.2f} s, user {result['user']:.2f} s", flush=True)
                 if turn:
                     measured[contestant].append(result)
     for what in ("seconds", "user"):
