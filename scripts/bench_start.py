@@ -125,8 +125,8 @@ def train_script(base: str, folder: Path) -> None:
         ]
 
     train, validation = rows("train.jsonl"), rows("validation.jsonl")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    base_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = get_peft_model(base_model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
     arguments = TrainingArguments(
         str(folder),
         learning_rate=1e-3,
