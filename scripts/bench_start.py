@@ -48,6 +48,7 @@ def main() -> None:
             for contestant in CONTESTANTS:
                 cache = folder / (f"cache{turn}" if options.first else "cache")
                 result = start(contestant, base, folder / f"{contestant}{turn}", cache)
+                print(f"round {turn}: {contestant} {result['seconds']:.2f} s, user {result['user']:.2f} s", flush=True)
                 if turn:
                     measured[contestant].append(result)
     for what in ("seconds", "user"):
@@ -88,10 +89,11 @@ def until_first_step(contestant: str, base: str, folder: Path) -> None:
 
 
 def train_loraga(base: str, folder: Path) -> None:
-    from lora_ga_cli.cli.app import main as loraga
-
     os.chdir(folder)
-    loraga(["train", "recipe=quickstart", "method=lora", f"model.path={base}", "device=cpu"])
+    sys.argv = ["loraga", "train", "recipe=quickstart", "method=lora", f"model.path={base}", "device=cpu"]
+    from lora_ga_cli.cli.app import run
+
+    run()
 
 
 def train_script(base: str, folder: Path) -> None:
@@ -123,8 +125,8 @@ def train_script(base: str, folder: Path) -> None:
         ]
 
     train, validation = rows("train.jsonl"), rows("validation.jsonl")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    base_model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = get_peft_model(base_model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
     arguments = TrainingArguments(
         str(folder),
         learning_rate=1e-3,

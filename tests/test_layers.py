@@ -19,7 +19,7 @@ PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
-    {"files", "distributed", "registry", "stores"},
+    {"files", "stores", "distributed", "garbage", "registry"},
     {"config"},
     {"model", "data"},
     {"gradient", "evaluation"},

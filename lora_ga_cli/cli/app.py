@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_ga_cli import __version__, distributed
+from lora_ga_cli import __version__, distributed, garbage
 from lora_ga_cli.cli import cache, convert, estimate_grad, evaluate, init, merge, recipes, reproduce, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The ``loraga`` program."""
+    garbage.collect_rarely()
     code = main()
     if code == 0:
         distributed.leave()

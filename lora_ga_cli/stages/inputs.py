@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, garbage
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
@@ -140,6 +140,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     Raises:
         ModelError, DataError
     """
+    garbage.imported()
     quiet()
     device = pick_device(config.device)
     model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)

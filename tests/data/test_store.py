@@ -37,17 +37,25 @@ def file(jsonl: Callable[..., str]) -> str:
 
 
 def config(file: str, **options: Any) -> DatasetConfig:
-    given = {"train_file": file, "prompt": "{q}", "answer": "{a}", "validation_fraction": 0.2, "max_length": 64}
+    given: dict[str, Any] = {
+        "train_file": file,
+        "prompt": "{q}",
+        "answer": "{a}",
+        "validation_fraction": 0.2,
+        "max_length": 64,
+    }
     return DatasetConfig(**(given | options))
 
 
 def classes(file: str, **options: Any) -> DatasetConfig:
-    return DatasetConfig(**({"train_file": file, "text": "{q}", "label": "label", "max_length": 64} | options))
+    given: dict[str, Any] = {"train_file": file, "text": "{q}", "label": "label", "max_length": 64}
+    return DatasetConfig(**(given | options))
 
 
 def load(config: DatasetConfig, tokenizer: Any, store: RowStore | None, **options: Any) -> Data:
     task = "sequence_classification" if config.label is not None else "causal_lm"
-    return load_data(config, **({"task": task, "tokenizer": tokenizer, "seed": 0, "store": store} | options))
+    given: dict[str, Any] = {"task": task, "tokenizer": tokenizer, "seed": 0, "store": store}
+    return load_data(config, **(given | options))
 
 
 def keys(store: RowStore) -> set[str]:
