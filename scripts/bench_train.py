@@ -371,7 +371,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shapes", choices=SHAPES, default="1b")
     parser.add_argument("--levers", help="rows of the table, separated by commas (default: all but compile)")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens of a pass")
+    parser.add_argument("--max-tokens", type=int, default=8192, help="tokens of a pass")
     parser.add_argument("--set", action="append", default=[], help="another option for all of loraga's rows")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="default: with 7b")
     parser.add_argument("--rows", help="JSON lines with question and answer (.gz), instead of random tokens")

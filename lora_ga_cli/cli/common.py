@@ -161,7 +161,7 @@ def report_error(error: Exception) -> int:
         return error.exit_code
     if type(error).__name__ == "OutOfMemoryError":
         err.print(
-            "[bold red]error[/]  the accelerator's memory is full: halve trainer.max_tokens (4096 by default) or "
+            "[bold red]error[/]  the accelerator's memory is full: halve trainer.max_tokens (8192 by default) or "
             "gradient.micro_batch_size (the result stays the same), or set trainer.gradient_checkpointing=true"
         )
         return 1

@@ -274,8 +274,8 @@ class TrainerConfig(Section):
     rounding. Null: as many as ``max_tokens`` allows."""
     max_tokens: Positive | Literal["auto"] | None = None
     """The most tokens of a forward pass on one device, padding included; a longer row is a pass of its own. A step
-    stays the same up to rounding. ``auto``: as many as fit the device's memory by the forecast. Null: 4096, or no limit
-    where ``micro_batch_size`` is given."""
+    stays the same up to rounding. One process halves it when memory runs out. ``auto``: as many as fit the device's
+    memory by the forecast. Null: 8192, or no limit where ``micro_batch_size`` is given."""
     group_by_length: bool = False
     """Make optimizer steps of rows of similar length, which need less padding. The order of rows is less random then,
     so this is another training."""

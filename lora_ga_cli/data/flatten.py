@@ -51,6 +51,19 @@ def count_rows(batch: Mapping[str, Any]) -> int:
     return len(batch[BOUNDARIES]) - 1 if is_flattened(batch) else len(batch["labels"])
 
 
+def halves(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Two batches of half the rows, padded or flattened as they are; a batch of one row stays as it is."""
+    rows = count_rows(batch)
+    if rows < 2:
+        return [dict(batch)]
+    if is_flattened(batch):
+        return split_flattened(batch, rows // 2)
+    return [
+        {name: item[part] if getattr(item, "shape", ())[:1] == (rows,) else item for name, item in batch.items()}
+        for part in (slice(rows // 2), slice(rows // 2, None))
+    ]
+
+
 def split_flattened(batch: Mapping[str, Any], first: int) -> list[dict[str, Any]]:
     """Two batches: the first rows of a flattened one, and the others.
 

@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 
 from lora_ga_cli import distributed
-from lora_ga_cli.data.flatten import count_rows, is_flattened, split_flattened
+from lora_ga_cli.data.flatten import count_rows, halves
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.capture import checkpoint_kinds
@@ -72,11 +72,11 @@ def estimate_gradients(
                 factors = estimation.run(batches, capacity)
             break
         except _OutOfMemory as error:
-            halves = [half for batch in batches for half in _halves(batch)]
-            max_rows = max(map(count_rows, halves), default=0)
-            if distributed.sum_number(float(len(halves) - len(batches)), estimation.device) == 0:
+            smaller = [half for batch in batches for half in halves(batch)]
+            max_rows = max(map(count_rows, smaller), default=0)
+            if distributed.sum_number(float(len(smaller) - len(batches)), estimation.device) == 0:
                 raise error.cause from None
-        batches, estimation.halved = halves, True
+        batches, estimation.halved = smaller, True
         clear_device_cache(garbage_collection=True)
         if on_retry is not None:
             on_retry(max_rows)
@@ -192,23 +192,6 @@ class _Estimation:
         if not math.isfinite(value):
             raise GradientError(f"the loss of micro-batch {index} is {value}: look at its rows with --preview")
         return (items, value * items) if counts else (0, 0.0)
-
-
-def _halves(batch: Batch) -> list[Batch]:
-    """A batch split into two batches of half its rows; a batch of one row stays as it is."""
-    rows = count_rows(batch)
-    if rows < 2:
-        return [batch]
-    if is_flattened(batch):
-        return list(split_flattened(batch, rows // 2))
-    parts = (slice(rows // 2), slice(rows // 2, None))
-    return [
-        {
-            key: value[part] if isinstance(value, Tensor) and value.dim() and len(value) == rows else value
-            for key, value in batch.items()
-        }
-        for part in parts
-    ]
 
 
 @contextlib.contextmanager

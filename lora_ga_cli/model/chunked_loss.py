@@ -52,6 +52,8 @@ class _Chunking:
     """Where in the model its backbone is."""
     tokens: int | None
     """Positions of a chunk; None: by the size of the vocabulary."""
+    sharded: bool
+    """Whether weights of the model are divided among processes (FSDP2)."""
 
 
 def chunk_size(vocabulary: int) -> int:
@@ -81,11 +83,12 @@ def use_chunked_loss(model: PreTrainedModel, tokens: int | None = None) -> None:
         Unsupported: this model computes its loss in another way, or a check on a small batch fails.
     """
     own = _own_forward(model)
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     tolerance = _tolerance(model)
     reason = "it has no backbone and head that can be called apart"
     for path in _backbones(model):
         try:
-            reason = _differs(model, _Chunking(own, path, tokens=3), tolerance)
+            reason = _differs(model, _Chunking(own, path, 3, sharded), tolerance)
         except torch.OutOfMemoryError:
             raise
         except Unsupported as error:
@@ -94,7 +97,7 @@ def use_chunked_loss(model: PreTrainedModel, tokens: int | None = None) -> None:
             first = str(error).strip().split("\n")[0]
             reason = f"its loss cannot be computed from hidden states alone ({type(error).__name__}: {first})"
         if not reason:
-            _install(model, _Chunking(own, path, tokens))
+            _install(model, _Chunking(own, path, tokens, sharded))
             return
     raise Unsupported(f"{type(model).__name__}: {reason}")
 
@@ -338,7 +341,7 @@ class _Head:
     """The model's own way from hidden states (positions, hidden) to logits (positions, vocabulary)."""
 
     def __init__(self, model: PreTrainedModel, chunking: _Chunking, output_type: Any):
-        self.model, self.chunking, self.output_type = _gathered(model, chunking.path), chunking, output_type
+        self.model, self.chunking, self.output_type = _gathered(model, chunking), chunking, output_type
 
     def __call__(self, hidden: Tensor) -> Tensor:
         rows = hidden.unsqueeze(0)
@@ -370,15 +373,15 @@ def _with_backbone(model: PreTrainedModel, path: str, backbone: Any) -> PreTrain
     return replica
 
 
-def _gathered(model: PreTrainedModel, path: str) -> PreTrainedModel:
+def _gathered(model: PreTrainedModel, chunking: _Chunking) -> PreTrainedModel:
     """The model with a head that no longer counts its calls, if weights are sharded (FSDP2).
 
     FSDP2 gathers the head's weights when the backbone's end or the head is called, and keeps them until the backward
     pass has used them. Its hooks expect one call of each module in a forward pass.
     """
-    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+    if not chunking.sharded:
         return model
-    gathered: PreTrainedModel = _without_hooks(model, path)
+    gathered: PreTrainedModel = _without_hooks(model, chunking.path)
     return gathered
 
 
@@ -438,7 +441,7 @@ def _difference(model: PreTrainedModel, chunking: _Chunking, batch: dict[str, Te
         return "its hidden states cannot be told apart from its logits"
     hidden = seen.output[0].detach().requires_grad_()
     given = _Given(backbone, _replaced(seen.output, hidden))
-    model = _gathered(model, chunking.path)
+    model = _gathered(model, chunking)
     with torch.enable_grad():
         expected = chunking.forward(_with_backbone(model, chunking.path, given), **batch).loss
         (slope,) = torch.autograd.grad(expected, hidden)

@@ -32,9 +32,10 @@ from lora_ga_cli.training.passes import Limits, divide, in_order
 
 SKETCH_CALLS = 1.4
 """Operators of an estimation by sketch, over those of the passes through the model."""
-DEFAULT_TOKENS = 4096
+DEFAULT_TOKENS = 8192
 """Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough to keep a GPU
-busy with a model of a billion parameters, and a small part of its memory."""
+busier than the process that launches its work, for models of a billion parameters. Passes are halved when memory runs
+out."""
 USED_SHARE = 0.9
 """Share of the free memory that ``max_tokens=auto`` fills: PyTorch's blocks of memory have gaps, and a forecast an
 error."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from lora_ga_cli.data.flatten import halves
 from lora_ga_cli.training.passes import Limits, divide
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
@@ -38,9 +39,30 @@ class MicroBatch:
         """The batch on a device, to which it may still be on its way."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def halves(self, count: Callable[[Mapping[str, Any]], int]) -> list[MicroBatch]:
+        """Two micro-batches of half the rows; one row alone stays as it is.
+
+        Args:
+            count: the items of a batch; see `count_items`.
+        """
+        parts = halves(self.inputs)
+        if len(parts) < 2:
+            return [self]
+        return [MicroBatch(part, count(part) if self.items else 0, _tokens(part)) for part in parts]
+
+    @property
+    def computed(self) -> int:
+        """Tokens that a pass computes, with padding."""
+        return int(self.inputs["input_ids"].numel())
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         changed = {name: change(item) if isinstance(item, Tensor) else item for name, item in self.inputs.items()}
         return replace(self, inputs=changed)
+
+
+def _tokens(batch: Mapping[str, Any]) -> int:
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 class BatchReader(Dataset[Any]):

@@ -7,11 +7,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -26,6 +28,7 @@ from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.optimizers.base import optimizer_of
+from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
 from lora_ga_cli.training.order import Order
@@ -77,6 +80,8 @@ class LoragaTrainer(Trainer):
         self.method, self.link, self.init = method, link, init
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
+        task = method.config.model.task
+        self._count = functools.partial(count_labels, predicts_next=task != "seq2seq_lm")
         self._ahead: list[MicroBatch] | None = None  # the next step of the epoch, if it is read already
         self._steps: Iterator[Any] = iter(())
         self.tokens_seen = 0
@@ -136,13 +141,12 @@ class LoragaTrainer(Trainer):
             index=self.args.process_index,
             equal=config.model.shard,
         )
+        self._sampler = sampler
         return self._loader(self.train_dataset, sampler)
 
     def _loader(self, rows: Any, sampler: Any) -> DataLoader[Any]:
-        task = self.method.config.model.task
-        count = functools.partial(count_labels, predicts_next=task != "seq2seq_lm")
         collate: Any = self.data_collator
-        reader = BatchReader(rows, collate, count)
+        reader = BatchReader(rows, collate, self._count)
         return batch_loader(
             reader, sampler, workers=self.args.dataloader_num_workers, pin=self.args.device.type == "cuda"
         )
@@ -164,15 +168,50 @@ class LoragaTrainer(Trainer):
             inputs: the micro-batches.
             num_items_in_batch: the items of the step, over all processes.
         """
-        losses = []
-        for number, batch in enumerate(inputs):
-            with self._without_reduction(model) if number + 1 < len(inputs) else contextlib.nullcontext():
-                losses.append(self._pass(model, batch.to(self.args.device), num_items_in_batch))
-            self.tokens_seen += batch.tokens
+        while True:
+            losses, full = self._passes(model, inputs, num_items_in_batch)
+            if full is None:
+                break
+            inputs = self._smaller(model, inputs, full)  # outside of the handler, which holds tensors
         loss = torch.stack(losses).sum()
+        self.tokens_seen += sum(batch.tokens for batch in inputs)
         self._ahead = next(self._steps, None)  # the device still computes
         self._check_finite(loss)
         return loss
+
+    def _passes(
+        self, model: nn.Module, batches: Sequence[MicroBatch], items: Any
+    ) -> tuple[list[Tensor], RuntimeError | None]:
+        """Runs the passes of a step. Returns their losses, and the error if memory ran out."""
+        losses = []
+        try:
+            for number, batch in enumerate(batches):
+                last = number + 1 == len(batches)
+                with contextlib.nullcontext() if last else self._without_reduction(model):
+                    losses.append(self._pass(model, batch.to(self.args.device), items))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            return [], error.with_traceback(None)
+        return losses, None
+
+    def _smaller(self, model: nn.Module, batches: Sequence[MicroBatch], error: RuntimeError) -> list[MicroBatch]:
+        """The micro-batches of a step in halves, after memory ran out; later steps get smaller ones too.
+
+        (Several processes would have to agree on it while they wait for each other in the backward pass.)
+        """
+        smaller = [half for batch in batches for half in batch.halves(self._count)]
+        if len(smaller) == len(batches) or self.args.world_size > 1:
+            raise error
+        model.zero_grad()
+        clear_device_cache(garbage_collection=True)
+        tokens = max(batch.computed for batch in smaller)
+        self.limits = self._sampler.limits = replace(self.limits, tokens=tokens)
+        warn(
+            f"the accelerator's memory is full: passes have at most {tokens:,} tokens from now on "
+            f"(trainer.max_tokens={tokens} would do so from the beginning)"
+        )
+        return smaller
 
     def _pass(self, model: nn.Module, batch: MicroBatch, items: Any) -> Tensor:
         """One forward and backward pass. Returns its share of the mean loss of the step's rows."""

@@ -172,3 +172,34 @@ def test_more_processes_than_rows_of_a_step_train_the_same(tmp_path: Path) -> No
         for index in (0, 1, 2)
     ]
     assert sorted(next(iter(sampler)) for sampler in samplers) == [[[]], [[0]], [[1]]]
+
+
+@pytest.mark.parametrize("flatten", ["true", "false"])
+def test_passes_are_halved_when_memory_runs_out_and_the_run_is_the_same(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, flatten: str
+) -> None:
+    options = [*STEADY, f"trainer.flatten={flatten}"]
+    loraga("train", *arguments("llama", *options, "output_dir=enough"))
+    one_pass = LoragaTrainer._pass
+
+    def small(self: LoragaTrainer, model: Any, batch: Any, items: Any) -> Any:
+        if batch.computed > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return one_pass(self, model, batch, items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoragaTrainer, "_pass", small)
+        out = " ".join(loraga("train", *arguments("llama", *options, "output_dir=little")).split())
+    assert out.count("memory is full: passes have at most") == 2, "104 tokens, 52, 26: and no more in later steps"
+    assert losses("little") == pytest.approx(losses("enough"), rel=1e-5)
+    assert json.loads((only_run("little") / "manifest.json").read_text())["steps"] == 6
+
+
+def test_a_row_that_does_not_fit_is_an_error(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(LoragaTrainer, "_pass", never)
+    assert "halve trainer.max_tokens" in loraga("train", *arguments("llama", *STEADY), code=1)
