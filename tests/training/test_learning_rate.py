@@ -28,8 +28,8 @@ def test_a_rate_that_is_given_is_taken() -> None:
 
 
 def test_a_run_without_a_rate_is_refused_where_none_is_known() -> None:
-    with pytest.raises(InvalidInput, match="no learning rate is known that suits method cola"):
-        check_learning_rate(configured("cola"))
-    check_learning_rate(configured("cola", "trainer.learning_rate=1e-3"))
+    with pytest.raises(InvalidInput, match="no learning rate is known that suits method bitfit"):
+        check_learning_rate(configured("bitfit"))
+    check_learning_rate(configured("bitfit", "trainer.learning_rate=1e-3"))
     with pytest.raises(InvalidInput, match="states no hidden size"):
         learning_rate(configured("rslora"), PretrainedConfig())
