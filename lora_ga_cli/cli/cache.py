@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lora_ga_cli.data.store import RowStore
-    from lora_ga_cli.gradient.store import ArtifactStore
+    from lora_ga_cli.data.store import RowsEntry, RowStore
+    from lora_ga_cli.gradient.store import ArtifactStore, Entry
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and prune stored gradients and tokenized rows.")
 CacheDir = Annotated[
@@ -38,7 +38,7 @@ def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactSto
     from lora_ga_cli.gradient.store import ArtifactStore
 
     root = cache_root(cache_dir)
-    stores = {Kind.gradients: ArtifactStore(root), Kind.rows: RowStore(root)}
+    stores: dict[Kind, ArtifactStore | RowStore] = {Kind.gradients: ArtifactStore(root), Kind.rows: RowStore(root)}
     return [store for kind, store in stores.items() if only in (None, kind)]
 
 
@@ -144,7 +144,9 @@ def prune_entries(
     from lora_ga_cli.report.console import say, size, warn
     from lora_ga_cli.stores import age_in_days
 
-    entries = {store: list(store.verify() if damaged else store.entries()) for store in _stores(cache_dir, only)}
+    entries: dict[ArtifactStore | RowStore, list[Entry | RowsEntry]] = {
+        store: [*(store.verify() if damaged else store.entries())] for store in _stores(cache_dir, only)
+    }
     known = [entry.key for some in entries.values() for entry in some]
     unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
     if unmatched:

@@ -170,10 +170,10 @@ def _mapped(file: Path) -> Dataset:
 
 
 def _write(rows: Dataset, file: Path) -> None:
-    import pyarrow
+    from pyarrow.ipc import new_stream
 
     table: Any = rows.data.table
-    with file.open("wb") as stream, pyarrow.ipc.new_stream(stream, table.schema) as writer:
+    with file.open("wb") as stream, new_stream(stream, table.schema) as writer:
         writer.write_table(table)
 
 
