@@ -25,9 +25,9 @@ def activation_bytes(
     """Bytes that a pass needs beside weights and optimizer, at its peak.
 
     The model is on the meta device: its forward pass computes shapes only, and every tensor that autograd would keep is
-    counted once. Of a block that is checkpointed its input is kept, and what one such block keeps is added once, since
-    blocks are computed again one after another. To this comes what the loss needs, or what a block's backward pass
-    does, whichever is more.
+    counted once. Of a block that is checkpointed its input is kept. To this comes what the loss needs, or what the
+    backward pass of one block does, whichever is more, since they come one after another. A checkpointed block is
+    computed again then, and keeps what it would have kept.
 
     Args:
         rows: of the batch; 1 if rows are flattened.
@@ -44,10 +44,11 @@ def activation_bytes(
     hidden = rows * tokens * int(config.hidden_size) * element
     again = [bool(checkpoint_every) and number % checkpoint_every == 0 for number in range(len(kept.blocks))]
     total = kept.outside + sum(hidden if twice else own for own, twice in zip(kept.blocks, again, strict=True))
-    total += max((own for own, twice in zip(kept.blocks, again, strict=True) if twice), default=0)
     if speed.block_mask:
         total += tokens * tokens * (1 + element)
-    return total + max(_loss_bytes(config, rows, tokens, task, speed, element), BLOCK_TRANSIENT * kept.largest)
+    computed_again = max((own for own, twice in zip(kept.blocks, again, strict=True) if twice), default=0)
+    of_block = computed_again + BLOCK_TRANSIENT * kept.largest
+    return total + max(_loss_bytes(config, rows, tokens, task, speed, element), of_block)
 
 
 @dataclass(frozen=True)

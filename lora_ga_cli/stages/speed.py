@@ -68,7 +68,7 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
         )
     speed = Speed(
         flatten=flatten is not None,
-        block_mask=(flatten or "").startswith(BLOCK_MASK),
+        block_mask=flatten == BLOCK_MASK,
         chunked_loss=chunked is not None,
         liger=liger is not None,
         adapter_dtype=wanted.adapter_dtype,

@@ -106,7 +106,7 @@ def test_full_memory_names_the_options_to_lower(capsys: pytest.CaptureFixture[st
         """Known by its name, so that torch need not be imported to say so."""
 
     assert report_error(OutOfMemoryError("CUDA out of memory")) == 1
-    assert "trainer.micro_batch_size" in capsys.readouterr().err
+    assert "trainer.max_tokens" in capsys.readouterr().err
 
 
 def test_a_sweep_goes_on_after_a_failing_job_and_says_which_failed(

@@ -216,7 +216,10 @@ def test_a_missing_required_option_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        (["trainer.batch_size=10"], ["trainer.batch_size=10", "trainer.micro_batch_size"]),
+        (
+            ["trainer.gradient_checkpointing_every=2"],
+            ["trainer.gradient_checkpointing_every", "trainer.gradient_checkpointing=true"],
+        ),
         (["gradient.capacity=8"], ["gradient.capacity=8", "rank=8"]),
         (["trainer.load_best=true", "trainer.eval_steps=10"], ["trainer.save_steps", "trainer.eval_steps"]),
         (["eval=accuracy"], ["eval.metrics", "model.task"]),
@@ -228,7 +231,7 @@ def test_options_that_do_not_go_together_are_both_named(arguments: list[str], op
 
 
 def test_an_option_that_does_not_go_with_another_is_placed_where_it_was_written() -> None:
-    (fault,) = refused(QUICKSTART, "trainer.batch_size=10")
+    (fault,) = refused(QUICKSTART, "trainer.gradient_checkpointing_every=2")
     assert fault.startswith("command line: ")
 
 

@@ -138,7 +138,7 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
         ({"dataset": {"train_file": "x", "prompt": "q", "answer": "a", "messages": "m"}}, "how a row is read"),
         ({"dataset": {"train_file": "x", "text": "t", "label": "l"}}, "model.task"),
         ({"model": {"path": "x", "task": "sequence_classification"}}, "model.task"),
-        ({"trainer": {"batch_size": 12, "micro_batch_size": 8}}, "multiple"),
+        ({"trainer": {"gradient_checkpointing_every": 2}}, "gradient_checkpointing"),
         ({"trainer": {"early_stopping_patience": 2}}, "validation"),
         ({"method": {"adapter": "none", "start": "gradient"}}, "adapter"),
         ({"method": {"type": "lora_ga"}, "gradient": {"capacity": 15}}, "serves ranks up to 7"),

@@ -16,6 +16,8 @@ from lora_ga_cli.lora.layers import lora_layers, trained_parameters
 from lora_ga_cli.methods.base import Link, PreparedModel, method_of
 from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
+from lora_ga_cli.training.order import Order
+from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.conftest import build_model
 from tests.helpers import configured, configured_classifier, empty, prepare
@@ -217,7 +219,14 @@ def test_random_factors_have_the_papers_variance_and_scale() -> None:
 def settings_of_parameters(model: PreTrainedModel, config: Config, folder: Path, setting: str) -> dict[str, float]:
     """What an optimizer with weight decay has for each parameter, by name."""
     arguments = TrainingArguments(str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none")
-    trainer = LoragaTrainer(model=model, args=arguments, method=method_of(config), link=Link(0, 1, 0, 1, 1))
+    trainer = LoragaTrainer(
+        model=model,
+        args=arguments,
+        method=method_of(config),
+        link=Link(0, 1, 0, 1, 1),
+        order=Order([1], 1, seed=0),
+        limits=Limits(None, None, padded=True),
+    )
     names = {id(item): name for name, item in model.named_parameters()}
     groups = trainer.create_optimizer().param_groups
     return {names[id(item)]: group[setting] for group in groups for item in group["params"]}

@@ -477,6 +477,7 @@ class TestTorchKernel:
 
     def test_a_block_mask_takes_its_place_if_it_fails(self) -> None:
         model = build("llama").to(torch.bfloat16)
-        said = use_flattening(model, torch.device("cuda"))
-        assert said.startswith(f"{BLOCK_MASK}, because it does not take rows one after another (NotImplementedError")
+        assert use_flattening(model, torch.device("cuda")) == BLOCK_MASK
+        with pytest.raises(Unsupported, match=r"NotImplementedError.*keeps rows apart by a mask"):
+            use_flattening(model, torch.device("cuda"), block_mask=False)
         assert model.config._attn_implementation == "sdpa"

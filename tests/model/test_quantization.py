@@ -274,16 +274,16 @@ def test_a_run_trains_resumes_evaluates_and_merges(
     losses = [point["loss"] for point in points(full_run) if "loss" in point]
     assert losses[-1] < losses[0]
 
-    step, calls = LoragaTrainer.training_step, []
+    one_pass, calls = LoragaTrainer._pass, []
 
     def interrupted(*given: Any, **options: Any) -> Tensor:
         calls.append(1)
         if len(calls) == 7:  # in the fourth step, of two micro-batches each
             raise KeyboardInterrupt
-        return step(*given, **options)
+        return one_pass(*given, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LoragaTrainer, "training_step", interrupted)
+        patch.setattr(LoragaTrainer, "_pass", interrupted)
         loraga("train", *arguments("llama", *overrides), code=130)
     assert "restored" in loraga("train", *arguments("llama", *overrides))
     run = only_run()

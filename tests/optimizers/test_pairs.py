@@ -18,6 +18,8 @@ from lora_ga_cli.methods.base import Link, method_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.optimizers.pairs import ForPairs, PairOptimizer
 from lora_ga_cli.registry import OPTIMIZERS
+from lora_ga_cli.training.order import Order
+from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.conftest import build_batch, build_model
 from tests.helpers import configured, configured_classifier, prepare
@@ -203,7 +205,10 @@ def trainers_optimizer(model: Any, config: Any, folder: Path, **arguments: Any) 
     given = TrainingArguments(
         str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none", **arguments
     )
-    trainer = LoragaTrainer(model=model, args=given, method=method_of(config), link=Link.only(1))
+    order, limits = Order([1], 1, seed=0), Limits(None, None, padded=True)
+    trainer = LoragaTrainer(
+        model=model, args=given, method=method_of(config), link=Link.only(1), order=order, limits=limits
+    )
     optimizer = trainer.create_optimizer()
     assert isinstance(optimizer, PairOptimizer)
     return optimizer
