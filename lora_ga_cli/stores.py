@@ -54,7 +54,7 @@ class FolderStore:
         """Removes an entry unless a process is making it again; returns whether it was removed."""
         try:
             with self._lock(key).acquire(timeout=0):
-                shutil.rmtree(self.path(key))
+                shutil.rmtree(self.path(key), ignore_errors=True)  # another process may have removed it
         except Timeout:
             return False
         return True

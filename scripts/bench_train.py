@@ -354,7 +354,7 @@ def line(row: Row, now: Measured, first: Measured) -> str:
 
 
 def say_ratios(done: dict[str, Measured], gpus: int) -> None:
-    """What the goals compare, where both sides were measured."""
+    """Ratios between rows of the table, where both were measured."""
     if {"plain", "same"} <= done.keys():
         share = done["plain"].step_seconds / done["same"].step_seconds - 1
         print(f"loraga's own code in a step, over the same Trainer, batches and types: {share:+.1%}")

@@ -151,7 +151,8 @@ def prune_entries(
     unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
     if unmatched:
         hint = "loraga cache list shows them"
-        what = "there is no stored gradient {} and no such tokenized split"
+        kinds = {Kind.gradients: "no stored gradient {0}", Kind.rows: "no tokenized split {0}"}
+        what = "there is " + " and ".join(text for kind, text in kinds.items() if only in (None, kind))
         raise InvalidInput([Fault("command line", what.format(key), hint) for key in unmatched])
     for store, some in entries.items():
         freed, removed = 0, 0
@@ -169,5 +170,5 @@ def prune_entries(
         if some or leftovers:
             what = f"{store.folder.name}: removed {removed} of {len(some)} ({size(freed)})"
             say(f"{what} and {len(leftovers)} leftovers")
-    if not known:
-        say("there is nothing stored to remove")
+    if not known and not any(store.leftovers() for store in entries):
+        say("nothing is stored")

@@ -161,8 +161,8 @@ def report_error(error: Exception) -> int:
         return error.exit_code
     if type(error).__name__ == "OutOfMemoryError":
         err.print(
-            "[bold red]error[/]  the accelerator's memory is full: halve trainer.max_tokens (8192 by default) or "
-            "gradient.micro_batch_size (the result stays the same), or set trainer.gradient_checkpointing=true"
+            "[bold red]error[/]  the accelerator's memory is full: set trainer.gradient_checkpointing=true, or with "
+            "several processes a lower trainer.max_tokens (the result stays the same); or a lower dataset.max_length"
         )
         return 1
     first = next((line for line in str(error).splitlines() if line.strip()), "")

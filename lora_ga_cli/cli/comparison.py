@@ -30,7 +30,9 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
     targets = _each(folders, lambda folder: find_target(folder, options))
-    if len(targets) > 1 and any(target.config.eval.endpoint.model for target in targets):
+    if len(targets) > 1 and any(
+        target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
+    ):
         what = "several models are scored, and all answers would be those of one"
         hint = "leave it out: each is asked for by its own name"
         raise InvalidInput([Fault("eval.endpoint.model", what, hint)])

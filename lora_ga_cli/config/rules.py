@@ -61,6 +61,15 @@ def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
+    if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):
+        yield (
+            f"trainer.adapter_dtype={trainer.adapter_dtype} does nothing with trainer.precision={trainer.precision}: "
+            "autocast decides the type of products"
+        )
+    if trainer.chunked_loss and config.model.task != "causal_lm":
+        yield f"trainer.chunked_loss=true: a model of model.task={config.model.task} has no labels for next tokens"
+    if trainer.flatten and config.model.task != "causal_lm":
+        yield f"trainer.flatten=true: rows of model.task={config.model.task} are padded"
     best = trainer.load_best or trainer.early_stopping_patience is not None
     if best and trainer.eval_steps != trainer.save_steps:
         yield (

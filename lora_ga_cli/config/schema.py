@@ -305,9 +305,9 @@ class TrainerConfig(Section):
     chunked_loss: bool | None = None
     """Compute the loss of a causal language model at labelled tokens alone, a few at a time, instead of all logits at
     once. Null: ``speed`` decides."""
-    adapter_dtype: Dtype | None = None
-    """Type in which adapters compute their products; what trains stays in float32. Null: ``speed`` decides between
-    ``model.dtype`` and float32."""
+    adapter_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which adapters compute their products; what trains stays in float32. Under autocast its type counts
+    instead. Null: ``speed=auto`` takes bfloat16 on a bfloat16 base, and float32 otherwise."""
     kernels: Literal["torch", "liger"] | None = None
     """Whose kernels compute norms, gates and rotary positions: PyTorch's, or those of Liger Kernel
     (``pip install 'loraga[fast]'``, on a GPU). Null: ``speed`` decides."""
@@ -318,8 +318,8 @@ class TrainerConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass, which saves memory and takes about a third more time."""
     gradient_checkpointing_every: Positive = 1
-    """With ``gradient_checkpointing``: every which block of the model is computed again. 2 saves about half the memory,
-    and takes half of the time more."""
+    """With ``gradient_checkpointing``: every which block of the model is computed again. 2 saves about half of that
+    memory, for half of the extra time."""
     logging_steps: Positive = 10
     """Steps between two logged values."""
     eval_steps: Positive | None = None

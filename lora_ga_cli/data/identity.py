@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 LENGTHS = {"length", "prompt_length"}
 """Columns of a row that follow from the others."""
 SMALL = 2**24
-"""Bytes of a file that is hashed faster than a memo of its hash is read and written safely."""
-PASSING = {
+"""Files of fewer bytes are hashed every time; the hashes of larger ones are remembered."""
+LEFT_OUT = {
     "_tokenizer",
     "_in_target_context_manager",
     "deprecation_warnings",
@@ -27,8 +27,9 @@ PASSING = {
     "init_kwargs",
     "name_or_path",
     "verbose",
+    "vocab_file",
 }
-"""Attributes of a tokenizer that do not say what it computes, or that its attributes and files say again."""
+"""Attributes of a tokenizer that do not change what it computes, or whose content is in others."""
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -73,7 +74,7 @@ def tokenizer_identity(tokenizer: Any) -> str | None:
         return None
     written = tokenizer.backend_tokenizer.to_str()
     rules = written[written.index('"added_tokens"') :]  # before it stand the padding and truncation of the last call
-    settings = {name: value for name, value in vars(tokenizer).items() if name not in PASSING}
+    settings = {name: value for name, value in vars(tokenizer).items() if name not in LEFT_OUT}
     versions = [transformers.__version__, tokenizers.__version__, type(tokenizer).__qualname__]
     try:
         text = json.dumps([versions, settings], sort_keys=True, default=_token)

@@ -32,8 +32,10 @@ PLACES = {
     "max_rows",
     "max_validation_rows",
     "shuffle",
+    "packing",
 }
-"""Options of `dataset` that say where rows are and which are taken. `Reading` and `Plan` have what they lead to."""
+"""Options of `dataset` that say where rows are and which are taken, of which `Reading` and `Plan` have what they lead
+to, and how tokenized rows are put together later."""
 
 
 class Reading:

@@ -100,21 +100,22 @@ class Client:
             faults.append(Fault(f"{section}.key_variable", what, "export it again, as one line of ASCII"))
         return faults
 
-    def connection(self, retries: int) -> OpenAI:
+    def connection(self, retries: int, timeout: float | None = None) -> OpenAI:
         """The openai package's client.
 
         Args:
             retries: how often it sends a failed request again; at most as often as the options say.
+            timeout: seconds that an answer may take, if they are others than usual.
         """
+        import openai
+
         with self._guard:
             if self._opened is None:
-                import openai
-
                 # a proxy that the environment names cannot reach a server on this machine
                 http = openai.DefaultHttpxClient(trust_env=False) if self._is_local() else None
-                timeout = openai.Timeout(self.timeout, connect=CONNECT_TIMEOUT)
-                self._opened = openai.OpenAI(api_key=self._key(), base_url=self.url, http_client=http, timeout=timeout)
-        return self._opened.with_options(max_retries=min(retries, self.options.retries))
+                self._opened = openai.OpenAI(api_key=self._key(), base_url=self.url, http_client=http)
+        limit = openai.Timeout(self.timeout if timeout is None else timeout, connect=CONNECT_TIMEOUT)
+        return self._opened.with_options(max_retries=min(retries, self.options.retries), timeout=limit)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:

@@ -17,6 +17,8 @@ LIMITS = "eval.max_new_tokens, and how long a text its server takes"
 TIMEOUT = 1800.0
 """Seconds that an answer may take: a server that answers one after another makes most requests wait."""
 PROBE_TEXT = "1"
+PROBE_TIMEOUT = 60.0
+"""Seconds that the first answer, of one token, may take."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,10 @@ class Endpoint:
         return text, _has_ended(choice)
 
     def _connection(self, retries: int | None) -> Any:
-        return self._client.connection(self.options.retries if retries is None else retries)
+        """The connection of a usual request, or of a probe, which has its own number of retries."""
+        if retries is None:
+            return self._client.connection(self.options.retries)
+        return self._client.connection(retries, PROBE_TIMEOUT)
 
     def _as_text(self, prompt: str, ids: Sequence[int]) -> str:
         """A text that has these tokens after the tokenizer has added its own.

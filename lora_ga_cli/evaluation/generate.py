@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.batches import Batches, halved_message
 from lora_ga_cli.evaluation.completions import append_completions, read_completions
 from lora_ga_cli.evaluation.continuation import continuations, end_tokens
@@ -22,7 +23,7 @@ class Generator(ModelInputs):
     """A model in evaluation mode with its tokenizer, and the options of generation.
 
     Each batch of samples is seeded by its contents, so interruptions do not change an answer. When memory runs out,
-    batches are answered in halves: greedy answers are the same, and samples are others of the same distribution.
+    batches of greedy answers are halved, which changes none of them.
 
     Args:
         warn: shows a warning to the user.
@@ -52,7 +53,7 @@ class Generator(ModelInputs):
         batches: Batches[tuple[Problem, int], Completion] = Batches(
             self.options.batch_size,
             lambda batch: self._complete(batch, benchmark),
-            lambda size: self.warn(halved_message(size)),
+            self._halved,
         )
         with progress("eval", f"answer to {benchmark.name}", len(wanted)) as report:
             report(len(cached))
@@ -65,6 +66,19 @@ class Generator(ModelInputs):
                 cached |= {(one.problem.id, one.sample): one for one in made}
                 report(len(cached))
         return [cached[problem.id, sample] for problem, sample in wanted]
+
+    def _halved(self, size: int) -> None:
+        """Says that batches are smaller from now on.
+
+        Raises:
+            ModelError: answers are sampled, and would be others.
+        """
+        if self.options.temperature > 0:
+            raise ModelError(
+                f"the accelerator's memory is full, and smaller batches would draw other samples: start the evaluation "
+                f"again with eval.batch_size={size}"
+            )
+        self.warn(halved_message(size))
 
     def _complete(self, batch: Sequence[tuple[Problem, int]], benchmark: ProblemSource) -> list[Completion]:
         prompts: list[list[str]] = [[] for _ in batch]

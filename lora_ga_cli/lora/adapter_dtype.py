@@ -31,7 +31,7 @@ def set_adapter_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
         for name, layer in layers.items():
             variant = variant_of(layer, ADAPTER)
             if variant is None:
-                raise Unsupported(f"PEFT computes the product of {name} itself, in float32")
+                raise Unsupported(f"the product of {name} is computed in float32, by PEFT or by this method")
             if isinstance(variant, BaseOffset):
                 raise Unsupported(
                     "the product of the initial factors was subtracted from the base's weights, with which a rounded "
@@ -40,9 +40,3 @@ def set_adapter_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
     for layer in layers.values():
         if (variant := variant_of(layer, ADAPTER)) is not None:
             variant.dtype = dtype
-
-
-def adapter_dtype(model: nn.Module) -> torch.dtype | None:
-    """What `set_adapter_dtype` gave the model; None where it gave nothing."""
-    found = [variant for layer in lora_layers(model).values() if (variant := variant_of(layer, ADAPTER)) is not None]
-    return found[0].dtype if found else None

@@ -45,7 +45,7 @@ def activation_bytes(
     again = [bool(checkpoint_every) and number % checkpoint_every == 0 for number in range(len(kept.blocks))]
     total = kept.outside + sum(hidden if twice else own for own, twice in zip(kept.blocks, again, strict=True))
     if speed.block_mask:
-        total += tokens * tokens * (1 + element)
+        total += mask_bytes(tokens, model)
     computed_again = max((own for own, twice in zip(kept.blocks, again, strict=True) if twice), default=0)
     of_block = computed_again + BLOCK_TRANSIENT * kept.largest
     return total + max(_loss_bytes(config, rows, tokens, task, speed, element), of_block)
@@ -68,6 +68,11 @@ class Kept:
     @property
     def total(self) -> int:
         return self.outside + sum(self.blocks)
+
+
+def mask_bytes(tokens: int, model: nn.Module) -> int:
+    """A mask of tokens times tokens: what may be seen, and the same in the type of the model."""
+    return tokens * tokens * (1 + next(model.parameters()).element_size())
 
 
 def _loss_bytes(config: Any, rows: int, tokens: int, task: str, speed: Speed, element: int) -> int:

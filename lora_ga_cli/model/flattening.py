@@ -125,8 +125,6 @@ def check_flattening(model: PreTrainedModel) -> None:
 def prepare(model: PreTrainedModel) -> RemovableHandle:
     """Makes the backbone's forward ready for flattened batches, until the handle is removed.
 
-    It is the backbone's and not the model's own, because PEFT calls the forward of the model without its hooks.
-
     Raises:
         Unsupported: there is no backbone.
     """

@@ -22,7 +22,9 @@ def count_items(model: nn.Module, batch: Batch) -> int:
         GradientError: the batch has no labels.
     """
     config = getattr(model, "config", None)
-    return count_labels(batch, predicts_next=not getattr(config, "is_encoder_decoder", False))
+    # trained vectors before a row predict its first token too
+    first_counts = getattr(config, "is_encoder_decoder", False) or getattr(model, "leading_positions", 0)
+    return count_labels(batch, predicts_next=not first_counts)
 
 
 def count_labels(batch: Batch, *, predicts_next: bool) -> int:

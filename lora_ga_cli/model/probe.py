@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import EqualityError
 from lora_ga_cli.model.losses import Batch
+from lora_ga_cli.model.tf32 import tf32_allowed
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig
@@ -47,7 +48,7 @@ def rounding_type(config: ModelConfig) -> torch.dtype:
     Where a GPU is allowed to multiply float32 matrices in TF32, their entries are rounded to float16's ten bits.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
-    if dtype == torch.float32 and torch.cuda.is_available() and torch.backends.cuda.matmul.allow_tf32:
+    if dtype == torch.float32 and torch.cuda.is_available() and tf32_allowed():
         return torch.float16
     return torch.bfloat16 if config.quantization == "int8" and dtype == torch.float32 else dtype
 

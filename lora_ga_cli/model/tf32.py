@@ -28,3 +28,12 @@ def tf32_products(allowed: bool) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32 = before
+
+
+def tf32_allowed() -> bool:
+    """Whether a GPU may multiply float32 matrices in TF32, however that was set."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        return bool(matmul.allow_tf32)
+    except RuntimeError:  # torch raises it where the newer setting was used
+        return bool(matmul.fp32_precision == "tf32")

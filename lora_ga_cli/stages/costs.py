@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -16,7 +16,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import links_of, method_of
-from lora_ga_cli.model.activations import activation_bytes
+from lora_ga_cli.model.activations import activation_bytes, mask_bytes
 from lora_ga_cli.model.blocks import count_blocks
 from lora_ga_cli.model.forecast import Memory, Pace, Work, forward_work, weight_bytes
 from lora_ga_cli.model.quantization import bits_per_weight
@@ -33,12 +33,12 @@ from lora_ga_cli.training.passes import Limits, divide, in_order
 SKETCH_CALLS = 1.4
 """Operators of an estimation by sketch, over those of the passes through the model."""
 DEFAULT_TOKENS = 8192
-"""Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough to keep a GPU
-busier than the process that launches its work, for models of a billion parameters. Passes are halved when memory runs
-out."""
+"""Tokens of a pass where neither ``trainer.max_tokens`` nor ``trainer.micro_batch_size`` is given: enough that a GPU
+computes for about as long as the CPU takes to start its work, for models of a billion parameters. Passes are halved
+when memory runs out."""
 USED_SHARE = 0.9
-"""Share of the free memory that ``max_tokens=auto`` fills: PyTorch's blocks of memory have gaps, and a forecast an
-error."""
+"""Share of the free memory that ``max_tokens=auto`` fills. PyTorch leaves gaps between its tensors, and a forecast is
+not exact."""
 
 
 def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
@@ -141,24 +141,33 @@ def pass_limits(inputs: Inputs, *, flatten: bool, training: Training | None = No
     options = inputs.config.trainer
     tokens = options.max_tokens
     if tokens == "auto":
-        tokens = _tokens_that_fit(inputs, training or empty_training(inputs), flatten=flatten)
+        fitting = _tokens_that_fit(inputs, training or empty_training(inputs), flatten=flatten, loaded=training is None)
+        tokens = -distributed.max_number(-fitting, inputs.device)  # the least of all processes, which divide alike
     elif tokens is None and options.micro_batch_size is None:
         tokens = DEFAULT_TOKENS
     return Limits(options.micro_batch_size, tokens, padded=not flatten)
 
 
-def _tokens_that_fit(inputs: Inputs, training: Training, *, flatten: bool) -> int:
+def _tokens_that_fit(inputs: Inputs, training: Training, *, flatten: bool, loaded: bool) -> int:
     """The most tokens of a pass that the free memory holds by the forecast, and no more than a step has.
 
-    Memory is taken to grow with the tokens as a straight line.
+    Memory is taken to grow with the tokens as a straight line, but for a mask of tokens times tokens.
+
+    Args:
+        loaded: whether the weights are in memory already.
     """
     lengths = inputs.order.lengths
     longest = max(lengths)
     rows = 1 if flatten else 4
-    small, large = (training.memory(rows, columns).activations for columns in (longest, 2 * longest))
+    unmasked = replace(training, speed=replace(training.speed, block_mask=False))
+    small, large = (unmasked.memory(rows, columns).activations for columns in (longest, 2 * longest))
     by_token = max(1.0, (large - small) / (rows * longest))
-    free = _free_bytes(inputs.device, training.weights) * USED_SHARE - training.weights - training.states
-    fitting = math.floor((free - small) / by_token) + rows * longest
+    by_pair = mask_bytes(1, training.model) if training.speed.block_mask else 0
+    available = _free_bytes(inputs.device, training.weights if loaded else 0)
+    free = available * USED_SHARE - training.weights - training.states
+    room = max(0.0, free - small + by_token * rows * longest)
+    # the positive root of by_pair · tokens² + by_token · tokens = room
+    fitting = math.floor(2 * room / (by_token + math.sqrt(by_token**2 + 4 * by_pair * room)))
     needed = max(sum(lengths[row] for row in step) for step in inputs.order.steps(0, inputs.order.steps_per_epoch))
     tokens = max(longest, min(fitting // 64 * 64, needed))
     step("speed", f"passes of at most {number(tokens)} tokens: {size(round(free))} are free for them")
@@ -166,7 +175,11 @@ def _tokens_that_fit(inputs: Inputs, training: Training, *, flatten: bool) -> in
 
 
 def _free_bytes(device: torch.device, weights: int) -> int:
-    """Bytes that this process may use on a device, with those that it uses already."""
+    """Bytes that this process may use on a device, with those that it uses already.
+
+    Args:
+        weights: bytes of the weights that are loaded.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return psutil.virtual_memory().available + weights

@@ -88,6 +88,9 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     settings: dict[str, Any] = {"name": options.estimator, "passes": options.passes}
     if options.dropout:
         settings |= {"dropout_seed": config.seed, "micro_batch_size": options.micro_batch_size}
+        settings |= {"max_tokens": options.max_tokens, "flatten": config.trainer.flatten}
+    if config.trainer.tf32:
+        settings["tf32"] = True
     key = gradient_key(
         model=identity,
         task=config.model.task,
@@ -115,9 +118,10 @@ def sample(inputs: Inputs) -> list[dict[str, Any]]:
 def sample_batches(inputs: Inputs) -> Iterator[dict[str, Any]]:
     """The rows of `sample` in batches on the model's device; the same ones in every process."""
     rows = sample(inputs)
-    size = rows_at_a_time(inputs.config.gradient, len(rows))
-    for begin in range(0, len(rows), size):
-        batch = inputs.collator(rows[begin : begin + size])
+    options = inputs.config.gradient
+    limits = Limits(rows_at_a_time(options, len(rows)), options.max_tokens, padded=True)
+    for chosen in in_order(range(len(rows)), [row["length"] for row in rows], limits):
+        batch = inputs.collator([rows[number] for number in chosen])
         yield {name: item.to(inputs.device) for name, item in batch.items()}
 
 

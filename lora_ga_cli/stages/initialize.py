@@ -211,8 +211,7 @@ def initialize_link(
 
     data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
-    if method.output.is_adapter:
-        use_adapter_dtype(prepared.model, inputs.config)
+    use_adapter_dtype(prepared.model, inputs.config)
     difference = None
     if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())

@@ -32,7 +32,7 @@ from lora_ga_cli.model.loading import (
 )
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report.console import step, warn
-from lora_ga_cli.stages.speed import speed_up
+from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
 
 Collator = Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
@@ -126,12 +126,14 @@ def join_processes(config: Config) -> None:
     """Connects the processes that train together, before anything is loaded.
 
     Raises:
-        InvalidInput: the base is to be in shards, and this process is alone.
+        InvalidInput: the base is to be in shards, and this process is alone; or as `check_speed`.
     """
     if config.model.shard and distributed.count() == 1:
         launch = "torchrun --nproc-per-node 2 -m lora_ga_cli …"
         raise InvalidInput([Fault("configuration", "model.shard=true needs several processes", launch)])
-    distributed.join(cpu=pick_device(config.device).type == "cpu")
+    device = pick_device(config.device)
+    check_speed(config, device)
+    distributed.join(cpu=device.type == "cpu")
 
 
 def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import ModelError
+from lora_ga_cli.errors import Fault, InvalidInput, ModelError
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.checkpointing import checkpoint_blocks
@@ -23,6 +23,7 @@ from lora_ga_cli.model.kernels import use_liger
 from lora_ga_cli.model.speed import Speed, remember_speed
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import step
+from lora_ga_cli.training.arguments import adapter_dtype
 
 
 def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Speed:
@@ -35,14 +36,14 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     chosen: list[str] = []
     refused: list[str] = []
 
-    def turn_on(option: str, asked: bool, what: str, lever: Callable[[], str | None]) -> str | None:
-        """What the lever says; None if it does not work here.
+    def turn_on(option: str, asked: bool, what: str, use: Callable[[], str | None]) -> str | None:
+        """What ``use`` returns; None if it does not work here.
 
         Args:
             asked: whether it must work, because the configuration names it.
         """
         try:
-            detail = lever()
+            detail = use()
         except Unsupported as reason:
             if asked:
                 raise ModelError(f"trainer.{option} does not work here: {reason}") from None
@@ -79,6 +80,26 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     return speed
 
 
+def check_speed(config: Config, device: torch.device) -> None:
+    """Refuses what the device or the method rules out, before anything is loaded.
+
+    Raises:
+        InvalidInput: names all of it.
+    """
+    options, gpu = config.trainer, device.type == "cuda"
+    faults = []
+    if options.tf32 and not (gpu and torch.cuda.get_device_capability(device)[0] >= 8):
+        faults.append(("trainer.tf32=true", "there is no NVIDIA GPU of the Ampere generation or later"))
+    if options.kernels == "liger" and not gpu:
+        faults.append(("trainer.kernels=liger", "Liger's kernels need a CUDA device"))
+    elif options.kernels == "liger" and find_spec("liger_kernel") is None:
+        faults.append(("trainer.kernels=liger", "Liger Kernel is not installed (pip install 'loraga[fast]')"))
+    if options.flatten and method_of(config).leading_positions:
+        faults.append(("trainer.flatten=true", f"method {config.method.name} puts trained vectors before every row"))
+    if faults:
+        raise InvalidInput([Fault("configuration", f"{option} does not work here: {why}") for option, why in faults])
+
+
 def compile_trained(model: nn.Module, config: Config) -> None:
     """Compiles the blocks of a model, with ``compile=true``.
 
@@ -111,13 +132,14 @@ def use_adapter_dtype(model: nn.Module, config: Config) -> None:
         ModelError: a type is asked for that this method's adapters cannot compute in.
     """
     wanted = wanted_speed(config).adapter_dtype
-    if wanted == torch.float32:
+    asked = config.trainer.adapter_dtype is not None
+    if wanted == torch.float32 or not (asked or method_of(config).output.is_adapter):
         return
     name = str(wanted).removeprefix("torch.")
     try:
         set_adapter_dtype(model, wanted)
     except Unsupported as reason:
-        if config.trainer.adapter_dtype is not None:
+        if asked:
             raise ModelError(f"trainer.adapter_dtype={name} does not work here: {reason}") from None
         step("speed", f"products of the adapter in float32: {reason}")
     else:
@@ -128,16 +150,11 @@ def wanted_speed(config: Config) -> Speed:
     """What the configuration asks for, and what ``speed=auto`` would turn on, whether it works or not."""
     options, auto = config.trainer, config.trainer.speed == "auto"
     causal = config.model.task == "causal_lm"
-    dtype: torch.dtype = torch.float32
-    if options.adapter_dtype is not None:
-        dtype = getattr(torch, options.adapter_dtype)
-    elif auto and config.model.dtype == "bfloat16":
-        dtype = torch.bfloat16
     return Speed(
         flatten=auto if options.flatten is None else options.flatten,
         chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
         liger=auto if options.kernels is None else options.kernels == "liger",
-        adapter_dtype=dtype,
+        adapter_dtype=getattr(torch, adapter_dtype(config)),
     )
 
 

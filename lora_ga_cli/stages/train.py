@@ -41,6 +41,7 @@ from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
 from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
+from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
@@ -204,6 +205,7 @@ def _fit(
         state = method.carried_state(load_state(earlier.state_file), prepared.model, earlier.adapter)
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
+    limits = _limits(inputs, run, flatten=speed_of(prepared.model).flatten)
     compile_trained(prepared.model, config)
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -219,7 +221,7 @@ def _fit(
         eval_dataset=held_out.rows if held_out else None,
         data_collator=inputs.collator_for(prepared.model),
         order=inputs.order,
-        limits=pass_limits(inputs, flatten=speed_of(prepared.model).flatten),
+        limits=limits,
         callbacks=callbacks,
         method=method,
         link=link,
@@ -238,6 +240,19 @@ def _fit(
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
     run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _limits(inputs: Inputs, run: RunFolder, *, flatten: bool) -> Limits:
+    """What fits into a pass: the same when a run is resumed, whatever memory is free then."""
+    automatic = inputs.config.trainer.max_tokens == "auto"
+    stored = run.manifest.get("pass_tokens") if automatic else None
+    if stored is not None:
+        return Limits(inputs.config.trainer.micro_batch_size, stored, padded=not flatten)
+    limits = pass_limits(inputs, flatten=flatten)
+    if automatic:
+        run.update_manifest(pass_tokens=limits.tokens)
+        distributed.wait()
+    return limits
 
 
 def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:

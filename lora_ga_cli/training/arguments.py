@@ -22,6 +22,13 @@ def precision(config: Config) -> str:
     return AUTOCAST[config.model.dtype] if chosen == "auto" else chosen
 
 
+def adapter_dtype(config: Config) -> str:
+    """The type of adapters' products: what ``trainer.adapter_dtype`` says, or bfloat16 on a base in bfloat16."""
+    options = config.trainer
+    automatic = options.speed == "auto" and config.model.dtype == "bfloat16"
+    return options.adapter_dtype or ("bfloat16" if automatic else "float32")
+
+
 def training_arguments(
     config: Config, folder: Path, device: torch.device, *, learning_rate: float, validate: bool, link: Link
 ) -> TrainingArguments:

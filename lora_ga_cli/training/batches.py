@@ -138,6 +138,7 @@ def batch_loader(reader: BatchReader, sampler: BatchSampler, *, workers: int, pi
         collate_fn=_unchanged,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),  # torch's own is that of dropout, and must not depend on the number of workers
         pin_memory=pin,
     )
 

@@ -16,6 +16,7 @@ from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.base import Link, method_of
+from lora_ga_cli.training.arguments import adapter_dtype
 
 IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
@@ -173,6 +174,7 @@ def settings(config: Config) -> dict[str, Any]:
     """The options that determine a run's result, as nested plain data."""
     chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
+    chosen["trainer"]["adapter_dtype"] = adapter_dtype(config)  # ``speed`` may have decided it
     if chosen["trainer"]["learning_rate"] is not None:
         chosen["method"].pop("learning_rate")  # it has no effect
     for how in ("attention", "shard"):

@@ -80,8 +80,8 @@ class LoragaTrainer(Trainer):
         self.method, self.link, self.init = method, link, init
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
-        task = method.config.model.task
-        self._count = functools.partial(count_labels, predicts_next=task != "seq2seq_lm")
+        decoder = method.config.model.task != "seq2seq_lm" and not method.leading_positions
+        self._count = functools.partial(count_labels, predicts_next=decoder)
         self._ahead: list[MicroBatch] | None = None  # the next step of the epoch, if it is read already
         self._steps: Iterator[Any] = iter(())
         self.tokens_seen = 0
@@ -205,7 +205,8 @@ class LoragaTrainer(Trainer):
             raise error
         model.zero_grad()
         clear_device_cache(garbage_collection=True)
-        tokens = max(batch.computed for batch in smaller)
+        tokens = max(batch.computed for batch in smaller)  # of one long row, perhaps more than the limit was
+        tokens = min(tokens, self.limits.tokens or tokens)
         self.limits = self._sampler.limits = replace(self.limits, tokens=tokens)
         warn(
             f"the accelerator's memory is full: passes have at most {tokens:,} tokens from now on "
@@ -255,7 +256,8 @@ class LoragaTrainer(Trainer):
     def _check_finite(self, loss: Tensor) -> None:
         """Stops before a step that would make every weight NaN. The weights are still those of the last step.
 
-        This is the one time in a step that the process waits for the device.
+        This is the only time in a step that the process waits for the device, but for transformers' masks of rows that
+        are padded or kept apart by a mask, and for fp16's loss scaler.
         """
         # fp16's gradients are scaled, and often infinite: the loss scaler skips such steps itself
         parameters = [] if self.args.fp16 else [item for item in self._model.parameters() if item.grad is not None]

@@ -147,8 +147,11 @@ def test_what_was_chosen_is_printed(loraga: Loraga, arguments: Arguments) -> Non
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["trainer.kernels=liger"], "trainer.kernels=liger does not work here"),
+        (["trainer.kernels=liger", "device=cpu"], "trainer.kernels=liger does not work here"),
+        (["trainer.tf32=true", "device=cpu"], "trainer.tf32=true does not work here"),
         (["trainer.flatten=true", "method=prefix_embedding"], "puts trained vectors before every row"),
+        (["trainer.adapter_dtype=bfloat16", "method=full"], "the model has no LoRA layers"),
+        (["trainer.adapter_dtype=bfloat16", "trainer.precision=bf16"], "autocast decides the type of products"),
     ],
 )
 def test_what_is_asked_for_and_cannot_work_is_refused(
@@ -160,18 +163,6 @@ def test_what_is_asked_for_and_cannot_work_is_refused(
 def test_rows_of_other_tasks_are_padded(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments("t5", "method=lora", "trainer.flatten=true"), code=2)
     assert "rows of model.task=seq2seq_lm are padded" in out
-
-
-def test_more_processes_than_rows_of_a_step_train_the_same(tmp_path: Path) -> None:
-    """A process without a row computes a micro-batch that has no part in the loss."""
-    from lora_ga_cli.training.batches import StepSampler
-    from lora_ga_cli.training.passes import Limits
-
-    samplers = [
-        StepSampler(lambda: [[0, 1]], 1, [5, 7], Limits(None, 100, False), processes=3, index=index)
-        for index in (0, 1, 2)
-    ]
-    assert sorted(next(iter(sampler)) for sampler in samplers) == [[[]], [[0]], [[1]]]
 
 
 @pytest.mark.parametrize("flatten", ["true", "false"])
@@ -202,4 +193,36 @@ def test_a_row_that_does_not_fit_is_an_error(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     monkeypatch.setattr(LoragaTrainer, "_pass", never)
-    assert "halve trainer.max_tokens" in loraga("train", *arguments("llama", *STEADY), code=1)
+    assert "trainer.gradient_checkpointing=true" in loraga("train", *arguments("llama", *STEADY), code=1)
+
+
+def test_the_tokens_that_fit_are_kept_when_a_run_is_resumed(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lora_ga_cli.stages import costs
+
+    options = [*STEADY, "trainer.max_tokens=auto", "trainer.flatten=true", "trainer.batch_size=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(costs, "_free_bytes", lambda *_: 0)  # one row at a time, and little memory
+        copied_between_two_checkpoints(patch, "uninterrupted", "runs")
+        loraga("train", *arguments("llama", "output_dir=uninterrupted", *options))
+    assert "resuming after step" in loraga("train", *arguments("llama", *options))
+    tokens = [
+        json.loads((only_run(folder) / "manifest.json").read_text())["pass_tokens"]
+        for folder in ("runs", "uninterrupted")
+    ]
+    assert tokens[0] == tokens[1] < 20
+    one, other = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("uninterrupted", "runs"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_a_first_token_that_a_trained_prefix_predicts_counts(loraga: Loraga, arguments: Arguments) -> None:
+    """It has a label where the prompt is empty and the tokenizer puts nothing before a text."""
+    prompt = ["dataset.prompt=''", "dataset.answer='{prompt}'"]
+    loraga("train", *arguments("llama", *STEADY, "method=prefix_embedding", *prompt))
+    chunked = losses("runs")
+    loraga(
+        "train",
+        *arguments("llama", *STEADY, "method=prefix_embedding", *prompt, "trainer.speed=plain", "output_dir=whole"),
+    )
+    assert losses("whole") == pytest.approx(chunked, rel=1e-5)

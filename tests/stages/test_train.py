@@ -27,7 +27,7 @@ def test_every_family_trains_evaluates_and_merges(
     loraga("train", *arguments(family, f"method={method}", *more))
     run = only_run()
     losses = [point["loss"] for point in points(run) if "loss" in point]
-    assert min(losses[1:]) < losses[0]
+    assert (min(losses) if family == "bert" else losses[-1]) < losses[0]
     metric = "accuracy" if family == "bert" else "exact_match"
     out = loraga("eval", str(run), f"eval={metric}", "eval.max_new_tokens=4")
     assert metric.replace("_", " ") in out
@@ -235,7 +235,7 @@ def test_early_stopping_stops(loraga: Loraga, worsening: Arguments) -> None:
 def test_precisions_and_checkpointing(loraga: Loraga, arguments: Arguments, extra: tuple[str, ...]) -> None:
     loraga("train", *arguments("llama", *extra))
     losses = [point["loss"] for point in points(only_run()) if "loss" in point]
-    assert min(losses[1:]) < losses[0]
+    assert losses[-1] < losses[0]
     saved = load_file(only_run() / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 

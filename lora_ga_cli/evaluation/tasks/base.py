@@ -165,7 +165,12 @@ class Task(ABC):
         """Yields a line for each thing in a configuration that the task cannot work with; it reads no file."""
         if config.model.task not in cls.model_tasks:
             yield f"eval.task={config.eval.task} does not score models of model.task={config.model.task}"
-        if config.eval.endpoint.base_url is None:
+        endpoint = config.eval.endpoint
+        if endpoint.base_url is None:
+            unset = type(endpoint)()
+            for name, value in endpoint:
+                if value != getattr(unset, name):
+                    yield f"eval.endpoint.{name} does nothing without eval.endpoint.base_url"
             return
         if needs := cls.needs_logits(config.eval):
             yield (
