@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_ga_cli import estimate_gradients, initialize
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.adapter_dtype import adapter_dtype, set_adapter_dtype
+from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.difference import Direct
 from lora_ga_cli.lora.initialization import random_factors
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers, lora_pairs, weight_of
@@ -412,7 +412,6 @@ def test_a_type_is_refused_where_products_are_not_loragas_or_must_cancel() -> No
             set_adapter_dtype(model, torch.float32)
             set_adapter_dtype(model, None)
             assert torch.equal(model(**batch).logits, before)
-    assert adapter_dtype(model) is None
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "lora_plus", "eva", "lora_one", "lora_ga", "pissa", "lora_fa"])
@@ -429,7 +428,6 @@ def test_every_method_of_pairs_takes_a_type(method: str) -> None:
             pair.delta_b.add_(0.02)
         expected = model(**batch).logits
         set_adapter_dtype(model, torch.bfloat16)
-        assert adapter_dtype(model) == torch.bfloat16
         assert 0 < distance([model(**batch).logits], [expected]) < 1e-2
 
 

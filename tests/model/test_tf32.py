@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lora_ga_cli.model.tf32 import tf32_products
+from lora_ga_cli.stages import inputs
 from lora_ga_cli.stages import train as training
 from tests.helpers import Arguments, Loraga
 
@@ -50,6 +51,7 @@ def test_training_and_the_estimation_before_it_are_inside(
             return original(*args, **options)
 
         monkeypatch.setattr(module, name, watched)
+    monkeypatch.setattr(inputs, "check_speed", lambda *_: None)  # which refuses it without a GPU
     loraga("train", *arguments("llama", f"trainer.tf32={str(allowed).lower()}", "trainer.max_steps=1"))
     assert seen == [allowed, allowed]
     assert not MATMUL.allow_tf32

@@ -167,9 +167,8 @@ class Task(ABC):
             yield f"eval.task={config.eval.task} does not score models of model.task={config.model.task}"
         endpoint = config.eval.endpoint
         if endpoint.base_url is None:
-            unset = type(endpoint)()
-            for name, value in endpoint:
-                if value != getattr(unset, name):
+            for name in ("model", "chat"):
+                if getattr(endpoint, name):
                     yield f"eval.endpoint.{name} does nothing without eval.endpoint.base_url"
             return
         if needs := cls.needs_logits(config.eval):
