@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from lora_ga_cli.model.unsupported import Unsupported
 
 INSTALL = "pip install 'loraga[fast]'"
+ORIGINAL = "loraga_original"
+"""The attribute of a replaced function that holds transformers' own."""
 SILU, GELU = ("silu", "swish"), ("gelu_pytorch_tanh",)
 """The activations that Liger's gates compute. It does not look which one a model has."""
 
@@ -23,8 +25,8 @@ def use_liger(model: nn.Module) -> None:
     """Makes a loaded model compute norms, gated products and rotary positions with Liger's Triton kernels.
 
     Only this model's norms and gates change. Rotary positions are a function of transformers' module, which every model
-    of the same architecture calls: models that are loaded later in this process use Liger's too, on a GPU. The loss
-    stays as it is.
+    of the same architecture calls: models that are loaded later in this process use Liger's too, on a GPU, until
+    `use_torch` is called for one of them. The loss stays as it is.
 
     Args:
         model: as transformers loaded it, before any adapter is on it; its weights and their names do not change.
@@ -37,6 +39,7 @@ def use_liger(model: nn.Module) -> None:
     if not on_cuda(model):
         raise Unsupported("Liger's kernels need a CUDA device")
     apply = _function_for(model)
+    use_torch(model)  # what an earlier model has replaced
     code = _code_of(model)
     wanted = _wanted(model, inspect.signature(apply).parameters)
     if code is None or not wanted:
@@ -51,6 +54,14 @@ def use_liger(model: nn.Module) -> None:
 def on_cuda(model: nn.Module) -> bool:
     """Whether a model is on a CUDA device."""
     return next(model.parameters()).device.type == "cuda"
+
+
+def use_torch(model: nn.Module) -> None:
+    """Puts back the functions that `use_liger` replaced for all models of this model's architecture."""
+    code = _code_of(model)
+    for name, value in list(vars(code).items()) if code is not None else []:
+        if (original := getattr(value, ORIGINAL, None)) is not None:
+            setattr(code, name, original)
 
 
 def _function_for(model: nn.Module) -> Callable[..., None]:
@@ -106,4 +117,5 @@ def _by_device(on_gpu: Callable[..., Any], elsewhere: Callable[..., Any]) -> Cal
     def chosen(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (on_gpu if first.is_cuda else elsewhere)(first, *args, **kwargs)
 
+    setattr(chosen, ORIGINAL, elsewhere)
     return chosen

@@ -19,7 +19,7 @@ from lora_ga_cli.model.checkpointing import checkpoint_blocks
 from lora_ga_cli.model.chunked_loss import use_chunked_loss
 from lora_ga_cli.model.compilation import compile_blocks
 from lora_ga_cli.model.flattening import BLOCK_MASK, use_flattening
-from lora_ga_cli.model.kernels import use_liger
+from lora_ga_cli.model.kernels import use_liger, use_torch
 from lora_ga_cli.model.speed import Speed, remember_speed
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import step
@@ -54,6 +54,7 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
 
     liger = flatten = chunked = None
     gpu = device.type == "cuda"  # elsewhere only what is named is tried, since it would rarely work or help
+    use_torch(model)
     if wanted.liger and (options.kernels is not None or gpu):
         liger = turn_on("kernels=liger", options.kernels is not None, "Liger kernels", lambda: use_liger(model))
     if wanted.flatten and (options.flatten or gpu):

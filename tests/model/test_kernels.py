@@ -14,7 +14,7 @@ import torch
 from transformers.models.llama import modeling_llama
 
 from lora_ga_cli.model import kernels
-from lora_ga_cli.model.kernels import use_liger
+from lora_ga_cli.model.kernels import use_liger, use_torch
 from lora_ga_cli.model.unsupported import Unsupported
 from tests.conftest import build_batch, build_model
 
@@ -92,6 +92,16 @@ def test_positions_on_a_gpu_are_ligers(liger: Calls, monkeypatch: pytest.MonkeyP
     assert modeling_llama.apply_rotary_pos_emb(query, query, cos, sin)[0].sum() == -24
     plain = torch.ones(1, 2, 3, 4)
     assert modeling_llama.apply_rotary_pos_emb(plain, plain, cos, sin)[0].sum() == 24
+
+
+def test_positions_are_torchs_again_for_a_run_without_liger(liger: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of a sweep follow one another in a process, and so do the links of a chain."""
+    pretend_cuda(monkeypatch)
+    before = modeling_llama.apply_rotary_pos_emb
+    for _ in range(3):
+        use_liger(build_model("llama"))
+    use_torch(build_model("llama"))
+    assert modeling_llama.apply_rotary_pos_emb is before
 
 
 def test_gates_of_another_activation_stay(liger: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
