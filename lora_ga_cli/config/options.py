@@ -211,7 +211,10 @@ def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
         return unknown(path) or f"no option {name}"
     if error["type"] == "list_type":
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
-    choices = _literals(options[option].annotation) if option in options else []
+    annotation = options[option].annotation if option in options else None
+    choices = _literals(annotation)
+    if choices and _takes_numbers(annotation):
+        return f"{name}={shown_value} should be {kind_of(annotation)}"
     if choices and isinstance(value, str | bool | int):
         hint = suggest(str(value), choices)
         return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
@@ -253,9 +256,17 @@ def _literals(annotation: Any) -> list[str]:
     return [choice for part in get_args(annotation) for choice in _literals(part)] if get_args(annotation) else []
 
 
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether an option takes numbers beside its words."""
+    parts = get_args(annotation) if get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    return any(kind_of(part) in ("integer", "number") for part in parts)
+
+
 def kind_of(annotation: Any) -> str:
     """What an option takes, as a person reads it."""
     literals = _literals(annotation)
+    if literals and _takes_numbers(annotation):
+        return " | ".join("null" if part is type(None) else kind_of(part) for part in get_args(annotation))
     if literals:
         inside = " | ".join(literals)
         return f"list of {inside}" if get_origin(annotation) is list else inside

@@ -158,3 +158,11 @@ def test_earlier_names_of_a_methods_options_are_reported_with_all_other_faults()
         "command line: no option method.adalora.warmup (did you mean method.warmup?)",
         "command line: no option lora_alpha (did you mean alpha?)",
     ]
+
+
+@pytest.mark.parametrize("value", ["many", 0, True])
+def test_an_option_of_numbers_and_words_says_both(value: object) -> None:
+    fault = misfit(("trainer", "max_tokens"), value)
+    assert fault is not None
+    assert fault.endswith("should be integer | auto | null")
+    assert all(misfit(("trainer", "max_tokens"), good) is None for good in (1, "auto", None))
