@@ -1,7 +1,7 @@
 """Garbage collection while a program starts.
 
 Importing torch, transformers and PEFT makes a million objects that live as long as the process. With Python's usual
-thresholds, a fifth of the time until the first step goes into looking through them for garbage.
+thresholds, it looks through them for garbage many times before the first step (``scripts/bench_start.py``).
 """
 
 from __future__ import annotations

@@ -68,8 +68,6 @@ def _of_trainer(config: Any) -> Iterator[str]:
         )
     if trainer.chunked_loss and config.model.task != "causal_lm":
         yield f"trainer.chunked_loss=true: a model of model.task={config.model.task} has no labels for next tokens"
-    if trainer.flatten and config.model.task != "causal_lm":
-        yield f"trainer.flatten=true: rows of model.task={config.model.task} are padded"
     best = trainer.load_best or trainer.early_stopping_patience is not None
     if best and trainer.eval_steps != trainer.save_steps:
         yield (

@@ -268,7 +268,7 @@ class TrainerConfig(Section):
     max_steps: Positive | None = None
     """Number of optimizer steps. If it is given, ``epochs`` has no effect."""
     batch_size: Positive = 32
-    """Rows per optimizer step, over all devices and accumulation steps."""
+    """Rows per optimizer step, over all devices and forward passes."""
     micro_batch_size: Positive | None = None
     """The most rows of a forward pass on one device. It changes memory and speed; a step stays the same up to
     rounding. Null: as many as ``max_tokens`` allows."""

@@ -16,7 +16,8 @@ Batch = Mapping[str, Any]
 def count_items(model: nn.Module, batch: Batch) -> int:
     """The number of items that the mean loss of a batch averages: labelled tokens, or rows for a classifier.
 
-    A decoder predicts each label from the tokens before it, so a row's first label does not count.
+    A decoder predicts each label from the tokens before it, so a row's first label does not count, unless trained
+    vectors stand before the row.
 
     Raises:
         GradientError: the batch has no labels.
@@ -31,7 +32,8 @@ def count_labels(batch: Batch, *, predicts_next: bool) -> int:
     """As `count_items`, without the model.
 
     Args:
-        predicts_next: whether the model is a decoder alone, which predicts each label from the tokens before it.
+        predicts_next: whether each label is predicted from the tokens before it, so that the first one is not: by a
+            decoder alone, without trained vectors before the row.
 
     Raises:
         GradientError: the batch has no labels.

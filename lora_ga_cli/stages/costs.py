@@ -42,8 +42,7 @@ not exact."""
 
 
 def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
-    """Peak memory of the estimation, and its seconds; rows are taken to be as long as the longest for memory, and of
-    mean length for time."""
+    """Peak memory of the estimation, which its largest pass needs, and its seconds."""
     config, options = inputs.config, inputs.config.gradient
     base, task, checkpointing = inputs.empty_model(), config.model.task, config.trainer.gradient_checkpointing
     targets = find_targets(base, config.target_modules)
@@ -70,7 +69,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
             kept += waiting
     else:
         states = 0 if options.offload else 4 * sum(math.prod(shape) for shape in shapes)
-    work = pass_work(base, shapes_of_passes, lengths, task)
+    work = _pass_work(base, shapes_of_passes, lengths, task)
     batches = math.ceil(len(shapes_of_passes) / distributed.count())
     passes = (2 if options.estimator == "sketch" else 3) + checkpointing
     calls = work.calls * (SKETCH_CALLS if options.estimator == "sketch" else 1)
@@ -123,9 +122,9 @@ def empty_training(inputs: Inputs) -> Training:
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
     """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
     training = empty_training(inputs)
-    shapes, steps = pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
+    shapes, steps = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
     memory = training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
-    work = pass_work(training.model, shapes, inputs.order.lengths, inputs.config.model.task)
+    work = _pass_work(training.model, shapes, inputs.order.lengths, inputs.config.model.task)
     every = training.checkpoint_every
     passes = (3 if method_of(inputs.config).trains_all_weights else 2) + (1 / every if every else 0)
     return memory, len(shapes) / steps * pace.seconds(work, passes), training.model
@@ -185,7 +184,7 @@ def _free_bytes(device: torch.device, weights: int) -> int:
     return psutil.virtual_memory().available + weights
 
 
-def pass_work(model: nn.Module, shapes: Sequence[tuple[int, int]], lengths: Sequence[int], task: str) -> Work:
+def _pass_work(model: nn.Module, shapes: Sequence[tuple[int, int]], lengths: Sequence[int], task: str) -> Work:
     """The work of a forward pass of mean size. Attention is counted within a row of mean length.
 
     Args:
@@ -202,7 +201,7 @@ LOOKED_AT = 200
 """Steps whose passes a forecast looks at, besides that of the longest row."""
 
 
-def pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]], int]:
+def _pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]], int]:
     """Rows and columns of this process's batches in some steps of the first epoch, and how many steps these are."""
     order, processes = inputs.order, distributed.count()
     steps = order.epoch(0)

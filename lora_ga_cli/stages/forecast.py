@@ -12,10 +12,12 @@ from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import Link, links_of, method_of
 from lora_ga_cli.model.forecast import Memory, measure_pace
+from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 
@@ -29,6 +31,7 @@ def forecast(config: Config, last: str) -> None:
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
+    check_speed(config, pick_device(config.device))
     inputs = prepare_inputs(config)
     run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)

@@ -95,8 +95,8 @@ def check_speed(config: Config, device: torch.device) -> None:
         faults.append(("trainer.kernels=liger", "Liger's kernels need a CUDA device"))
     elif options.kernels == "liger" and find_spec("liger_kernel") is None:
         faults.append(("trainer.kernels=liger", "Liger Kernel is not installed (pip install 'loraga[fast]')"))
-    if options.flatten and method_of(config).leading_positions:
-        faults.append(("trainer.flatten=true", f"method {config.method.name} puts trained vectors before every row"))
+    if options.flatten and (why := why_padded(config)):
+        faults.append(("trainer.flatten=true", why))
     if faults:
         raise InvalidInput([Fault("configuration", f"{option} does not work here: {why}") for option, why in faults])
 
@@ -164,12 +164,7 @@ def expected_speed(config: Config, device: torch.device) -> Speed:
     options, wanted = config.trainer, wanted_speed(config)
     gpu = device.type == "cuda"
     varlen = gpu and config.model.dtype != "float32"
-    flatten = bool(
-        wanted.flatten
-        and (options.flatten or varlen)
-        and config.model.task == "causal_lm"
-        and not method_of(config).leading_positions
-    )
+    flatten = bool(wanted.flatten and (options.flatten or varlen) and why_padded(config) is None)
     return replace(
         wanted,
         flatten=flatten,
@@ -178,13 +173,19 @@ def expected_speed(config: Config, device: torch.device) -> Speed:
     )
 
 
-def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> str:
-    method = method_of(config)
+def why_padded(config: Config) -> str | None:
+    """Why rows cannot be flattened whatever the model is, as far as the configuration tells; None if they may be."""
     if config.model.task != "causal_lm":
-        raise Unsupported(f"rows of model.task={config.model.task} are padded")
+        return f"rows of model.task={config.model.task} are padded"
     form = row_form(config.dataset, config.model.task)
     if not form.flattens():
-        raise Unsupported(f"{form.__name__} pads rows in its own way, and has none to flatten them")
-    if method.leading_positions:
-        raise Unsupported(f"method {config.method.name} puts trained vectors before every row")
+        return f"{form.__name__} pads rows in its own way, and has none to flatten them"
+    if method_of(config).leading_positions:
+        return f"method {config.method.name} puts trained vectors before every row"
+    return None
+
+
+def _flatten(model: PreTrainedModel, config: Config, device: torch.device) -> str:
+    if why := why_padded(config):
+        raise Unsupported(why)
     return use_flattening(model, device, block_mask=bool(config.trainer.flatten))

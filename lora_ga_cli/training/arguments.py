@@ -13,7 +13,7 @@ from lora_ga_cli.optimizers.base import optimizer_of
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
-it in float32; autocast would round the adapter's factors too. float16 needs the loss scaling that comes with it."""
+it in the type of `adapter_dtype`. float16 needs the loss scaling that comes with it."""
 
 
 def precision(config: Config) -> str:

@@ -65,7 +65,7 @@ def divide(rows: Sequence[int], lengths: Sequence[int], limits: Limits, processe
         rows: of one optimizer step.
         lengths: of all rows, in tokens.
     """
-    order = sorted(rows, key=lambda row: (-lengths[row], row))
+    order = _longest_first(rows, lengths)
     count = len(limits.fill(order, lengths, limits.tokens))
     while True:
         count = -(-count // processes) * processes  # as many for every process
@@ -85,7 +85,11 @@ def divide(rows: Sequence[int], lengths: Sequence[int], limits: Limits, processe
 
 def in_order(rows: Sequence[int], lengths: Sequence[int], limits: Limits) -> list[Pass]:
     """Passes of rows sorted by length, each as full as the limits allow."""
-    return limits.fill(sorted(rows, key=lambda row: (-lengths[row], row)), lengths, limits.tokens)
+    return limits.fill(_longest_first(rows, lengths), lengths, limits.tokens)
+
+
+def _longest_first(rows: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    return sorted(rows, key=lambda row: (-lengths[row], row))
 
 
 def _padded(order: Sequence[int], lengths: Sequence[int], limits: Limits, count: int) -> list[Pass]:

@@ -288,7 +288,7 @@ class LoragaTrainer(Trainer):
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         # every row in exactly one process; the Trainer's loader would repeat some to fill the last batch
         passes = in_order(range(len(rows)), rows["length"][:], self.limits)
-        loader = self._loader(rows, [[rows] for rows in passes[self.args.process_index :: self.args.world_size]])
+        loader = self._loader(rows, [[chosen] for chosen in passes[self.args.process_index :: self.args.world_size]])
         batches = (self._prepare_inputs(batch.inputs) for (batch,) in loader)
         total, items = summed_loss(self._model, batches)
         self._pad_collectives(rows, math.ceil(len(passes) / self.args.world_size) - len(loader))

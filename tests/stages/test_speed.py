@@ -160,6 +160,11 @@ def test_what_is_asked_for_and_cannot_work_is_refused(
     assert reason in " ".join(loraga("train", *arguments("llama", *options), code=2).split())
 
 
+@pytest.mark.parametrize("option", ["trainer.kernels=liger", "trainer.tf32=true"])
+def test_a_dry_run_refuses_what_the_run_would_refuse(loraga: Loraga, arguments: Arguments, option: str) -> None:
+    assert "does not work here" in loraga("train", "--dry-run", *arguments("llama", option), code=2)
+
+
 def test_rows_of_other_tasks_are_padded(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments("t5", "method=lora", "trainer.flatten=true"), code=2)
     assert "rows of model.task=seq2seq_lm are padded" in out
