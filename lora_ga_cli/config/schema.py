@@ -38,6 +38,15 @@ Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
 
 
+def _with_line_ends(text: str) -> str:
+    # on a command line, a person writes a line end so; Hydra hands the two characters on
+    return text.replace("\\n", "\n")
+
+
+TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
+"""A text with ``{column}`` fields, in which ``\\n`` is a line end."""
+
+
 class Section(BaseModel):
     """A group of options: immutable, and closed to unknown names."""
 
@@ -127,8 +136,9 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form of a row is given:
-    ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
+    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). How a row is read is found from the columns
+    (``format``), or given: by ``prompt`` and ``answer``, or ``messages``, or ``text``, or ``text`` and ``label``, or
+    another ``form``.
     """
 
     path: str | None = None
@@ -157,21 +167,26 @@ class DatasetConfig(Section):
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 
+    format: str = "auto"
+    """How the rows are written: ``alpaca``, ``messages``, ``prompt_answer``, ``prompt_completion``, ``sharegpt``,
+    ``text``, ``text_label``, or one of a user's file. ``auto`` recognizes it by the columns of the first rows, where no
+    option below says how a row is read."""
     form: str | None = None
     """Name of the form in which a row is read. Null: the form whose options are given (``prompt`` and ``answer``, or
-    ``messages``, or ``text`` and ``label``)."""
+    ``messages``, or ``text``, or ``text`` and ``label``)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a form that is not shipped: ``{name: value}``. The form's file documents them."""
-    prompt: str | None = None
-    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
-    answer: str | None = None
+    prompt: TemplateText | None = None
+    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace, and ``\\n`` a line end. The section
+    ``{?column}…{/column}`` is left out of a row where the column is absent, null or empty."""
+    answer: TemplateText | None = None
     """Template of the part that is learned."""
     messages: str | None = None
     """Column with chat messages (``role``, ``content``), rendered by the tokenizer's chat template; the
     assistant's turns are learned."""
-    text: str | None = None
-    """Template of a text to classify."""
-    text_pair: str | None = None
+    text: TemplateText | None = None
+    """Template of a text to classify; without ``label``, of a text that is learned completely."""
+    text_pair: TemplateText | None = None
     """Template of a second text, for pairs."""
     label: str | None = None
     """Column with the class: a number from 0, or a name from ``label_names``. With ``prompt`` and ``answer``, where

@@ -15,6 +15,7 @@ from lora_ga_cli.data.labels import class_names, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.plan import Plan, Reading, split_key
+from lora_ga_cli.data.recognize import format_of_rows, with_row_format
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
 from lora_ga_cli.data.split import Data, Split
 from lora_ga_cli.data.store import RowStore, StoredRows
@@ -56,6 +57,9 @@ def load_data(
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
     """
+    if not splits:
+        return Data(None, None, config.label_names, config)
+    config, notes = with_row_format(config, task, validation=TRAIN not in splits)
     loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names)
     options = {"dataset.train_file": config.train_file, "dataset.validation_file": config.validation_file}
     loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
@@ -77,7 +81,7 @@ def load_data(
     elif holds_out:
         plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
     made = loader.splits(plans, list(readings.values()), store)
-    return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names)
+    return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names, config, notes)
 
 
 def load_file_split(
@@ -249,8 +253,10 @@ class Loader:
         faults = [fault for source in sources for fault in renames_faults(source, self.config.columns)]
         for source in sources:
             columns = list(renamed(source, self.config.columns))
+            row_format = format_of_rows(self.config)
+            optional = row_format.optional if row_format is not None else ()
             for name, option in needed_columns(self.form, self.config).items():
-                if name not in columns:
+                if name not in columns and name not in optional:
                     faults.append(Fault(option, f"{source.name} has no column {name!r}", near_column(name, columns)))
         if faults:
             raise DataError(faults)

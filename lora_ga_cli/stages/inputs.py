@@ -156,10 +156,13 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         num_labels=config.model.num_labels,
         store=_row_store(config),
     )
+    for note in data.notes:
+        step("data", note)
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())
-    return Inputs(config, device, model_config, tokenizer, data)
+    found = config.model_copy(update={"dataset": data.config})
+    return Inputs(found, device, model_config, tokenizer, data)
 
 
 def _row_store(config: Config) -> RowStore:
