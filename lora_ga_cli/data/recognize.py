@@ -207,9 +207,9 @@ def _not_recognized(
 ) -> Fault:
     names = _formats(task)
     known = "; ".join(f"{name} ({_shown_columns(ROW_FORMATS[name])})" for name in names)
-    nearest, renames = max(
-        ((name, _renames(ROW_FORMATS[name], columns)) for name in names),
-        key=lambda item: sum(old is not None for old in item[1].values()) / len(item[1]),
+    share, nearest, renames = max(
+        ((_share(renames), name, renames) for name in names if (renames := _renames(ROW_FORMATS[name], columns))),
+        key=lambda item: item[0],
     )
     what = f"the columns of {source} ({_some(columns)}) are those of no row format for model.task={task}: {known}"
     if all(new == old for new, old in renames.items()):
@@ -222,7 +222,8 @@ def _not_recognized(
         hint = f"dataset.format={nearest} names every row that does not fit"
         return Fault("dataset.format", f"{source} is not of the format {nearest}, whose columns it has: {held}", hint)
     changed = ", ".join(f"{new}: {old or 'COLUMN'}" for new, old in renames.items() if new != old)
-    hint = f"the nearest is {nearest}: dataset.columns={{{changed}}}; or dataset.prompt and dataset.answer with {{column}}"
+    near = f"the nearest is {nearest}: dataset.columns={{{changed}}}" if share else "dataset.columns={new: old} renames"
+    hint = f"{near}; or dataset.prompt and dataset.answer with {{column}}"
     return Fault("dataset.format", what, hint)
 
 
@@ -236,6 +237,11 @@ def _renames(row_format: type[RowFormat], columns: Sequence[str]) -> dict[str, s
             near = difflib.get_close_matches(column, free, 1, 0.75)
             found[column] = next(iter(named), free[near[0]] if near else None)
     return {column: found[column] for column in row_format.columns}
+
+
+def _share(renames: Mapping[str, str | None]) -> float:
+    """The share of a format's columns that are there, under their name or a similar one."""
+    return sum(old is not None for old in renames.values()) / len(renames)
 
 
 def _shown_columns(row_format: type[RowFormat]) -> str:
