@@ -108,7 +108,9 @@ def _incomplete(sources: Sources) -> list[Fault]:
     recipes = [name for name in recipes if name in sources.choices("recipe")]
     if missing and not recipes:
         known = ", ".join(sources.choices("recipe"))
-        return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset.train_file=…")]
+        return [
+            Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset.train_file=…")
+        ]
     faults = []
     documents = [document for name in recipes if (document := sources.document("recipe", name)) is not None]
     for document in documents:

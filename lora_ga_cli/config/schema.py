@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from lora_ga_cli.config.exclusions import Exclusion, exclusive
 from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
@@ -36,6 +37,17 @@ Name = Annotated[str, AfterValidator(one_name)]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
+VALIDATION_SPLIT = "dataset.validation_split"
+PROMPT_TEMPLATES = ("dataset.prompt", "dataset.answer")
+TEXT_TEMPLATES = ("dataset.text", "dataset.text_pair")
+READ_BY = (
+    *PROMPT_TEMPLATES,
+    *TEXT_TEMPLATES,
+    "dataset.messages",
+    "dataset.label",
+    "dataset.label_names",
+    "dataset.form",
+)
 
 
 def _with_line_ends(text: str) -> str:
@@ -53,6 +65,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+    exclusions: ClassVar[tuple[Exclusion, ...]] = ()
+    """Options that switch others off, which a file of lower precedence sets."""
+
+    @classmethod
+    def all_exclusions(cls) -> list[Exclusion]:
+        """The exclusions of the section and of those that it derives from."""
+        declared = [vars(parent).get("exclusions", ()) for parent in cls.__mro__]
+        return list(dict.fromkeys(exclusion for exclusions in declared for exclusion in exclusions))
 
 
 @dataclass(frozen=True)
@@ -107,6 +127,11 @@ TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 class ModelConfig(Section):
     """The base model and how it is loaded."""
 
+    exclusions = (
+        Exclusion("model.quantization", ("model.double_quantization",), lambda value: value != "nf4"),
+        Exclusion("model.task", ("model.dtype",), lambda value: value == "sequence_classification"),
+    )
+
     path: str
     """The base model: its name on the hub (``org/name``), a local folder, or ``bundled:tiny_base``."""
     task: Task = "causal_lm"
@@ -140,6 +165,17 @@ class DatasetConfig(Section):
     (``format``), or given: by ``prompt`` and ``answer``, or ``messages``, or ``text``, or ``text`` and ``label``, or
     another ``form``.
     """
+
+    exclusions = (
+        Exclusion("dataset.train_file", ("dataset.path", "dataset.subset", "dataset.revision", VALIDATION_SPLIT)),
+        Exclusion("dataset.path", ("dataset.train_file", "dataset.column_names")),
+        *exclusive("dataset.validation_file", VALIDATION_SPLIT, "dataset.validation_fraction"),
+        Exclusion("dataset.messages", (*TEXT_TEMPLATES, *PROMPT_TEMPLATES, "dataset.label")),
+        *(Exclusion(option, (*TEXT_TEMPLATES, "dataset.messages")) for option in PROMPT_TEMPLATES),
+        Exclusion("dataset.text", (*PROMPT_TEMPLATES, "dataset.messages")),
+        Exclusion("dataset.format", READ_BY, lambda value: value != "auto"),
+        Exclusion("dataset.form", ("dataset.format",)),
+    )
 
     path: str | None = None
     """A data set on the hub (``org/name``)."""
@@ -268,6 +304,15 @@ class GradientConfig(Section):
 class TrainerConfig(Section):
     """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
     them."""
+
+    exclusions = (
+        Exclusion("trainer.optimizer", ("trainer.optimizer_options",), lambda value: True, if_changed=True),
+        Exclusion("trainer.epochs", ("trainer.max_steps",)),
+        Exclusion(
+            "trainer.gradient_checkpointing", ("trainer.gradient_checkpointing_every",), lambda value: value is False
+        ),
+        Exclusion("trainer.precision", ("trainer.adapter_dtype",), lambda value: value in ("bf16", "fp16")),
+    )
 
     optimizer: str = "adamw"
     """The optimizer. ``adamw``, ``adamw_8bit``, ``paged_adamw`` and ``paged_adamw_8bit`` train every parameter; others

@@ -120,7 +120,11 @@ def _needed(name: str, config: DatasetConfig, rows: Sequence[Row]) -> list[str]:
     row_format = ROW_FORMATS[name]
     given = [option for option in row_format.options(rows) if getattr(config, option) is not None]
     replaced = {column for option in given for column in _columns_of(row_format.options(rows), option)}
-    still = {column for option in _open_options(name, config, rows) for column in _columns_of(row_format.options(rows), option)}
+    still = {
+        column
+        for option in _open_options(name, config, rows)
+        for column in _columns_of(row_format.options(rows), option)
+    }
     return [column for column in row_format.columns if column not in replaced or column in still]
 
 
@@ -138,7 +142,9 @@ def _fits(name: str, config: DatasetConfig, rows: Sequence[Row]) -> bool:
 
 
 def _row_options(config: DatasetConfig) -> set[str]:
-    return {option for option in ("prompt", "answer", "messages", "text", "text_pair", "label") if getattr(config, option)}
+    return {
+        option for option in ("prompt", "answer", "messages", "text", "text_pair", "label") if getattr(config, option)
+    }
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -162,7 +168,9 @@ def _with_optional_columns(config: DatasetConfig, task: str) -> tuple[DatasetCon
     try:
         inserted = {column for text in given.values() for column in Template(text).columns}
         names = _formats(task) if config.format == AUTO and config.form is None else []
-        found = [name for name in names if ROW_FORMATS[name].optional and inserted >= {*_all_columns(ROW_FORMATS[name])}]
+        found = [
+            name for name in names if ROW_FORMATS[name].optional and inserted >= {*_all_columns(ROW_FORMATS[name])}
+        ]
         name = found[0] if found else config.format
         optional = ROW_FORMATS[name].optional if name != AUTO else ()
         changed = {option: with_sections(text, optional) for option, text in given.items()}
