@@ -213,8 +213,8 @@ class DatasetConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a form that is not shipped: ``{name: value}``. The form's file documents them."""
     prompt: TemplateText | None = None
-    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace, and ``\\n`` a line end. The section
-    ``{?column}…{/column}`` is left out of a row where the column is absent, null or empty."""
+    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace, and ``\\n`` a line end. The
+    section ``{?column}…{/column}`` is left out of a row where the column is absent, null or empty."""
     answer: TemplateText | None = None
     """Template of the part that is learned."""
     messages: str | None = None
@@ -225,11 +225,12 @@ class DatasetConfig(Section):
     text_pair: TemplateText | None = None
     """Template of a second text, for pairs."""
     label: str | None = None
-    """Column with the class: a number from 0, or a name from ``label_names``. With ``prompt`` and ``answer``, where
-    ``label_names`` has to be given too, the templates insert its name."""
+    """Column with the class: a name, or a number from 0. With ``prompt`` and ``answer``, the templates insert its
+    name."""
     label_names: list[str] | None = None
-    """Names of the classes, in the order of their numbers. With ``prompt`` and ``answer``: the words that are answers,
-    among which ``label_tokens`` of ``eval.metrics`` chooses."""
+    """Names of the classes, in the order of their numbers. Null: those of the data set on the hub; or the names in the
+    column, sorted; or numbers from 0. With ``prompt`` and ``answer``: the words that are answers, among which
+    ``label_tokens`` of ``eval.metrics`` chooses."""
 
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest example, in tokens."""
@@ -246,6 +247,10 @@ class DatasetConfig(Section):
     packs then, so this is another training. Rows of a pack do not see each other."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
+
+    allow_empty_answers: bool = False
+    """Learn empty answers and empty turns of the assistant, which teach the model to answer nothing. By default such
+    a row is malformed."""
 
     @property
     def has_validation(self) -> bool:

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from lora_ga_cli.config.exclusions import Exclusion, switch_off
+from lora_ga_cli.config.exclusions import Exclusion
 from lora_ga_cli.config.options import (
     Options,
     as_typed,
@@ -21,6 +21,7 @@ from lora_ga_cli.config.options import (
 from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE
 from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions, Section
+from lora_ga_cli.config.switched_off import switch_off
 from lora_ga_cli.config.typed_sections import options_for_type
 from lora_ga_cli.errors import Fault, InvalidInput
 

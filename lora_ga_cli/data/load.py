@@ -11,7 +11,7 @@ from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.data.build import Builder, needed_columns
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.hub import read_hub
-from lora_ga_cli.data.labels import class_names, label_names_faults
+from lora_ga_cli.data.labels import class_names, described, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.plan import Plan, Reading, split_key
@@ -81,7 +81,14 @@ def load_data(
     elif holds_out:
         plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
     made = loader.splits(plans, list(readings.values()), store)
-    return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names, config, notes)
+    names = loader.label_names
+    if names is not None and loader.named:
+        found = (
+            "" if config.label_names is not None else f" (found in column {config.label}; dataset.label_names orders)"
+        )
+        notes = [*notes, described(names) + found]
+        config = config.model_copy(update={"label_names": names})
+    return Data(made.get(TRAIN), made.get(VALIDATION), names if loader.form.has_classes else None, config, notes)
 
 
 def load_file_split(
@@ -139,12 +146,13 @@ class Loader:
         self.tokenizer = tokenizer
         self.max_positions = max_positions
         self.num_labels = num_labels
-        self.given_names = self.label_names = label_names if self.form.has_classes else None
+        self.named = self.form.named_classes(config)
+        self.given_names = self.label_names = label_names if self.named else None
 
     @property
     def counts_classes(self) -> bool:
-        """Whether the classes are to be counted in the training rows."""
-        return self.form.has_classes and self.label_names is None and self.num_labels is None
+        """Whether the classes are to be found in the training rows."""
+        return self.named and self.label_names is None
 
     def check_options(self, files: Mapping[str, Sequence[str]]) -> None:
         """Checks all that can be wrong before anything is read.
@@ -205,8 +213,7 @@ class Loader:
             needed = [
                 reading
                 for number, reading in enumerate(readings)
-                if any(plan.reading is reading for plan in missing.values())
-                or (number == 0 and self.form.has_classes and self.label_names is None)
+                if any(plan.reading is reading for plan in missing.values()) or (number == 0 and self.counts_classes)
             ]
             sources = list(
                 _all_of({str(number): partial(_read, reading) for number, reading in enumerate(needed)}).values()
@@ -225,7 +232,7 @@ class Loader:
         """The key of every split that can be stored."""
         if store is None:
             return {}
-        naming = readings[0] if self.form.has_classes and self.given_names is None else None
+        naming = readings[0] if self.named and self.given_names is None else None
         make = partial(
             split_key,
             naming=naming,
@@ -263,10 +270,14 @@ class Loader:
 
     def name_classes(self, source: Source) -> None:
         """Settles the names of the classes, from these rows where nothing else gives them."""
-        if self.form.has_classes and self.label_names is None:
+        if self.counts_classes:
             assert self.config.label is not None
             column = renamed(source, self.config.columns)[self.config.label]
-            self.label_names = class_names(source, column, shown_as=self.config.label, count=self.num_labels)
+            names = class_names(source, column, shown_as=self.config.label, count=self.num_labels)
+            if not self.form.has_classes and column not in source.class_names and names[0].isdigit():
+                what = f"column {self.config.label!r} of {source.name} holds numbers, for which templates insert names"
+                raise DataError([Fault("dataset.label_names", what, "name every class, in the order of their numbers")])
+            self.label_names = names
 
     def build(self, name: str, plan: Plan) -> Split:
         """A split that is tokenized now."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import TEXT, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lora_ga_cli.data.source import Row
 
 PROMPT = (
-    "Below is an instruction that describes a task{?input}, paired with an input that provides further context{/input}. "
+    "Below is an instruction that describes a task"
+    "{?input}, paired with an input that provides further context{/input}. "
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n"
     "{?input}### Input:\n{input}\n\n{/input}"
@@ -26,9 +27,9 @@ PROMPT = (
 class AlpacaRows(RowFormat):
     """``{"instruction": "…", "input": "…", "output": "…"}``, where ``input`` may be absent, null or empty."""
 
-    columns = {"instruction": TEXT, "output": TEXT}
+    columns: ClassVar = {"instruction": TEXT, "output": TEXT}
     optional = ("input",)
-    aliases = {"output": ("response",)}
+    aliases: ClassVar = {"output": ("response",)}
     tasks = ("causal_lm", "seq2seq_lm")
     precedence = 40
     fields = ("prompt", "answer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import CONVERSATION, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class MessageRows(RowFormat):
     """``{"messages": [{"role": "user", "content": "…"}, …]}``: the assistant's turns are learned."""
 
-    columns = {"messages": CONVERSATION}
-    aliases = {"messages": ("conversation", "chat", "dialog", "dialogue", "turns")}
+    columns: ClassVar = {"messages": CONVERSATION}
+    aliases: ClassVar = {"messages": ("conversation", "chat", "dialog", "dialogue", "turns")}
     precedence = 60
     fields = ("messages",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import TEXT, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class PromptAnswerRows(RowFormat):
     """``{"prompt": "…", "answer": "…"}``: the answer is learned."""
 
-    columns = {"prompt": TEXT, "answer": TEXT}
-    aliases = {
+    columns: ClassVar = {"prompt": TEXT, "answer": TEXT}
+    aliases: ClassVar = {
         "prompt": ("question", "query", "problem", "instruction", "input", "source"),
         "answer": ("response", "reply", "solution", "output", "target"),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.row_formats.base import CONVERSATION, TEXT, Kind, RowFormat
@@ -25,7 +25,7 @@ class PromptCompletionRows(RowFormat):
     learned.
     """
 
-    columns = {"prompt": EITHER, "completion": EITHER}
+    columns: ClassVar = {"prompt": EITHER, "completion": EITHER}
     tasks = ("causal_lm", "seq2seq_lm")
     precedence = 50
     fields = ("prompt", "answer", "messages")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import CONVERSATION, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ShareGptRows(RowFormat):
     """``{"conversations": [{"from": "human", "value": "…"}, …]}``: the assistant's turns are learned."""
 
-    columns = {"conversations": CONVERSATION}
+    columns: ClassVar = {"conversations": CONVERSATION}
     precedence = 55
     fields = ("messages",)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import TEXT, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TextRows(RowFormat):
     """``{"text": "…"}``: all of it is learned."""
 
-    columns = {"text": TEXT}
-    aliases = {"text": ("content", "document", "body")}
+    columns: ClassVar = {"text": TEXT}
+    aliases: ClassVar = {"text": ("content", "document", "body")}
     precedence = 10
     fields = ("text",)
 

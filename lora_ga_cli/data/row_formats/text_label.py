@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_ga_cli.data.row_formats.base import TEXT, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TextLabelRows(RowFormat):
     """``{"text": "…", "label": "…"}`` for a classifier."""
 
-    columns = {"text": TEXT, "label": TEXT}
-    aliases = {"text": ("sentence", "content", "review"), "label": ("labels", "class", "category", "target")}
+    columns: ClassVar = {"text": TEXT, "label": TEXT}
+    aliases: ClassVar = {"text": ("sentence", "content", "review"), "label": ("labels", "class", "category", "target")}
     tasks = ("sequence_classification",)
     precedence = 20
     fields = ("text", "text_pair", "label", "label_names")
