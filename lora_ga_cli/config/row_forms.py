@@ -26,6 +26,11 @@ def is_complete(dataset: Any) -> bool:
     return bool(_selected(dataset))
 
 
+def ways_to_read(task: str) -> str:
+    """The options that say how a row is read for a task, for people."""
+    return _listed(name for name in EXAMPLES.names() if task in EXAMPLES[name].tasks)
+
+
 def row_form(dataset: Any, task: str) -> Any:
     """The class of the form that a data set's rows have for a task.
 
@@ -34,7 +39,7 @@ def row_form(dataset: Any, task: str) -> Any:
     """
     problems = [*form_problems(dataset), *task_problems(dataset, task)]
     if not problems and not is_complete(dataset):
-        problems = [f"say how a row is read: {_listed(EXAMPLES.names())}"]
+        problems = [f"say how a row is read: {ways_to_read(task)}"]
     if problems:
         raise InvalidInput([Fault("configuration", problem) for problem in problems])
     (form,) = _serving(dataset, task)
@@ -68,8 +73,7 @@ def task_problems(dataset: Any, task: str) -> Iterator[str]:
         return
     forms = _serving(dataset, task)
     if not forms:
-        serving = [name for name in EXAMPLES.names() if task in EXAMPLES[name].tasks]
-        yield f"model.task={task} wants {_listed(serving)}; the dataset has another form"
+        yield f"model.task={task} wants {ways_to_read(task)}; the dataset has another form"
     elif len(forms) > 1:
         yield f"rows can be read in the forms {' and '.join(forms)}: say which by dataset.form"
 

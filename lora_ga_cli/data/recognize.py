@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.config.row_forms import is_complete
+from lora_ga_cli.config.row_forms import is_complete, ways_to_read
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.formats import Unreadable, read_records
 from lora_ga_cli.data.hub import read_hub
@@ -231,7 +231,7 @@ def _not_recognized(
         return Fault("dataset.format", f"{source} is not of the format {nearest}, whose columns it has: {held}", hint)
     changed = ", ".join(f"{new}: {old or 'COLUMN'}" for new, old in renames.items() if new != old)
     near = f"the nearest is {nearest}: dataset.columns={{{changed}}}" if share else "dataset.columns={new: old} renames"
-    hint = f"{near}; or dataset.prompt and dataset.answer with {{column}}"
+    hint = f"{near}; or say how a row is read: {ways_to_read(task)}"
     return Fault("dataset.format", what, hint)
 
 

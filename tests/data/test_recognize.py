@@ -81,7 +81,7 @@ def test_columns_are_renamed_before(jsonl: Jsonl) -> None:
     file = jsonl("d.jsonl", [{"question": "1+2?", "response": "3"}])
     assert fault_of(settings(file)).endswith(
         "(the nearest is prompt_answer: dataset.columns={prompt: question, answer: response}; "
-        "or dataset.prompt and dataset.answer with {column})"
+        "or say how a row is read: dataset.messages, or dataset.text, or dataset.prompt and dataset.answer)"
     )
     config, _ = with_row_format(settings(file, columns={"prompt": "question", "answer": "response"}), "causal_lm")
     assert config.format == "prompt_answer"
@@ -92,7 +92,7 @@ def test_unknown_columns_are_listed_with_those_of_every_format(jsonl: Jsonl) -> 
     assert fault.startswith("dataset.format: the columns of ")
     assert "(foo, bar) are those of no row format for model.task=causal_lm: messages (messages); sharegpt" in fault
     assert "alpaca (instruction, output, perhaps input)" in fault
-    assert "(dataset.columns={new: old} renames; or dataset.prompt" in fault
+    assert "(dataset.columns={new: old} renames; or say how" in fault
 
 
 def test_columns_that_hold_something_else_are_no_format(jsonl: Jsonl) -> None:
