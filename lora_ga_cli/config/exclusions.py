@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-UNSET = (None, "???", False, 0, "", [], {})
+UNSET: tuple[Any, ...] = (None, "???", False, 0, "", [], {})
 """Values with which an option is not in use."""
 
 
