@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.files import follow_umask
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
@@ -315,6 +316,8 @@ class LoragaTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.method.save(self._model, folder, self.init, state_dict)
+        for file in folder.glob("*.safetensors"):
+            follow_umask(file)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -324,6 +327,7 @@ class LoragaTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save and folder.is_dir():
             self.method.save_state(self._model, folder)
+            follow_umask(folder)
             mark_complete(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,3 +68,19 @@ def test_all_wrong_options_are_said_at_once(loraga: Loraga) -> None:
 def test_merging_a_recipe_trains_first(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("merge", *arguments())
     assert out.index("train  finished") < out.index("merged")
+
+
+@pytest.mark.parametrize("method", ["lora_ga", "full", "bottleneck_adapter", "rac_lora"])
+def test_every_file_is_as_readable_as_the_umask_says(loraga: Loraga, arguments: Arguments, method: str) -> None:
+    """Of a run, its checkpoints, a merged model and the cache, so that another user can serve them."""
+    before = os.umask(0o022)
+    try:
+        loraga("train", *arguments("llama", f"method={method}", "target_modules=[q_proj]"))
+        if method != "bottleneck_adapter":
+            loraga("merge", str(only_run()), "--output", "plain")
+    finally:
+        os.umask(before)
+    locks = [item for item in Path().rglob("*.lock")]
+    private = [item for item in Path().rglob("*") if item.is_file() and item.stat().st_mode & 0o777 != 0o644]
+    assert [item for item in private if item not in locks] == []
+    assert len(list(only_run().rglob("*.safetensors"))) > 1
