@@ -32,6 +32,7 @@ from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.learning_rate import warmup_steps
 from lora_ga_cli.training.order import Order
 from lora_ga_cli.training.passes import Limits, in_order
 
@@ -111,7 +112,8 @@ class LoragaTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
         of_run: Any = super().create_scheduler(link.total_steps, optimizer)
-        share = rising_share(self.method.link_warmup, self.args.get_warmup_steps(link.steps)) if link.index else None
+        default = warmup_steps(self.method.config, link.steps)
+        share = rising_share(self.method.link_warmup, default) if link.index else None
 
         def part(factor: Any) -> Any:
             return lambda step: factor(link.first_step + step) * (share(step) if share else 1.0)
