@@ -62,12 +62,10 @@ def command(
 
     chosen = MergeOptions(output, dtype, max_shard_size, base)
     if folders:
-        from lora_ga_cli.config.compose import reconfigured
-        from lora_ga_cli.stages.trained import folder_of, require_finished
+        from lora_ga_cli.stages.trained import config_of, folder_of
 
         for run in [folder_of(folder) for folder in folders]:
-            require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
-            merge(run, reconfigured(run.read_config(), options), chosen)
+            merge(run, config_of(run, options, base), chosen)
         return
 
     def job(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,19 @@ class RunFolder:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             temporary.write_text(f"# Resolved configuration of this run\n{text}", encoding="utf-8")
 
+    @property
+    def began_in(self) -> Path:
+        """The folder in which the run's command was given, from which its relative paths count.
+
+        Where that folder is gone, the whole project may have been moved: then it is the one that lies as that one lay
+        from the run.
+        """
+        stored = self.manifest.get("working_folder")
+        if stored is None:
+            return Path.cwd()
+        folder = Path(stored["path"])
+        return folder if folder.is_dir() else (self.path / stored["from_run"]).resolve()
+
     def read_config(self) -> dict[str, Any]:
         """The stored configuration, as plain data.
 
@@ -168,6 +182,11 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def working_folder(run: RunFolder) -> dict[str, str]:
+    """The current folder, as a run's manifest keeps it: its path, and its place as seen from the run."""
+    return {"path": str(Path.cwd()), "from_run": os.path.relpath(Path.cwd(), run.path.resolve())}
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import re
@@ -35,6 +36,8 @@ NO_CODE = "no code"
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 PYTHON = ("python", "python3", "py")
 FUTURE = re.compile(r"^from __future__ import .+\n", re.MULTILINE)
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+"""What a block of helpers is made of. Calls, tests and loops beside them would run with the answer."""
 CLOSERS = (")", "]", "}")
 """A line that begins with one of these in the first column still belongs to the function: it closes a bracket."""
 MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)\s|@\w|\w+\s*=[^=]|#")
@@ -178,8 +181,9 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
 
     A completion whose first line is indented continues the prompt. In any other, the program is the first fenced block
     that defines the function (blocks marked as Python come first), or else the first block, or else the complete text.
-    If it defines the function, it is put after the part of the prompt before the function (imports and helpers). If
-    not, it continues the prompt, up to the end of the function.
+    If it defines the function, it is put after the part of the prompt before the function (imports and helpers), and
+    after those other blocks that define what it uses. If not, it continues the prompt: a block that is a function's
+    body without its indentation as a whole, anything else up to the end of the function.
 
     Args:
         prompt: the problem's prompt, up to the end of the docstring.
@@ -193,8 +197,9 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
     block = None if no_block else _fenced(text, entry_point)
     code = text if block is None else block
     if _defines(code, entry_point) and not continues:
-        return _join(prompt[: _definition(entry_point, prompt)], _module(text, entry_point) if block is None else code)
-    body = _body(code, prompt)
+        module = _module(text, entry_point) if block is None else _with_helpers(code, text, prompt)
+        return _join(prompt[: _definition(entry_point, prompt)], module)
+    body = (_unindented_body(block, prompt) if block is not None else None) or _body(code, prompt)
     return prompt + body if body.strip() else None
 
 
@@ -224,12 +229,79 @@ def _starts_indented(text: str) -> bool:
     return re.match(r"\s*?^(?: {2,}|\t)[ \t]*\S", text, re.MULTILINE) is not None
 
 
+def _dedented(text: str) -> list[tuple[bool, str]]:
+    """Whether each fenced block is marked as Python, and its code."""
+    # a block in a list item is indented
+    return [(language.lower() in PYTHON, textwrap.dedent(code)) for language, code in FENCE.findall(text)]
+
+
 def _fenced(text: str, entry_point: str) -> str | None:
     blocks = [(language.lower() in PYTHON, code) for language, code in FENCE.findall(text)]
-    dedented = [(is_python, textwrap.dedent(code)) for is_python, code in blocks]  # a block in a list item is indented
+    dedented = _dedented(text)
     defining = [(is_python, code) for is_python, code in dedented if _defines(code, entry_point)]
     chosen = max(defining, key=lambda block: block[0], default=None) or next(iter(blocks), None)
     return None if chosen is None else chosen[1]
+
+
+def _with_helpers(code: str, text: str, prompt: str) -> str:
+    """A block's code after the other blocks of its text that define, and do nothing else than define, names which it
+    uses and which neither it nor the prompt defines."""
+    chosen, given = _parsed(code), _parsed(prompt)
+    if chosen is None:
+        return code
+    others = [tree for _, block in _dedented(text) if block != code and (tree := _parsed(block)) is not None]
+    others = [tree for tree in others if tree.body and all(isinstance(item, DEFINITIONS) for item in tree.body)]
+    have = _defined(chosen) | (_defined(given) if given is not None else set())
+    needed, helpers = _used(chosen) - have, []
+    while useful := [tree for tree in others if _defined(tree) & needed]:
+        others.remove(useful[0])
+        helpers.append(useful[0])
+        have |= _defined(useful[0])
+        needed = (needed | _used(useful[0])) - have
+    return "\n\n".join([*(ast.unparse(tree) for tree in reversed(helpers)), code])
+
+
+def _parsed(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _defined(tree: ast.Module) -> set[str]:
+    """The names that a module defines at its top level."""
+    names = set()
+    for item in tree.body:
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(item.name)
+        elif isinstance(item, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in item.names}
+        elif isinstance(item, ast.Assign | ast.AnnAssign):
+            names |= {node.id for node in ast.walk(item) if isinstance(node, ast.Name) and _stores(node)}
+    return names
+
+
+def _used(tree: ast.Module) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not _stores(node)}
+
+
+def _stores(name: ast.Name) -> bool:
+    return isinstance(name.ctx, ast.Store)
+
+
+def _unindented_body(block: str, prompt: str) -> str | None:
+    """A block that is the function's body, indented as the prompt is; None if it is not a body without indentation."""
+    body = textwrap.indent(textwrap.dedent(block).strip("\n"), _indentation(prompt)) + "\n"
+    tree = _parsed(prompt + body)
+    if tree is None or not block.strip() or block[:1].isspace():
+        return None
+    return body
+
+
+def _indentation(prompt: str) -> str:
+    """The indentation of the prompt's last line, which ends the docstring."""
+    docstring_end = prompt.rstrip().split("\n")[-1]
+    return docstring_end[: len(docstring_end) - len(docstring_end.lstrip())]
 
 
 def _module(text: str, entry_point: str) -> str:
@@ -260,8 +332,7 @@ def _body(text: str, prompt: str) -> str:
     lines = lines[start:]
     if not lines or lines[0].lstrip().startswith("```"):
         return ""
-    docstring_end = prompt.rstrip().split("\n")[-1]
-    indent = docstring_end[: len(docstring_end) - len(docstring_end.lstrip())]
+    indent = _indentation(prompt)
     if not lines[0].startswith((indent, "\t")):
         lines[0] = indent + lines[0].lstrip()  # decoding may remove spaces at the beginning of a text
     end = next((number for number, line in enumerate(lines) if not _is_inside(line)), len(lines))
