@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
-    from lora_ga_cli.errors import InvalidInput
+    from lora_ga_cli.errors import Fault, InvalidInput
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Click settings of a command whose other arguments are overrides and flags of Hydra."""
@@ -139,6 +139,28 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
         (folders if is_folder else options).append(item)
         before = item
     return folders, options
+
+
+def unknown_flags(
+    context: typer.Context, arguments: Sequence[str] | None, renamed: Mapping[str, str] | None = None
+) -> list[Fault]:
+    """Faults for flags among a command's words that it does not have, with the nearest one.
+
+    Args:
+        renamed: earlier names of flags, and the present ones.
+    """
+    from lora_ga_cli.errors import Fault, suggest
+
+    known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("-")]
+    flags = dict.fromkeys(word.split("=")[0] for word in arguments or [] if word.startswith("-"))
+    return [
+        Fault(
+            "command line",
+            f"no option {flag}",
+            f"did you mean {renamed[flag]}?" if renamed and flag in renamed else suggest(flag, known) or "see --help",
+        )
+        for flag in flags
+    ]
 
 
 def report_error(error: Exception) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -26,6 +26,7 @@ RUN_OPTIONS = ("device", "model.trust_remote_code")
 
 
 def command(
+    context: typer.Context,
     arguments: Words = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write (default: RUN_FOLDER/merged).")
@@ -52,8 +53,11 @@ def command(
         faults.append(Fault("command line", f"--dtype {dtype} is not one of float32, bfloat16, float16"))
     if output is not None and len(folders) > 1:
         faults.append(Fault("command line", "--output names one folder, and there are several runs"))
+    faults += unknown_flags(context, options) if folders else []
     for option in options if folders else []:
-        if option.split("=", 1)[0] not in RUN_OPTIONS:
+        if option.split("=", 1)[0] == "model.path":
+            faults.append(Fault("command line", f"{option}: the place of a run's base is another option", "--base"))
+        elif option.split("=", 1)[0] not in RUN_OPTIONS and not option.startswith("-"):
             faults.append(Fault("command line", f"{option} goes with a recipe, not with run folders"))
     if faults:
         raise InvalidInput(faults)

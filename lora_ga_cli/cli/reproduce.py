@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, words
+from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
 from lora_ga_cli.cli.common import user_dir as find_user_dir
 
 if TYPE_CHECKING:
@@ -77,7 +77,10 @@ def command(
 
     Example: loraga reproduce ablation --scale tiny
     """
-    _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
+    from lora_ga_cli.errors import InvalidInput
+
+    if faults := unknown_flags(context, arguments, RENAMED):
+        raise InvalidInput(faults)
     user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
@@ -202,21 +205,6 @@ def _all_tables(
         else:
             tables[name] = table
     return tables
-
-
-def _refuse_unknown_flags(arguments: Sequence[str] | None, known: Sequence[str]) -> None:
-    """Refuses flags that `loraga reproduce` does not have.
-
-    Raises:
-        InvalidInput: with the nearest flag.
-    """
-    from lora_ga_cli.errors import Fault, InvalidInput, suggest
-
-    flags = [word.split("=")[0] for word in arguments or [] if word.startswith("-")]
-    known = [flag for flag in known if flag.startswith("-")]
-    hints = {flag: f"did you mean {RENAMED[flag]}?" if flag in RENAMED else suggest(flag, known) for flag in flags}
-    if hints:
-        raise InvalidInput([Fault("command line", f"no option {flag}", hint) for flag, hint in hints.items()])
 
 
 def _names_and_options(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

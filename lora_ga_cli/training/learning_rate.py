@@ -59,7 +59,7 @@ def warmup_steps(config: Config, steps: int) -> int:
 
 
 def describe_warmup(config: Config, steps: int, rows: int) -> str:
-    """Why a training has a shorter warm-up than it asks for, for a line on the screen; empty if it has what it asks for.
+    """Why a training has a shorter warm-up than it asks for, for a line on the screen; empty if it has all of it.
 
     Args:
         steps: of the training, or of each link.
@@ -69,8 +69,8 @@ def describe_warmup(config: Config, steps: int, rows: int) -> str:
         return ""
     warm_up = f"a warm-up of {steps - 1} steps" if steps > 1 else "no warm-up"
     return (
-        f"{warm_up}: trainer.warmup_ratio={config.trainer.warmup_ratio:g} would leave none of {steps} steps at the full "
-        f"learning rate ({rows} training rows, trainer.batch_size={config.trainer.batch_size})"
+        f"{warm_up}: trainer.warmup_ratio={config.trainer.warmup_ratio:g} would leave none of {steps} steps at the "
+        f"full learning rate ({rows} training rows, trainer.batch_size={config.trainer.batch_size})"
     )
 
 

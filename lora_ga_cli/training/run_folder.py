@@ -39,6 +39,8 @@ IGNORED_TRAINER_OPTIONS = {
 }
 IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 
+LENGTHS = ("trainer.max_steps ", "trainer.epochs ")
+"""Beginnings of differences between a run and a longer or shorter one."""
 
 FORMAT = 2
 """The format of run folders. Those of format 1 had another form of adapters and other names of options."""
@@ -236,6 +238,13 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
     if theirs is not None and (config.overwrite or theirs != ours):
         if not config.overwrite:
             changed = _differences(theirs, ours)
+            if run.finished and all(text.startswith(LENGTHS) for text in changed):
+                raise RunError(
+                    f"{run.path} has finished, and a finished run cannot go on to more steps ({'; '.join(changed)}), "
+                    "because its learning rate has come to its end. To train its result further, merge it (loraga "
+                    f"merge {run.path} --output DIR) and give model.path=DIR and another name=; to train anew, give "
+                    "another name=, or overwrite=true, which renames the old folder"
+                )
             raise RunError(
                 f"{run.path} holds a run with other settings ({'; '.join(changed[:3])}): give another name=, or "
                 "overwrite=true, which renames the old folder"

@@ -81,7 +81,7 @@ def test_every_file_is_as_readable_as_the_umask_says(loraga: Loraga, arguments: 
             loraga("merge", str(only_run()), "--output", "plain")
     finally:
         os.umask(before)
-    locks = [item for item in Path().rglob("*.lock")]
+    locks = list(Path().rglob("*.lock"))
     private = [item for item in Path().rglob("*") if item.is_file() and item.stat().st_mode & 0o777 != 0o644]
     assert [item for item in private if item not in locks] == []
     assert len(list(only_run().rglob("*.safetensors"))) > 1

@@ -6,6 +6,7 @@ import ast
 import math
 import os
 import re
+import symtable
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -36,7 +37,15 @@ NO_CODE = "no code"
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 PYTHON = ("python", "python3", "py")
 FUTURE = re.compile(r"^from __future__ import .+\n", re.MULTILINE)
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+DEFINITIONS = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+)
 """What a block of helpers is made of. Calls, tests and loops beside them would run with the answer."""
 CLOSERS = (")", "]", "}")
 """A line that begins with one of these in the first column still belongs to the function: it closes a bracket."""
@@ -244,21 +253,23 @@ def _fenced(text: str, entry_point: str) -> str | None:
 
 
 def _with_helpers(code: str, text: str, prompt: str) -> str:
-    """A block's code after the other blocks of its text that define, and do nothing else than define, names which it
-    uses and which neither it nor the prompt defines."""
-    chosen, given = _parsed(code), _parsed(prompt)
-    if chosen is None:
-        return code
-    others = [tree for _, block in _dedented(text) if block != code and (tree := _parsed(block)) is not None]
-    others = [tree for tree in others if tree.body and all(isinstance(item, DEFINITIONS) for item in tree.body)]
-    have = _defined(chosen) | (_defined(given) if given is not None else set())
-    needed, helpers = _used(chosen) - have, []
-    while useful := [tree for tree in others if _defined(tree) & needed]:
-        others.remove(useful[0])
-        helpers.append(useful[0])
-        have |= _defined(useful[0])
-        needed = (needed | _used(useful[0])) - have
-    return "\n\n".join([*(ast.unparse(tree) for tree in reversed(helpers)), code])
+    """A block's code after those other blocks of its text that define names which it uses, and that neither it nor the
+    prompt defines. Blocks that do anything else than define, such as calls and tests, stay out."""
+    blocks = [block for _, block in _dedented(text) if block != code and _only_defines(block)]
+    have = _top_level(prompt)[0] | _top_level(code)[0]
+    needed, helpers = _top_level(code)[1] - have, [code]
+    while useful := [block for block in blocks if _top_level(block)[0] & needed]:
+        blocks.remove(useful[0])
+        helpers.insert(0, useful[0])
+        defines, uses = _top_level(useful[0])
+        have |= defines
+        needed = (needed | uses) - have
+    return "\n\n".join(block.strip("\n") for block in helpers) + "\n"
+
+
+def _only_defines(code: str) -> bool:
+    tree = _parsed(code)
+    return tree is not None and bool(tree.body) and all(isinstance(item, DEFINITIONS) for item in tree.body)
 
 
 def _parsed(code: str) -> ast.Module | None:
@@ -268,34 +279,28 @@ def _parsed(code: str) -> ast.Module | None:
         return None
 
 
-def _defined(tree: ast.Module) -> set[str]:
-    """The names that a module defines at its top level."""
-    names = set()
-    for item in tree.body:
-        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names.add(item.name)
-        elif isinstance(item, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in item.names}
-        elif isinstance(item, ast.Assign | ast.AnnAssign):
-            names |= {node.id for node in ast.walk(item) if isinstance(node, ast.Name) and _stores(node)}
-    return names
-
-
-def _used(tree: ast.Module) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and not _stores(node)}
-
-
-def _stores(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
+def _top_level(code: str) -> tuple[set[str], set[str]]:
+    """The names that a module defines at its top level, and the global names that it uses anywhere."""
+    try:
+        module = symtable.symtable(code, "completion", "exec")
+    except (SyntaxError, ValueError, RecursionError):
+        return set(), set()
+    defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    used, tables = set(), [module]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+    return defined, used
 
 
 def _unindented_body(block: str, prompt: str) -> str | None:
     """A block that is the function's body, indented as the prompt is; None if it is not a body without indentation."""
-    body = textwrap.indent(textwrap.dedent(block).strip("\n"), _indentation(prompt)) + "\n"
-    tree = _parsed(prompt + body)
-    if tree is None or not block.strip() or block[:1].isspace():
+    block = block.strip("\n")
+    if block[:1].isspace() or not block or _only_defines(block):
         return None
-    return body
+    body = textwrap.indent(block, _indentation(prompt)) + "\n"
+    return body if _parsed(prompt + body) is not None else None
 
 
 def _indentation(prompt: str) -> str:
