@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
+    from lora_ga_cli.training.run_folder import RunFolder
 
 Words = Annotated[
     list[str] | None,
@@ -25,6 +27,7 @@ RUN_OPTIONS = ("device", "model.trust_remote_code")
 """Options that are allowed when a finished run is merged."""
 
 
+@with_json
 def command(
     context: typer.Context,
     arguments: Words = None,
@@ -40,7 +43,7 @@ def command(
     base: Annotated[str | None, typer.Option("--base", help="The base model, if it is now in another place.")] = None,
     code: Code = None,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Merge an adapter into its base: a plain model folder, whose logits are checked against the adapter's.
 
     Example: loraga merge runs/my-run --output my-model --dtype bfloat16
@@ -68,13 +71,19 @@ def command(
     if folders:
         from lora_ga_cli.stages.trained import config_of, folder_of
 
-        for run in [folder_of(folder) for folder in folders]:
-            merge(run, config_of(run, options, base), chosen)
-        return
+        runs = [folder_of(folder) for folder in folders]
+        return {"merged": [_merged(run, merge(run, config_of(run, options, base), chosen)) for run in runs]}
 
-    def job(config: Config) -> None:
+    def job(config: Config) -> dict[str, Any]:
         from lora_ga_cli.stages.train import train
 
-        merge(train(config), config, chosen)
+        run = train(config)
+        return {"merged": [_merged(run, merge(run, config, chosen))]}
 
-    run_jobs(options, job)
+    return run_jobs(options, job)
+
+
+def _merged(run: RunFolder, folder: Path) -> dict[str, Any]:
+    from lora_ga_cli.files import file_sizes
+
+    return {"run": run.path, "folder": folder, "bytes": sum(file_sizes(folder).values())}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
 from lora_ga_cli.cli.common import user_dir as find_user_dir
+from lora_ga_cli.cli.output import Outcome, with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import TableJob
@@ -45,6 +46,7 @@ Words = Annotated[
 ]
 
 
+@with_json
 def command(
     context: typer.Context,
     arguments: Words = None,
@@ -70,7 +72,7 @@ def command(
     config_dir: ConfigDir = None,
     code: Code = None,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Make a table of the paper beside the paper's values, or compare the methods on your own data.
 
     Finished cells are kept: run the same command again to continue, and to retry cells that failed.
@@ -84,8 +86,7 @@ def command(
     user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
-        _list(user_dir)
-        return
+        return {"tables": _list(user_dir)}
     hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     extra_overrides = tuple(option for option in options if option not in hydras_flags)
     if every:
@@ -120,8 +121,8 @@ def command(
                 gpus=gpu_names,
             )
         )
-    if not _run(table_jobs, dry_run=dry_run):
-        raise typer.Exit(1)
+    result, complete = _run(table_jobs, dry_run=dry_run)
+    return Outcome({"tables": result}, 0 if complete else 1)
 
 
 def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,8 +152,8 @@ def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, .
     return ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}", "hydra.launcher.batch_size=1")
 
 
-def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:
-    """Makes tables, or shows what they need; returns whether every cell has a value."""
+def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> tuple[list[dict[str, Any]], bool]:
+    """Makes tables, or shows what they need; returns their results, and whether every cell has a value."""
     from lora_ga_cli.report import console
     from lora_ga_cli.reproduce.forecast import forecast_table
     from lora_ga_cli.reproduce.run import check_jobs, make_table
@@ -160,14 +161,17 @@ def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:
     if not dry_run:
         check_jobs(jobs)
     complete = True
+    results = []
     for job in jobs:
         if len(jobs) > 1:
             console.title(job.title)
         if dry_run:
-            forecast_table(job)
+            results.append({"table": job.title, **forecast_table(job)})
         else:
-            complete = make_table(job) and complete
-    return complete
+            made = make_table(job)
+            complete = complete and made["complete"]
+            results.append({"table": job.title, **made})
+    return results, complete
 
 
 def _tables(names: Sequence[str], user_dir: Path | None) -> dict[str, Table]:
@@ -217,17 +221,27 @@ def _split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _list(user_dir: Path | None) -> None:
+def _list(user_dir: Path | None) -> list[dict[str, Any]]:
     from lora_ga_cli.report.console import say
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.reproduce.table_files import all_tables, summarize
 
-    rows = []
+    rows, tables = [], []
     for name, file in all_tables(user_dir).items():
         summary = summarize(file)
         flags = {"--scale tiny": summary.tiny, "--tune-lr": summary.tune_lr}
         flags_text = ", ".join(flag for flag, is_possible in flags.items() if is_possible)
         rows.append([name, summary.title, str(summary.rows), ", ".join(summary.columns), flags_text])
+        tables.append(
+            {
+                "name": name,
+                "title": summary.title,
+                "rows": summary.rows,
+                "columns": list(summary.columns),
+                "flags": flags,
+            }
+        )
     print_table(["table", "what it shows", "rows", "columns", "flags"], rows)
     say("loraga reproduce TABLE --dry-run shows what a table needs; --scale tiny makes it small and offline;")
     say("--tune-lr trains every row at its own best learning rate.")
+    return tables

@@ -39,6 +39,20 @@ IGNORED_TRAINER_OPTIONS = {
 }
 IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 
+SUMMARY = (
+    "base",
+    "adapter_rank",
+    "steps",
+    "learning_rate",
+    "training_loss",
+    "validation_loss",
+    "training_seconds",
+    "saved_difference",
+    "truncation_error",
+    "started",
+    "finished",
+)
+"""The entries of a manifest that tell how a run ended."""
 LENGTHS = ("trainer.max_steps ", "trainer.epochs ")
 """Beginnings of differences between a run and a longer or shorter one."""
 
@@ -125,6 +139,11 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return bool(self.manifest.get("finished"))
+
+    def summary(self) -> dict[str, Any]:
+        """The result of a finished run as plain data."""
+        manifest = self.manifest
+        return {"run": self.path, **{name: manifest[name] for name in SUMMARY if name in manifest}}
 
     def update_manifest(self, **entries: Any) -> None:
         """Adds entries to the manifest. Only the main process writes."""

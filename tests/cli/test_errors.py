@@ -13,6 +13,7 @@ from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import State, report_error, split_folders
 from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, suggest
 from lora_ga_cli.stages import train as train_stage
+from lora_ga_cli.training.run_folder import RunFolder
 
 QUICKSTART = "recipe=quickstart"
 Training = Callable[[Any], None]
@@ -26,7 +27,15 @@ def _without_debugging() -> None:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training], None]:
     """Puts a function in the place of the training stage: these tests are about what is message of its errors."""
-    return lambda function: monkeypatch.setattr(train_stage, "train", function)
+
+    def replace(function: Training) -> None:
+        def train(config: Any) -> RunFolder:
+            function(config)
+            return RunFolder(Path("none"))
+
+        monkeypatch.setattr(train_stage, "train", train)
+
+    return replace
 
 
 def failing(error: Exception) -> Training:
