@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
+from lora_ga_cli.files import follow_umask
 from lora_ga_cli.lora.difference import difference_form
 from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
 from lora_ga_cli.lora.offset import LoraInit, differences
@@ -91,6 +92,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig) 
     """Writes PEFT's two files, the weights first: a folder with a configuration counts as a complete adapter."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    follow_umask(folder / WEIGHTS_FILE)
     config.save_pretrained(str(folder))
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_ga_cli.errors import ModelError, suggest
-from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
+from lora_ga_cli.files import BUNDLED, PACKAGE, read_json, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import disable_cpu_repacking, loading_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
@@ -53,12 +53,27 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
     given = path or config.path
     folder = resolve_path(given)
     if folder.is_dir():
+        if path is None and (refusal := adapter_refusal(folder)):
+            raise ModelError(refusal)
         return Source(str(folder.resolve()), True, None, config.trust_remote_code)
     if given.startswith((BUNDLED, PACKAGE, "/", "./", "../", "~")) or given.count("/") > 1:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = suggest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
     return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
+
+
+def adapter_refusal(folder: Path) -> str:
+    """Why a folder cannot be a base model, where it holds an adapter; else empty."""
+    files = [folder / name for name in ("adapter_config.json", "custom_adapter.json") if (folder / name).is_file()]
+    if not files or (folder / "config.json").is_file():
+        return ""
+    base = read_json(files[0]).get("base_model_name_or_path")
+    merge = f"loraga merge {folder} --output DIR, then model.path=DIR"
+    way = (
+        merge if (folder / "manifest.json").is_file() else "merge it into its base first, with PEFT's merge_and_unload"
+    )
+    return f"model.path={folder} holds an adapter" + (f" for {base}" if base else "") + f", and no model: {way}"
 
 
 def load_config(config: ModelConfig) -> PreTrainedConfig:

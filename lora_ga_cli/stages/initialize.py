@@ -29,7 +29,15 @@ from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.stages.speed import use_adapter_dtype
-from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
+from lora_ga_cli.training.run_folder import (
+    FORMAT,
+    LinkFolder,
+    RunFolder,
+    check_run_folder,
+    find_run,
+    settings,
+    working_folder,
+)
 
 
 def initialize(config: Config) -> RunFolder:
@@ -87,6 +95,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),
             started=now(),
+            working_folder=working_folder(run),
             provenance=provenance(),
         )
 

@@ -30,6 +30,7 @@ from lora_ga_cli.model.loading import (
     pick_device,
     quiet,
 )
+from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
@@ -86,8 +87,11 @@ class Inputs:
         return (self.data.validation or self.train).form
 
     def probe_batch(self) -> dict[str, Any]:
-        """A batch of the first rows, on which two forms of the model are compared."""
-        split = self.data.validation or self.train
+        """A batch of the first rows, on which two forms of the model are compared; of a fixed text if no rows are
+        loaded."""
+        split = self.data.validation or self.data.train
+        if split is None:
+            return text_batch(self.tokenizer, self.config.model.task)
         rows = split.rows
         return self.collator([rows[index] for index in range(min(PROBE_ROWS, len(rows)))])
 
@@ -136,8 +140,15 @@ def join_processes(config: Config) -> None:
     distributed.join(cpu=device.type == "cpu")
 
 
-def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
+def prepare_inputs(
+    config: Config, splits: Sequence[str] = ("train", "validation"), *, label_names: list[str] | None = None
+) -> Inputs:
     """Loads and checks everything except weights, and prints how many rows there are.
+
+    Args:
+        splits: the splits of the data set to load. For none, the data set is not looked at, unless the classes of a
+            classifier have to be counted in it.
+        label_names: the names of a classifier's classes, where a run has settled them.
 
     Raises:
         ModelError, DataError
@@ -146,16 +157,18 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     quiet()
     device = pick_device(config.device)
     model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
-    data = load_data(
-        config.dataset,
-        task=config.model.task,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        max_positions=_positions(config, model_config),
-        splits=tuple(splits),
-        num_labels=config.model.num_labels,
-        store=_row_store(config),
-    )
+    data = Data(None, None, label_names)
+    if splits or (config.model.task == "sequence_classification" and label_names is None):
+        data = load_data(
+            config.dataset,
+            task=config.model.task,
+            tokenizer=tokenizer,
+            seed=config.seed,
+            max_positions=_positions(config, model_config),
+            splits=tuple(splits),
+            num_labels=config.model.num_labels,
+            store=_row_store(config),
+        )
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())

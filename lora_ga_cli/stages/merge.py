@@ -53,7 +53,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     _refuse_unmergeable(run, config)
     folder = _free_folder(options.output or run.path / "merged")
     quantization = config.model.quantization
-    inputs = _inputs_of_base(config, options)
+    inputs = _inputs_of_base(run, config, options)
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
     dtype = getattr(torch, options.dtype or config.model.dtype)
@@ -90,13 +90,16 @@ def _free_folder(folder: Path) -> Path:
     return folder
 
 
-def _inputs_of_base(config: Config, options: MergeOptions) -> Inputs:
-    """The inputs with the base not quantized: in quantized weights most of what was trained would be rounded away."""
+def _inputs_of_base(run: RunFolder, config: Config, options: MergeOptions) -> Inputs:
+    """The inputs with the base not quantized: in quantized weights most of what was trained would be rounded away.
+
+    No rows are loaded, since base and adapter are all that a merged model is made of.
+    """
     changes: dict[str, Any] = {"quantization": None, "double_quantization": False}
     if options.base is not None:
         changes |= {"path": options.base, "revision": None}
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    return prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
+    return prepare_inputs(config, splits=(), label_names=run.manifest.get("label_names"))
 
 
 def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
