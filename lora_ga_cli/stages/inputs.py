@@ -31,6 +31,7 @@ from lora_ga_cli.model.loading import (
     quiet,
 )
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -106,6 +107,7 @@ class Inputs:
             label_names=self.data.label_names,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
+            vocabulary=self.vocabulary,
         )
         if to_train:
             speed = speed_up(model, self.config, self.device)
@@ -114,7 +116,12 @@ class Inputs:
         return model
 
     def empty_model(self) -> PreTrainedModel:
-        return empty_model(self.config.model, self.num_labels)
+        return empty_model(self.config.model, self.num_labels, self.vocabulary)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens, and which of them are new to the base."""
+        return vocabulary_of(self.tokenizer, self.config.model.new_tokens)
 
 
 def base_identity(config: Config) -> dict[str, str]:

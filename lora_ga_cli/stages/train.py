@@ -105,7 +105,7 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if not method.output.is_adapter and distributed.is_main():
+    if (not method.output.is_adapter or inputs.config.model.new_tokens) and distributed.is_main():
         inputs.tokenizer.save_pretrained(run.path)
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
