@@ -123,6 +123,12 @@ class Inputs:
         """The tokenizer's tokens, and which of them are new to the base."""
         return vocabulary_of(self.tokenizer, self.config.model.new_tokens)
 
+    @property
+    def grown_rows(self) -> int | None:
+        """The rows of the embeddings, where new tokens made them grow."""
+        rows: int = self.model_config.get_text_config().vocab_size
+        return self.vocabulary.size if self.config.model.new_tokens and self.vocabulary.size > rows else None
+
 
 def base_identity(config: Config) -> dict[str, str]:
     """The base model's identity by content; see `identify`."""

@@ -280,6 +280,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         saved_difference=difference,
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=find_source(config.model).path,
+        embedding_rows=inputs.grown_rows,
         finished=now(),
     )
     write_card(run.card_file, run.path.name, config, run.manifest)
