@@ -266,7 +266,7 @@ def _train_in_float32(module: nn.Module, dtype: torch.dtype) -> None:
 
     Small steps would be lost in half precision. What it computes is what the module computes with rounded weights.
     """
-    if dtype == torch.float32 or not any(item.dtype == dtype for item in module.parameters()):
+    if dtype not in (torch.bfloat16, torch.float16):
         return
     for leaf in module.modules():
         for parameter in leaf.parameters(recurse=False):

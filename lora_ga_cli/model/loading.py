@@ -248,6 +248,8 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     # these are about renamed functions inside transformers, whose old names still work
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # PEFT warns of tied weights in an adapter, which stay tied here
+    warnings.filterwarnings("ignore", message=".*`ensure_weight_tying`|.*embeddings are no longer tied", module="peft")
 
 
 def _in_new_head(config: ModelConfig, key: str) -> bool:

@@ -108,9 +108,13 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
     if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
         model = model.to(dtype)  # in the base's type, small changes would be rounded away
     if isinstance(model, PeftModel):
+        tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
         merge_layers(model, dtype)
         try:
             model = model.merge_and_unload(safe_merge=True)
+            if tied:  # PEFT has separate, equal copies of some models' tied weights
+                model.config.get_text_config().tie_word_embeddings = tied
+                model.tie_weights()
         except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
             raise EqualityError(f"merging {run.path}: {error}") from error
     plain: PreTrainedModel = model.to(dtype)
