@@ -114,9 +114,10 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
     """Type of the base model's weights in memory. Adapters always train in float32."""
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Literal["nf4", "int8", "stored"] | None = None
     """Quantize the base model's linear layers with bitsandbytes while loading: ``nf4`` is 4-bit NormalFloat, ``int8``
-    8-bit integers. The quantized weights do not change."""
+    8-bit integers. ``stored``: the model's files hold quantized weights (of bitsandbytes or torchao), which stay as
+    they are. The quantized weights do not change."""
     double_quantization: bool = False
     """Quantize the scales of ``nf4`` too, which saves about 0.4 bits per weight."""
     shard: bool = False

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import TargetError, suggest
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX
+from lora_ga_cli.model.targets import is_packed
 from lora_ga_cli.model.vocabulary import Vocabulary, embedding_rows
 
 LISTED = ("embed_tokens", "lm_head")
@@ -193,7 +194,7 @@ def _refuse_module(entry: str, name: str, module: nn.Module, targets: Collection
     parameters = list(module.parameters())
     if not parameters:
         raise TargetError(f"{where} has no weights that could train")
-    if not all(item.is_floating_point() for item in parameters):
+    if not all(item.is_floating_point() and not is_packed(item) for item in parameters):
         raise TargetError(f"{where} has quantized weights, which do not train: leave it out")
 
 

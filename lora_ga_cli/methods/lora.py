@@ -321,6 +321,8 @@ def refuse_int8_on_cpu(targets: Mapping[str, Target]) -> None:
         TargetError
     """
     for name, target in targets.items():
+        if target.packed:
+            raise TargetError(f"{name}: PEFT's DoRA cannot read the weights of torchao: use method.use_dora=false")
         if target.weight.dtype == torch.int8 and target.weight.device.type == "cpu":
             raise TargetError(
                 f"{name}: PEFT's DoRA cannot read 8-bit weights on a CPU: use model.quantization=nf4, another device, "

@@ -17,7 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from lora_ga_cli.errors import ModelError, suggest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path, sha256_json
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
-from lora_ga_cli.model.quantization import disable_cpu_repacking, loading_arguments
+from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, loading_arguments
+from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
 from lora_ga_cli.model.targets import CLASSIFIER_HEADS
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
 
@@ -120,9 +121,11 @@ def load_model(
 
     Raises:
         ModelError: it cannot be loaded, or weights are missing in the files.
+        InvalidInput: as `check_stored`.
         TargetError: the embeddings cannot grow.
     """
-    source = find_source(config)
+    source, settings = find_source(config), load_config(config)
+    check_stored(config, settings)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels
@@ -130,7 +133,7 @@ def load_model(
         arguments["id2label"] = dict(enumerate(label_names))
         arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     with _as_model_error(source, "model"):
-        arguments |= loading_arguments(config, device)
+        arguments |= loading_arguments(config, device) | stored_arguments(settings)
         if shards > 1:
             arguments["distributed_config"] = _sharding(shards)
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
@@ -147,6 +150,11 @@ def load_model(
         model.to(device)
     if shards > 1:
         model.requires_grad_(False)  # FSDP2 decides when it first gathers weights which of them have gradients
+    if dequantized_kind(settings) is not None:
+        # transformers would quantize the weights again to save them, and write no weights (5.23, FP8)
+        model._weight_conversions = None
+    if config.quantization is not None:
+        compute_in(model, getattr(torch, config.dtype))
     disable_cpu_repacking(model)
     if vocabulary is not None:
         model.vocabulary = vocabulary
@@ -248,6 +256,8 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     # these are about renamed functions inside transformers, whose old names still work
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # how a base that is quantized in its files is loaded
+    warnings.filterwarnings("ignore", message="You passed `quantization_config`", module="transformers")
     # PEFT warns of tied weights in an adapter, which stay tied here
     warnings.filterwarnings("ignore", message=".*`ensure_weight_tying`|.*embeddings are no longer tied", module="peft")
 

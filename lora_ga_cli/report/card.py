@@ -8,6 +8,7 @@ from typing import Any
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
+from lora_ga_cli.model.stored import DEQUANTIZED
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
@@ -91,11 +92,13 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
     options = f", num_labels={len(names)}" if names else ""
     if config.model.revision:
         options += f', revision="{config.model.revision}"'
-    rows = manifest.get("embedding_rows")
+    rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
+    how = DEQUANTIZED[kind] if kind is not None else ""
+    options += f", quantization_config={how}(dequantize=True)" if how else ""
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}",
+        f"from transformers import {auto}" + (f", {how}" if how else ""),
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
         *([f"base.resize_token_embeddings({rows})  # for the new tokens"] if rows is not None else []),

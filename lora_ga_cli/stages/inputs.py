@@ -31,6 +31,7 @@ from lora_ga_cli.model.loading import (
     quiet,
 )
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import check_stored, dequantized_kind
 from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
@@ -158,7 +159,9 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     garbage.imported()
     quiet()
     device = pick_device(config.device)
-    model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    model_config = load_config(config.model)
+    check_stored(config.model, model_config)
+    tokenizer = load_tokenizer(config.model)
     data = load_data(
         config.dataset,
         task=config.model.task,
@@ -172,6 +175,8 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())
+    if (kind := dequantized_kind(model_config)) is not None:
+        step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     return Inputs(config, device, model_config, tokenizer, data)
 
 

@@ -19,6 +19,7 @@ from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained, require_finished
@@ -81,6 +82,11 @@ def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
         raise RunError(
             f"{run.path} cannot be merged: it holds {output.label}, which is not a change of the base's weights; "
             f"{output.loads_in} loads it on the base"
+        )
+    if config.model.quantization == STORED:
+        raise RunError(
+            f"{run.path} cannot be merged: the files of its base hold quantized weights, and merged weights would have "
+            f"to be quantized again; {output.loads_in} loads the adapter on the base"
         )
 
 

@@ -23,6 +23,7 @@ from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -281,6 +282,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=find_source(config.model).path,
         embedding_rows=inputs.grown_rows,
+        dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
     write_card(run.card_file, run.path.name, config, run.manifest)

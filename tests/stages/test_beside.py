@@ -125,9 +125,7 @@ def test_tied_weights_that_train_completely_stay_tied(
     if family == "t5":
         inputs["decoder_input_ids"] = inputs["input_ids"]
     with torch.no_grad():
-        torch.testing.assert_close(
-            alone.eval()(**inputs).logits, merged.eval()(**inputs).logits, atol=1e-4, rtol=1e-4
-        )
+        torch.testing.assert_close(alone.eval()(**inputs).logits, merged.eval()(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
