@@ -213,7 +213,7 @@ def _pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]],
 
 def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:
     """Bytes of the base's weights in one process; a quantized or sharded one needs complete layers for a while."""
-    bits = bits_per_weight(config.model)
+    bits = bits_per_weight(config.model, base.config)
     if config.model.shard:
         return weight_bytes(base) // distributed.count() + 2 * weight_bytes(base) // count_blocks(base)
     if bits is None:

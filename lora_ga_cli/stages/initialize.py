@@ -70,6 +70,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         distributed.wait()
         inputs = prepare_inputs(config)
         method_of(config).check_steps(inputs.total_steps)
+        method_of(config).check_model(inputs.empty_model)
         _write_manifest(inputs, run)
         yield inputs, run
 

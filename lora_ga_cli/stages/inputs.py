@@ -32,6 +32,8 @@ from lora_ga_cli.model.loading import (
 )
 from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import check_stored, dequantized_kind
+from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -110,6 +112,7 @@ class Inputs:
             label_names=self.data.label_names,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
+            vocabulary=self.vocabulary,
         )
         if to_train:
             speed = speed_up(model, self.config, self.device)
@@ -118,7 +121,18 @@ class Inputs:
         return model
 
     def empty_model(self) -> PreTrainedModel:
-        return empty_model(self.config.model, self.num_labels)
+        return empty_model(self.config.model, self.num_labels, self.vocabulary)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens, and which of them are new to the base."""
+        return vocabulary_of(self.tokenizer, self.config.model.new_tokens)
+
+    @property
+    def grown_rows(self) -> int | None:
+        """The rows of the embeddings, where new tokens made them grow."""
+        rows: int = self.model_config.get_text_config().vocab_size
+        return self.vocabulary.size if self.config.model.new_tokens and self.vocabulary.size > rows else None
 
 
 def base_identity(config: Config) -> dict[str, str]:
@@ -156,7 +170,9 @@ def prepare_inputs(
     garbage.imported()
     quiet()
     device = pick_device(config.device)
-    model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    model_config = load_config(config.model)
+    check_stored(config.model, model_config)
+    tokenizer = load_tokenizer(config.model)
     data = Data(None, None, label_names)
     if splits or (config.model.task == "sequence_classification" and label_names is None):
         data = load_data(
@@ -172,6 +188,8 @@ def prepare_inputs(
     for split in (data.train, data.validation):
         if split is not None:
             step("data", split.summary())
+    if (kind := dequantized_kind(model_config)) is not None:
+        step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     return Inputs(config, device, model_config, tokenizer, data)
 
 
