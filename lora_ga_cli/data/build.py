@@ -115,7 +115,7 @@ class Builder:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
                 what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
-                self._bad.add("long", self.source.where(index), what)
+                self._bad.add("long", self.source.where(index), what, index)
                 return None
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
@@ -133,7 +133,7 @@ class Builder:
         if self.config.on_bad_row == "skip":
             self._skipped[kind] += 1
         else:
-            self._bad.add(kind, self.source.where(index), what)
+            self._bad.add(kind, self.source.where(index), what, index)
 
     def _hints(self) -> dict[str, str]:
         ways = "dataset.on_long_row=skip or truncate"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 from lora_ga_cli.errors import Fault
 
 SHOWN = 10
@@ -24,22 +26,28 @@ class RowFaults:
     def __init__(self, source: str):
         self.source = source
         self._counts: dict[str, int] = {}
-        self._shown: dict[str, list[tuple[str, str]]] = {}
+        self._shown: dict[str, list[tuple[int, str, str]]] = {}
 
     def __len__(self) -> int:
         return sum(self._counts.values())
 
-    def add(self, kind: str, where: str, what: str) -> None:
+    def add(self, kind: str, where: str, what: str, position: int | None = None) -> None:
+        """Adds a fault.
+
+        Args:
+            position: where its row stands among the rows of the source; by default after those of all faults so far.
+        """
+        place = len(self) if position is None else position
         self._counts[kind] = self._counts.get(kind, 0) + 1
         shown = self._shown.setdefault(kind, [])
-        if len(shown) < SHOWN:
-            shown.append((where, what))
+        bisect.insort(shown, (place, where, what))
+        del shown[SHOWN:]
 
     def faults(self, hints: dict[str, str]) -> list[Fault]:
-        """The faults of each kind in the order met; the last fault of a kind has the kind's hint."""
+        """The first faults of each kind in the order of the source; the last fault of a kind has the kind's hint."""
         result = []
-        for kind, shown in self._shown.items():
-            lines = list(shown)
+        for kind, shown in sorted(self._shown.items(), key=lambda item: item[1][0]):
+            lines = [(where, what) for _, where, what in shown]
             if more := self._counts[kind] - len(shown):
                 lines.append((self.source, f"and {more:,} more of the same kind"))
             result += [Fault(where, what) for where, what in lines[:-1]]

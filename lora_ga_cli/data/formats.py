@@ -7,22 +7,20 @@ and .parquet.
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from lora_ga_cli.data.compression import OPENERS, DamagedFile, compression_of, opened
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.source import Row
 from lora_ga_cli.errors import suggest
 
-BOM = b"\xef\xbb\xbf"
 Records = Iterator[tuple[int, Row | BadRow]]
 Names = Sequence[str] | None
+Notify = Callable[[str], None]
 
 
 class Unreadable(Exception):
@@ -36,40 +34,35 @@ class Unreadable(Exception):
 
 
 def format_of(path: str) -> str:
-    """The format's extension without ``.gz``: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``."""
+    """The format's extension without the compression's: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``."""
     name = path.lower()
-    zipped = name.endswith(".gz")
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in READERS or (zipped and suffix == ".parquet"):
+    compression = compression_of(name)
+    suffix = Path(name.removesuffix(compression)).suffix
+    if suffix not in READERS or (compression and suffix == ".parquet"):
         near = suggest(suffix, READERS) if suffix and suffix not in READERS else ""
-        known = f"known: {', '.join(READERS)}, the text formats also .gz"
-        shown = suffix + ".gz" * zipped
+        known = f"known: {', '.join(READERS)}, the text formats also {' and '.join(OPENERS)}"
+        shown = suffix + compression
         what = f"no reader for the extension {shown!r}" if shown else "no extension, which tells the format"
         raise Unreadable(what, hint=f"{near} {known}" if near and not near.startswith("known") else known)
     return suffix
 
 
-def read_records(path: Path, column_names: Names) -> Records:
+def read_records(path: Path, column_names: Names, notify: Notify = lambda _: None) -> Records:
     """Every row of a file with its place, by the file's extension.
+
+    Args:
+        notify: receives what a user should know about how the file is read.
 
     Raises:
         Unreadable: the rest of the file cannot be read.
     """
-    with _open(path) as file:
-        try:
+    try:
+        with opened(path) as (file, encoding):
+            if encoding:
+                notify(f"is {encoding}, by its byte order mark, and is read as such")
             yield from READERS[format_of(path.name)](file, column_names)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise Unreadable(f"damaged gzip file: {error}", hint="fetch it again") from error
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(raw, "rb") as unzipped:
-                yield unzipped  # type: ignore[misc]  # a GzipFile reads as any binary file does
-        else:
-            yield raw
+    except DamagedFile as error:
+        raise Unreadable(str(error), hint=error.hint) from error
 
 
 def _lines(file: BinaryIO, *, ends: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -78,9 +71,7 @@ def _lines(file: BinaryIO, *, ends: bool = False) -> Iterator[tuple[int, bytes]]
     Only ``\\n`` (or ``\\r\\n``) ends a line: a text may hold the other separators of Unicode.
     """
     for number, line in enumerate(file, start=1):
-        if not ends:
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-        yield number, line.removeprefix(BOM) if number == 1 else line
+        yield number, line if ends else line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _text(line: bytes) -> str:
@@ -122,7 +113,7 @@ def _kind(value: object) -> str:
 
 def _read_json(file: BinaryIO, names: Names) -> Records:
     try:
-        value = json.loads(file.read().removeprefix(BOM).decode("utf-8"))
+        value = json.loads(file.read().decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8: {error.reason}", line=error.object[: error.start].count(b"\n") + 1) from error
     except json.JSONDecodeError as error:
