@@ -82,9 +82,9 @@ def cache_root(configured: str | None) -> Path:
     chosen = configured or os.environ.get("LORAGA_CACHE")
     if chosen:
         return resolve_path(chosen)
-    folder = os.environ.get("XDG_CACHE_HOME") or ""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # the XDG specification: what is empty or relative counts as not set
-    return Path(folder if os.path.isabs(folder) else "~/.cache").expanduser() / "loraga"
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"
 
 
 def forget_empty_variables() -> None:

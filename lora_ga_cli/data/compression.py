@@ -1,4 +1,4 @@
-"""Opens files as plain UTF-8 bytes: compressed ones are decompressed, and UTF-16 is converted. Nothing is read whole."""
+"""Opens files as bytes in UTF-8: compressed files are decompressed, and UTF-16 is converted, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def _frames(raw: BinaryIO) -> Iterator[bytes]:
             try:
                 yield frame.decompress(chunk)
             except zstandard.ZstdError as error:
-                raise DamagedFile(f"damaged Zstandard file: {str(error).removeprefix('zstd decompress error: ')}") from error
+                raise DamagedFile(
+                    f"damaged Zstandard file: {str(error).removeprefix('zstd decompress error: ')}"
+                ) from error
             begun = not frame.eof
             chunk = frame.unused_data if frame.eof else b""
             frame = decompressor.decompressobj() if frame.eof else frame

@@ -19,6 +19,7 @@ class HubRows:
     """Rows of one split of a hub data set; fetched from its memory-mapped files as they are needed."""
 
     malformed = 0
+    notes: Sequence[str] = ()
 
     def __init__(self, dataset: Dataset, name: str):
         from datasets.features import ClassLabel

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 LENGTHS = {"length", "prompt_length"}
 """Columns of a row that follow from the others."""
 SMALL = 2**24
-"""Files of fewer bytes are hashed every time; the hashes of larger ones are remembered."""
+"""Files of fewer bytes are hashed and read every time; of larger ones the hashes are remembered and the rows kept."""
+KEY_LENGTH = 16
+"""Characters of a key."""
 LEFT_OUT = {
     "_tokenizer",
     "_in_target_context_manager",
@@ -94,11 +96,12 @@ def form_identity(form: type[Form]) -> list[str] | None:
     code may be anywhere."""
     if not form.__module__.startswith("lora_ga_cli."):
         return None
-    return [f"{form.__module__}.{form.__qualname__}", _code_hash()]
+    return [f"{form.__module__}.{form.__qualname__}", code_hash()]
 
 
 @cache
-def _code_hash() -> str:
+def code_hash() -> str:
+    """A hash of the code that reads rows and makes examples of them."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):

@@ -16,6 +16,7 @@ from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.plan import Plan, Reading, split_key
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
+from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.split import Data, Split
 from lora_ga_cli.data.store import RowStore, StoredRows
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
@@ -56,7 +57,7 @@ def load_data(
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
     """
-    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names)
+    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store)
     options = {"dataset.train_file": config.train_file, "dataset.validation_file": config.validation_file}
     loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
 
@@ -76,7 +77,7 @@ def load_data(
         plans[VALIDATION] = Plan(readings[VALIDATION], "all", config.max_validation_rows)
     elif holds_out:
         plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
-    made = loader.splits(plans, list(readings.values()), store)
+    made = loader.splits(plans, list(readings.values()))
     return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names)
 
 
@@ -105,10 +106,10 @@ def load_file_split(
         DataError: as `load_data`.
     """
     names = list(label_names) if label_names is not None else config.label_names
-    loader = Loader(config, task, tokenizer, max_positions, None, names)
+    loader = Loader(config, task, tokenizer, max_positions, None, names, store)
     loader.check_options({name: listed(files)})
     reading = loader.reading(files, None, "")
-    return loader.splits({name: Plan(reading, "all", max_rows)}, [reading], store)[name]
+    return loader.splits({name: Plan(reading, "all", max_rows)}, [reading])[name]
 
 
 class Loader:
@@ -116,6 +117,7 @@ class Loader:
 
     Args:
         label_names: names of the classes, where they are given before any row is read.
+        store: as for `load_data`.
 
     Raises:
         InvalidInput: the data set has no form that serves the task.
@@ -129,12 +131,14 @@ class Loader:
         max_positions: int | None,
         num_labels: int | None,
         label_names: list[str] | None,
+        store: RowStore | None = None,
     ):
         self.config, self.task = config, task
         self.form: type[Form] = row_form(config, task)
         self.tokenizer = tokenizer
         self.max_positions = max_positions
         self.num_labels = num_labels
+        self.store = store
         self.given_names = self.label_names = label_names if self.form.has_classes else None
 
     @property
@@ -178,23 +182,24 @@ class Loader:
         """
         config = self.config
         if files is not None:
-            names, on_bad_row = listed(files), config.on_bad_row
-            return Reading(names, lambda: read_files(names, column_names=config.column_names, on_bad_row=on_bad_row))
+            names = listed(files)
+            kept = SourceStore(self.store.root, self.store.notify) if self.store is not None else None
+            options: Any = {"column_names": config.column_names, "on_bad_row": config.on_bad_row, "store": kept}
+            return Reading(names, lambda: read_files(names, **options))
         path, subset, revision = config.path, config.subset, config.revision
         assert path is not None
         assert split is not None
         return Reading(None, lambda: read_hub(path, subset=subset, revision=revision, split=split, option=option))
 
-    def splits(
-        self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None
-    ) -> dict[str, Split]:
+    def splits(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, Split]:
         """The splits by name: those that are stored from the store, and the others from their sources.
 
         Args:
             readings: all sources that are part of the configuration; the first one names the classes.
         """
+        store = self.store
         with contextlib.ExitStack() as claims:
-            keys = self._keys(plans, readings, store)
+            keys = self._keys(plans, readings)
             found = {name: store.claim(key, claims) for name, key in keys.items()} if store is not None else {}
             made = {name: self._stored(name, rows) for name, rows in found.items() if rows is not None}
             missing = {name: plan for name, plan in plans.items() if name not in made}
@@ -212,14 +217,14 @@ class Loader:
                 self.name_classes(sources[0])
             made |= _all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
             # what changed while it was read is not what its key says
-            if store is not None and missing and self._keys(plans, readings, store) == keys:
+            if store is not None and missing and self._keys(plans, readings) == keys:
                 for name in missing.keys() & keys.keys():
                     made[name] = store.keep(keys[name], made[name], self.label_names)
         return made
 
-    def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None) -> dict[str, str]:
+    def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, str]:
         """The key of every split that can be stored."""
-        if store is None:
+        if self.store is None:
             return {}
         naming = readings[0] if self.form.has_classes and self.given_names is None else None
         make = partial(
@@ -231,7 +236,7 @@ class Loader:
             form=self.form,
             num_labels=self.num_labels,
             label_names=self.given_names,
-            memo=store.memo,
+            memo=self.store.memo,
         )
         keys = _all_of({name: partial(make, name, plan) for name, plan in plans.items()})
         return {name: key for name, key in keys.items() if key is not None}
@@ -240,7 +245,9 @@ class Loader:
         """A split that was tokenized before, which also knows the names of the classes."""
         self.label_names = stored.label_names
         form = self.form(self.config, self.tokenizer, self.label_names)
-        split = Split(name, stored.rows, stored.skipped, stored.truncated, form, stored.source, reused=True)
+        split = Split(
+            name, stored.rows, stored.skipped, stored.truncated, form, stored.source, reused=True, notes=stored.notes
+        )
         split.remember(stored.sha256)
         return split
 
@@ -266,7 +273,8 @@ class Loader:
         """A split that is tokenized now."""
         form, source = self.form(self.config, self.tokenizer, self.label_names), plan.reading.source
         lookup = renamed(source, self.config.columns)
-        builder = Builder(name, source, form, lookup, self.config, self.max_positions)
+        folder = self.store.folder if self.store is not None else None
+        builder = Builder(name, source, form, lookup, self.config, self.max_positions, folder)
         return builder.build(plan.order(), plan.limit, plan.malformed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_ga_cli.data.hub import HubRows
-from lora_ga_cli.data.identity import files_identity, form_identity, tokenizer_identity
+from lora_ga_cli.data.identity import KEY_LENGTH, files_identity, form_identity, tokenizer_identity
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.files import sha256_json
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data.examples.base import Form
 
-KEY_LENGTH = 16
 PLACES = {
     "path",
     "subset",
@@ -94,7 +94,7 @@ class Plan:
             DataError: there are too few rows to hold some out.
         """
         source = self.reading.source
-        order = list(range(len(source)))
+        order = array("q", range(len(source)))
         if self.part == "all":
             return order
         if self.shuffle is not None:

@@ -158,8 +158,15 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     )
     for split in (data.train, data.validation):
         if split is not None:
-            step("data", split.summary())
+            describe(split)
     return Inputs(config, device, model_config, tokenizer, data)
+
+
+def describe(split: Split) -> None:
+    """Prints how many rows a split has, and what a user should know about how they were read."""
+    for note in split.notes:
+        step("data", note)
+    step("data", split.summary())
 
 
 def _row_store(config: Config) -> RowStore:
@@ -192,7 +199,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        step("data", split.summary())
+        describe(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"

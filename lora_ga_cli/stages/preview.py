@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.report.console import out
 from lora_ga_cli.stages.inputs import prepare_inputs
@@ -17,4 +19,6 @@ def preview(config: Config, rows: int = 3) -> None:
         out.print(f"[bold]row {index + 1}[/] · {row['length']} tokens", style="cyan")
         out.print(split.form.show(row))
     out.print()
+    for note in split.notes:
+        out.print(f"[dim]{escape(note)}[/]")
     out.print("[dim]The model reads the dimmed text, but the loss does not count it.[/]")
