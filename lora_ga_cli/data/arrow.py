@@ -10,7 +10,7 @@ import bisect
 import json
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
@@ -113,8 +113,14 @@ def mapped(file: BinaryIO) -> list[pa.RecordBatch]:
         return list(stream)
 
 
-def json_batches(rows: Iterable[tuple[int, Row]]) -> Iterator[pa.RecordBatch]:
-    """Record batches of rows with their places, each row as a JSON object."""
+def json_batches(
+    rows: Iterable[tuple[int, Row]], default: Callable[[Any], Any] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of rows with their places, each row as a JSON object.
+
+    Args:
+        default: what to write for a value that JSON does not have.
+    """
     import pyarrow as pa
 
     types = pa.schema([(ROW, pa.large_binary()), (PLACE, pa.int64())], metadata=JSON_ROWS)
@@ -123,7 +129,7 @@ def json_batches(rows: Iterable[tuple[int, Row]]) -> Iterator[pa.RecordBatch]:
     size = 0
     for place, row in rows:
         # half of a surrogate pair, which JSON can escape, is kept for the message about it
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        text = json.dumps(row, ensure_ascii=False, default=default).encode("utf-8", "surrogatepass")
         texts.append(text)
         places.append(place)
         size += len(text)

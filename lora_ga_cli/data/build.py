@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
+from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
@@ -65,6 +67,8 @@ class Builder:
         self._truncated = 0
         self._longest = 0
         self._bad = RowFaults(self.source.name)
+        self._kept = array("q")
+        self._faulty: set[int] = set()
         spool = Spool(self.folder)
         kept = position = 0
         # a faulty row counts for `limit`: no other row is drawn in its place, since the run ends anyway
@@ -90,7 +94,7 @@ class Builder:
             self._truncated,
             self.form,
             self.source.name,
-            notes=self.source.notes,
+            notes=[*self.source.notes, *self._shares()],
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
@@ -112,6 +116,7 @@ class Builder:
                 parts.append(part)
         for index, example in zip(places, self.form.tokenize(parts), strict=True):
             if (fitting := self._fitting(index, example)) is not None:
+                self._kept.append(index)
                 yield fitting
 
     def _fitting(self, index: int, example: Example) -> Example | None:
@@ -121,7 +126,7 @@ class Builder:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
                 what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
-                self._bad.add("long", self.source.where(index), what, index)
+                self._fault("long", index, what)
                 return None
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
@@ -139,7 +144,18 @@ class Builder:
         if self.config.on_bad_row == "skip":
             self._skipped[kind] += 1
         else:
-            self._bad.add(kind, self.source.where(index), what, index)
+            self._fault(kind, index, what)
+
+    def _fault(self, kind: str, index: int, what: str) -> None:
+        if isinstance(self.source, Mixture):  # which may give a row several times
+            if index in self._faulty:
+                return
+            self._faulty.add(index)
+        self._bad.add(kind, self.source.where(index), what, index)
+
+    def _shares(self) -> list[str]:
+        """How many rows come from each source."""
+        return self.source.shares(self._kept) if isinstance(self.source, Mixture) else []
 
     def _hints(self) -> dict[str, str]:
         ways = "dataset.on_long_row=skip or truncate"

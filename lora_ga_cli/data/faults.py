@@ -1,10 +1,15 @@
-"""Collects what is wrong with rows: every fault is counted, and the first few of each kind are shown."""
+"""Collects what is wrong: faults of rows, which are counted and of which the first few of each kind are shown, and those
+of several steps."""
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
-from lora_ga_cli.errors import Fault
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
+
+T = TypeVar("T")
 
 SHOWN = 10
 """How many faults of one kind are written out."""
@@ -53,3 +58,21 @@ class RowFaults:
             result += [Fault(where, what) for where, what in lines[:-1]]
             result.append(Fault(*lines[-1], hint=hints.get(kind, "")))
         return result
+
+
+def all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """The result of every step; if any fail, the faults of all of them together.
+
+    Raises:
+        DataError: the faults.
+    """
+    faults: list[Fault] = []
+    results: dict[str, T] = {}
+    for name, step in steps.items():
+        try:
+            results[name] = step()
+        except InvalidInput as error:
+            faults += error.faults
+    if faults:
+        raise DataError(list(dict.fromkeys(faults)))
+    return results

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.data.remote import local_path
+from lora_ga_cli.files import remembered_sha256, sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.data.examples.base import Form
@@ -47,13 +48,16 @@ def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def files_identity(files: Sequence[str], memo: Path) -> list[list[str]] | None:
-    """Format and content of local files, in order; None if one cannot be read.
+    """Format and content of files, in order; None if one cannot be read.
 
     Args:
         memo: where the hashes of large files are remembered.
+
+    Raises:
+        DataError: a file on the hub cannot be fetched.
     """
     try:
-        return [["".join(Path(file).suffixes[-2:]), _file_hash(resolve_path(file), memo)] for file in files]
+        return [["".join(Path(file).suffixes[-2:]), _file_hash(local_path(file), memo)] for file in files]
     except OSError:
         return None
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.data.build import Builder, needed_columns
 from lora_ga_cli.data.examples.base import Form
-from lora_ga_cli.data.hub import read_hub
+from lora_ga_cli.data.faults import all_of
+from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
 from lora_ga_cli.data.labels import class_names, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
+from lora_ga_cli.data.mixture import parts
 from lora_ga_cli.data.patterns import pattern_faults
-from lora_ga_cli.data.plan import Plan, Reading, split_key
+from lora_ga_cli.data.plan import MixedReading, Plan, Reading, held_out, source_of, split_key
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
 from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.split import Data, Split
 from lora_ga_cli.data.store import RowStore, StoredRows
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import DatasetConfig, Task
+    from lora_ga_cli.config.schema import DatasetConfig, MixSource, Task
 
-T = TypeVar("T")
+Files = str | list[str] | None
 TRAIN = "train"
 VALIDATION = "validation"
 
@@ -44,7 +46,8 @@ def load_data(
 
     The training rows are shuffled by ``seed``. ``max_rows`` counts from the beginning of that order, and
     ``validation_fraction`` of all of them (at least one) is held out from its end, so that neither changes the other.
-    Rows that are skipped do not count for ``max_rows`` and ``max_validation_rows`` as long as there are more.
+    Rows that are skipped do not count for ``max_rows`` and ``max_validation_rows`` as long as there are more. Of a
+    stream, no more rows than these and those held out are read.
 
     Args:
         tokenizer: a tokenizer of transformers; it is not changed.
@@ -58,16 +61,20 @@ def load_data(
         DataError: everything that is wrong with options, files, columns or rows.
     """
     loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store)
-    options = {"dataset.train_file": config.train_file, "dataset.validation_file": config.validation_file}
+    options: dict[str, Files] = {
+        "dataset.train_file": config.train_file,
+        "dataset.validation_file": config.validation_file,
+    }
+    for number, part in enumerate(config.mix or []):
+        options[f"dataset.mix[{number}].train_file"] = part.train_file
     loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
 
     holds_out = VALIDATION in splits and config.validation_fraction > 0
     readings: dict[str, Reading] = {}
     if TRAIN in splits or holds_out or loader.counts_classes:
-        readings[TRAIN] = loader.reading(config.train_file, config.train_split, "dataset.train_split")
+        readings[TRAIN] = loader.training_rows(seed)
     if VALIDATION in splits and (config.validation_file is not None or config.validation_split is not None):
-        option = "dataset.validation_split"
-        readings[VALIDATION] = loader.reading(config.validation_file, config.validation_split, option)
+        readings[VALIDATION] = loader.validation_rows()
 
     plans: dict[str, Plan] = {}
     order: dict[str, Any] = {"shuffle": seed if config.shuffle else None, "fraction": config.validation_fraction}
@@ -108,8 +115,16 @@ def load_file_split(
     names = list(label_names) if label_names is not None else config.label_names
     loader = Loader(config, task, tokenizer, max_positions, None, names, store)
     loader.check_options({name: listed(files)})
-    reading = loader.reading(files, None, "")
+    reading = loader.files(files)
     return loader.splits({name: Plan(reading, "all", max_rows)}, [reading])[name]
+
+
+def rows_to_fetch(count: int, fraction: float) -> int:
+    """How many rows there have to be, so that ``count`` are left when a fraction of all is held out."""
+    rows = count
+    while rows - held_out(rows, fraction) < count:
+        rows += max(1, count - (rows - held_out(rows, fraction)))
+    return rows
 
 
 class Loader:
@@ -171,25 +186,69 @@ class Loader:
             faults.append(
                 Fault("dataset.column_names", "names the columns of local files, and the hub's have theirs", hint)
             )
+        if config.streaming and config.max_rows is None:
+            faults.append(Fault("dataset.streaming", "wants dataset.max_rows", "say how many rows to fetch"))
         if faults:
             raise DataError(faults)
 
-    def reading(self, files: str | Sequence[str] | None, split: str | None, option: str) -> Reading:
-        """The rows of local files, or of a split of the hub's data set, to be read when they are needed.
+    def training_rows(self, seed: int) -> Reading:
+        """The rows of all sources to train on, to be read when they are needed.
+
+        Args:
+            seed: draws the rows of a stream with a buffer.
+        """
+        config = self.config
+        if config.mix is not None:
+            mixed = [
+                self.files(part.train_file)
+                if part.train_file is not None
+                else self.hub(part, part.train_split, f"dataset.mix[{number}].train_split")
+                for number, part in enumerate(config.mix)
+            ]
+            return MixedReading(mixed, [part.weight for part in config.mix])
+        if config.train_file is not None:
+            return self.files(config.train_file)
+        fetch = None
+        if config.streaming:
+            assert config.max_rows is not None
+            fetch = rows_to_fetch(config.max_rows, config.validation_fraction)
+        return self.hub(config, config.train_split, "dataset.train_split", fetch=fetch, seed=seed)
+
+    def validation_rows(self) -> Reading:
+        """The rows to evaluate on, where they have a source of their own."""
+        config = self.config
+        if config.validation_file is not None:
+            return self.files(config.validation_file)
+        assert config.validation_split is not None
+        fetch = config.max_validation_rows if config.streaming else None
+        return self.hub(config, config.validation_split, "dataset.validation_split", fetch=fetch)
+
+    def files(self, files: str | Sequence[str]) -> Reading:
+        """The rows of files."""
+        names, config = listed(files), self.config
+        options: Any = {"column_names": config.column_names, "on_bad_row": config.on_bad_row, "store": self._sources}
+        return Reading(names, lambda: read_files(names, **options))
+
+    def hub(
+        self, where: DatasetConfig | MixSource, split: str, option: str, *, fetch: int | None = None, seed: int = 0
+    ) -> Reading:
+        """The rows of a data set on the hub.
 
         Args:
             option: the option that names the split, for messages.
+            fetch: stream this many rows; None for all of them.
+            seed: draws the rows of a stream with a buffer; 0 where the seed is not to matter.
         """
-        config = self.config
-        if files is not None:
-            names = listed(files)
-            kept = SourceStore(self.store.root, self.store.notify) if self.store is not None else None
-            options: Any = {"column_names": config.column_names, "on_bad_row": config.on_bad_row, "store": kept}
-            return Reading(names, lambda: read_files(names, **options))
-        path, subset, revision = config.path, config.subset, config.revision
-        assert path is not None
-        assert split is not None
-        return Reading(None, lambda: read_hub(path, subset=subset, revision=revision, split=split, option=option))
+        assert where.path is not None
+        found = HubSplit(where.path, split, option, where.subset, where.revision, where.data_files)
+        if fetch is None:
+            return Reading(None, lambda: read_hub(found))
+        buffer = self.config.shuffle_buffer if option == "dataset.train_split" else 0
+        return Reading(None, lambda: stream_hub(found, fetch, buffer=buffer, seed=seed, store=self._sources))
+
+    @property
+    def _sources(self) -> SourceStore | None:
+        return SourceStore(self.store.root, self.store.notify) if self.store is not None else None
 
     def splits(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, Split]:
         """The splits by name: those that are stored from the store, and the others from their sources.
@@ -209,13 +268,12 @@ class Loader:
                 if any(plan.reading is reading for plan in missing.values())
                 or (number == 0 and self.form.has_classes and self.label_names is None)
             ]
-            sources = list(
-                _all_of({str(number): partial(_read, reading) for number, reading in enumerate(needed)}).values()
-            )
-            self.check_columns(sources)
+            read = all_of({str(number): partial(source_of, reading) for number, reading in enumerate(needed)})
+            sources = list(read.values())
+            self.check_columns([part for source in sources for part in parts(source)])
             if needed and needed[0] is readings[0]:
                 self.name_classes(sources[0])
-            made |= _all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
+            made |= all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
             # what changed while it was read is not what its key says
             if store is not None and missing and self._keys(plans, readings) == keys:
                 for name in missing.keys() & keys.keys():
@@ -238,7 +296,7 @@ class Loader:
             label_names=self.given_names,
             memo=self.store.memo,
         )
-        keys = _all_of({name: partial(make, name, plan) for name, plan in plans.items()})
+        keys = all_of({name: partial(make, name, plan) for name, plan in plans.items()})
         return {name: key for name, key in keys.items() if key is not None}
 
     def _stored(self, name: str, stored: StoredRows) -> Split:
@@ -276,21 +334,3 @@ class Loader:
         folder = self.store.folder if self.store is not None else None
         builder = Builder(name, source, form, lookup, self.config, self.max_positions, folder)
         return builder.build(plan.order(), plan.limit, plan.malformed)
-
-
-def _read(reading: Reading) -> Source:
-    return reading.source
-
-
-def _all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """The result of every step; if any fail, the faults of all of them together."""
-    faults: list[Fault] = []
-    results: dict[str, T] = {}
-    for name, step in steps.items():
-        try:
-            results[name] = step()
-        except InvalidInput as error:
-            faults += error.faults
-    if faults:
-        raise DataError(list(dict.fromkeys(faults)))
-    return results

@@ -56,6 +56,8 @@ class FileRows:
     malformed: int = 0
     class_names: dict[str, list[str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    fingerprint: str | None = None
+    """The identity of the rows, where it is not that of the files' content."""
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed, garbage
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
@@ -147,7 +147,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     device = pick_device(config.device)
     model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
     data = load_data(
-        config.dataset,
+        _with_rows_to_stream(config),
         task=config.model.task,
         tokenizer=tokenizer,
         seed=config.seed,
@@ -160,6 +160,14 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         if split is not None:
             describe(split)
     return Inputs(config, device, model_config, tokenizer, data)
+
+
+def _with_rows_to_stream(config: Config) -> DatasetConfig:
+    """The data set with ``max_rows``, where it is streamed and the steps alone say how many rows are needed."""
+    dataset, steps = config.dataset, config.trainer.max_steps
+    if not dataset.streaming or dataset.max_rows is not None or steps is None:
+        return dataset
+    return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
 
 
 def describe(split: Split) -> None:

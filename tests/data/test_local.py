@@ -238,7 +238,7 @@ def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> N
         f"train.josnl: no reader for the extension '.josnl' (did you mean .jsonl? {known})",
         f"d.parquet.gz: no reader for the extension '.parquet.gz' ({known})",
         f"plain: no extension, which tells the format ({known})",
-        "f.csv: is a folder (known: a.jsonl)",
+        "f.csv: is a folder (its files are f.csv/*.jsonl)",
         "dataset.column_names: names the columns of a .csv or .tsv file, and train.jsonl names its columns itself "
         "(dataset.columns={new: old} renames)",
         "dataset.column_names: 'a' stands there twice",
