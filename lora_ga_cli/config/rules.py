@@ -67,7 +67,7 @@ def _of_stream(dataset: Any) -> Iterator[str]:
     if dataset.shuffle_buffer and not dataset.streaming:
         yield "dataset.shuffle_buffer does nothing without dataset.streaming=true: all rows are shuffled"
     if dataset.streaming and dataset.validation_split is not None and dataset.max_validation_rows is None:
-        yield "dataset.streaming with dataset.validation_split wants dataset.max_validation_rows: how many rows to fetch"
+        yield "dataset.streaming with dataset.validation_split wants dataset.max_validation_rows, the rows to fetch"
 
 
 def _of_task(config: Any) -> Iterator[str]:

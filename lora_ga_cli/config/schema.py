@@ -151,8 +151,8 @@ class MixSource(Section):
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). Exactly one form of a row is given:
-    ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
+    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). Exactly one form of a
+    row is given: ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
     """
 
     path: str | None = None
@@ -234,6 +234,13 @@ class DatasetConfig(Section):
     packs then, so this is another training. Rows of a pack do not see each other."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
+
+    @property
+    def files(self) -> dict[str, str | list[str]]:
+        """The files and patterns that are given, by option."""
+        files = {"dataset.train_file": self.train_file, "dataset.validation_file": self.validation_file}
+        mixed = {f"dataset.mix[{number}].train_file": part.train_file for number, part in enumerate(self.mix or [])}
+        return {option: some for option, some in {**files, **mixed}.items() if some is not None}
 
     @property
     def has_validation(self) -> bool:

@@ -1,5 +1,5 @@
-"""Collects what is wrong: faults of rows, which are counted and of which the first few of each kind are shown, and those
-of several steps."""
+"""Collects what is wrong: with rows, where every fault is counted and the first few of each kind are shown, and in
+several steps."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from lora_ga_cli.errors import DataError, Fault
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig, MixSource, Task
 
-Files = str | list[str] | None
 TRAIN = "train"
 VALIDATION = "validation"
 
@@ -61,13 +60,7 @@ def load_data(
         DataError: everything that is wrong with options, files, columns or rows.
     """
     loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store)
-    options: dict[str, Files] = {
-        "dataset.train_file": config.train_file,
-        "dataset.validation_file": config.validation_file,
-    }
-    for number, part in enumerate(config.mix or []):
-        options[f"dataset.mix[{number}].train_file"] = part.train_file
-    loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
+    loader.check_options({option: listed(files) for option, files in config.files.items()})
 
     holds_out = VALIDATION in splits and config.validation_fraction > 0
     readings: dict[str, Reading] = {}
@@ -121,7 +114,7 @@ def load_file_split(
 
 def rows_to_fetch(count: int, fraction: float) -> int:
     """How many rows there have to be, so that ``count`` are left when a fraction of all is held out."""
-    rows = count
+    rows = max(count, 2) if fraction else count
     while rows - held_out(rows, fraction) < count:
         rows += max(1, count - (rows - held_out(rows, fraction)))
     return rows

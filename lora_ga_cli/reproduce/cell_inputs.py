@@ -33,11 +33,7 @@ def changed(config: Any, before: Mapping[str, str]) -> list[str]:
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     given = {
-        "dataset.train_file": config.dataset.train_file,
-        "dataset.validation_file": config.dataset.validation_file,
-        **{
-            f"dataset.mix[{number}].train_file": part.train_file for number, part in enumerate(config.dataset.mix or [])
-        },
+        **config.dataset.files,
         **task_of(config).files(),
     }
     for name, paths in given.items():
