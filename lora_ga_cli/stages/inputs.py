@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed, garbage
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
@@ -176,7 +176,7 @@ def prepare_inputs(
     data = Data(None, None, label_names)
     if splits or (config.model.task == "sequence_classification" and label_names is None):
         data = load_data(
-            config.dataset,
+            _with_rows_to_stream(config),
             task=config.model.task,
             tokenizer=tokenizer,
             seed=config.seed,
@@ -187,10 +187,25 @@ def prepare_inputs(
         )
     for split in (data.train, data.validation):
         if split is not None:
-            step("data", split.summary())
+            describe(split)
     if (kind := dequantized_kind(model_config)) is not None:
         step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     return Inputs(config, device, model_config, tokenizer, data)
+
+
+def _with_rows_to_stream(config: Config) -> DatasetConfig:
+    """The data set with ``max_rows``, where it is streamed and the steps alone say how many rows are needed."""
+    dataset, steps = config.dataset, config.trainer.max_steps
+    if not dataset.streaming or dataset.max_rows is not None or steps is None:
+        return dataset
+    return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
+
+
+def describe(split: Split) -> None:
+    """Prints how many rows a split has, and what a user should know about how they were read."""
+    for note in split.notes:
+        step("data", note)
+    step("data", split.summary())
 
 
 def _row_store(config: Config) -> RowStore:
@@ -223,7 +238,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        step("data", split.summary())
+        describe(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"
