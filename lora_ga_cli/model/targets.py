@@ -15,10 +15,9 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, suggest
+from lora_ga_cli.model.unadaptable import unadaptable
 
 ALL_LINEAR = "all-linear"
-CLASSIFIER_HEADS = ("classifier", "score")
-"""Names of the heads that transformers puts on a sequence classifier. They train in full, together with the adapter."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +77,43 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
 
     Args:
         model: any module; `nn.Linear` and transformers' `Conv1D` can be targets.
-        target_modules: ``all-linear`` (every linear layer but output and classifier heads), a list whose entries
-            are full names or endings (``q_proj``), or a regular expression that matches full names.
+        target_modules: ``all-linear`` (every linear layer but output and classifier heads and those that are
+            `unadaptable`), a list whose entries are full names or endings (``q_proj``), or a regular expression that
+            matches full names.
 
     Raises:
-        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another module.
+        TargetError: an entry matches nothing or something that cannot be adapted; a weight is shared with another
+            module.
     """
     modules = dict(model.named_modules())
     linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     if target_modules == ALL_LINEAR:
-        heads = _head_names(model)
-        chosen = {name: target for name, target in linear.items() if name not in heads}
+        left_out = _head_names(model) | set(unadaptable(model))
+        chosen = {name: target for name, target in linear.items() if name not in left_out}
         if not chosen:
             raise TargetError(f"target_modules=all-linear: {type(model).__name__} has no linear layer besides its head")
     elif isinstance(target_modules, str):
         chosen = _matching_pattern(linear, target_modules)
     else:
         chosen = _matching_names(modules, linear, target_modules)
+    if target_modules != ALL_LINEAR:
+        _refuse_unadaptable(model, chosen)
     _refuse_shared(model, chosen)
     return chosen
 
 
 def new_modules(model: nn.Module) -> list[str]:
-    """The modules that the model's files have no weights for, as `load_model` lists them; they train in full."""
-    return list(getattr(model, "newly_initialized", []))
+    """The modules that train in full, together with the adapter: those that the model's files have no weights for, as
+    `load_model` lists them, and the head of a sequence classifier."""
+    return sorted({*getattr(model, "newly_initialized", []), *classifier_heads(model)})
+
+
+def classifier_heads(model: nn.Module) -> list[str]:
+    """The modules that a sequence classifier of transformers has beside its base model; empty for other models."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return []
+    base = getattr(model, "base_model_prefix", "")
+    return [name for name, child in model.named_children() if name != base and next(child.parameters(), None) is not None]
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
@@ -194,8 +206,7 @@ def _head_names(model: nn.Module) -> set[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     heads = {name for name, module in model.named_modules() if output is not None and module is output}
-    heads |= set(new_modules(model))
-    for head in CLASSIFIER_HEADS:
+    for head in new_modules(model):
         heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
     return heads
 
@@ -231,6 +242,12 @@ def _matching_names(
                 raise TargetError(f"target_modules: {entry!r} is {name}, a {kind}; only linear layers can be adapted")
         chosen.update(hits)
     return {name: target for name, target in linear.items() if name in chosen}
+
+
+def _refuse_unadaptable(model: nn.Module, targets: Mapping[str, Target]) -> None:
+    for name, reason in unadaptable(model).items():
+        if name in targets:
+            raise TargetError(f"{name}: {reason}; leave {name.rsplit('.', 1)[-1]} out of target_modules")
 
 
 def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:
