@@ -114,7 +114,9 @@ BART_SIZES = {
 }
 FAMILIES = [
     Family("Llama", "LlamaConfig", GROUPED),
-    Family("Llama 4 (text)", "Llama4TextConfig", MIXTURE | {"intermediate_size_mlp": 96, "interleave_moe_layer_step": 2}),
+    Family(
+        "Llama 4 (text)", "Llama4TextConfig", MIXTURE | {"intermediate_size_mlp": 96, "interleave_moe_layer_step": 2}
+    ),
     Family("Mistral", "MistralConfig", GROUPED | WINDOW),
     Family("Ministral", "MinistralConfig", GROUPED | SLIDING_AND_FULL),
     Family("Ministral 3", "Ministral3Config", GROUPED),
@@ -157,17 +159,25 @@ FAMILIES = [
     Family("Pegasus", "PegasusConfig", BART_SIZES, SEQ2SEQ),
     Family("BERT", "BertConfig", SIZES, CLASSIFIER),
     Family("RoBERTa", "RobertaConfig", SIZES, CLASSIFIER),
-    Family("DeBERTa-v3", "DebertaV2Config", SIZES | {
-        "relative_attention": True,
-        "position_buckets": 32,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-    }, CLASSIFIER),
+    Family(
+        "DeBERTa-v3",
+        "DebertaV2Config",
+        SIZES
+        | {
+            "relative_attention": True,
+            "position_buckets": 32,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+        },
+        CLASSIFIER,
+    ),
     Family("DistilBERT", "DistilBertConfig", {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 4}, CLASSIFIER),
-    Family("ModernBERT", "ModernBertConfig", SIZES | {"global_attn_every_n_layers": 2, "local_attention": 16}, CLASSIFIER),
+    Family(
+        "ModernBERT", "ModernBertConfig", SIZES | {"global_attn_every_n_layers": 2, "local_attention": 16}, CLASSIFIER
+    ),
     Family("ELECTRA", "ElectraConfig", SIZES | {"embedding_size": 32}, CLASSIFIER),
     Family("XLNet", "XLNetConfig", {"d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 96}, CLASSIFIER),
     Family("MPNet", "MPNetConfig", SIZES, CLASSIFIER),

@@ -113,7 +113,9 @@ def classifier_heads(model: nn.Module) -> list[str]:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return []
     base = getattr(model, "base_model_prefix", "")
-    return [name for name, child in model.named_children() if name != base and next(child.parameters(), None) is not None]
+    return [
+        name for name, child in model.named_children() if name != base and next(child.parameters(), None) is not None
+    ]
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
@@ -139,19 +141,30 @@ def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -
     )
 
 
-def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int) -> None:
-    """Checks that every layer has enough singular vectors for its rank.
+def small_layers(
+    shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int, named: bool
+) -> set[str]:
+    """The layers that have too few singular vectors for their rank, such as a gate with one output.
+
+    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones hold
+    half of the weights, the rank is too large.
 
     Args:
         shapes: (d_out, d_in) by layer.
         ranks: by layer.
         vectors: singular vectors that the initialization needs, as a multiple of the rank: 2 for LoRA-GA.
+        named: whether the user named the layers.
 
     Raises:
         TargetError: as `check_rank`.
     """
+    small = {name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]}
+    weights = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    if small and not named and 2 * sum(weights[name] for name in small) < sum(weights.values()):
+        return small
     for rank in sorted(set(ranks.values())):
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
+    return set()
 
 
 def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:

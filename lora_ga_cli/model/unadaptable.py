@@ -65,7 +65,10 @@ def _unread_in_mixer(name: str, mixer: nn.Module) -> Iterator[tuple[str, str]]:
     read = set(re.findall(r"self\.(\w+)\.weight\b", inspect.getsource(type(mixer))))
     for child, module in mixer.named_children():
         if child in read and isinstance(module, nn.Linear):
-            yield f"{name}.{child}", "kernels of Mamba read its weight without calling it, so an adapter would be ignored"
+            yield (
+                f"{name}.{child}",
+                "kernels of Mamba read its weight without calling it, so an adapter would be ignored",
+            )
 
 
 def _renamed_by_peft(model: nn.Module) -> set[str]:
