@@ -34,9 +34,9 @@ def unadaptable(model: nn.Module) -> dict[str, str]:
         if not isinstance(module, nn.Linear | Conv1D):
             continue
         if _has_other_output(module):
-            found[name] = f"{type(module).__name__} does not return the product with its weight alone"
+            found[name] = f"{type(module).__name__} returns more than the product with its weight"
         elif name.rpartition(".")[2] in taken:
-            found[name] = "PEFT takes layers of this name for those of experts in this model"
+            found[name] = "PEFT takes this name for a weight of the model's experts"
     return found
 
 
@@ -67,7 +67,7 @@ def _unread_in_mixer(name: str, mixer: nn.Module) -> Iterator[tuple[str, str]]:
         if child in read and isinstance(module, nn.Linear):
             yield (
                 f"{name}.{child}",
-                "kernels of Mamba read its weight without calling it, so an adapter would be ignored",
+                "Mamba's kernels read its weight without calling it, and would ignore an adapter",
             )
 
 
