@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.beside import (
     Beside,
     embedding_parameters,
@@ -25,7 +26,7 @@ from lora_ga_cli.lora.beside import (
     trained_rows,
 )
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
-from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
 from lora_ga_cli.methods.base import (
     ANY_LINK,
@@ -45,7 +46,15 @@ from lora_ga_cli.methods.rank_allocation import (
     allocation_faults,
     describe_ranks_of,
 )
-from lora_ga_cli.model.targets import Target, configured_ranks, find_targets, new_modules, shortest_names
+from lora_ga_cli.model.targets import (
+    ALL_LINEAR,
+    Target,
+    configured_ranks,
+    find_targets,
+    new_modules,
+    shortest_names,
+    small_layers,
+)
 
 
 class LoraOptions(RankAllocationOptions):
@@ -171,6 +180,11 @@ class Lora(Method):
         """
         return None
 
+    def without_directions(self, model: PeftModel, source: GradientArtifact) -> dict[str, str]:
+        """The layers for which the gradient has too few directions, or none; they begin as LoRA does."""
+        named = self.config.target_modules != ALL_LINEAR
+        return without_directions(model, source, vectors=self.gradient_vectors, named=named)
+
     def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """The alpha of layers where it is not ``alpha``, by full name."""
         return {}
@@ -277,6 +291,23 @@ class Lora(Method):
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"
+
+
+def without_directions(model: PeftModel, artifact: GradientArtifact, *, vectors: int, named: bool) -> dict[str, str]:
+    """The layers that cannot begin along the gradient, by name, with the reason.
+
+    Args:
+        vectors: singular vectors that a rank takes.
+        named: whether the user named the layers; then one that is too small is an error.
+
+    Raises:
+        TargetError: as `small_layers`.
+    """
+    ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
+    shapes = {name: target.shape for name, target in base_targets(model).items()}
+    small = small_layers(shapes, ranks, vectors=vectors, named=named)
+    reasons = dict.fromkeys(small, "too small for the rank's directions")
+    return reasons | dict.fromkeys(artifact.unreached & set(ranks), "no sampled row reached them")
 
 
 def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
