@@ -57,10 +57,10 @@ class LoraOptions(RankAllocationOptions):
     """Also train a magnitude for every output of a target (DoRA, arXiv 2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """The learning rate of B divided by that of A (LoRA+, arXiv 2402.12354)."""
-    modules_to_save: list[str] = []
+    modules_to_save: list[str] = Field(default_factory=list)
     """Modules that train completely beside the adapter and are saved with it, by name or ending:
     ``[embed_tokens, lm_head]``. Modules that share a weight with one of them train as one with it."""
-    trainable_token_indices: list[int | str] = []
+    trainable_token_indices: list[int | str] = Field(default_factory=list)
     """Tokens whose rows of the embeddings train while all other rows stay as they are: numbers, or texts that are one
     token each. Rows of an output head that is not tied to the embeddings train too. ``model.new_tokens`` need not be
     named."""

@@ -125,7 +125,7 @@ def load_model(
         TargetError: the embeddings cannot grow.
     """
     source, settings = find_source(config), load_config(config)
-    check_stored(config, settings)
+    check_stored(config, settings, to_train=False)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels

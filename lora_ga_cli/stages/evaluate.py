@@ -118,7 +118,8 @@ class LazyInputs:
 
     @cached_property
     def _inputs(self) -> Inputs:
-        return prepare_inputs(self.config, splits=("validation",) if task_of(self.config).needs_rows else ())
+        splits = ("validation",) if task_of(self.config).needs_rows else ()
+        return prepare_inputs(self.config, splits=splits, to_train=False)
 
 
 def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:

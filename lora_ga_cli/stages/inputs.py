@@ -150,17 +150,21 @@ def join_processes(config: Config) -> None:
     distributed.join(cpu=device.type == "cpu")
 
 
-def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
+def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation"), *, to_train: bool = True) -> Inputs:
     """Loads and checks everything except weights, and prints how many rows there are.
+
+    Args:
+        to_train: False for a model that is scored only.
 
     Raises:
         ModelError, DataError
+        InvalidInput: as `check_stored`.
     """
     garbage.imported()
     quiet()
     device = pick_device(config.device)
     model_config = load_config(config.model)
-    check_stored(config.model, model_config)
+    check_stored(config.model, model_config, to_train=to_train)
     tokenizer = load_tokenizer(config.model)
     data = load_data(
         config.dataset,

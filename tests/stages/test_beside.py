@@ -201,3 +201,31 @@ def test_what_cannot_train_is_refused_before_the_weights_are_loaded(
 
     monkeypatch.setattr("lora_ga_cli.stages.inputs.load_model", load)
     assert message in " ".join(loraga("train", *arguments("llama", *options), code=2).split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["model.dtype=bfloat16"], ["model.dtype=bfloat16", "model.quantization=nf4"], ["trainer.precision=bf16"]],
+    ids=["bfloat16", "nf4", "autocast"],
+)
+def test_they_train_on_a_base_of_any_type(
+    loraga: Loraga, arguments: Arguments, wide_base: Path, thoughts: Path, options: list[str]
+) -> None:
+    of_new_rows = [NEW, f"model.path={wide_base}", f"dataset.train_file={thoughts}", "method=lora_ga"]
+    loraga("train", *arguments("llama", *of_new_rows, *options, "name=rows"))
+    modules = "method.modules_to_save=[embed_tokens,lm_head]"
+    loraga("train", *arguments("llama", *of_new_rows, *options, modules, "name=modules"))
+    for name, count in (("rows", 2), ("modules", 261)):
+        saved = load_file(Path("runs") / name / "adapter_model.safetensors")
+        trained = [item for key, item in saved.items() if "lora" not in key]
+        assert len(trained) == 2  # those of the embeddings and of the head
+        assert all(len(item) == count and item.dtype == torch.float32 for item in trained)
+        loraga("merge", f"runs/{name}")
+
+
+def test_a_run_with_new_tokens_is_scored(loraga: Loraga, arguments: Arguments, thoughts: Path) -> None:
+    rows = [NEW, f"dataset.train_file={thoughts}", "dataset.validation_fraction=0.2"]
+    loraga("train", *arguments("llama", "method=lora", *rows))
+    assert "loss" in loraga("eval", str(only_run()))
+    out = loraga("train", "--dry-run", *arguments("llama", "method=lora", *rows, "name=other"))
+    assert "parameters train" in out
