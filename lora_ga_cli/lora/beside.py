@@ -114,8 +114,8 @@ def finish(model: PeftModel, beside: Beside) -> None:
     saved = {name for name, wrapper in wrappers.items() if isinstance(wrapper, ModulesToSaveWrapper)}
     by_row = {name for name, wrapper in wrappers.items() if isinstance(wrapper, TrainableTokensWrapper)}
     rows = set(beside.rows).union(*(group for group in beside.shared if set(group) & set(beside.rows)))
-    if saved != set(beside.modules) or by_row != rows:
-        differing = sorted((saved ^ set(beside.modules)) | (by_row ^ rows))
+    differing = sorted((set(beside.modules) - saved) | (by_row ^ rows))  # PEFT itself adds heads of classifiers
+    if differing:
         raise TargetError(
             f"PEFT cannot train {', '.join(differing)} of {type(base).__name__} as "
             "method.modules_to_save, method.trainable_token_indices or model.new_tokens ask for"

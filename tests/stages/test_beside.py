@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import byte_tokenizer
+from tests.conftest import build_model, byte_tokenizer
 from tests.helpers import Arguments, Loraga, copied_between_two_checkpoints, only_run
 
 NEW = "model.new_tokens=['<think>','</think>']"
@@ -229,3 +229,16 @@ def test_a_run_with_new_tokens_is_scored(loraga: Loraga, arguments: Arguments, t
     assert "loss" in loraga("eval", str(only_run()))
     out = loraga("train", "--dry-run", *arguments("llama", "method=lora", *rows, "name=other"))
     assert "parameters train" in out
+
+
+def test_a_classifier_that_has_its_head_trains_it_beside_embeddings(
+    loraga: Loraga, arguments: Arguments, tmp_path: Path
+) -> None:
+    build_model("bert").save_pretrained(tmp_path / "with_head")
+    byte_tokenizer().save_pretrained(tmp_path / "with_head")
+    options = [f"model.path={tmp_path / 'with_head'}", "method=lora", "method.modules_to_save=[word_embeddings]"]
+    out = loraga("train", *arguments("bert", *options))
+    assert "reloaded, its logits equal" in out
+    config = json.loads((only_run() / "adapter_config.json").read_text())
+    assert sorted(config["modules_to_save"]) == ["bert.embeddings.word_embeddings", "classifier"]
+    loraga("merge", str(only_run()))
