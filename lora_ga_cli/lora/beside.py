@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import TargetError, suggest
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX
+from lora_ga_cli.lora.rows import compute_rows
 from lora_ga_cli.model.targets import is_packed
 from lora_ga_cli.model.vocabulary import Vocabulary, embedding_rows
 
@@ -132,6 +133,7 @@ def finish(model: PeftModel, beside: Beside) -> None:
             for parameter in wrapper.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+            compute_rows(wrapper.token_adapter)
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
