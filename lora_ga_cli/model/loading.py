@@ -92,7 +92,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     source = find_source(config, config.tokenizer)
     with _as_model_error(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.arguments)
-    add_tokens(tokenizer, config.new_tokens)
+    if config.new_tokens:
+        add_tokens(tokenizer, config.new_tokens, load_config(config).get_text_config().vocab_size)
     return tokenizer
 
 

@@ -242,3 +242,17 @@ def test_a_classifier_that_has_its_head_trains_it_beside_embeddings(
     config = json.loads((only_run() / "adapter_config.json").read_text())
     assert sorted(config["modules_to_save"]) == ["bert.embeddings.word_embeddings", "classifier"]
     loraga("merge", str(only_run()))
+
+
+def test_a_token_without_a_row_gets_one(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path], thoughts: Path, tmp_path: Path
+) -> None:
+    """The tokenizer of this base has more tokens than its embeddings have rows."""
+    shutil.copytree(saved_bases["llama"], tmp_path / "more")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<think>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "more")
+    options = [f"model.path={tmp_path / 'more'}", f"dataset.train_file={thoughts}", "method=lora", NEW]
+    out = loraga("train", *arguments("llama", *options))
+    assert "with the rows of 2 tokens" in out
+    assert AutoTokenizer.from_pretrained(only_run()).convert_tokens_to_ids(["<think>", "</think>"]) == [259, 260]
