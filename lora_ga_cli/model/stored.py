@@ -1,7 +1,8 @@
 """Bases whose files hold quantized weights: which of them train, in which form, and which are refused.
 
 - `KEPT`: the weights stay as they are in the files, and the adapter trains beside them (``model.quantization=stored``).
-- `DEQUANTIZED`: nothing trains through these weights, so transformers dequantizes them while it loads them.
+- `DEQUANTIZED`: transformers dequantizes the weights while it loads them. (The kernels that compute with them as they
+  are run on GPUs, and training through them was not tested.)
 - All others are refused by name: they need packages or kernels with which this program was not tested.
 """
 
@@ -117,8 +118,8 @@ def _faults(config: ModelConfig, settings: PreTrainedConfig, to_train: bool) -> 
         module = kind.replace("-", "_") if kind == "compressed-tensors" else ""
         if given is not None:
             yield (
-                f"{what}, which do not train as they are, and model.quantization={given} is given",
-                "leave model.quantization out: they are dequantized to model.dtype while they are loaded",
+                f"{what}, which are dequantized before they train, and model.quantization={given} is given",
+                "leave model.quantization out: the weights are then in model.dtype",
             )
         if config.shard:
             yield f"{what}, which cannot be dequantized in shards", "model.shard=false"
