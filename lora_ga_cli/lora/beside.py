@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import TargetError, suggest
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX
+from lora_ga_cli.lora.rows import compute_rows
 from lora_ga_cli.model.targets import is_packed
 from lora_ga_cli.model.vocabulary import Vocabulary, embedding_rows
 
@@ -109,17 +110,17 @@ def finish(model: PeftModel, beside: Beside) -> None:
     Raises:
         TargetError: PEFT made something else.
     """
+    base: Any = model.get_base_model()
     wrappers = dict(_wrappers(model))
     saved = {name for name, wrapper in wrappers.items() if isinstance(wrapper, ModulesToSaveWrapper)}
     by_row = {name for name, wrapper in wrappers.items() if isinstance(wrapper, TrainableTokensWrapper)}
     rows = set(beside.rows).union(*(group for group in beside.shared if set(group) & set(beside.rows)))
-    if saved != set(beside.modules) or by_row != rows:
-        differing = sorted((saved ^ set(beside.modules)) | (by_row ^ rows))
+    differing = sorted((set(beside.modules) - saved) | (by_row ^ rows))  # PEFT itself adds heads of classifiers
+    if differing:
         raise TargetError(
-            f"PEFT cannot train {', '.join(differing)} of {type(model.get_base_model()).__name__} as "
+            f"PEFT cannot train {', '.join(differing)} of {type(base).__name__} as "
             "method.modules_to_save, method.trainable_token_indices or model.new_tokens ask for"
         )
-    dtype = model.get_base_model().dtype
     for group in beside.shared:
         if set(group) <= saved:
             first, *others = (_copy(wrappers[name]) for name in group)
@@ -127,11 +128,12 @@ def finish(model: PeftModel, beside: Beside) -> None:
                 other.weight = first.weight
     for wrapper in wrappers.values():
         if isinstance(wrapper, ModulesToSaveWrapper):
-            _train_in_float32(_copy(wrapper), dtype)
+            _train_in_float32(_copy(wrapper), base.dtype)
         else:
             for parameter in wrapper.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
+            compute_rows(wrapper.token_adapter)
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -273,7 +275,7 @@ def _train_in_float32(module: nn.Module, dtype: torch.dtype) -> None:
         for parameter in leaf.parameters(recurse=False):
             parameter.data = parameter.data.float()
         if type(leaf) is nn.Linear:
-            leaf.forward = _Rounded(leaf)  # type: ignore[method-assign]
+            setattr(leaf, "forward", _Rounded(leaf))  # noqa: B010
         elif next(leaf.parameters(recurse=False), None) is not None:
             leaf.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
 

@@ -107,7 +107,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     source = find_source(config, config.tokenizer)
     with _as_model_error(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.arguments)
-    add_tokens(tokenizer, config.new_tokens)
+    if config.new_tokens:
+        add_tokens(tokenizer, config.new_tokens, load_config(config).get_text_config().vocab_size)
     return tokenizer
 
 
@@ -140,7 +141,7 @@ def load_model(
         TargetError: the embeddings cannot grow.
     """
     source, settings = find_source(config), load_config(config)
-    check_stored(config, settings)
+    check_stored(config, settings, to_train=False)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels

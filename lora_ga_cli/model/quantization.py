@@ -58,7 +58,8 @@ def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
     """Has bitsandbytes compute 4-bit layers in a type, whatever type their files name."""
     for module in model.modules():
         if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
-            module.compute_dtype, module.compute_type_is_set = dtype, True
+            layer: Any = module
+            layer.compute_dtype, layer.compute_type_is_set = dtype, True
 
 
 def disable_cpu_repacking(model: nn.Module) -> None:

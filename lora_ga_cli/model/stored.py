@@ -1,7 +1,8 @@
 """Bases whose files hold quantized weights: which of them train, in which form, and which are refused.
 
 - `KEPT`: the weights stay as they are in the files, and the adapter trains beside them (``model.quantization=stored``).
-- `DEQUANTIZED`: nothing trains through these weights, so transformers dequantizes them while it loads them.
+- `DEQUANTIZED`: transformers dequantizes the weights while it loads them. (The kernels that compute with them as they
+  are run on GPUs, and training through them was not tested.)
 - All others are refused by name: they need packages or kernels with which this program was not tested.
 """
 
@@ -32,8 +33,8 @@ DEQUANTIZED = {
 """Kinds that are dequantized while they are loaded, with transformers' class that says so."""
 INSTALL = {
     "bitsandbytes": "pip install 'loraga[quantized]'",
-    "torchao": "pip install torchao",
-    "compressed_tensors": "pip install compressed-tensors",
+    "torchao": "pip install 'loraga[torchao]'",
+    "compressed_tensors": "pip install 'loraga[compressed-tensors]'",
 }
 """How the modules are installed that a kind needs."""
 
@@ -55,16 +56,17 @@ def dequantized_kind(settings: PreTrainedConfig) -> str | None:
     return kind if kind in DEQUANTIZED else None
 
 
-def check_stored(config: ModelConfig, settings: PreTrainedConfig) -> None:
+def check_stored(config: ModelConfig, settings: PreTrainedConfig, *, to_train: bool = True) -> None:
     """Refuses a base that cannot be trained on in the form that its files and ``model.quantization`` say.
 
     Args:
         settings: the base's configuration in transformers.
+        to_train: False for a model that is scored only: then kinds that do not train are left to transformers.
 
     Raises:
         InvalidInput
     """
-    faults = [Fault(f"model.path={config.path}", what, hint) for what, hint in _faults(config, settings)]
+    faults = [Fault(f"model.path={config.path}", what, hint) for what, hint in _faults(config, settings, to_train)]
     if faults:
         raise InvalidInput(faults)
 
@@ -93,7 +95,7 @@ def _stored(settings: PreTrainedConfig) -> dict[str, Any]:
     return {}
 
 
-def _faults(config: ModelConfig, settings: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+def _faults(config: ModelConfig, settings: PreTrainedConfig, to_train: bool) -> Iterator[tuple[str, str]]:
     """What is wrong, and the next step."""
     kind, given = stored_kind(settings), config.quantization
     if kind is None:
@@ -110,19 +112,20 @@ def _faults(config: ModelConfig, settings: PreTrainedConfig) -> Iterator[tuple[s
             but = f", and model.quantization={given} would quantize them again" if given else ""
             yield f"{what}{but}", "model.quantization=stored trains on them as they are"
         unsupported = _unsupported(_stored(settings))
-        if unsupported:
+        if unsupported and to_train:
             yield f"{what}, as {unsupported}, through which PEFT does not train", _unquantized(given)
     elif kind in DEQUANTIZED:
         module = kind.replace("-", "_") if kind == "compressed-tensors" else ""
         if given is not None:
             yield (
-                f"{what}, which do not train as they are, and model.quantization={given} is given",
-                "leave model.quantization out: they are dequantized to model.dtype while they are loaded",
+                f"{what}, which are dequantized before they train, and model.quantization={given} is given",
+                "leave model.quantization out: the weights are then in model.dtype",
             )
         if config.shard:
             yield f"{what}, which cannot be dequantized in shards", "model.shard=false"
     else:
-        yield f"{what}, on which loraga does not train", _unquantized(given)
+        if to_train or given is not None:
+            yield f"{what}, on which loraga does not train", _unquantized(given)
         return
     if module and importlib.util.find_spec(module) is None:
         yield f"{what}, which need the package {module}", INSTALL[module]

@@ -32,13 +32,17 @@ class Vocabulary:
         return max(self.ids.values(), default=-1) + 1
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], rows: int) -> None:
     """Adds tokens to a tokenizer, in place. Each is found in a text wherever it stands, and is never divided.
 
-    (They are no special tokens: a text that is decoded without special tokens still has them.)
+    (They are no special tokens: a text that is decoded without special tokens still has them.) A token that the
+    tokenizer has, and the model has no row for, needs only the row.
+
+    Args:
+        rows: of the model's embeddings.
 
     Raises:
-        InvalidInput: the tokenizer has one of them already.
+        InvalidInput: the tokenizer has one of them already, and the model its row.
     """
     known = tokenizer.get_vocab()
     faults = [
@@ -48,11 +52,11 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
             f"to train its row: method.trainable_token_indices=[{known[token]}]",
         )
         for token in tokens
-        if token in known
+        if known.get(token, rows) < rows
     ]
     if faults:
         raise InvalidInput(faults)
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens if token not in known])
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, new_tokens: Sequence[str]) -> Vocabulary:

@@ -155,7 +155,11 @@ def join_processes(config: Config) -> None:
 
 
 def prepare_inputs(
-    config: Config, splits: Sequence[str] = ("train", "validation"), *, label_names: list[str] | None = None
+    config: Config,
+    splits: Sequence[str] = ("train", "validation"),
+    *,
+    label_names: list[str] | None = None,
+    to_train: bool = True,
 ) -> Inputs:
     """Loads and checks everything except weights, and prints how many rows there are.
 
@@ -163,15 +167,17 @@ def prepare_inputs(
         splits: the splits of the data set to load. For none, the data set is not looked at, unless the classes of a
             classifier have to be counted in it.
         label_names: the names of a classifier's classes, where a run has settled them.
+        to_train: False for a model that is scored only.
 
     Raises:
         ModelError, DataError
+        InvalidInput: as `check_stored`.
     """
     garbage.imported()
     quiet()
     device = pick_device(config.device)
     model_config = load_config(config.model)
-    check_stored(config.model, model_config)
+    check_stored(config.model, model_config, to_train=to_train)
     tokenizer = load_tokenizer(config.model)
     data = Data(None, None, label_names)
     if splits or (config.model.task == "sequence_classification" and label_names is None):

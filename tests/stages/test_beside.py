@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import byte_tokenizer
+from tests.conftest import build_model, byte_tokenizer
 from tests.helpers import Arguments, Loraga, copied_between_two_checkpoints, only_run
 
 NEW = "model.new_tokens=['<think>','</think>']"
@@ -201,3 +201,58 @@ def test_what_cannot_train_is_refused_before_the_weights_are_loaded(
 
     monkeypatch.setattr("lora_ga_cli.stages.inputs.load_model", load)
     assert message in " ".join(loraga("train", *arguments("llama", *options), code=2).split())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["model.dtype=bfloat16"], ["model.dtype=bfloat16", "model.quantization=nf4"], ["trainer.precision=bf16"]],
+    ids=["bfloat16", "nf4", "autocast"],
+)
+def test_they_train_on_a_base_of_any_type(
+    loraga: Loraga, arguments: Arguments, wide_base: Path, thoughts: Path, options: list[str]
+) -> None:
+    of_new_rows = [NEW, f"model.path={wide_base}", f"dataset.train_file={thoughts}", "method=lora_ga"]
+    loraga("train", *arguments("llama", *of_new_rows, *options, "name=rows"))
+    modules = "method.modules_to_save=[embed_tokens,lm_head]"
+    loraga("train", *arguments("llama", *of_new_rows, *options, modules, "name=modules"))
+    for name, count in (("rows", 2), ("modules", 261)):
+        saved = load_file(Path("runs") / name / "adapter_model.safetensors")
+        trained = [item for key, item in saved.items() if "lora" not in key]
+        assert len(trained) == 2  # those of the embeddings and of the head
+        assert all(len(item) == count and item.dtype == torch.float32 for item in trained)
+        loraga("merge", f"runs/{name}")
+
+
+def test_a_run_with_new_tokens_is_scored(loraga: Loraga, arguments: Arguments, thoughts: Path) -> None:
+    rows = [NEW, f"dataset.train_file={thoughts}", "dataset.validation_fraction=0.2"]
+    loraga("train", *arguments("llama", "method=lora", *rows))
+    assert "loss" in loraga("eval", str(only_run()))
+    out = loraga("train", "--dry-run", *arguments("llama", "method=lora", *rows, "name=other"))
+    assert "parameters train" in out
+
+
+def test_a_classifier_that_has_its_head_trains_it_beside_embeddings(
+    loraga: Loraga, arguments: Arguments, tmp_path: Path
+) -> None:
+    build_model("bert").save_pretrained(tmp_path / "with_head")
+    byte_tokenizer().save_pretrained(tmp_path / "with_head")
+    options = [f"model.path={tmp_path / 'with_head'}", "method=lora", "method.modules_to_save=[word_embeddings]"]
+    out = loraga("train", *arguments("bert", *options))
+    assert "reloaded, its logits equal" in out
+    config = json.loads((only_run() / "adapter_config.json").read_text())
+    assert sorted(config["modules_to_save"]) == ["bert.embeddings.word_embeddings", "classifier"]
+    loraga("merge", str(only_run()))
+
+
+def test_a_token_without_a_row_gets_one(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path], thoughts: Path, tmp_path: Path
+) -> None:
+    """The tokenizer of this base has more tokens than its embeddings have rows."""
+    shutil.copytree(saved_bases["llama"], tmp_path / "more")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<think>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "more")
+    options = [f"model.path={tmp_path / 'more'}", f"dataset.train_file={thoughts}", "method=lora", NEW]
+    out = loraga("train", *arguments("llama", *options))
+    assert "with the rows of 2 tokens" in out
+    assert AutoTokenizer.from_pretrained(only_run()).convert_tokens_to_ids(["<think>", "</think>"]) == [259, 260]
