@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lora_ga_cli.config.exclusions import Exclusion, exclusive
-from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.config.rules import dataset_problems, mix_source_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
 from lora_ga_cli.registry import ESTIMATORS, METHODS, OPTIMIZERS, TASKS, Registry
@@ -34,9 +34,11 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, AfterValidator(one_name)]
 """A text that is used in the name of a folder."""
+DataFiles = str | list[str] | dict[str, str | list[str]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
+OF_THE_HUB = ("dataset.path", "dataset.subset", "dataset.revision", "dataset.data_files", "dataset.streaming")
 VALIDATION_SPLIT = "dataset.validation_split"
 PROMPT_TEMPLATES = ("dataset.prompt", "dataset.answer")
 TEXT_TEMPLATES = ("dataset.text", "dataset.text_pair")
@@ -57,6 +59,14 @@ def _with_line_ends(text: str) -> str:
 
 TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
 """A text with ``{column}`` fields, in which ``\\n`` is a line end."""
+Token = Annotated[str, Field(min_length=1)]
+
+
+def _all_different(names: list[str]) -> list[str]:
+    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated!r} twice")
+    return names
 
 
 class Section(BaseModel):
@@ -140,35 +150,65 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
     """Type of the base model's weights in memory. Adapters always train in float32."""
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Literal["nf4", "int8", "stored"] | None = None
     """Quantize the base model's linear layers with bitsandbytes while loading: ``nf4`` is 4-bit NormalFloat, ``int8``
-    8-bit integers. The quantized weights do not change."""
+    8-bit integers. ``stored``: the model's files hold quantized weights (of bitsandbytes or torchao), which stay as
+    they are. The quantized weights do not change."""
     double_quantization: bool = False
     """Quantize the scales of ``nf4`` too, which saves about 0.4 bits per weight."""
     shard: bool = False
     """Distribute the base model's weights over the processes of a run (FSDP2). Each process gathers a block only while
     it computes with it, so that the base model may be larger than the memory of one device."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation of transformers that is used."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """The attention implementation of transformers that is used. Null: transformers chooses one that the model has,
+    ``sdpa`` where it can."""
     tokenizer: str | None = None
     """A tokenizer to use instead of the model's: its name on the hub, or a local folder."""
+    new_tokens: Annotated[list[Token], AfterValidator(_all_different)] = []
+    """Tokens that the tokenizer gets in addition, such as ``<think>``. The embeddings grow by as many rows, each of
+    which begins as the mean of all others. The new rows train, and with them those of an output head that is not tied
+    to the embeddings."""
     num_labels: Positive | None = None
     """Number of classes of a sequence classifier. Null counts them in the training data."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Can only be set on the command line."""
 
 
+class MixSource(Section):
+    """One of several sources of training rows: files, or a data set on the hub."""
+
+    train_file: str | list[str] | None = None
+    """As ``dataset.train_file``."""
+    path: str | None = None
+    """As ``dataset.path``."""
+    subset: str | None = None
+    """As ``dataset.subset``."""
+    revision: str | None = None
+    """As ``dataset.revision``."""
+    data_files: DataFiles | None = None
+    """As ``dataset.data_files``."""
+    train_split: str = "train"
+    """As ``dataset.train_split``."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often an epoch sees each row: 2 is every row twice, 0.5 is half of the rows."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MixSource:
+        return _unless(mix_source_problems(self), self)
+
+
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). How a row is read is found from the columns
-    (``format``), or given: by ``prompt`` and ``answer``, or ``messages``, or ``text``, or ``text`` and ``label``, or
-    another ``form``.
+    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). How a row is read is found
+    from the columns (``format``), or given: by ``prompt`` and ``answer``, or ``messages``, or ``text``, or ``text`` and
+    ``label``, or another ``form``.
     """
 
     exclusions = (
-        Exclusion("dataset.train_file", ("dataset.path", "dataset.subset", "dataset.revision", VALIDATION_SPLIT)),
-        Exclusion("dataset.path", ("dataset.train_file", "dataset.column_names")),
+        Exclusion("dataset.train_file", ("dataset.mix", *OF_THE_HUB, VALIDATION_SPLIT)),
+        Exclusion("dataset.path", ("dataset.mix", "dataset.train_file", "dataset.column_names")),
+        Exclusion("dataset.mix", ("dataset.train_file", *OF_THE_HUB, VALIDATION_SPLIT)),
         *exclusive("dataset.validation_file", VALIDATION_SPLIT, "dataset.validation_fraction"),
         Exclusion("dataset.messages", (*TEXT_TEMPLATES, *PROMPT_TEMPLATES, "dataset.label")),
         *(Exclusion(option, (*TEXT_TEMPLATES, "dataset.messages")) for option in PROMPT_TEMPLATES),
@@ -183,12 +223,27 @@ class DatasetConfig(Section):
     """The hub data set's configuration name."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    data_files: DataFiles | None = None
+    """Files of the hub data set to read, instead of those that it names: a path or pattern in it, a list of them, or
+    ``{split: files}``. Handed to ``datasets.load_dataset``."""
+    streaming: bool = False
+    """Fetch only the rows of the hub data set that are needed, and not its complete files: the first ``max_rows`` (or
+    as many as ``trainer.max_steps`` uses), and the rows held out. They are then shuffled as any rows are."""
+    shuffle_buffer: Annotated[int, Field(ge=0)] = 0
+    """With ``streaming``: draw the rows at random, by ``seed``, from a buffer of this many, and read the files in
+    random order. 0 takes the first rows of the data set."""
     train_split: str = "train"
     """Split of the hub data set to train on."""
     validation_split: str | None = None
     """Split of the hub data set to evaluate on."""
     train_file: str | list[str] | None = None
-    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also gzipped (.gz)."""
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also compressed (.gz, .zst). A
+    pattern (``data/*.jsonl``) stands for all files that it matches, and ``hf://datasets/ORG/NAME/FILE`` for a single
+    file on the hub."""
+    mix: Annotated[list[MixSource], Field(min_length=1)] | None = None
+    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A weight says how often
+    an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows are
+    held out before weights count."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -251,6 +306,13 @@ class DatasetConfig(Section):
     allow_empty_answers: bool = False
     """Learn empty answers and empty turns of the assistant, which teach the model to answer nothing. By default such
     a row is malformed."""
+
+    @property
+    def files(self) -> dict[str, str | list[str]]:
+        """The files and patterns that are given, by option."""
+        files = {"dataset.train_file": self.train_file, "dataset.validation_file": self.validation_file}
+        mixed = {f"dataset.mix[{number}].train_file": part.train_file for number, part in enumerate(self.mix or [])}
+        return {option: some for option, some in {**files, **mixed}.items() if some is not None}
 
     @property
     def has_validation(self) -> bool:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import difflib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.config.row_forms import is_complete, ways_to_read
-from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.formats import Unreadable, read_records
-from lora_ga_cli.data.hub import read_hub
+from lora_ga_cli.data.arrow import ArrowRows
+from lora_ga_cli.data.formats import Findings, Unreadable, read_batches
+from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
 from lora_ga_cli.data.local import files_faults, listed, read_files
+from lora_ga_cli.data.remote import local_path
 from lora_ga_cli.data.row_formats.base import RowFormat
 from lora_ga_cli.data.source import FileRows, Row, renames_faults
 from lora_ga_cli.data.template import Template, TemplateError, with_sections
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.registry import ROW_FORMATS
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import DatasetConfig
+    from lora_ga_cli.config.schema import DatasetConfig, MixSource
 
 FIRST_ROWS = 50
 """How many rows are looked at."""
@@ -29,20 +28,23 @@ AUTO = "auto"
 TEMPLATES = ("prompt", "answer", "text", "text_pair")
 
 
-def with_row_format(config: DatasetConfig, task: str, *, validation: bool = False) -> tuple[DatasetConfig, list[str]]:
+def with_row_format(
+    config: DatasetConfig, task: str, *, validation: bool = False, files: Sequence[str] | None = None
+) -> tuple[DatasetConfig, list[str]]:
     """The data set with all options that say how a row is read, and lines for the user about those that were found.
 
     Options that the user gives are kept. Of a data set whose options are complete, no row is read.
 
     Args:
         validation: look at the rows to evaluate on, instead of those to train on.
+        files: look at these files, instead of the data set's.
 
     Raises:
         DataError: no format is recognized, or the rows cannot be read.
     """
     if is_complete(config):
         return _with_optional_columns(config, task)
-    source = first_rows(config, validation=validation)
+    source = first_rows(config, validation=validation, files=files)
     if faults := renames_faults(source, config.columns):
         raise DataError(faults)
     rows = [_renamed(row, config.columns) for row in source.rows]
@@ -64,35 +66,60 @@ def format_of_rows(config: DatasetConfig) -> type[RowFormat] | None:
     return None if config.format == AUTO else ROW_FORMATS[config.format]
 
 
-def first_rows(config: DatasetConfig, *, validation: bool = False) -> FileRows:
-    """The first rows of a data set that can be read.
+def first_rows(config: DatasetConfig, *, validation: bool = False, files: Sequence[str] | None = None) -> FileRows:
+    """The first rows of a data set that can be read; of several sources those of each.
+
+    Args:
+        validation: of the rows to evaluate on, where they have a source of their own.
+        files: of these files, instead of the data set's.
 
     Raises:
         DataError: there are none.
     """
-    if config.train_file is None and config.path is not None:
-        return _first_of_hub(config, validation)
-    given = [files for files in (config.train_file, config.validation_file) if files is not None]
-    if faults := files_faults([file for files in given for file in listed(files)], config.column_names):
+    given = files if files is not None else [file for some in config.files.values() for file in listed(some)]
+    if faults := files_faults(given, config.column_names):
         raise DataError(faults)
-    files = config.validation_file if validation and config.validation_file is not None else config.train_file
-    assert files is not None
+    if files is not None:
+        return _of_files(config, files)
+    if validation and config.validation_file is not None:
+        return _of_files(config, listed(config.validation_file))
+    if validation and config.validation_split is not None:
+        return _of_hub(config, config, config.validation_split, "dataset.validation_split")
+    option = "dataset.train_split"
+    parts = [
+        _of_files(config, listed(part.train_file))
+        if part.train_file is not None
+        else _of_hub(config, part, part.train_split, option)
+        for part in (config.mix or [config])
+    ]
+    columns = list(dict.fromkeys(column for part in parts for column in part.columns))
+    return FileRows(parts[0].name, [row for part in parts for row in part.rows], [], array("q"), columns)
+
+
+def _of_files(config: DatasetConfig, files: Sequence[str]) -> FileRows:
+    rows: list[Row] = []
+    findings = Findings(lambda place, row: None)
     try:
-        records = (row for file in listed(files) for _, row in read_records(resolve_path(file), config.column_names))
-        rows = list(islice((row for row in records if not isinstance(row, BadRow)), FIRST_ROWS))
+        for file in files:
+            for batch in read_batches(local_path(file), config.column_names, findings):
+                some = ArrowRows([[batch]])
+                rows += some.take(range(min(len(some), FIRST_ROWS - len(rows))))
+                if len(rows) >= FIRST_ROWS:
+                    break
+            if len(rows) >= FIRST_ROWS:
+                break
     except (Unreadable, OSError):
         rows = []
     if not rows:  # says what is wrong with them
-        return read_files(listed(files), column_names=config.column_names, on_bad_row=config.on_bad_row)
-    return FileRows(listed(files)[0], rows, [], array("q"), list(dict.fromkeys(name for row in rows for name in row)))
+        return read_files(files, column_names=config.column_names, on_bad_row=config.on_bad_row)
+    return FileRows(files[0], rows, [], array("q"), list(findings.columns))
 
 
-def _first_of_hub(config: DatasetConfig, validation: bool) -> FileRows:
-    assert config.path is not None
-    split, option = config.train_split, "dataset.train_split"
-    if validation and config.validation_split is not None:
-        split, option = config.validation_split, "dataset.validation_split"
-    hub = read_hub(config.path, subset=config.subset, revision=config.revision, split=split, option=option)
+def _of_hub(config: DatasetConfig, where: DatasetConfig | MixSource, split: str, option: str) -> FileRows:
+    assert where.path is not None
+    found = HubSplit(where.path, split, option, where.subset, where.revision, where.data_files)
+    streamed = config.streaming and where is config
+    hub = stream_hub(found, FIRST_ROWS, buffer=0, seed=0, store=None) if streamed else read_hub(found)
     known = {column for name in ROW_FORMATS.names() for column in _all_columns(ROW_FORMATS[name])}
     wanted = [column for column in hub.columns if column in known or column in config.columns.values()]
     rows = hub.take(range(min(FIRST_ROWS, len(hub))), wanted)
