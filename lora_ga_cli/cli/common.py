@@ -96,6 +96,7 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
     from lora_ga_cli.config.launch import launch
 
     def task(config: Config, heading: str) -> None:
+        from lora_ga_cli.cli.paths import naming, paths_of
         from lora_ga_cli.config.listing import remember_options
         from lora_ga_cli.report import console
 
@@ -103,12 +104,13 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
         if heading:
             console.title(heading)
         try:
-            if dry_run is not None:
-                from lora_ga_cli.stages.forecast import forecast
+            with naming(paths_of(config)):
+                if dry_run is not None:
+                    from lora_ga_cli.stages.forecast import forecast
 
-                forecast(config, dry_run)
-            else:
-                job(config)
+                    forecast(config, dry_run)
+                else:
+                    job(config)
         except Exception as error:
             if heading:
                 report_error(error)  # the sweep goes on, so the error is printed under the heading of its job

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lora_ga_cli.cli.common import Debug
+from lora_ga_cli.cli.paths import naming
 
 
 def command(
@@ -26,4 +27,5 @@ def command(
     """
     from lora_ga_cli.stages.convert import convert
 
-    convert(folder.expanduser(), output.expanduser())
+    with naming({"--output": output.expanduser()}):
+        convert(folder.expanduser(), output.expanduser())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, words
+from lora_ga_cli.cli.paths import naming
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -67,12 +68,14 @@ def command(
 
         for run in [folder_of(folder) for folder in folders]:
             require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
-            merge(run, reconfigured(run.read_config(), options), chosen)
+            with naming({"--output": output or run.path}):
+                merge(run, reconfigured(run.read_config(), options), chosen)
         return
 
     def job(config: Config) -> None:
         from lora_ga_cli.stages.train import train
 
-        merge(train(config), config, chosen)
+        with naming({"--output": output} if output is not None else {}):
+            merge(train(config), config, chosen)
 
     run_jobs(options, job)

@@ -11,6 +11,7 @@ import typer
 
 from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, words
 from lora_ga_cli.cli.common import user_dir as find_user_dir
+from lora_ga_cli.cli.paths import naming
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import TableJob
@@ -117,7 +118,9 @@ def command(
                 gpus=gpu_names,
             )
         )
-    if not _run(table_jobs, dry_run=dry_run):
+    with naming({"--output": output.resolve()}):
+        complete = _run(table_jobs, dry_run=dry_run)
+    if not complete:
         raise typer.Exit(1)
 
 

@@ -21,6 +21,9 @@ from lora_ga_cli.config.aliases import MOVED_SECTIONS, RENAMED, hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
 KeyPath = tuple[str, ...]
 
 
@@ -206,11 +209,14 @@ def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
 def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     """One line for a pydantic error."""
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
-    name, shown_value = ".".join(option), as_typed(value)
+    name, shown_value = ".".join(option), shortened(as_typed(value))
     if error["type"] == "extra_forbidden":
         return unknown(path) or f"no option {name}"
     if error["type"] == "list_type":
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
+    if error["type"] == "string_type" and isinstance(value, bool | int | float):
+        kind = "true or false" if isinstance(value, bool) else "a number"
+        return f"{name}={shown_value} is read as {kind}; as a text it is written '{name}=\"{shown_value}\"'"
     annotation = options[option].annotation if option in options else None
     choices = _literals(annotation)
     if choices and _takes_numbers(annotation):
@@ -282,6 +288,11 @@ def kind_of(annotation: Any) -> str:
     return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(
         annotation.__name__, str(annotation)
     )
+
+
+def shortened(text: str) -> str:
+    """A value as it is shown in a message."""
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def as_typed(value: Any) -> str:

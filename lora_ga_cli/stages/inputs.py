@@ -17,8 +17,8 @@ from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
+from lora_ga_cli.files import cache_root, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import (
     empty_model,
@@ -134,6 +134,19 @@ def join_processes(config: Config) -> None:
     device = pick_device(config.device)
     check_speed(config, device)
     distributed.join(cpu=device.type == "cpu")
+
+
+def check_folders(config: Config, options: Sequence[str] = ("output_dir", "cache_dir")) -> None:
+    """Checks that the folders that options name can be written, before anything is loaded.
+
+    Raises:
+        InvalidInput: a folder cannot be made or written, or its disk is full.
+    """
+    folders = {"output_dir": resolve_path(config.output_dir), "cache_dir": cache_root(config.cache_dir)}
+    problems = {option: folder_problem(folders[option]) for option in options}
+    faults = [system_fault(option, folders[option], error) for option, error in problems.items() if error is not None]
+    if faults:
+        raise InvalidInput(faults)
 
 
 def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
