@@ -187,8 +187,9 @@ def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     field = options.get(path)
     if field is None:
         return None
-    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
-        return f"{'.'.join(path)}={as_typed(value)} should be {kind_of(field.annotation)}"  # to Python, true is 1
+    kind = kind_of(field.annotation)
+    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)) and "text" not in kind:
+        return f"{'.'.join(path)}={as_typed(value)} should be {kind}"  # to Python, true is 1
     try:
         _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
