@@ -193,7 +193,9 @@ def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     try:
         _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
-        return explain(path, value, error.errors()[0], options)
+        first = error.errors()[0]
+        place = tuple(map(str, first["loc"])) if _section_in(field.annotation) else ()
+        return explain((*path, *place), first["input"] if place else value, first, options)
     return None
 
 
@@ -210,7 +212,10 @@ def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
 def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     """One line for a pydantic error."""
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
+    inside = _section_in(options[option].annotation) if option in options else None
     name, shown_value = ".".join(option), shortened(as_typed(value))
+    if inside is not None and len(path) > len(option):
+        return _explain_inside(name, path[len(option) :], shown_value, error, inside)
     if error["type"] == "extra_forbidden":
         return unknown(path) or f"no option {name}"
     if error["type"] == "list_type":
@@ -227,8 +232,34 @@ def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
         return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
             f" ({hint})" if hint.startswith("did") else ""
         )
+    return f"{name}={shown_value} {_message(error)}"
+
+
+def _message(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-    return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
+    return message[:1].lower() + message[1:]
+
+
+def _explain_inside(name: str, place: KeyPath, shown_value: str, error: Any, section: type[Section]) -> str:
+    """One line for an error inside an option whose value is a list of groups.
+
+    Args:
+        place: the item's number from 0, and what is wrong in it if it is not the item itself.
+    """
+    item, field = f"{name}[{place[0]}]", ".".join(place[1:2])
+    if error["type"] == "extra_forbidden":
+        near = suggest(field, section.model_fields)
+        known = f"known: {', '.join(section.model_fields)}"
+        return f"{item} has no option {field} ({near if near.startswith('did') else known})"
+    return f"{item}{f'.{field}' if field else ''}={shown_value} {_message(error)}"
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The group of options that the items of an option's value are, if they are one."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (_section_in(part) for part in get_args(annotation) if part is not type(None))
+    return next((section for section in found if section is not None), None)
 
 
 def options_in(text: str, options: Options) -> list[KeyPath]:
@@ -286,6 +317,8 @@ def kind_of(annotation: Any) -> str:
         return f"list of {kind_of(get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "mapping"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(
         annotation.__name__, str(annotation)
     )
@@ -304,4 +337,6 @@ def as_typed(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ",".join(as_typed(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}: {as_typed(item)}" for name, item in value.items()) + "}"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

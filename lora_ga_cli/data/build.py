@@ -19,7 +19,7 @@ from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
     from lora_ga_cli.config.schema import DatasetConfig
@@ -182,7 +182,7 @@ def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
 
 
 def _dataset(batches: Sequence[pa.RecordBatch]) -> Dataset:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
     return Dataset(pa.Table.from_batches(batches))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pyarrow as pa
+import pyarrow.lib as pa
 import pytest
 
 from lora_ga_cli.data.arrow import ArrowRows, Spool, json_batches

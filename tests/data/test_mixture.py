@@ -153,9 +153,9 @@ def test_classes_are_counted_in_all_sources(paired: Any, jsonl: Write) -> None:
     ("options", "message"),
     [
         ({"mix": []}, "at least 1 item"),
-        ({"mix": [{"weight": 2}]}, r"dataset.mix: give path or train_file .* \(given: none\)"),
-        ({"mix": [{"path": "a/b", "train_file": "c"}]}, r"dataset.mix: .* exactly one \(given: path and train_file\)"),
-        ({"mix": [{"train_file": "c", "subset": "d"}]}, r"dataset.mix: subset goes with path"),
+        ({"mix": [{"weight": 2}]}, r"wants path or train_file, exactly one \(given: none\)"),
+        ({"mix": [{"path": "a/b", "train_file": "c"}]}, r"exactly one \(given: path and train_file\)"),
+        ({"mix": [{"train_file": "c", "subset": "d"}]}, "gives subset, which goes with path"),
         ({"mix": [{"train_file": "c", "weight": 0}]}, "greater than 0"),
         ({"mix": [{"train_file": "c"}], "train_file": "d"}, r"exactly one, .* \(given: train_file and mix\)"),
         ({"mix": [{"path": "a/b"}], "validation_split": "v"}, "validation_split goes with dataset.path"),
@@ -165,3 +165,25 @@ def test_classes_are_counted_in_all_sources(paired: Any, jsonl: Write) -> None:
 def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DatasetConfig(**{"prompt": "{q}", "answer": "{a}", **options})
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("{train_file: a, wieght: 2}", "dataset.mix[0] has no option wieght (did you mean weight?)"),
+        ("{train_file: a},{path: b, weight: -1}", "dataset.mix[1].weight=-1 should be greater than 0"),
+        ("{train_file: a, subset: b}", "dataset.mix[0]={train_file: a,subset: b} gives subset, which goes with path"),
+        ("a.jsonl", "dataset.mix[0]=a.jsonl should be a valid dictionary"),
+    ],
+)
+def test_a_fault_of_a_source_names_it(mix: str, message: str, loraga: Callable[..., str]) -> None:
+    printed = loraga("train", "model=tiny", "dataset=jsonl", f"dataset.mix=[{mix}]", code=2)
+    assert printed.startswith(f"error  command line: {message}")
+
+
+def test_a_recipe_may_not_mix_files_of_other_folders(tmp_path: Path, loraga: Callable[..., str]) -> None:
+    recipe = "defaults:\n- override /model: tiny\n- override /dataset: jsonl\ndataset:\n  mix:\n  - train_file: ../x\n"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text(recipe)
+    printed = loraga("train", "recipe=mine", "--config-dir", str(tmp_path), code=2)
+    assert "dataset.mix=../x leaves the working folder" in printed

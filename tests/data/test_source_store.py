@@ -139,7 +139,7 @@ def test_column_names_are_part_of_the_key(tmp_path: Path, store: SourceStore) ->
 
 
 def test_parquet_keeps_its_types(tmp_path: Path, store: SourceStore) -> None:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     import pyarrow.parquet
 
     rows = [{"t": b"\x00", "n": [number], "s": None} for number in range(2500)]
