@@ -1,4 +1,5 @@
-"""Classes that a name in the configuration chooses: methods, optimizers, benchmarks, forms of a row, estimators.
+"""Classes that a name in the configuration chooses: methods, optimizers, benchmarks, forms of a row,
+row formats, estimators.
 
 A class registers itself where it is written, so that a new one is one file:
 
@@ -139,6 +140,7 @@ def _place(item: Any) -> str:
 METHODS: Registry[Any] = Registry("method type", "lora_ga_cli.methods", "loraga.methods")
 TASKS: Registry[Any] = Registry("eval task", "lora_ga_cli.evaluation.tasks", "loraga.tasks")
 EXAMPLES: Registry[Any] = Registry("form of a row", "lora_ga_cli.data.examples", "loraga.examples")
+ROW_FORMATS: Registry[Any] = Registry("row format", "lora_ga_cli.data.row_formats", "loraga.row_formats")
 MEASURES: Registry[Any] = Registry("measure", "lora_ga_cli.reproduce.measures", "loraga.measures")
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "lora_ga_cli.optimizers", "loraga.optimizers")
 ESTIMATORS: Registry[Any] = Registry("gradient estimator", "lora_ga_cli.gradient.estimators", "loraga.estimators")

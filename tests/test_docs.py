@@ -18,8 +18,10 @@ from lora_ga_cli.cli.common import split_folders
 from lora_ga_cli.cli.reproduce import _names_and_options, _refuse_unknown_flags
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.schema import DatasetConfig
+from lora_ga_cli.data.recognize import with_row_format
 from lora_ga_cli.errors import Fault
-from lora_ga_cli.registry import CODE_VARIABLE, ESTIMATORS, EXAMPLES, MEASURES, METHODS, TASKS, import_code
+from lora_ga_cli.registry import CODE_VARIABLE, ESTIMATORS, EXAMPLES, MEASURES, METHODS, ROW_FORMATS, TASKS, import_code
 from lora_ga_cli.reproduce.cells import check_extra_overrides, measures_of
 from lora_ga_cli.reproduce.table_files import all_tables, read_table
 
@@ -70,10 +72,11 @@ ALL_COMMANDS = [
     if page.name != "CHANGELOG.md"  # which names old ones
     for words in commands_of(page)
 ]
-DATA_OPTIONS = re.findall(
-    r"`((?:model|dataset)=\S+ [^`]+)`", (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-)
-"""The command lines for kinds of data, in a table of their own."""
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+DATA_OPTIONS = re.findall(r"^\| [^|`]+ \| `('?dataset\.[^`]+)` \|$", CONFIGURATION, re.MULTILINE)
+"""The options for kinds of data, in a table of their own."""
+ROWS = re.findall(r"^\| `(\w+)` \| `({[^`]+})`[^|]* \|", CONFIGURATION, re.MULTILINE)
+"""Row formats, each with its example."""
 
 
 @pytest.fixture(autouse=True)
@@ -143,15 +146,26 @@ def test_every_command_is_one_that_loraga_takes(words: list[str]) -> None:
 
 @pytest.mark.parametrize("text", DATA_OPTIONS)
 def test_options_for_data_are_taken(text: str) -> None:
-    words = shlex.split(text)
-    base = [] if any(word.startswith("model=") for word in words) else ["model=causal_lm"]
-    assert compose([*base, "model.path=ORG/MODEL", *words]).model.path == "ORG/MODEL"
+    words = ["model=causal_lm", "model.path=ORG/MODEL", "dataset.train_file=data.jsonl", *shlex.split(text)]
+    assert compose(words).model.path == "ORG/MODEL"
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_the_example_of_a_row_format_is_recognized_as_this_format(name: str, row: str) -> None:
+    Path("data.jsonl").write_text(f"{row}\n", encoding="utf-8")
+    found, _ = with_row_format(DatasetConfig(train_file="data.jsonl"), ROW_FORMATS[name].tasks[0])
+    assert found.format == name
+
+
+def test_every_row_format_has_an_example_and_the_more_specific_ones_come_first() -> None:
+    names = [name for name, _ in ROWS]
+    assert names == sorted(ROW_FORMATS.names(), key=lambda name: -ROW_FORMATS[name].precedence)
 
 
 def test_the_commands_are_found() -> None:
     """So that a change of the pages' layout does not leave the test above without any."""
     assert len(ALL_COMMANDS) > 50
-    assert len(DATA_OPTIONS) > 5
+    assert len(DATA_OPTIONS) == 5
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import METHODS
 
-REQUIRED = ("model", "dataset")
-"""Groups without a default: a recipe or the command line chooses them."""
+REQUIRED = {"model": frozenset[str](), "dataset": frozenset({"dataset.train_file", "dataset.path"})}
+"""Groups of which a recipe or the command line chooses a file, with the options that need no such choice."""
 
 
 def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, list[Fault]]:
@@ -102,21 +102,28 @@ def _reserved(user_dir: Path) -> list[Fault]:
 def _incomplete(sources: Sources) -> list[Fault]:
     """Whether a model and a data set are chosen, for every recipe of the command line."""
     given = {override.key_or_group: override for override in sources.overrides}
-    missing = [group for group in REQUIRED if group not in given]
+    missing = [group for group, options in REQUIRED.items() if group not in given and not options & set(given)]
     choices = sources.choices("recipe")
     recipes = [str(value) for value in values_of(given["recipe"], choices)] if "recipe" in given else []
     recipes = [name for name in recipes if name in sources.choices("recipe")]
     if missing and not recipes:
         known = ", ".join(sources.choices("recipe"))
-        return [Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset=…")]
+        return [
+            Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset.train_file=…")
+        ]
     faults = []
     documents = [document for name in recipes if (document := sources.document("recipe", name)) is not None]
     for document in documents:
         for group in missing:
-            if group not in _groups_chosen(sources, document):
+            if group not in _groups_chosen(sources, document) and not _gives(document, REQUIRED[group]):
                 hint = f"under defaults: `- override /{group}: NAME`; or {group}=NAME on the command line"
                 faults.append(Fault(document.where(()), f"chooses no {group}", hint))
     return faults
+
+
+def _gives(document: Document, options: Iterable[str]) -> bool:
+    """Whether a file gives one of the options a value."""
+    return any((*option.split("."),) in document.values for option in options)
 
 
 def _groups_chosen(sources: Sources, document: Document) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lora_ga_cli.config.check import check
+from lora_ga_cli.config.check import REQUIRED, check
 from lora_ga_cli.config.documents import merge, nested
 from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.origins import Sources
@@ -101,7 +101,7 @@ def compose_around(options: Sequence[str], base: str | None) -> tuple[Config, bo
         given.append(f"model.path={base!r}")
     if faults:
         raise InvalidInput(faults)
-    has_data = bool(chosen & {"dataset", "recipe"})
+    has_data = bool(chosen & {"dataset", "recipe", *REQUIRED["dataset"]})
     return compose(given if has_data else [*given, PLACEHOLDER]), has_data
 
 

@@ -209,6 +209,10 @@ class Sources:
                 merge(values[section.name], options)
         return values
 
+    def values_below(self, place: Place) -> dict[str, Any]:
+        """What the places below one give, without types' defaults. It is not to be changed."""
+        return _merged(self.primary, tuple(self.layers[: len(self.layers) - place.order]))
+
     @property
     def types(self) -> dict[str, object]:
         """The types of the sections whose options depend on one."""

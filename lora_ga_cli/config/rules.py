@@ -47,8 +47,6 @@ def _of_source(dataset: Any) -> Iterator[str]:
     if len(sources) != 1:
         given = " and ".join(sources) or "none"
         yield f"give dataset.path or dataset.train_file, exactly one, or several in dataset.mix (given: {given})"
-    elif dataset.validation_file is not None and dataset.path is not None:
-        yield "dataset.validation_file goes with dataset.train_file; with dataset.path: validation_split"
     elif dataset.validation_split is not None and dataset.path is None:
         yield "dataset.validation_split goes with dataset.path; with dataset.train_file: validation_file"
     held_out = dataset.validation_file is not None or dataset.validation_split is not None

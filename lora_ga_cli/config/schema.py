@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from lora_ga_cli.config.exclusions import Exclusion, exclusive
 from lora_ga_cli.config.rules import dataset_problems, mix_source_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
@@ -37,6 +38,34 @@ DataFiles = str | list[str] | dict[str, str | list[str]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
+VALIDATION_SPLIT = "dataset.validation_split"
+OF_A_HUB_SET = (
+    "dataset.path",
+    "dataset.subset",
+    "dataset.revision",
+    "dataset.data_files",
+    "dataset.streaming",
+    "dataset.shuffle_buffer",
+)
+PROMPT_TEMPLATES = ("dataset.prompt", "dataset.answer")
+TEXT_TEMPLATES = ("dataset.text", "dataset.text_pair")
+READ_BY = (
+    *PROMPT_TEMPLATES,
+    *TEXT_TEMPLATES,
+    "dataset.messages",
+    "dataset.label",
+    "dataset.label_names",
+    "dataset.form",
+)
+
+
+def _with_line_ends(text: str) -> str:
+    # on a command line, a person writes a line end so; Hydra hands the two characters on
+    return text.replace("\\n", "\n")
+
+
+TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
+"""A text with ``{column}`` fields, in which ``\\n`` is a line end."""
 
 
 class Section(BaseModel):
@@ -45,6 +74,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+    exclusions: ClassVar[tuple[Exclusion, ...]] = ()
+    """Options that switch others off, which a file of lower precedence sets."""
+
+    @classmethod
+    def all_exclusions(cls) -> list[Exclusion]:
+        """The exclusions of the section and of those that it derives from."""
+        declared = [vars(parent).get("exclusions", ()) for parent in cls.__mro__]
+        return list(dict.fromkeys(exclusion for exclusions in declared for exclusion in exclusions))
 
 
 @dataclass(frozen=True)
@@ -99,6 +136,11 @@ TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 class ModelConfig(Section):
     """The base model and how it is loaded."""
 
+    exclusions = (
+        Exclusion("model.quantization", ("model.double_quantization",), lambda value: value != "nf4"),
+        Exclusion("model.task", ("model.dtype",), lambda value: value == "sequence_classification"),
+    )
+
     path: str
     """The base model: its name on the hub (``org/name``), a local folder, or ``bundled:tiny_base``."""
     task: Task = "causal_lm"
@@ -151,9 +193,22 @@ class MixSource(Section):
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). Exactly one form of a
-    row is given: ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
+    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). How a row is read is found
+    from the columns (``format``), or given: by ``prompt`` and ``answer``, or ``messages``, or ``text``, or ``text`` and
+    ``label``, or another ``form``.
     """
+
+    exclusions = (
+        Exclusion("dataset.train_file", (*OF_A_HUB_SET, "dataset.mix", VALIDATION_SPLIT)),
+        Exclusion("dataset.path", ("dataset.train_file", "dataset.mix", "dataset.column_names")),
+        Exclusion("dataset.mix", (*OF_A_HUB_SET, "dataset.train_file", VALIDATION_SPLIT)),
+        *exclusive("dataset.validation_file", VALIDATION_SPLIT, "dataset.validation_fraction"),
+        Exclusion("dataset.messages", (*TEXT_TEMPLATES, *PROMPT_TEMPLATES, "dataset.label")),
+        *(Exclusion(option, (*TEXT_TEMPLATES, "dataset.messages")) for option in PROMPT_TEMPLATES),
+        Exclusion("dataset.text", (*PROMPT_TEMPLATES, "dataset.messages")),
+        Exclusion("dataset.format", READ_BY, lambda value: value != "auto"),
+        Exclusion("dataset.form", ("dataset.format",)),
+    )
 
     path: str | None = None
     """A data set on the hub (``org/name``)."""
@@ -197,28 +252,34 @@ class DatasetConfig(Section):
     extract: dict[str, str] = Field(default_factory=dict)
     """Shortens texts: ``{column: pattern}``, a regular expression whose first group becomes the text."""
 
+    format: str = "auto"
+    """How the rows are written: ``alpaca``, ``messages``, ``prompt_answer``, ``prompt_completion``, ``sharegpt``,
+    ``text``, ``text_label``, or one of a user's file. ``auto`` recognizes it by the columns of the first rows, where no
+    option below says how a row is read."""
     form: str | None = None
     """Name of the form in which a row is read. Null: the form whose options are given (``prompt`` and ``answer``, or
-    ``messages``, or ``text`` and ``label``)."""
+    ``messages``, or ``text``, or ``text`` and ``label``)."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of a form that is not shipped: ``{name: value}``. The form's file documents them."""
-    prompt: str | None = None
-    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace."""
-    answer: str | None = None
+    prompt: TemplateText | None = None
+    """Template of the part without loss; ``{column}`` inserts a column, ``{{`` is a brace, and ``\\n`` a line end. The
+    section ``{?column}…{/column}`` is left out of a row where the column is absent, null or empty."""
+    answer: TemplateText | None = None
     """Template of the part that is learned."""
     messages: str | None = None
     """Column with chat messages (``role``, ``content``), rendered by the tokenizer's chat template; the
     assistant's turns are learned."""
-    text: str | None = None
-    """Template of a text to classify."""
-    text_pair: str | None = None
+    text: TemplateText | None = None
+    """Template of a text to classify; without ``label``, of a text that is learned completely."""
+    text_pair: TemplateText | None = None
     """Template of a second text, for pairs."""
     label: str | None = None
-    """Column with the class: a number from 0, or a name from ``label_names``. With ``prompt`` and ``answer``, where
-    ``label_names`` has to be given too, the templates insert its name."""
+    """Column with the class: a name, or a number from 0. With ``prompt`` and ``answer``, the templates insert its
+    name."""
     label_names: list[str] | None = None
-    """Names of the classes, in the order of their numbers. With ``prompt`` and ``answer``: the words that are answers,
-    among which ``label_tokens`` of ``eval.metrics`` chooses."""
+    """Names of the classes, in the order of their numbers. Null: those of the data set on the hub; or the names in the
+    column, sorted; or numbers from 0. With ``prompt`` and ``answer``: the words that are answers, among which
+    ``label_tokens`` of ``eval.metrics`` chooses."""
 
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Longest example, in tokens."""
@@ -235,6 +296,10 @@ class DatasetConfig(Section):
     packs then, so this is another training. Rows of a pack do not see each other."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
+
+    allow_empty_answers: bool = False
+    """Learn empty answers and empty turns of the assistant, which teach the model to answer nothing. By default such
+    a row is malformed."""
 
     @property
     def files(self) -> dict[str, str | list[str]]:
@@ -300,6 +365,15 @@ class GradientConfig(Section):
 class TrainerConfig(Section):
     """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
     them."""
+
+    exclusions = (
+        Exclusion("trainer.optimizer", ("trainer.optimizer_options",), lambda value: True, if_changed=True),
+        Exclusion("trainer.epochs", ("trainer.max_steps",)),
+        Exclusion(
+            "trainer.gradient_checkpointing", ("trainer.gradient_checkpointing_every",), lambda value: value is False
+        ),
+        Exclusion("trainer.precision", ("trainer.adapter_dtype",), lambda value: value in ("bf16", "fp16")),
+    )
 
     optimizer: str = "adamw"
     """The optimizer. ``adamw``, ``adamw_8bit``, ``paged_adamw`` and ``paged_adamw_8bit`` train every parameter; others

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from lora_ga_cli.config.exclusions import Exclusion
 from lora_ga_cli.config.options import (
     Options,
     as_typed,
@@ -19,7 +20,8 @@ from lora_ga_cli.config.options import (
 )
 from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE
-from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions
+from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions, Section
+from lora_ga_cli.config.switched_off import switch_off
 from lora_ga_cli.config.typed_sections import options_for_type
 from lora_ga_cli.errors import Fault, InvalidInput
 
@@ -54,6 +56,7 @@ def common_faults(sources: Sources) -> list[Fault]:
     Values that interpolations fill in are not looked at.
     """
     values = sources.values(with_types=False)
+    _replace(values, sources, {})
     common = {name: value for name, value in values.items() if name not in TYPED_SECTIONS}
     if "${" in str(common):
         return []
@@ -66,10 +69,12 @@ def common_faults(sources: Sources) -> list[Fault]:
 
 
 def notes(config: Config, sources: Sources) -> list[str]:
-    """Messages for options that the command line sets, and that the method does not use. (A recipe sets them for any
-    method that may be chosen with it.)"""
+    """Messages for options of a chosen file that given ones replace, and for options that the command line sets and the
+    method does not use. (A recipe sets them for any method that may be chosen with it.)"""
+    values = sources.values()
+    replaced = _replace(values, sources, _types_in(values))
     fields, given = common_options(), {override.key_or_group.partition(".")[0] for override in sources.overrides}
-    return [
+    return replaced + [
         f"{name}={as_typed(getattr(config, name))} does nothing with method {config.method.name}"
         for name in ADAPTER_OPTIONS
         if name in given and name not in config.shared_uses and getattr(config, name) != default_of(fields[(name,)])
@@ -87,11 +92,11 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
     """
     values = _without_missing(values)
     faults = []
-    types = {}
+    types = _types_in(values)
+    _replace(values, sources, types)
     for section in TYPED_SECTIONS.values():
         options = values.get(section.name)
         if isinstance(options, dict):
-            types[section.name] = options.get(section.key, section.default)
             values[section.name], foreign = options_for_type(section, options, sources)
             faults += [] if one_of_many else foreign
     try:
@@ -102,6 +107,31 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
     if faults:
         raise InvalidInput(faults)
     return config
+
+
+def _types_in(values: dict[str, Any]) -> dict[str, Any]:
+    """The types of the sections whose options depend on one."""
+    return {
+        section.name: options.get(section.key, section.default)
+        for section in TYPED_SECTIONS.values()
+        if isinstance(options := values.get(section.name), dict)
+    }
+
+
+def _replace(values: dict[str, Any], sources: Sources, types: dict[str, Any]) -> list[str]:
+    """Switches options off that an option in a higher place excludes, in place; returns a line for each."""
+    sections = [field.annotation for name, field in Config.model_fields.items() if name not in TYPED_SECTIONS]
+    sections += [TYPED_SECTIONS[name].options_of(type_name) for name, type_name in types.items()]
+    exclusions: list[Exclusion] = []
+    for section in sections:
+        if isinstance(section, type) and issubclass(section, Section):
+            exclusions += section.all_exclusions()
+    known = options_with(types)
+
+    def default(option: str) -> Any:
+        return default_of(known[tuple(option.split("."))])
+
+    return switch_off(values, sources, exclusions, default)
 
 
 def _faults(item: Any, sources: Sources, options: Options) -> list[Fault]:

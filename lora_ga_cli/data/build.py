@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.base import Example, Form
-from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
+from lora_ga_cli.data.faults import FIX_ROWS, BadRow, EmptyAnswer, RowFaults
 from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.patterns import Patterns
+from lora_ga_cli.data.recognize import format_of_rows
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
@@ -29,6 +30,7 @@ BATCH = 1000
 """Rows that are tokenized at once: enough for the tokenizer's threads, and few enough for memory."""
 
 MALFORMED = "malformed"
+EMPTY = "an empty answer"
 LEFT_OUT = "dataset.keep or dataset.extract does not match"
 NOTHING_LEFT = "no token left to learn from"
 
@@ -102,14 +104,19 @@ class Builder:
         places: list[int] = []
         parts: list[Any] = []
         patterns = Patterns(self.config)
-        needed = {name: self.lookup[name] for name in needed_columns(type(self.form), self.config)}
+        needed = {
+            name: self.lookup[name] for name in needed_columns(type(self.form), self.config) if name in self.lookup
+        }
+        row_format = format_of_rows(self.config)
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
             row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
             if row is None:
                 self._skipped[LEFT_OUT] += 1
                 continue
             try:
-                part = self.form.read(row)
+                part = self.form.read(row if row_format is None else row_format.convert(row))
+            except EmptyAnswer as bad:
+                self._bad_row(EMPTY, index, str(bad))
             except BadRow as bad:
                 self._bad_row(MALFORMED, index, str(bad))
             else:
@@ -162,7 +169,8 @@ class Builder:
         ways = "dataset.on_long_row=skip or truncate"
         if self.max_positions is None or self._longest <= self.max_positions:
             ways = f"dataset.max_length={self._longest} takes all of them, or {ways}"
-        return {MALFORMED: FIX_ROWS, NOTHING_LEFT: FIX_ROWS, "long": ways}
+        learned = "dataset.allow_empty_answers=true learns them"
+        return {MALFORMED: FIX_ROWS, EMPTY: f"{FIX_ROWS}; {learned}", NOTHING_LEFT: FIX_ROWS, "long": ways}
 
     def _stored(self, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
@@ -176,6 +184,9 @@ class Builder:
 def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
     """The columns (after renaming) that are read of each row, with the option that names each first."""
     columns = form.columns(config)
+    if (row_format := format_of_rows(config)) is not None:
+        read = row_format.source_columns(columns)
+        columns = {column: columns.get(column, "dataset.format") for column in read}
     for option in ("keep", "extract"):
         for column in getattr(config, option):
             columns.setdefault(column, f"dataset.{option}")

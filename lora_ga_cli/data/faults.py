@@ -21,6 +21,10 @@ class BadRow(Exception):
     """A row that cannot become an example; `str(error)` is the reason."""
 
 
+class EmptyAnswer(BadRow):
+    """A row whose answer is empty: it teaches the model to answer nothing."""
+
+
 class RowFaults:
     """Faults of rows, by kind. Memory does not grow with their number.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.source import Row, Source
+from lora_ga_cli.data.template import has_value
 from lora_ga_cli.errors import DataError, Fault, suggest
 
-if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import DatasetConfig
+MAX_CLASSES = 1000
+"""How many classes are found in a column: one with more different texts holds no classes."""
+NAME_THEM = "name every class in dataset.label_names"
 
 
 class LabelReader:
@@ -50,11 +53,16 @@ class LabelReader:
 
 
 class LabelWriter:
-    """Writes the class's name where a row has its number, for templates to insert; other rows stay as they are."""
+    """Writes the class's name where a row has its number, for templates to insert; other rows stay as they are.
 
-    def __init__(self, config: DatasetConfig):
-        self._column = config.label
-        self._class_of = LabelReader(config.label_names or [])
+    Args:
+        column: the column with the class; None if there is none.
+        names: names of the classes in the order of their numbers.
+    """
+
+    def __init__(self, column: str | None, names: Sequence[str]):
+        self._column = column
+        self._class_of = LabelReader(names)
 
     def __call__(self, row: Row) -> Row:
         """The row with a name in the column ``dataset.label``.
@@ -98,57 +106,81 @@ def label_names_faults(names: Sequence[str], num_labels: int | None) -> list[Fau
 
 
 def class_names(source: Source, column: str, *, shown_as: str, count: int | None) -> list[str]:
-    """Names of the classes in a column: those of the source if it has names, otherwise their numbers.
+    """Names of the classes in a column: those of the source if it has names, otherwise those in the column.
 
     Args:
         column: the column as the source calls it.
         shown_as: the column as the user calls it.
-        count: how many classes the model has, if that is set; otherwise they are counted.
+        count: how many classes the model has, if that is set.
 
     Raises:
-        DataError: the classes have to be counted, and are not numbered from 0 without a gap.
+        DataError: the column numbers its classes with a gap, mixes numbers and names, or has not as many as the model.
     """
     names = source.class_names.get(column)
     if names is not None and count in (None, len(names)):
         return names
-    if count is not None:
-        return [str(number) for number in range(count)]
-    counted = count_labels(source, column, shown_as=shown_as)
-    if isinstance(counted, Fault):
-        raise DataError([counted])
-    return counted
+    found = find_classes(source, column, shown_as=shown_as, count=count)
+    if isinstance(found, Fault):
+        raise DataError([found])
+    return found
 
 
-def count_labels(source: Source, column: str, *, shown_as: str) -> list[str] | Fault:
-    """Names ``"0"``, ``"1"``, ... for the classes that occur in a column.
+def find_classes(source: Source, column: str, *, shown_as: str, count: int | None = None) -> list[str] | Fault:
+    """The classes that occur in a column: its names in sorted order, or ``"0"``, ``"1"``, ... for numbers.
+
+    What is no number in a column of numbers is left to its row, where it is reported.
 
     Args:
         column: the column as the source calls it.
         shown_as: the column as the user calls it.
+        count: how many classes there are, if that is known. Numbered ones need not occur then.
 
     Returns:
-        The names; or what is wrong when the column does not number its classes from 0 without a gap.
+        The names; or what is wrong with the column.
     """
-    numbers: set[int] = set()
-    others: dict[str, None] = {}
+    numbers: Counter[int] = Counter()
+    names: Counter[str] = Counter()
     for start in range(0, len(source), 10_000):
         rows = source.take(range(start, min(start + 10_000, len(source))), [column])
         for row in rows:
             value = row.get(column)
             number = as_number(value)
             if number is not None and number >= 0:
-                numbers.add(number)
-            elif isinstance(value, (str, bool)) and len(others) <= 20:
-                others[str(value).lower() if isinstance(value, bool) else value.strip()] = None
-    option = "dataset.label"
+                numbers[number] += 1
+            elif number is None and isinstance(value, (str, bool)) and has_value(row, column):
+                names[str(value).lower() if isinstance(value, bool) else value.strip()] += 1
+        if len(names) > MAX_CLASSES:
+            break
+    where = f"column {shown_as!r} of {source.name}"
+    if names.total() > numbers.total():
+        return _names(names, numbers, where, count)
     if not numbers:
-        names = sorted(others)[:20]
-        what = f"column {shown_as!r} of {source.name} holds no number of a class"
-        return Fault(
-            option, what, f"number them by their names: dataset.label_names=[{','.join(names)}]" if names else ""
-        )
+        return Fault("dataset.label", f"{where} holds no class", "a class is a text, or a number from 0")
+    if count is not None:
+        return [str(number) for number in range(count)]
     missing = next((number for number in range(len(numbers)) if number not in numbers), None)
     if missing is not None:
-        what = f"in column {shown_as!r} of {source.name} class {missing} does not occur, though {max(numbers)} does"
-        return Fault(option, what, "name every class in dataset.label_names; classes count from 0")
+        what = f"in {where} class {missing} does not occur, though {max(numbers)} does"
+        return Fault("dataset.label", what, f"{NAME_THEM}; classes count from 0")
     return [str(number) for number in range(len(numbers))]
+
+
+def _names(names: Collection[str], numbers: Collection[int], where: str, count: int | None) -> list[str] | Fault:
+    """The names in sorted order; or what is wrong with them."""
+    listed = sorted(names)
+    if len(names) > MAX_CLASSES:
+        return Fault("dataset.label", f"{where} holds more than {MAX_CLASSES:,} different texts", NAME_THEM)
+    if numbers:
+        what = f"{where} holds numbers ({min(numbers)}) and names ({listed[0]!r})"
+        return Fault("dataset.label", what, NAME_THEM)
+    if count is not None and count != len(listed):
+        what = f"{count}, and {where} has {len(listed)} classes: {', '.join(listed[:20])}"
+        return Fault("model.num_labels", what, "leave model.num_labels out, or name the classes: dataset.label_names")
+    return listed
+
+
+def described(names: Sequence[str], shown: int = 20) -> str:
+    """The classes with their numbers, for people."""
+    listed = [f"{number} {name}" if str(number) != name else name for number, name in enumerate(names[:shown])]
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} classes: {', '.join(listed)}{more}"

@@ -12,11 +12,12 @@ from lora_ga_cli.data.build import Builder, needed_columns
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.faults import all_of
 from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
-from lora_ga_cli.data.labels import class_names, label_names_faults
+from lora_ga_cli.data.labels import class_names, described, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.mixture import parts
 from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.plan import MixedReading, Plan, Reading, held_out, source_of, split_key
+from lora_ga_cli.data.recognize import format_of_rows, with_row_format
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
 from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.split import Data, Split
@@ -59,6 +60,10 @@ def load_data(
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
     """
+    if not splits:
+        return Data(None, None, config.label_names, config)
+    sources = SourceStore(store.root, store.notify) if store is not None else None
+    config, notes = with_row_format(config, task, validation=TRAIN not in splits, store=sources)
     loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store)
     loader.check_options({option: listed(files) for option, files in config.files.items()})
 
@@ -78,7 +83,14 @@ def load_data(
     elif holds_out:
         plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
     made = loader.splits(plans, list(readings.values()))
-    return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names)
+    names = loader.label_names
+    if names is not None and loader.named:
+        found = (
+            "" if config.label_names is not None else f" (found in column {config.label}; dataset.label_names orders)"
+        )
+        notes = [*notes, described(names) + found]
+        config = config.model_copy(update={"label_names": names})
+    return Data(made.get(TRAIN), made.get(VALIDATION), names if loader.form.has_classes else None, config, notes)
 
 
 def load_file_split(
@@ -147,12 +159,13 @@ class Loader:
         self.max_positions = max_positions
         self.num_labels = num_labels
         self.store = store
-        self.given_names = self.label_names = label_names if self.form.has_classes else None
+        self.named = self.form.named_classes(config)
+        self.given_names = self.label_names = label_names if self.named else None
 
     @property
     def counts_classes(self) -> bool:
-        """Whether the classes are to be counted in the training rows."""
-        return self.form.has_classes and self.label_names is None and self.num_labels is None
+        """Whether the classes are to be found in the training rows."""
+        return self.named and self.label_names is None
 
     def check_options(self, files: Mapping[str, Sequence[str]]) -> None:
         """Checks all that can be wrong before anything is read.
@@ -258,8 +271,7 @@ class Loader:
             needed = [
                 reading
                 for number, reading in enumerate(readings)
-                if any(plan.reading is reading for plan in missing.values())
-                or (number == 0 and self.form.has_classes and self.label_names is None)
+                if any(plan.reading is reading for plan in missing.values()) or (number == 0 and self.counts_classes)
             ]
             read = all_of({str(number): partial(source_of, reading) for number, reading in enumerate(needed)})
             sources = list(read.values())
@@ -277,7 +289,7 @@ class Loader:
         """The key of every split that can be stored."""
         if self.store is None:
             return {}
-        naming = readings[0] if self.form.has_classes and self.given_names is None else None
+        naming = readings[0] if self.named and self.given_names is None else None
         make = partial(
             split_key,
             naming=naming,
@@ -307,18 +319,24 @@ class Loader:
         faults = [fault for source in sources for fault in renames_faults(source, self.config.columns)]
         for source in sources:
             columns = list(renamed(source, self.config.columns))
+            row_format = format_of_rows(self.config)
+            optional = row_format.optional if row_format is not None else ()
             for name, option in needed_columns(self.form, self.config).items():
-                if name not in columns:
+                if name not in columns and name not in optional:
                     faults.append(Fault(option, f"{source.name} has no column {name!r}", near_column(name, columns)))
         if faults:
             raise DataError(faults)
 
     def name_classes(self, source: Source) -> None:
         """Settles the names of the classes, from these rows where nothing else gives them."""
-        if self.form.has_classes and self.label_names is None:
+        if self.counts_classes:
             assert self.config.label is not None
             column = renamed(source, self.config.columns)[self.config.label]
-            self.label_names = class_names(source, column, shown_as=self.config.label, count=self.num_labels)
+            names = class_names(source, column, shown_as=self.config.label, count=self.num_labels)
+            if not self.form.has_classes and column not in source.class_names and names[0].isdigit():
+                what = f"column {self.config.label!r} of {source.name} holds numbers, for which templates insert names"
+                raise DataError([Fault("dataset.label_names", what, "name every class, in the order of their numbers")])
+            self.label_names = names
 
     def build(self, name: str, plan: Plan) -> Split:
         """A split that is tokenized now."""

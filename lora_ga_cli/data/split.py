@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from lora_ga_cli.data.identity import rows_hash
 if TYPE_CHECKING:
     from datasets.arrow_dataset import Dataset
 
+    from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data.examples.base import Form
 
 
@@ -74,8 +75,12 @@ class Data:
         train: None if it was not asked for.
         validation: None if it was not asked for, or the configuration gives none.
         label_names: for a classifier the names of the classes in the order of their numbers, else None.
+        config: the data set's options, with those that were found in the rows.
+        notes: lines for the user that say what was found in the rows.
     """
 
     train: Split | None
     validation: Split | None
     label_names: list[str] | None
+    config: DatasetConfig
+    notes: list[str] = field(default_factory=list)

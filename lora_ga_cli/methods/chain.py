@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.exclusions import Exclusion, exclusive
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.export import WEIGHTS_FILE
@@ -38,6 +39,13 @@ from lora_ga_cli.registry import METHODS
 
 class ChainOptions(MethodOptions):
     """Options of every chain."""
+
+    exclusions = (
+        *exclusive("method.links", "method.link_steps"),
+        Exclusion("method.links", ("method.merged_rank", "method.link_state"), lambda value: value == 1),
+        Exclusion("method.link_schedule", ("method.link_warmup",), lambda value: value != "run"),
+        Exclusion("method.link_state", ("method.pruned_share",), lambda value: value != "prune"),
+    )
 
     links: Positive | None = None
     """Number of links. The optimizer steps and the rows are divided among them; one link is no chain, and equals the

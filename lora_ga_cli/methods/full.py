@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.exclusions import Exclusion
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.methods.base import AdapterOutput, Link, Method
@@ -29,6 +30,7 @@ class Full(Method):
         ``top_layers`` blocks. ``biases``: BitFit (arXiv 2106.10199)."""
         top_layers: Positive = 2
         """Blocks that ``train=top_layers`` trains."""
+        exclusions = (Exclusion("method.train", ("method.top_layers",), lambda value: value != "top_layers"),)
 
     @property
     def output(self) -> AdapterOutput:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from pydantic import Field
 from torch import Tensor
 
+from lora_ga_cli.config.exclusions import Exclusion
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
@@ -27,6 +28,11 @@ from lora_ga_cli.registry import METHODS
 
 class LoraGAOptions(NonzeroInitOptions):
     """LoRA-GA's choices of directions and scale."""
+
+    exclusions = (
+        Exclusion("method.init", ("method.direction",), lambda value: value != "gradient"),
+        Exclusion("method.scale", ("method.gamma",), lambda value: value != "stable"),
+    )
 
     init: Literal["gradient", "gaussian"] = "gradient"
     """``gradient``: singular vectors of the gradient. ``gaussian``: A and B at random, the paper's ablation."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lora_ga_cli.config.exclusions import Exclusion, exclusive
 from lora_ga_cli.config.schema import Config, MethodOptions, Positive
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.allocation import allocate_by_energy, factor_parameters, select_layers, snip, spread_evenly
@@ -20,6 +21,21 @@ Saliency = Callable[[Target, GradientArtifact], float]
 
 class RankAllocationOptions(MethodOptions):
     """Which layers get how large a rank."""
+
+    exclusions = (
+        *exclusive("method.rank_budget", "method.budget_share"),
+        Exclusion(
+            "method.rank_allocation",
+            ("method.rank_budget", "method.budget_share", "method.max_rank", "method.min_rank"),
+            lambda value: value == "uniform",
+        ),
+        Exclusion(
+            "method.rank_allocation",
+            ("method.max_rank", "method.min_rank"),
+            lambda value: value in ("grad_norm", "snip"),
+        ),
+        Exclusion("method.rank_allocation", ("rank_pattern",), lambda value: value != "uniform"),
+    )
 
     rank_allocation: Literal["uniform", "energy", "grad_norm", "snip"] = "uniform"
     """Which ranks the layers get. ``uniform``: ``rank``, or what ``rank_pattern`` says. ``energy``: the gradient's

@@ -18,7 +18,7 @@ from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.trained import load_trained, require_finished
-from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_folder import RunFolder, with_stored_rows
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -52,7 +52,7 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
     require_finished(run)
     return EvalTarget(
         run.path.resolve().name,
-        config,
+        with_stored_rows(config, run),
         run.path,
         run.manifest["finished"],
         lambda inputs: load_trained(inputs, run),

@@ -80,8 +80,13 @@ class LazyInputs:
     progress: Progress = staticmethod(counting)
 
     def __init__(self, config: Config, target: EvalTarget | None = None):
-        self.config = config
+        self._given = config
         self._target = target
+
+    @property
+    def config(self) -> Config:
+        """The configuration; once the rows are loaded, with what was found in them."""
+        return self._inputs.config if "_inputs" in vars(self) else self._given
 
     @property
     def name(self) -> str:
@@ -118,7 +123,7 @@ class LazyInputs:
 
     @cached_property
     def _inputs(self) -> Inputs:
-        return prepare_inputs(self.config, splits=("validation",) if task_of(self.config).needs_rows else ())
+        return prepare_inputs(self._given, splits=("validation",) if task_of(self._given).needs_rows else ())
 
 
 def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:

@@ -29,7 +29,15 @@ from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.speed import use_adapter_dtype
-from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
+from lora_ga_cli.training.run_folder import (
+    FORMAT,
+    LinkFolder,
+    RunFolder,
+    check_run_folder,
+    find_run,
+    settings,
+    with_stored_rows,
+)
 
 
 def initialize(config: Config) -> RunFolder:
@@ -61,14 +69,18 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         if distributed.is_main():
             check_run_folder(config, run)
         distributed.wait()
-        inputs = prepare_inputs(config)
+        inputs = prepare_inputs(with_stored_rows(config, run))
         method_of(config).check_steps(inputs.total_steps)
-        _write_manifest(inputs, run)
+        _write_manifest(inputs, run, config)
         yield inputs, run
 
 
-def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
-    """Writes the configuration of a run, and for a new run also its manifest: options, rows, base and versions."""
+def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
+    """Writes the configuration of a run, and for a new run also its manifest: options, rows, base and versions.
+
+    Args:
+        given: the configuration without what was found in the rows. The same command gives it again.
+    """
     stored, actual = run.manifest.get("data"), _data_identity(inputs)
     if stored is not None:
         changed = [name for name, split in actual.items() if stored.get(name, {}).get("sha256") != split["sha256"]]
@@ -82,7 +94,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
         config = inputs.config
         run.update_manifest(
             format=FORMAT,
-            settings=settings(config),
+            settings=settings(given),
             seed=config.seed,
             data=actual,
             label_names=inputs.data.label_names,

@@ -169,10 +169,14 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         num_labels=config.model.num_labels,
         store=_row_store(config),
     )
+    for note in data.notes:
+        step("data", note)
     for split in (data.train, data.validation):
         if split is not None:
             describe(split)
-    return Inputs(config, device, model_config, tokenizer, data)
+    # what was found in the rows; how many of a stream the steps need is no option of the user's
+    dataset = data.config.model_copy(update={"max_rows": config.dataset.max_rows})
+    return Inputs(config.model_copy(update={"dataset": dataset}), device, model_config, tokenizer, data)
 
 
 def _with_rows_to_stream(config: Config) -> DatasetConfig:

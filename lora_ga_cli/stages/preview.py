@@ -9,7 +9,7 @@ from lora_ga_cli.report.console import out
 from lora_ga_cli.stages.inputs import prepare_inputs
 
 
-def preview(config: Config, rows: int = 3) -> None:
+def preview(config: Config, rows: int = 4) -> None:
     """Prints the first training rows; text without loss is dimmed."""
     inputs = prepare_inputs(config)
     split = inputs.train

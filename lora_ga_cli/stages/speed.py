@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.row_forms import row_form
+from lora_ga_cli.config.row_forms import is_complete, row_form
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, ModelError
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
@@ -177,8 +177,9 @@ def why_padded(config: Config) -> str | None:
     """Why rows cannot be flattened whatever the model is, as far as the configuration tells; None if they may be."""
     if config.model.task != "causal_lm":
         return f"rows of model.task={config.model.task} are padded"
-    form = row_form(config.dataset, config.model.task)
-    if not form.flattens():
+    # before rows are read, their form may not be known; each one that a row format leads to can be flattened
+    form = row_form(config.dataset, config.model.task) if is_complete(config.dataset) else None
+    if form is not None and not form.flattens():
         return f"{form.__name__} pads rows in its own way, and has none to flatten them"
     if method_of(config).leading_positions:
         return f"method {config.method.name} puts trained vectors before every row"

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
@@ -222,6 +222,14 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
                 "overwrite=true, which renames the old folder"
             )
         set_aside(run.path, "old")
+
+
+def with_stored_rows(config: Config, run: RunFolder) -> Config:
+    """The configuration with what the run found in its rows when it began, such as their format."""
+    if run.manifest.get("settings") != settings(config) or not run.config_file.exists():
+        return config
+    dataset = DatasetConfig.model_validate(run.read_config()["dataset"])
+    return config.model_copy(update={"dataset": dataset})
 
 
 def require_format(run: RunFolder) -> None:

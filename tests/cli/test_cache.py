@@ -152,7 +152,7 @@ def test_every_command_reads_the_rows_that_another_has_tokenized(
     assert "tokenized before" not in loraga("train", *command, "--preview")
     for words in (["train", *command, "--preview"], ["train", *command, "--dry-run"], ["estimate-grad", *command]):
         printed = loraga(*words)
-        splits = [line for line in printed.splitlines() if line.split()[:1] == ["data"]]
+        splits = [line for line in printed.splitlines() if line.split()[:1] == ["data"] and "tokens" in line]
         assert len(splits) == (1 if words[0] == "estimate-grad" else 2)
         assert printed.count("tokenized before") == len(splits)
 

@@ -134,7 +134,7 @@ def test_a_configuration_cannot_be_changed_and_is_closed_to_unknown_names() -> N
     [
         ({"dataset": {"prompt": "q", "answer": "a"}}, "exactly one"),
         ({"dataset": {"path": "a/b", "train_file": "x", "prompt": "q", "answer": "a"}}, "exactly one"),
-        ({"dataset": {"train_file": "x"}}, "how a row is read"),
+        ({"dataset": {"train_file": "x", "format": "alpacca"}}, "did you mean alpaca"),
         ({"dataset": {"train_file": "x", "prompt": "q", "answer": "a", "messages": "m"}}, "how a row is read"),
         ({"dataset": {"train_file": "x", "text": "t", "label": "l"}}, "model.task"),
         ({"model": {"path": "x", "task": "sequence_classification"}}, "model.task"),

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.labels import LabelReader, LabelWriter, count_labels
+from lora_ga_cli.data.labels import LabelReader, LabelWriter, described, find_classes
 from lora_ga_cli.data.source import FileRows
 from lora_ga_cli.errors import Fault
 
@@ -55,8 +54,7 @@ class TestWriter:
 
     @pytest.fixture
     def write(self) -> LabelWriter:
-        names = {"label": "y", "label_names": ["no", "yes"]}
-        return LabelWriter(DatasetConfig(train_file="d.jsonl", prompt="{q}", answer="{y}", **names))
+        return LabelWriter("y", ["no", "yes"])
 
     @pytest.mark.parametrize("cell", [1, "1", 1.0, "yes", " yes "])
     def test_the_number_becomes_the_name(self, write: LabelWriter, cell: object) -> None:
@@ -70,24 +68,41 @@ class TestWriter:
             write(row)
 
     def test_without_a_label_column_rows_stay_as_they_are(self) -> None:
-        config = DatasetConfig(train_file="d.jsonl", prompt="{q}", answer="{y}", label_names=["no", "yes"])
-        assert LabelWriter(config)({"q": "a", "y": 1}) == {"q": "a", "y": 1}
+        assert LabelWriter(None, ["no", "yes"])({"q": "a", "y": 1}) == {"q": "a", "y": 1}
 
 
 def test_classes_are_counted_and_what_is_no_class_is_left_to_its_row() -> None:
-    assert count_labels(column("1", 0, 2.0, None, -1, "x"), "y", shown_as="y") == ["0", "1", "2"]
+    assert find_classes(column("1", 0, 2.0, None, -1, "x"), "y", shown_as="y") == ["0", "1", "2"]
 
 
-def test_a_column_of_names_wants_them_in_order() -> None:
-    fault = count_labels(column("pos", "neg", "pos"), "y", shown_as="label")
+def test_names_are_found_in_sorted_order_so_that_the_order_of_rows_does_not_matter() -> None:
+    assert find_classes(column("pos", " neg", None, "", "pos"), "y", shown_as="label") == ["neg", "pos"]
+    assert find_classes(column(True, False), "y", shown_as="label") == ["false", "true"]
+    assert described(["neg", "pos"]) == "2 classes: 0 neg, 1 pos"
+    assert described(["0", "1"]) == "2 classes: 0, 1"
+
+
+def test_names_among_which_numbers_stand_are_refused_since_a_number_is_a_place_in_their_order() -> None:
+    fault = find_classes(column("pos", "neg", "pos", 1), "y", shown_as="label")
     assert str(fault) == (
-        "dataset.label: column 'label' of d.csv holds no number of a class "
-        "(number them by their names: dataset.label_names=[neg,pos])"
+        "dataset.label: column 'label' of d.csv holds numbers (1) and names ('neg') "
+        "(name every class in dataset.label_names)"
     )
 
 
+def test_a_column_with_too_many_texts_holds_no_classes() -> None:
+    fault = find_classes(column(*(f"text {number}" for number in range(1001))), "y", shown_as="label")
+    assert "column 'label' of d.csv holds more than 1,000 different texts" in str(fault)
+
+
+def test_the_models_number_of_classes_has_to_be_that_of_the_names() -> None:
+    assert find_classes(column("b", "a"), "y", shown_as="label", count=2) == ["a", "b"]
+    fault = find_classes(column("b", "a"), "y", shown_as="label", count=3)
+    assert "model.num_labels: 3, and column 'label' of d.csv has 2 classes: a, b" in str(fault)
+
+
 def test_a_gap_is_no_guess() -> None:
-    fault = count_labels(column(1, 2, 3), "y", shown_as="stars")
+    fault = find_classes(column(1, 2, 3), "y", shown_as="stars")
     assert isinstance(fault, Fault)
     assert str(fault) == (
         "dataset.label: in column 'stars' of d.csv class 0 does not occur, though 3 does "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import Data, load_data, load_file_split
@@ -253,6 +252,15 @@ class TestLabels:
         assert data.train is not None
         assert data.train.rows["labels"][:] == [0, 2, 1]
 
+    def test_or_found_as_names_in_sorted_order(self, paired: Any, write: Write) -> None:
+        settings = self.settings(write("d.csv", "q,y\na,pos\nb,neg\nc,pos\n"), shuffle=False)
+        data = self.load(paired, settings)
+        assert data.train is not None
+        assert data.train.rows["labels"][:] == [1, 0, 1]
+        assert data.notes == ["2 classes: 0 neg, 1 pos (found in column y; dataset.label_names orders)"]
+        again = self.load(paired, data.config, splits=("validation",))
+        assert (data.config.label_names, again.label_names) == (["neg", "pos"], ["neg", "pos"])
+
     def test_or_numbered_by_the_model(self, paired: Any, table: str) -> None:
         assert self.load(paired, self.settings(table), num_labels=5).label_names == ["0", "1", "2", "3", "4"]
         names = self.settings(table, label_names=["a", "b", "c"])
@@ -276,11 +284,11 @@ class TestLabels:
         assert data.train is not None
         assert list(data.train.rows["reference"]) == ["low", "high", "mid"]
 
-    def test_a_generation_task_wants_names_for_them(self, tokenizer: Any, table: str) -> None:
-        with pytest.raises(
-            ValidationError, match=r"dataset.label=y with dataset.prompt and .* wants dataset.label_names"
-        ):
-            config(train_file=table, label="y")
+    def test_a_generation_task_wants_names_for_numbers(self, tokenizer: Any, table: str) -> None:
+        assert faults_of(tokenizer, config(train_file=table, answer="{y}", label="y")) == [
+            "dataset.label_names: column 'y' of d.csv holds numbers, for which templates insert names "
+            "(name every class, in the order of their numbers)"
+        ]
         twice = config(train_file=table, answer="{y}", label="y", label_names=["a", "a", "b"])
         assert faults_of(tokenizer, twice) == ["dataset.label_names: 'a' stands there twice"]
         few = config(train_file=table, answer="{y}", label="y", label_names=["low", "mid"])

@@ -29,7 +29,10 @@ def test_looking_up_the_forms_of_a_row_loads_no_heavy_library() -> None:
         "print(sorted({'torch', 'datasets', 'transformers', 'rich', 'jinja2'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == ["['chat', 'classification', 'prompt_answer', 'text_to_text']", "[]"]
+    assert result.stdout.splitlines() == [
+        "['chat', 'classification', 'plain_text', 'prompt_answer', 'text_to_text']",
+        "[]",
+    ]
 
 
 @pytest.mark.parametrize("file", [*ROOM.glob("*.py"), ROOM / "examples" / "base.py"], ids=lambda file: file.name)

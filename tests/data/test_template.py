@@ -6,7 +6,7 @@ import decimal
 import pytest
 
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.template import Template, TemplateError
+from lora_ga_cli.data.template import Template, TemplateError, with_sections
 
 
 def test_columns_are_inserted_and_double_braces_are_braces() -> None:
@@ -68,3 +68,47 @@ def test_a_row_without_a_text_there_is_bad(row: dict[str, object], reason: str) 
     with pytest.raises(BadRow) as error:
         Template("{x}").fill(row)
     assert str(error.value) == reason
+
+
+class TestSections:
+    """Parts that stand only in the text of rows with a value in a column."""
+
+    @pytest.mark.parametrize("row", [{}, {"b": None}, {"b": ""}, {"b": " \n"}, {"b": float("nan")}])
+    def test_absent_null_and_empty_are_alike(self, row: dict[str, object]) -> None:
+        template = Template("{a}{?b}, with {b}{/b}.")
+        assert template.columns == ["a", "b"]
+        assert template.fill({"a": "x", **row}) == "x."
+        assert template.fill({"a": "x", "b": 0}) == "x, with 0."
+
+    def test_sections_nest_and_what_is_left_out_needs_no_value(self) -> None:
+        template = Template("{?a}<{a}{?b}|{b}{/b}>{/a}")
+        assert [template.fill(row) for row in ({"a": 1, "b": 2}, {"a": 1}, {"b": 2})] == ["<1|2>", "<1>", ""]
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("{?a}x", "the section of 'a' is not ended: {/a} is missing"),
+            ("x{/a}", "{/a} ends no section: no section is open"),
+            ("{?a}{?b}x{/a}{/b}", "{/a} ends no section: the section of 'b' is open"),
+            ("{?}x{/}", "{?} names no column"),
+            ("{?a.b}x{/a.b}", "{?a.b} is more than a column's name"),
+        ],
+    )
+    def test_a_section_that_is_not_closed_is_refused(self, text: str, named: str) -> None:
+        with pytest.raises(TemplateError) as error:
+            Template(text)
+        assert named in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("A: {a}\n\nB:\n{b}\n\nC:", "A: {a}\n\n{?b}B:\n{b}\n\n{/b}C:"),
+            ("{b}", "{?b}{b}{/b}"),
+            ("{a} {b}\nC:", "{a} {?b}{b}{/b}\nC:"),
+            ("{a} {{b}} {b}", "{a} {{b}} {?b}{b}{/b}"),
+            ("{?b}B{/b} {b}", "{?b}B{/b} {b}"),
+            ("{a}", "{a}"),
+        ],
+    )
+    def test_a_paragraph_of_an_optional_column_becomes_one(self, text: str, expected: str) -> None:
+        assert with_sections(text, ["b"]) == expected

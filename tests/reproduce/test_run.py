@@ -381,10 +381,10 @@ def without_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_config(config: ModelConfig) -> PreTrainedConfig:
         return copy.deepcopy(shapes[config.path])
 
-    def load_data(*_: object, **__: object) -> Data:
+    def load_data(config: DatasetConfig, **_: object) -> Data:
         rows = Dataset.from_dict({"input_ids": [[5] * 40] * 80, "labels": [[5] * 40] * 80, "length": [40] * 80})
         form = PromptAnswer(DatasetConfig(train_file="rows.jsonl", prompt="", answer=""), byte_tokenizer())
-        return Data(Split("train", rows, {}, 0, form), None, None)
+        return Data(Split("train", rows, {}, 0, form), None, None, config)
 
     monkeypatch.setattr(inputs, "load_config", load_config)
     monkeypatch.setattr(loading, "load_config", load_config)

@@ -62,7 +62,7 @@ class Form(ABC):
     Args:
         config: how the data set is read; without `faults`.
         tokenizer: a tokenizer of transformers; it is not changed.
-        label_names: for a form with `has_classes`, the names of the classes in the order of their numbers.
+        label_names: for a form with `named_classes`, the names of the classes in the order of their numbers.
     """
 
     tasks: ClassVar[tuple[str, ...]]
@@ -88,6 +88,12 @@ class Form(ABC):
         its own way has to flatten in its own way too."""
         own = cls.collate is not Form.collate and cls.flatten is Form.flatten
         return "causal_lm" in cls.tasks and not own
+
+    @classmethod
+    def named_classes(cls, config: DatasetConfig) -> bool:
+        """Whether rows have a class whose name is needed: it is found in the data where ``dataset.label_names`` does
+        not give it."""
+        return cls.has_classes
 
     @classmethod
     def problems(cls, config: DatasetConfig) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.examples.base import Example, Form
+from lora_ga_cli.data.faults import EmptyAnswer
 from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
 from lora_ga_cli.data.tokens import MASKED, leading_tokens, plain_tokens
@@ -29,18 +30,23 @@ class PromptAndAnswer(Form):
         super().__init__(config, tokenizer, label_names)
         self._prompt = Template(config.prompt)
         self._answer = Template(config.answer)
-        self._with_label_name = LabelWriter(config)
+        self._with_label_name = LabelWriter(config.label, label_names or config.label_names or [])
 
     @classmethod
-    def problems(cls, config: DatasetConfig) -> Iterator[str]:
-        if config.label is not None and config.label_names is None:
-            names = "dataset.label_names, the words that they insert for its numbers"
-            yield f"dataset.label={config.label} with dataset.prompt and dataset.answer wants {names}"
+    def named_classes(cls, config: DatasetConfig) -> bool:
+        return config.label is not None
 
     def read(self, row: Row) -> tuple[str, str]:
-        """The prompt and the answer."""
+        """The prompt and the answer.
+
+        Raises:
+            BadRow: one of them cannot be filled in, or the answer is empty.
+        """
         row = self._with_label_name(row)
-        return self._prompt.fill(row), self._answer.fill(row)
+        prompt, answer = self._prompt.fill(row), self._answer.fill(row)
+        if not answer.strip() and not self.config.allow_empty_answers:
+            raise EmptyAnswer("the answer is empty, which teaches the model to answer nothing")
+        return prompt, answer
 
 
 @EXAMPLES.register("prompt_answer")

@@ -63,7 +63,7 @@ class Rows(Task):
     def check(cls, config: Config) -> Iterator[str]:
         yield from super().check(config)
         options: Any = config.eval
-        if "label_tokens" in options.metrics and not config.dataset.label_names:
+        if "label_tokens" in options.metrics and not config.dataset.label_names and config.dataset.label is None:
             yield "eval.metrics has label_tokens, which compares the words of dataset.label_names: name them"
         for metric in options.metrics:
             if metric in METRIC_TASKS and config.model.task not in METRIC_TASKS[metric]:

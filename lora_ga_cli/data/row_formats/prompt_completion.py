@@ -1,0 +1,59 @@
+"""TRL's prompts and completions: two texts, or two lists of messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_ga_cli.data.faults import BadRow
+from lora_ga_cli.data.row_formats.base import CONVERSATION, TEXT, Kind, RowFormat
+from lora_ga_cli.registry import ROW_FORMATS
+
+if TYPE_CHECKING:
+    from lora_ga_cli.data.source import Row
+
+EITHER = Kind("a text or a list of messages", lambda value: TEXT.fits(value) or CONVERSATION.fits(value))
+MESSAGES = "messages"
+
+
+@ROW_FORMATS.register("prompt_completion")
+class PromptCompletionRows(RowFormat):
+    """``{"prompt": "…", "completion": "…"}``: the completion is learned.
+
+    Where both are lists of messages, they are one conversation, of which the assistant's turns in the completion are
+    learned.
+    """
+
+    columns: ClassVar = {"prompt": EITHER, "completion": EITHER}
+    tasks = ("causal_lm", "seq2seq_lm")
+    precedence = 50
+    fields = ("prompt", "answer", "messages")
+
+    @classmethod
+    def options(cls, rows: Sequence[Row]) -> dict[str, str]:
+        if rows and all(CONVERSATION.fits(row.get("prompt")) for row in rows[:1]):
+            return {"messages": MESSAGES}
+        return {"prompt": "{prompt}", "answer": "{completion}"}
+
+    @classmethod
+    def source_columns(cls, columns: Collection[str]) -> list[str]:
+        joined = [name for name in cls.columns if MESSAGES in columns]
+        return [*joined, *(name for name in columns if name != MESSAGES)]
+
+    @classmethod
+    def convert(cls, row: Row) -> Row:
+        """The row with both lists as one in ``messages``, where they are lists."""
+        if CONVERSATION.fits(row.get("prompt")):
+            parts = {name: _messages(row, name) for name in cls.columns}
+            unlearned = [message | {"weight": 0} for message in parts["prompt"]]
+            return {**row, MESSAGES: [*unlearned, *parts["completion"]]}
+        return row
+
+
+def _messages(row: Row, column: str) -> list[dict[str, Any]]:
+    value = row.get(column)
+    if not CONVERSATION.fits(value):
+        raise BadRow(f"column {column!r} holds no list of messages, as the other rows do")
+    listed: Sequence[Mapping[str, Any]] = json.loads(value) if isinstance(value, str) else value
+    return [dict(message) for message in listed]
