@@ -30,6 +30,7 @@ READ_PATHS = (
     ("dataset", "path"),
     ("dataset", "train_file"),
     ("dataset", "validation_file"),
+    ("dataset", "chat_template"),
     ("eval", "file"),
     ("eval", "judge", "prompts"),
     ("eval", "judge", "references"),

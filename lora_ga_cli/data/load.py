@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.data.build import Builder, needed_columns
+from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.hub import read_hub
 from lora_ga_cli.data.labels import class_names, label_names_faults
@@ -35,6 +36,7 @@ def load_data(
     tokenizer: Any,
     seed: int,
     max_positions: int | None = None,
+    vocabulary: int | None = None,
     splits: Sequence[str] = (TRAIN, VALIDATION),
     num_labels: int | None = None,
     store: RowStore | None = None,
@@ -48,6 +50,7 @@ def load_data(
     Args:
         tokenizer: a tokenizer of transformers; it is not changed.
         max_positions: the longest input the model takes, in tokens, if there is a limit.
+        vocabulary: the number of rows of the model's embedding, if it is known; tokens beyond it are refused.
         splits: which of ``train`` and ``validation`` to make.
         num_labels: classes of a classifier, where the model sets their number; otherwise they are named in the
             configuration, or by the hub's data set, or counted in the training data.
@@ -56,7 +59,7 @@ def load_data(
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
     """
-    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names)
+    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, vocabulary)
     options = {"dataset.train_file": config.train_file, "dataset.validation_file": config.validation_file}
     loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
 
@@ -87,6 +90,7 @@ def load_file_split(
     task: Task,
     tokenizer: Any,
     max_positions: int | None = None,
+    vocabulary: int | None = None,
     name: str = "file",
     label_names: Sequence[str] | None = None,
     max_rows: int | None = None,
@@ -105,7 +109,7 @@ def load_file_split(
         DataError: as `load_data`.
     """
     names = list(label_names) if label_names is not None else config.label_names
-    loader = Loader(config, task, tokenizer, max_positions, None, names)
+    loader = Loader(config, task, tokenizer, max_positions, None, names, vocabulary)
     loader.check_options({name: listed(files)})
     reading = loader.reading(files, None, "")
     return loader.splits({name: Plan(reading, "all", max_rows)}, [reading], store)[name]
@@ -129,11 +133,12 @@ class Loader:
         max_positions: int | None,
         num_labels: int | None,
         label_names: list[str] | None,
+        vocabulary: int | None = None,
     ):
         self.config, self.task = config, task
         self.form: type[Form] = row_form(config, task)
-        self.tokenizer = tokenizer
-        self.max_positions = max_positions
+        self.tokenizer = with_chat_template(config, tokenizer)
+        self.max_positions, self.vocabulary = max_positions, vocabulary
         self.num_labels = num_labels
         self.given_names = self.label_names = label_names if self.form.has_classes else None
 
@@ -231,6 +236,7 @@ class Loader:
             form=self.form,
             num_labels=self.num_labels,
             label_names=self.given_names,
+            vocabulary=self.vocabulary,
             memo=store.memo,
         )
         keys = _all_of({name: partial(make, name, plan) for name, plan in plans.items()})
@@ -240,7 +246,17 @@ class Loader:
         """A split that was tokenized before, which also knows the names of the classes."""
         self.label_names = stored.label_names
         form = self.form(self.config, self.tokenizer, self.label_names)
-        split = Split(name, stored.rows, stored.skipped, stored.truncated, form, stored.source, reused=True)
+        split = Split(
+            name,
+            stored.rows,
+            stored.skipped,
+            stored.truncated,
+            form,
+            stored.source,
+            reused=True,
+            read_rows=stored.read_rows,
+            notes=stored.notes,
+        )
         split.remember(stored.sha256)
         return split
 
@@ -266,7 +282,7 @@ class Loader:
         """A split that is tokenized now."""
         form, source = self.form(self.config, self.tokenizer, self.label_names), plan.reading.source
         lookup = renamed(source, self.config.columns)
-        builder = Builder(name, source, form, lookup, self.config, self.max_positions)
+        builder = Builder(name, source, form, lookup, self.config, self.max_positions, self.vocabulary)
         return builder.build(plan.order(), plan.limit, plan.malformed)
 
 

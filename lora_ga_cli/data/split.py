@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ class Split:
         form: what made the rows; it collates and shows them.
         source: the file, or the hub data set and its split, for people.
         reused: whether the rows were tokenized by an earlier run and read from the cache.
+        read_rows: how many rows of the source ``rows`` were made of, where one may have become several; None means one
+            each.
+        notes: what is said of some of the rows, a line for each kind.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Split:
     form: Form
     source: str = ""
     reused: bool = False
+    read_rows: int | None = None
+    notes: Sequence[str] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -53,9 +59,11 @@ class Split:
     def summary(self) -> str:
         """One line for people: rows, tokens, and how many rows were skipped or truncated."""
         lengths = self.rows["length"][:]
-        rows = "row" if len(lengths) == 1 else "rows"
+        count = f"{len(lengths):,} {'row' if len(lengths) == 1 else 'rows'}"
         middle = statistics.median_low(lengths)
-        line = f"{self.name}: {len(lengths):,} {rows}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
+        if self.read_rows not in (None, len(lengths)):
+            count = f"{len(lengths):,} examples of {self.read_rows:,} {'row' if self.read_rows == 1 else 'rows'}"
+        line = f"{self.name}: {count}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
         for reason, count in self.skipped.items():
             line += f"; {count:,} skipped: {reason}"
         line += f"; {self.truncated:,} truncated" if self.truncated else ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class Damaged(Exception):
@@ -42,6 +42,8 @@ class StoredRows:
     source: str
     sha256: str
     label_names: list[str] | None
+    read_rows: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class RowStore(FolderStore):
             "skipped": split.skipped,
             "truncated": split.truncated,
             "label_names": label_names,
+            "read_rows": split.read_rows,
+            "notes": list(split.notes),
         }
         try:
             with atomic_folder(self.path(key)) as folder:
@@ -158,6 +162,8 @@ def load(folder: Path) -> StoredRows:
             manifest["source"],
             manifest["rows_sha256"],
             manifest["label_names"],
+            manifest["read_rows"],
+            tuple(manifest["notes"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}: {type(error).__name__}: {error}") from error

@@ -15,12 +15,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lora_ga_cli import distributed, garbage
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
+from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import (
+    embedding_rows,
     empty_model,
     identify,
     load_config,
@@ -145,21 +147,32 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     garbage.imported()
     quiet()
     device = pick_device(config.device)
-    model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    model_config = load_config(config.model)
+    tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
     data = load_data(
         config.dataset,
         task=config.model.task,
         tokenizer=tokenizer,
         seed=config.seed,
         max_positions=_positions(config, model_config),
+        vocabulary=embedding_rows(model_config),
         splits=tuple(splits),
         num_labels=config.model.num_labels,
         store=_row_store(config),
     )
     for split in (data.train, data.validation):
         if split is not None:
-            step("data", split.summary())
+            _say(split)
+    if data.train is not None:
+        for text in type(data.train.form).warnings(config.dataset, tokenizer):
+            warn(text)
     return Inputs(config, device, model_config, tokenizer, data)
+
+
+def _say(split: Split) -> None:
+    step("data", split.summary())
+    for note in split.notes:
+        step("data", f"{split.name}: {note}")
 
 
 def _row_store(config: Config) -> RowStore:
@@ -188,11 +201,12 @@ def evaluation_split(inputs: Inputs) -> Split:
             task=config.model.task,
             tokenizer=inputs.tokenizer,
             max_positions=_positions(config, inputs.model_config),
+            vocabulary=embedding_rows(inputs.model_config),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        step("data", split.summary())
+        _say(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"
