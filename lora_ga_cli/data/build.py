@@ -153,7 +153,8 @@ class Builder:
         Raises:
             DataError
         """
-        largest = max(token for example in examples for token in example.row["input_ids"])
+        lists = [example.row[name] for example in examples for name in ("input_ids", "labels")]
+        largest = max(token for tokens in lists if isinstance(tokens, list) for token in tokens)
         if largest >= vocabulary:
             token = self.form.tokenizer.convert_ids_to_tokens(largest)
             what = (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.ends import Ends
@@ -79,7 +81,7 @@ class ChatTemplate:
     def marks_answers(self, tools: Any = None) -> bool:
         """Whether the template marks what the assistant generates, by ``{% generation %}``."""
         words = self._words_of(self._source(tools))
-        return any(pair == ["{%", "generation"] for pair in map(list, zip(words, words[1:], strict=False)))
+        return ("{%", "generation") in pairwise(words)
 
     def fitted(self, conversation: Conversation) -> tuple[Conversation, list[str]]:
         """A conversation with the roles that the template has, and what was changed for that, for people."""
@@ -197,8 +199,6 @@ def left_out(conversation: Conversation, texts: Sequence[str]) -> str:
     White space and how JSON escapes a text do not count. Only what is learned of the assistant is looked for: templates
     drop the reasoning of its earlier turns on purpose.
     """
-    import json
-
     together = "".join("".join(text.split()) for text in texts)
 
     def is_there(content: str) -> bool:

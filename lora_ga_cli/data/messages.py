@@ -110,7 +110,7 @@ def _read(given: object, number: int) -> tuple[Message, bool]:
 
 def _role(message: Message, given: Mapping[Any, Any], number: int) -> str:
     if "role" not in message and "from" not in message:
-        has = f"has null as its role, not a text" if "role" in given else f"has no 'role' ({_keys(given)})"
+        has = "has null as its role, not a text" if "role" in given else f"has no 'role' ({_keys(given)})"
         raise BadRow(f"message {number} {has}")
     said = message.pop("role") if "role" in message else message.pop("from")
     if not isinstance(said, str):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.identity import rows_hash
 
 if TYPE_CHECKING:
@@ -46,6 +47,11 @@ class Split:
     reused: bool = False
     read_rows: int | None = None
     notes: Sequence[str] = ()
+
+    @property
+    def ends(self) -> Ends:
+        """What ends an answer of these rows."""
+        return type(self.form).ends(self.form.config, self.form.tokenizer)
 
     @cached_property
     def sha256(self) -> str:

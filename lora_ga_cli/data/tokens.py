@@ -12,7 +12,7 @@ MASKED = -100
 
 
 ANCHORS = ("\n", ".", "a", "0")
-"""Texts after which a continuation is tokenized. Each is tried in turn, as it may become one token with what follows."""
+"""Texts after which a continuation is tokenized, one after another: each may become one token with what follows."""
 
 
 def plain_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -80,6 +80,19 @@ def continuation_tokens(tokenizer: Any, text: str) -> list[int]:
         if both[: len(before)] == before:
             return both[len(before) :]
     return ids
+
+
+def answer_tokens(tokenizer: Any, ids: Sequence[int], prompt: str, answer: str) -> list[int]:
+    """Tokens of an answer to a prompt, as a row of training data has them.
+
+    Args:
+        ids: the prompt's tokens, with those that begin a text.
+        prompt: its text.
+    """
+    (together,) = plain_tokens(tokenizer, [prompt + answer])
+    (prompt_alone,) = plain_tokens(tokenizer, [prompt])
+    before = list(ids)[: len(ids) - len(prompt_alone)]
+    return extended_tokens(tokenizer, list(ids), answer, before + together)[len(ids) :]
 
 
 def marks_start(tokenizer: Any) -> bool:

@@ -13,14 +13,17 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed, garbage
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.chat_template import with_chat_template
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
     embedding_rows,
     empty_model,
@@ -74,6 +77,13 @@ class Inputs:
         """Optimizer steps of the complete run."""
         return self.order.total_steps(self.config)
 
+    @cached_property
+    def ends(self) -> Ends:
+        """What ends an answer of the data set's rows."""
+        config = self.config
+        ends: Ends = row_form(config.dataset, config.model.task).ends(config.dataset, self.tokenizer)
+        return ends
+
     @property
     def collator(self) -> Collator:
         """Makes padded batches of rows."""
@@ -109,6 +119,7 @@ class Inputs:
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
         )
+        stop_also_at(model, self.ends.tokens)
         if to_train:
             speed = speed_up(model, self.config, self.device)
             if text := speed.text:

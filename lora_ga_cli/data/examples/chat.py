@@ -94,7 +94,7 @@ class Chat(Form):
         way = "dataset.chat_template=FILE takes a template that ends turns with a token"
         if not ends.text:
             return [
-                f"the chat template writes nothing after the assistant's turns, so no end of an answer is learned ({way})"
+                f"the chat template writes nothing after the assistant's turns: no end of an answer is learned ({way})"
             ]
         return [
             f"the chat template ends the assistant's turns with the text {ends.text!r}, which is no token of this "
