@@ -219,9 +219,7 @@ def test_marks_that_leave_out_a_turn_are_not_followed(make_tokenizer: Callable[.
     call = {"function": {"name": "f", "arguments": "{}"}}
     row = say("user:a", "assistant:", "tool:t", "assistant:d")
     row["m"][1] = {"role": "assistant", "content": None, "tool_calls": [call]}
-    assert learned_tokens(
-        tokenizer, one_example(chat_form(tokenizer), row)
-    ) == ". . . . f <|end|> . t . . d <|end|>".replace(" t ", " . ")
+    assert learned_text(tokenizer, one_example(chat_form(tokenizer), row)) == "f<|end|>d<|end|>"
 
 
 class TestTurnsThatAreNotLearned:
