@@ -48,13 +48,33 @@ def sentencepiece_like(merges: Sequence[tuple[str, str]] = ()) -> Any:
 MERGES = [("b", "c"), ("天", "天"), ("\u2581", "\u2581"), ("\n", "\n"), ("\u2581", "4")]
 
 
-@pytest.fixture(params=["marked", "marked, merged", "bytes", "bytes, merged"])
+def with_metaspace() -> Any:
+    """Marks the start as the newer tokenizers of Llama 2 do: before words are separated, not in the normalizer."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    tokenizer = sentencepiece_like(MERGES)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    return tokenizer
+
+
+def with_prefix_space(make_tokenizer: Callable[..., Any]) -> Any:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    return tokenizer
+
+
+@pytest.fixture(params=["marked", "marked, merged", "metaspace", "bytes", "bytes, merged", "bytes after a space"])
 def any_tokenizer(request: pytest.FixtureRequest, make_tokenizer: Callable[..., Any]) -> Any:
     """With merges, some answers begin with characters that would become one token with the prompt's last."""
     return {
         "marked": lambda: sentencepiece_like(),
         "marked, merged": lambda: sentencepiece_like(MERGES),
+        "metaspace": with_metaspace,
         "bytes": lambda: make_tokenizer(),
+        "bytes after a space": lambda: with_prefix_space(make_tokenizer),
         "bytes, merged": lambda: make_tokenizer(merges=[("b", "c"), ("Ġ", "Ġ"), ("Ċ", "Ċ"), ("Ġ", "4")]),
     }[request.param]()
 
