@@ -167,8 +167,9 @@ class DatasetConfig(Section):
     answer: str | None = None
     """Template of the part that is learned."""
     messages: str | None = None
-    """Column with chat messages (``role``, ``content``, or ``from``, ``value``; a list or its JSON text), rendered by
-    the tokenizer's chat template. The assistant's turns are learned, but those with ``weight: 0`` or ``train: false``."""
+    """Column with chat messages (``role``, ``content``, or ``from``, ``value``; a list or its JSON text),
+    rendered by the tokenizer's chat template. The assistant's turns are learned, but those with ``weight: 0`` or
+    ``train: false``."""
     tools: str | None = None
     """With ``messages``: column with the tools that the assistant may call (a list or its JSON text), which the chat
     template is given. Null: the column ``tools`` where there is one."""

@@ -67,13 +67,14 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         def render(some: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-            (text,), (spans,) = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[some],
                 tools=tools,
                 chat_template=self._source(tools),
                 return_assistant_tokens_mask=True,
                 **self._tokenizer.special_tokens_map,
             )
+            (text,), (spans,) = rendered
             return text, [(start, end) for start, end in spans if start < end]
 
         return _tolerant(render, messages)
@@ -134,13 +135,16 @@ class ChatTemplate:
 
     @cached_property
     def ends(self) -> Ends:
-        """What ends an answer: the first special token after it, or else the text that the template writes there."""
+        """What ends an answer: the first special token after it, or else the text that the template writes there, which
+        may be a token that was added to the vocabulary."""
         end = self._end
         special = self._tokenizer.convert_tokens_to_ids([token for token in self._special if end.endswith(token)][:1])
         if special:
             return Ends((int(special[0]),))
         (ids,) = plain_tokens(self._tokenizer, [end])
-        return Ends((ids[0],)) if end and len(ids) == 1 else Ends(text=end)
+        # an ordinary token, such as a full stop, occurs inside answers too
+        added = len(ids) == 1 and ids[0] in self._tokenizer.added_tokens_decoder
+        return Ends((ids[0],)) if added else Ends(text=end)
 
     @cached_property
     def _end(self) -> str:

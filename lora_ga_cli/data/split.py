@@ -70,8 +70,8 @@ class Split:
         if self.read_rows not in (None, len(lengths)):
             count = f"{len(lengths):,} examples of {self.read_rows:,} {'row' if self.read_rows == 1 else 'rows'}"
         line = f"{self.name}: {count}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
-        for reason, count in self.skipped.items():
-            line += f"; {count:,} skipped: {reason}"
+        for reason, number in self.skipped.items():
+            line += f"; {number:,} skipped: {reason}"
         line += f"; {self.truncated:,} truncated" if self.truncated else ""
         return line + ("; tokenized before" if self.reused else "")
 

@@ -116,7 +116,7 @@ class TestTools:
         assert split.rows["prompt"][0].startswith("add;")
 
     def test_a_named_column_has_to_be_there(self, chatty: Any, jsonl: Write) -> None:
-        with pytest.raises(DataError, match="dataset.tools: .* has no column 'functions'"):
+        with pytest.raises(DataError, match=r"dataset.tools: .* has no column 'functions'"):
             load(chatty, jsonl("d.jsonl", [{"messages": ONE}]), tools="functions")
 
 

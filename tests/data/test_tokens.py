@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.config.schema import DatasetConfig
-from lora_ga_cli.data.tokens import continuation_tokens, marks_start, prompt_tokens
+from lora_ga_cli.data.tokens import answer_tokens, continuation_tokens, marks_start, prompt_tokens
 from tests.data.examples import make_form, one_example
 
 PAIRS = [
@@ -89,6 +89,8 @@ def test_a_row_decodes_to_prompt_and_answer(any_tokenizer: Any, prompt: str, ans
     assert decoded.removeprefix(" ") == (prompt + answer).removeprefix(" ")
     assert ids[:length] == any_tokenizer(prompt)["input_ids"]  # as transformers gives it to generation
     assert ids[-1] == any_tokenizer.eos_token_id
+    # and so does a metric that compares words as answers
+    assert answer_tokens(any_tokenizer, ids[:length], prompt, answer) == ids[length:-1]
 
 
 def test_the_mark_of_a_start_is_found(make_tokenizer: Callable[..., Any]) -> None:

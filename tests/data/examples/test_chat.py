@@ -253,7 +253,7 @@ class TestTurnsThatAreNotLearned:
 
 
 class TestTools:
-    TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
+    TOOL: dict[str, Any] = {"type": "function", "function": {"name": "add", "parameters": {}}}  # noqa: RUF012
     TEMPLATE = (
         "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
         "{% for call in m.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}{% endfor %}"
