@@ -80,6 +80,8 @@ class Inputs:
     @cached_property
     def ends(self) -> Ends:
         """What ends an answer of the data set's rows."""
+        if (split := self.data.train or self.data.validation) is not None:
+            return split.ends
         config = self.config
         ends: Ends = row_form(config.dataset, config.model.task).ends(config.dataset, self.tokenizer)
         return ends
@@ -175,7 +177,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         if split is not None:
             _say(split)
     if data.train is not None:
-        for text in type(data.train.form).warnings(config.dataset, tokenizer):
+        for text in data.train.form.warnings(data.train.form.config, tokenizer):
             warn(text)
     return Inputs(config, device, model_config, tokenizer, data)
 

@@ -328,6 +328,18 @@ class TestAnEndThatIsNoToken:
         (warning,) = form.warnings(CONFIG, tokenizer)
         assert "ends the assistant's turns with the text '[stop]', which is no token of this tokenizer" in warning
 
+    def test_an_ordinary_token_is_no_end_token(self, make_tokenizer: Callable[..., Any]) -> None:
+        """A model that stops at every full stop would be of no use."""
+        tokenizer = make_tokenizer(chat=self.TEMPLATE.replace("{{ end }}", "."))
+        ends = row_form(CONFIG, "causal_lm").ends(CONFIG, tokenizer)
+        assert (ends.tokens, ends.text) == ((), ".")
+
+    def test_a_token_that_was_added_to_the_vocabulary_is_one(self, make_tokenizer: Callable[..., Any]) -> None:
+        tokenizer = make_tokenizer(chat=self.TEMPLATE.replace("{{ end }}", "[stop]"))
+        tokenizer.add_tokens(["[stop]"])
+        ends = row_form(CONFIG, "causal_lm").ends(CONFIG, tokenizer)
+        assert (ends.tokens, ends.text) == ((tokenizer.convert_tokens_to_ids("[stop]"),), "")
+
     def test_none_at_all_is_told_of(self, make_tokenizer: Callable[..., Any]) -> None:
         tokenizer = make_tokenizer(chat=self.TEMPLATE.replace("{{ end }}", ""))
         (warning,) = row_form(CONFIG, "causal_lm").warnings(CONFIG, tokenizer)
