@@ -317,6 +317,8 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     if result.note:
         step("train", result.note)
     step("saved", f"{run.path}: {_described(config, result.size)}")
+    if method_of(config).output.vllm and has_own_tokenizer(config):
+        step("saved", f"its tokenizer and chat template are beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
         step(
             "saved",

@@ -52,8 +52,9 @@ def without_dataset(arguments: list[str]) -> list[str]:
 def test_an_adapter_keeps_its_tokenizer_and_a_merged_model_stops(
     loraga: Loraga, arguments: Arguments, other_end: int
 ) -> None:
-    loraga("train", *arguments("llama", "model.tokenizer=./tok", "method=lora"))
+    out = loraga("train", *arguments("llama", "model.tokenizer=./tok", "method=lora"))
     run = only_run()
+    assert f"vLLM with --tokenizer {run}" in out
     assert AutoTokenizer.from_pretrained(run).eos_token == "~"
     readme = (run / "README.md").read_text()
     assert f"--tokenizer {run.name}" in readme
