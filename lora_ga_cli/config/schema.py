@@ -267,8 +267,16 @@ class DatasetConfig(Section):
     answer: TemplateText | None = None
     """Template of the part that is learned."""
     messages: str | None = None
-    """Column with chat messages (``role``, ``content``), rendered by the tokenizer's chat template; the
-    assistant's turns are learned."""
+    """Column with chat messages (``role``, ``content``, or ``from``, ``value``; a list or its JSON text),
+    rendered by the tokenizer's chat template. The assistant's turns are learned, but those with ``weight: 0`` or
+    ``train: false``."""
+    tools: str | None = None
+    """With ``messages``: column with the tools that the assistant may call (a list or its JSON text), which the chat
+    template is given. Null: the column ``tools`` where there is one."""
+    learn_turns: Literal["all", "last"] | None = None
+    """With ``messages``: which turns of the assistant are learned. Null: ``all``."""
+    chat_template: str | None = None
+    """With ``messages``: local Jinja file whose chat template replaces the tokenizer's. It is saved with the result."""
     text: TemplateText | None = None
     """Template of a text to classify; without ``label``, of a text that is learned completely."""
     text_pair: TemplateText | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
 
@@ -53,6 +55,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         *_use(name, config, base, rank, manifest["label_names"], output),
         "",
+        *_ends(manifest.get("ends") or {}, adapter=adapter),
         "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
         "versions, and `metrics.jsonl` holds every logged point.",
         "",
@@ -92,18 +95,57 @@ def _use(
     options = f", num_labels={len(names)}" if names else ""
     if config.model.revision:
         options += f', revision="{config.model.revision}"'
+    own = has_own_tokenizer(config)
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}",
+        f"from transformers import {auto}{', AutoTokenizer' if own else ''}",
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
         f'model = PeftModel.from_pretrained(base, "{folder}")',
+        *([f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'] if own else []),
         "```",
     ]
     served = served_rank(rank) if output.vllm and rank is not None else None
     if served and config.model.task == "causal_lm":
-        lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
+        serve = f"vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}"
+        lines += ["", f"vLLM: `{serve}{f' --tokenizer {folder}' if own else ''}`"]
+    if own:
+        lines += ["", "It was trained with the tokenizer and the chat template beside it, not with the base's."]
+    return lines
+
+
+def has_own_tokenizer(config: Config) -> bool:
+    """Whether a result needs another tokenizer than its base has, or another chat template."""
+    return config.model.tokenizer is not None or config.dataset.chat_template is not None
+
+
+def described_ends(ends: Ends, base_ends: Sequence[int], tokenizer: Any) -> dict[str, Any]:
+    """What ends an answer where the base does not stop by itself: an entry of the manifest; empty if there is nothing.
+
+    Args:
+        base_ends: the tokens at which the base stops.
+    """
+    new = [token for token in ends.tokens if token not in base_ends]
+    names = tokenizer.convert_ids_to_tokens(new)
+    tokens = {"tokens": new, "names": names, "base": list(base_ends)} if new else {}
+    return {**tokens, **({"text": ends.text} if ends.text else {})}
+
+
+def _ends(ends: Mapping[str, Any], *, adapter: bool) -> list[str]:
+    lines = []
+    if "tokens" in ends and adapter:
+        named = ", ".join(
+            f"`{name}` (number {token})" for name, token in zip(ends["names"], ends["tokens"], strict=True)
+        )
+        lines += [
+            f"An answer ends with {named}, at which the base does not stop by itself:",
+            f"`model.generation_config.eos_token_id = {[*ends['base'], *ends['tokens']]}` in transformers,",
+            f'`"stop_token_ids": {ends["tokens"]}` in a request to vLLM. A merged model stops there by itself.',
+            "",
+        ]
+    if "text" in ends:
+        lines += [f"An answer ends with the text `{ends['text']}`, which is no token: give it as a stop string.", ""]
     return lines
 
 

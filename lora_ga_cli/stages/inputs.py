@@ -13,14 +13,19 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed, garbage
+from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
+from lora_ga_cli.data.chat_template import with_chat_template
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
 from lora_ga_cli.files import cache_root, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
+    embedding_rows,
     empty_model,
     identify,
     load_config,
@@ -72,6 +77,15 @@ class Inputs:
         """Optimizer steps of the complete run."""
         return self.order.total_steps(self.config)
 
+    @cached_property
+    def ends(self) -> Ends:
+        """What ends an answer of the data set's rows."""
+        if (split := self.data.train or self.data.validation) is not None:
+            return split.ends
+        config = self.config
+        ends: Ends = row_form(config.dataset, config.model.task).ends(config.dataset, self.tokenizer)
+        return ends
+
     @property
     def collator(self) -> Collator:
         """Makes padded batches of rows."""
@@ -107,6 +121,7 @@ class Inputs:
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
         )
+        stop_also_at(model, self.ends.tokens)
         if to_train:
             speed = speed_up(model, self.config, self.device)
             if text := speed.text:
@@ -158,13 +173,15 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     garbage.imported()
     quiet()
     device = pick_device(config.device)
-    model_config, tokenizer = load_config(config.model), load_tokenizer(config.model)
+    model_config = load_config(config.model)
+    tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
     data = load_data(
         _with_rows_to_stream(config),
         task=config.model.task,
         tokenizer=tokenizer,
         seed=config.seed,
         max_positions=_positions(config, model_config),
+        vocabulary=embedding_rows(model_config),
         splits=tuple(splits),
         num_labels=config.model.num_labels,
         store=_row_store(config),
@@ -173,7 +190,10 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
         step("data", note)
     for split in (data.train, data.validation):
         if split is not None:
-            describe(split)
+            _say(split)
+    if data.train is not None:
+        for text in data.train.form.warnings(data.train.form.config, tokenizer):
+            warn(text)
     # what was found in the rows; how many of a stream the steps need is no option of the user's
     dataset = data.config.model_copy(update={"max_rows": config.dataset.max_rows})
     return Inputs(config.model_copy(update={"dataset": dataset}), device, model_config, tokenizer, data)
@@ -187,11 +207,10 @@ def _with_rows_to_stream(config: Config) -> DatasetConfig:
     return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
 
 
-def describe(split: Split) -> None:
-    """Prints how many rows a split has, and what a user should know about how they were read."""
-    for note in split.notes:
-        step("data", note)
+def _say(split: Split) -> None:
     step("data", split.summary())
+    for note in split.notes:
+        step("data", f"{split.name}: {note}")
 
 
 def _row_store(config: Config) -> RowStore:
@@ -220,11 +239,12 @@ def evaluation_split(inputs: Inputs) -> Split:
             task=config.model.task,
             tokenizer=inputs.tokenizer,
             max_positions=_positions(config, inputs.model_config),
+            vocabulary=embedding_rows(inputs.model_config),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        describe(split)
+        _say(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"

@@ -13,10 +13,11 @@ def preview(config: Config, rows: int = 4) -> None:
     """Prints the first training rows; text without loss is dimmed."""
     inputs = prepare_inputs(config)
     split = inputs.train
+    unit = "row" if split.read_rows in (None, len(split.rows)) else "example"
     for index in range(min(rows, len(split.rows))):
         row = split.rows[index]
         out.print()
-        out.print(f"[bold]row {index + 1}[/] · {row['length']} tokens", style="cyan")
+        out.print(f"[bold]{unit} {index + 1}[/] · {row['length']} tokens", style="cyan")
         out.print(split.form.show(row))
     out.print()
     for note in split.notes:

@@ -20,11 +20,12 @@ from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
+from lora_ga_cli.model.generation import base_ends
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report import console
-from lora_ga_cli.report.card import served_rank, write_card
+from lora_ga_cli.report.card import described_ends, has_own_tokenizer, served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
@@ -32,6 +33,7 @@ from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.costs import pass_limits
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
@@ -105,8 +107,6 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if not method.output.is_adapter and distributed.is_main():
-        inputs.tokenizer.save_pretrained(run.path)
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
     )
@@ -273,13 +273,18 @@ def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
 
 def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -> None:
     config = inputs.config
+    if not method_of(config).output.is_adapter or has_own_tokenizer(config):
+        save_tokenizer(inputs, run)
+    source = find_source(config.model)
+    known = base_ends(source.path, inputs.model_config, source.arguments)
     loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
     run.update_manifest(
         **result.losses,
         adapter_rank=result.size,
         saved_difference=difference,
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
-        base=find_source(config.model).path,
+        base=source.path,
+        ends=described_ends(inputs.ends, known, inputs.tokenizer),
         finished=now(),
     )
     write_card(run.card_file, run.path.name, config, run.manifest)
@@ -312,6 +317,8 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     if result.note:
         step("train", result.note)
     step("saved", f"{run.path}: {_described(config, result.size)}")
+    if method_of(config).output.vllm and has_own_tokenizer(config):
+        step("saved", f"its tokenizer and chat template are beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
         step(
             "saved",

@@ -96,3 +96,30 @@ def test_a_local_base_is_no_hub_metadata() -> None:
 def test_classes_are_counted_for_the_reader() -> None:
     manifest = MANIFEST | {"label_names": ["negative", "positive"]}
     assert "num_labels=2" in card("my-run", configure("sequence_classification"), manifest)
+
+
+ENDS = {"tokens": [5], "names": ["<|im_end|>"], "base": [2]}
+
+
+class TestWhatEndsAnAnswer:
+    def test_is_told_where_the_base_does_not_stop_there(self) -> None:
+        text = card("my-run", configure(), {**MANIFEST, "ends": ENDS})
+        assert "An answer ends with `<|im_end|>` (number 5), at which the base does not stop by itself" in text
+        assert "`model.generation_config.eos_token_id = [2, 5]`" in text
+        assert '`"stop_token_ids": [5]`' in text
+
+    def test_is_nothing_to_tell_of_a_complete_model(self) -> None:
+        assert "stop_token_ids" not in card("my-run", configure(method="full"), {**MANIFEST, "ends": ENDS})
+
+    def test_is_a_stop_string_where_it_is_no_token(self) -> None:
+        text = card("my-run", configure(), {**MANIFEST, "ends": {"text": "[stop]"}})
+        assert "An answer ends with the text `[stop]`, which is no token: give it as a stop string." in text
+
+
+def test_a_tokenizer_of_its_own_is_named() -> None:
+    config = configure()
+    own = config.model_copy(update={"model": config.model.model_copy(update={"tokenizer": "org/other"})})
+    text = card("my-run", own, MANIFEST)
+    assert 'tokenizer = AutoTokenizer.from_pretrained("my-run")' in text
+    assert "--lora-modules tuned=my-run --tokenizer my-run`" in text
+    assert "AutoTokenizer" not in card("my-run", config, MANIFEST)
