@@ -185,9 +185,9 @@ def _with_rows_to_stream(config: Config) -> DatasetConfig:
 
 def describe(split: Split) -> None:
     """Prints how many rows a split has, and what a user should know about how they were read."""
-    for note in split.notes:
-        step("data", note)
     step("data", split.summary())
+    for note in split.notes:
+        step("data", f"{split.name}: {note}")
 
 
 def _row_store(config: Config) -> RowStore:
