@@ -76,7 +76,7 @@ class Mixture:
         """How many of these rows come from each source, a line each for people."""
         counts = Counter(self._numbers(indices).tolist())
         return [
-            f"{source.name}: {counts[number]:,} of the training rows (weight {weight:g}, {len(source):,} rows)"
+            f"{counts[number]:,} rows are of {source.name} (weight {weight:g}, {len(source):,} rows)"
             for number, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True))
         ]
 

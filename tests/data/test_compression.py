@@ -52,7 +52,7 @@ def test_a_file_in_utf_16_is_read_and_said_to_be_one(
     config = DatasetConfig(train_file=str(path), prompt="{q}", answer="{a}")
     train = load_data(config, task="causal_lm", tokenizer=tokenizer, seed=0).train
     assert train is not None
-    assert train.notes == [f"{path} is UTF-16, by its byte order mark, and is read as such"]
+    assert list(train.notes) == [f"{path} is UTF-16, by its byte order mark, and is read as such"]
 
 
 def test_a_compressed_file_may_be_in_utf_16(tmp_path: Path) -> None:

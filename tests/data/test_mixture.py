@@ -90,9 +90,9 @@ def test_the_rows_of_each_source_are_told(tokenizer: Any, files: tuple[str, str]
         train = load(tokenizer, config(files, (0.5, 2)), store=store).train
         assert train is not None
         assert train.reused == reused
-        assert train.notes == [
-            f"{files[0]}: 50 of the training rows (weight 0.5, 100 rows)",
-            f"{files[1]}: 100 of the training rows (weight 2, 50 rows)",
+        assert list(train.notes) == [
+            f"50 rows are of {files[0]} (weight 0.5, 100 rows)",
+            f"100 rows are of {files[1]} (weight 2, 50 rows)",
         ]
 
 

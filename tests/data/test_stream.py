@@ -150,7 +150,7 @@ def test_values_that_a_stream_cannot_keep_are_told(tokenizer: Any, folder: Path)
     )
     train = load(tokenizer, config(folder, data_files="bytes.parquet", max_rows=5)).train
     assert train is not None
-    assert train.notes == [f"{folder} (train) holds values of type bytes, which a stream reads as null"]
+    assert list(train.notes) == [f"{folder} (train) holds values of type bytes, which a stream reads as null"]
 
 
 def test_files_of_a_set_can_be_chosen_without_streaming_too(tokenizer: Any, folder: Path) -> None:
