@@ -171,7 +171,7 @@ def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation
     )
     for split in (data.train, data.validation):
         if split is not None:
-            describe(split)
+            _say(split)
     return Inputs(config, device, model_config, tokenizer, data)
 
 
@@ -183,8 +183,7 @@ def _with_rows_to_stream(config: Config) -> DatasetConfig:
     return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
 
 
-def describe(split: Split) -> None:
-    """Prints how many rows a split has, and what a user should know about how they were read."""
+def _say(split: Split) -> None:
     step("data", split.summary())
     for note in split.notes:
         step("data", f"{split.name}: {note}")
@@ -220,7 +219,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        describe(split)
+        _say(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"
