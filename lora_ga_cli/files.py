@@ -135,10 +135,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        # mkstemp makes private files; a result should be as readable as any other new file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        follow_umask(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -154,7 +151,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        temporary.chmod(0o755)
+        follow_umask(temporary)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.replace(old / path.name)
@@ -165,6 +162,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def follow_umask(path: Path) -> None:
+    """Makes a file, or a folder with all that is in it, as readable as the user's umask says.
+
+    (tempfile makes private files, and so do some versions of safetensors, whatever the umask is.)
+    """
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    for item in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not item.is_symlink():
+            item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
 
 
 def _sync(path: Path) -> None:

@@ -23,9 +23,12 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
     Args:
         uses: the shared options that the method uses.
     """
+    method = f"method {config.method.name} (method.type={config.method.type})"
     for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
         if value and name not in uses:
-            yield f"{name} does nothing with method {config.method.name} (method.type={config.method.type})"
+            yield f"{name} does nothing with {method}"
+    if config.model.new_tokens and "new_tokens" not in uses:
+        yield f"model.new_tokens: {method} does not train the rows of new tokens; method=lora and method=full do"
 
 
 def dataset_problems(dataset: Any) -> list[str]:
@@ -123,3 +126,5 @@ def _of_base(config: Any) -> Iterator[str]:
         yield "model.double_quantization goes with model.quantization=nf4"
     if config.model.shard and config.model.quantization is not None:
         yield "model.shard and model.quantization do not go together: a quantized base is small, give one"
+    if config.model.shard and config.model.new_tokens:
+        yield "model.shard=true does not go with model.new_tokens: sharded embeddings cannot grow"

@@ -38,6 +38,16 @@ DataFiles = str | list[str] | dict[str, str | list[str]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
+Token = Annotated[str, Field(min_length=1)]
+
+
+def _all_different(names: list[str]) -> list[str]:
+    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated!r} twice")
+    return names
+
+
 VALIDATION_SPLIT = "dataset.validation_split"
 OF_A_HUB_SET = (
     "dataset.path",
@@ -149,18 +159,24 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
     """Type of the base model's weights in memory. Adapters always train in float32."""
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Literal["nf4", "int8", "stored"] | None = None
     """Quantize the base model's linear layers with bitsandbytes while loading: ``nf4`` is 4-bit NormalFloat, ``int8``
-    8-bit integers. The quantized weights do not change."""
+    8-bit integers. ``stored``: the model's files hold quantized weights (of bitsandbytes or torchao), which stay as
+    they are. The quantized weights do not change."""
     double_quantization: bool = False
     """Quantize the scales of ``nf4`` too, which saves about 0.4 bits per weight."""
     shard: bool = False
     """Distribute the base model's weights over the processes of a run (FSDP2). Each process gathers a block only while
     it computes with it, so that the base model may be larger than the memory of one device."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation of transformers that is used."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """The attention implementation of transformers that is used. Null: transformers chooses one that the model has,
+    ``sdpa`` where it can."""
     tokenizer: str | None = None
     """A tokenizer to use instead of the model's: its name on the hub, or a local folder."""
+    new_tokens: Annotated[list[Token], AfterValidator(_all_different)] = []
+    """Tokens that the tokenizer gets in addition, such as ``<think>``. The embeddings grow by as many rows, each of
+    which begins as the mean of all others. The new rows train, and with them those of an output head that is not tied
+    to the embeddings."""
     num_labels: Positive | None = None
     """Number of classes of a sequence classifier. Null counts them in the training data."""
     trust_remote_code: bool = False
