@@ -11,7 +11,18 @@ import typer
 from typer.core import TyperGroup
 
 from lora_ga_cli import __version__, distributed, garbage
-from lora_ga_cli.cli import cache, convert, estimate_grad, evaluate, init, merge, recipes, reproduce, train
+from lora_ga_cli.cli import (
+    cache,
+    convert,
+    environment,
+    estimate_grad,
+    evaluate,
+    init,
+    merge,
+    recipes,
+    reproduce,
+    train,
+)
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
 
@@ -60,6 +71,7 @@ app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
+app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lora_ga_cli.config.extra import extra_problems
 from lora_ga_cli.config.row_forms import form_problems, task_problems
 
 
@@ -59,6 +60,7 @@ def _of_task(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
+    yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):

@@ -35,7 +35,7 @@ from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.arguments import check_extra, training_arguments
 from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
 from lora_ga_cli.training.changed import sums_of_trained
 from lora_ga_cli.training.checkpoints import last_complete, step_of
@@ -54,6 +54,10 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    if config.trainer.extra:
+        check_extra(config)
+        given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
+        warn(f"trainer.extra is passed to transformers, and is untested here: {given}")
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
