@@ -19,6 +19,7 @@ from lora_ga_cli.cli import (
     evaluate,
     init,
     merge,
+    push,
     recipes,
     reproduce,
     train,
@@ -69,6 +70,7 @@ app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
+app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
 app.command("env")(environment.command)

@@ -296,7 +296,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         base=find_source(config.model).path,
         finished=now(),
     )
-    write_card(run.card_file, run.path.name, config, run.manifest)
+    run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
 
 
