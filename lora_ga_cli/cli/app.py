@@ -17,6 +17,7 @@ from lora_ga_cli.cli import (
     environment,
     estimate_grad,
     evaluate,
+    export,
     init,
     merge,
     push,
@@ -70,6 +71,7 @@ app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
+app.command("export")(export.command)
 app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)

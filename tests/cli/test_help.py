@@ -30,18 +30,6 @@ COMMANDS = (
     "recipes",
     "cache",
 )
-    "estimate-grad",
-    "init",
-    "train",
-    "eval",
-    "merge",
-    "push",
-    "convert",
-    "reproduce",
-    "env",
-    "recipes",
-    "cache",
-)
 SCRIPT = """
 import json, sys
 from lora_ga_cli.cli.app import main
