@@ -206,7 +206,7 @@ def _fit(
     callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
-    callbacks.append(LastSteps())  # after what decides about evaluations
+    callbacks.append(LastSteps(link))  # after what decides about evaluations
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
