@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
