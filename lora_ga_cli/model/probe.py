@@ -75,7 +75,7 @@ def rounding_type(config: ModelConfig) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, config.dtype)
     if dtype == torch.float32 and torch.cuda.is_available() and tf32_allowed():
         return torch.float16
-    return torch.bfloat16 if config.quantization == "int8" and dtype == torch.float32 else dtype
+    return torch.bfloat16 if config.quantization in ("int8", "stored") and dtype == torch.float32 else dtype
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:

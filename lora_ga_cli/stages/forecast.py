@@ -19,6 +19,7 @@ from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
@@ -95,6 +96,7 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
 def _forecast(inputs: Inputs) -> dict[str, Any]:
     config, steps = inputs.config, inputs.total_steps
     found: dict[str, Any] = {"steps": steps}
+    say_left_out(inputs.empty_model(), config)
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     if method_of(config).needs_gradient:
         found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")

@@ -19,6 +19,7 @@ from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.trained import load_trained, require_finished
@@ -82,6 +83,11 @@ def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
             f"{run.path} cannot be merged: it holds {output.label}, which is not a change of the base's weights; "
             f"{output.loads_in} loads it on the base"
         )
+    if config.model.quantization == STORED:
+        raise RunError(
+            f"{run.path} cannot be merged: the files of its base hold quantized weights, and merged weights would have "
+            f"to be quantized again; {output.loads_in} loads the adapter on the base"
+        )
 
 
 def _free_folder(folder: Path) -> Path:
@@ -111,9 +117,13 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
     if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
         model = model.to(dtype)  # in the base's type, small changes would be rounded away
     if isinstance(model, PeftModel):
+        tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
         merge_layers(model, dtype)
         try:
             model = model.merge_and_unload(safe_merge=True)
+            if tied:  # PEFT has separate, equal copies of some models' tied weights
+                model.config.get_text_config().tie_word_embeddings = tied
+                model.tie_weights()
         except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
             raise EqualityError(f"merging {run.path}: {error}") from error
     plain: PreTrainedModel = model.to(dtype)

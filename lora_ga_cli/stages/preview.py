@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
+
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.report.console import out
 from lora_ga_cli.stages.inputs import prepare_inputs
@@ -21,5 +23,7 @@ def preview(config: Config, rows: int = 3) -> list[dict[str, Any]]:
         out.print(shown)
         found.append({"tokens": row["length"], "text": shown.plain})
     out.print()
+    for note in split.notes:
+        out.print(f"[dim]{escape(note)}[/]")
     out.print("[dim]The model reads the dimmed text, but the loss does not count it.[/]")
     return found

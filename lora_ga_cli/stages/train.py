@@ -23,6 +23,7 @@ from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
 from lora_ga_cli.report.card import served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -113,7 +114,7 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if not method.output.is_adapter and distributed.is_main():
+    if (not method.output.is_adapter or inputs.config.model.new_tokens) and distributed.is_main():
         inputs.tokenizer.save_pretrained(run.path)
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
@@ -244,7 +245,8 @@ def _fit(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
-    if torch.equal(before_training, sums_of_trained(prepared.model)):
+    # the first of many short links may lie in the warm-up
+    if not is_one_of_many(link) and torch.equal(before_training, sums_of_trained(prepared.model)):
         warn(
             f"{link.title or 'training'} changed no weight: every gradient was zero, or the learning rate is too small "
             "for the type of the weights"
@@ -294,6 +296,8 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         saved_difference=difference,
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=find_source(config.model).path,
+        embedding_rows=inputs.grown_rows,
+        dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))

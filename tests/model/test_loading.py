@@ -49,7 +49,7 @@ def test_weights_that_are_not_in_the_files_are_refused(saved_bases: dict[str, Pa
 
 def test_a_broken_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot load the model") as error:
+    with pytest.raises(ModelError, match="cannot load the config") as error:
         load_model(ModelConfig(path=str(tmp_path)), CPU)
     assert "\n" not in str(error.value)
 
