@@ -41,11 +41,9 @@ def mix_source_problems(source: Any) -> list[str]:
     """Everything in one source of ``dataset.mix`` that does not go together."""
     given = [name for name in ("path", "train_file") if getattr(source, name) is not None]
     if len(given) != 1:
-        return [
-            f"dataset.mix: give path or train_file for a source, exactly one (given: {' and '.join(given) or 'none'})"
-        ]
+        return [f"wants path or train_file, exactly one (given: {' and '.join(given) or 'none'})"]
     hubs = [name for name in ("subset", "revision", "data_files") if getattr(source, name) is not None]
-    return [f"dataset.mix: {name} goes with path, a data set on the hub" for name in hubs if source.path is None]
+    return [f"gives {name}, which goes with path, a data set on the hub" for name in hubs if source.path is None]
 
 
 def _of_source(dataset: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
@@ -37,6 +37,7 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
+    check_folders(config)
     check_speed(config, pick_device(config.device))
     inputs = prepare_inputs(config)
     run = find_run(config)
