@@ -40,6 +40,7 @@ from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report import console
 from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.forecast import forecast
 from lora_ga_cli.stages.inputs import prepare_inputs
 from lora_ga_cli.stages.merge import MergeOptions, merge
 from lora_ga_cli.stages.train import train
@@ -103,7 +104,9 @@ def check_family(family: Family, folder: Path, methods: Sequence[str] = METHODS)
     try:
         save_tiny(family, folder / "base")
         rows = write_rows(folder / "rows.jsonl")
-        estimate(prepare_inputs(configured(family, folder, rows, "lora_ga"), splits=("train",)))
+        config = configured(family, folder, rows, "lora_ga")
+        forecast(config, "train")
+        estimate(prepare_inputs(config, splits=("train",)))
         row.estimate = OK
         for method in methods:
             step = method

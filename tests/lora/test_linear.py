@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ga_cli.lora.initialization import random_factors
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers, weight_of
+from lora_ga_cli.lora.layers import lora_layers, weight_of
 from lora_ga_cli.lora.linear import AdaptedLinear
 from lora_ga_cli.lora.offset import compute_init, install, train_directly
 from tests.lora.test_product import operations
@@ -94,6 +94,19 @@ def test_one_operation_gives_what_two_do(form: str) -> None:
             torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     assert calls(model, lambda: model(x)) == 2
     assert calls(other, lambda: other(x)) == 0
+
+
+def test_a_model_may_change_the_result_in_place() -> None:
+    """The mixture of experts of Llama 4 adds to what its shared expert returns."""
+    model, x = adapted("direct"), torch.randn(2, 5, D_IN, dtype=torch.float64)
+    other = torch.randn(2, 5, D_IN, dtype=torch.float64)
+
+    def gradients(compute: Callable[[Any], Tensor], model: Any) -> list[Tensor]:
+        trained = [item for item in model.parameters() if item.requires_grad]
+        return list(torch.autograd.grad(compute(model).square().sum(), trained))
+
+    expected = gradients(lambda model: model(x) + other, separately(model))
+    torch.testing.assert_close(gradients(lambda model: model(x).add_(other), model), expected)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
