@@ -25,7 +25,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.model.targets import Target, configured_ranks
+from lora_ga_cli.model.targets import ALL_LINEAR, Target, configured_ranks
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -198,6 +198,11 @@ class Method:
     def largest_rank(self) -> int:
         """The largest rank of a layer that the gradient has to serve."""
         return self.config.largest_rank
+
+    @property
+    def names_targets(self) -> bool:
+        """Whether the user named the layers, in contrast to all linear ones."""
+        return self.config.target_modules != ALL_LINEAR
 
     def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
         """The rank of every layer that the gradient has to serve, by full name; a layer must have room for

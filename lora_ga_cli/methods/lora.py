@@ -47,7 +47,6 @@ from lora_ga_cli.methods.rank_allocation import (
     describe_ranks_of,
 )
 from lora_ga_cli.model.targets import (
-    ALL_LINEAR,
     Target,
     configured_ranks,
     find_targets,
@@ -182,8 +181,7 @@ class Lora(Method):
 
     def without_directions(self, model: PeftModel, source: GradientArtifact) -> dict[str, str]:
         """The layers for which the gradient has too few directions, or none; they begin as LoRA does."""
-        named = self.config.target_modules != ALL_LINEAR
-        return without_directions(model, source, vectors=self.gradient_vectors, named=named)
+        return without_directions(model, source, vectors=self.gradient_vectors, named=self.names_targets)
 
     def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """The alpha of layers where it is not ``alpha``, by full name."""

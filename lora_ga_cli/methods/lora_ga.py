@@ -5,7 +5,7 @@ The mathematics is in `lora.initialization`; here it becomes a method, and `init
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from peft import PeftModel
@@ -77,7 +77,7 @@ class LoraGA(NonzeroInit):
             gamma=options.gamma,
             offset=self.offset,
             seed=seed,
-            as_lora=self.without_directions(model, source),
+            named=self.names_targets,
         )
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
@@ -125,9 +125,8 @@ def initialize(
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    as_lora = without_directions(model, artifact, vectors=2, named=True)
     init = gradient_init(
-        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, as_lora=as_lora
+        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, named=True
     )
     return install(model, init)
 
@@ -141,15 +140,16 @@ def gradient_init(
     gamma: float,
     offset: str,
     seed: int,
-    as_lora: Mapping[str, str],
+    named: bool,
 ) -> LoraInit:
     """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`.
 
     Args:
-        as_lora: layers that begin as LoRA does, by name, with the reason.
+        named: whether the user named the layers; else a few may be too small for the rank, and begin as LoRA does.
     """
     layers = lora_layers(model)
     artifact.check_serves(set(layers), max((layer.r[ADAPTER] for layer in layers.values()), default=1))
+    as_lora = without_directions(model, artifact, vectors=2, named=named)
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         if artifact.factors[name].shape != target.shape:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -158,7 +159,7 @@ def small_layers(
 ) -> set[str]:
     """The layers that have too few singular vectors for their rank, such as a gate with one output.
 
-    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones hold
+    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones have
     half of the weights, the rank is too large.
 
     Args:
@@ -170,13 +171,17 @@ def small_layers(
     Raises:
         TargetError: as `check_rank`.
     """
-    small = {name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]}
+    small = sorted(
+        (name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]),
+        key=lambda name: min(shapes[name]),
+    )
     weights = {name: shape[0] * shape[1] for name, shape in shapes.items()}
-    if small and not named and 2 * sum(weights[name] for name in small) < sum(weights.values()):
-        return small
+    shares = accumulate(weights[name] / sum(weights.values()) for name in small)
+    spared = {name for name, share in zip(small, shares, strict=True) if share < 0.5 and not named}
+    shapes = {name: shape for name, shape in shapes.items() if name not in spared}
     for rank in sorted(set(ranks.values())):
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
-    return set()
+    return spared
 
 
 def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:

@@ -25,7 +25,7 @@ from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.speed import speed_of
-from lora_ga_cli.model.targets import ALL_LINEAR, find_targets, small_layers
+from lora_ga_cli.model.targets import find_targets, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
@@ -79,8 +79,8 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     targets = find_targets(empty, config.target_modules)
     method = method_of(config)
     shapes = {name: target.shape for name, target in targets.items()}
-    ranks, named = method.gradient_ranks(targets), config.target_modules != ALL_LINEAR
-    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=named)
+    ranks = method.gradient_ranks(targets)
+    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=method.names_targets)
     rows = sample(inputs)
     identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:
