@@ -23,8 +23,8 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
     Args:
         uses: the shared options that the method uses.
     """
-    for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
-        if value and name not in uses:
+    for name in ("rank_pattern", "adapter_dropout", "target_parameters"):
+        if getattr(config, name) and name not in uses:
             yield f"{name} does nothing with method {config.method.name} (method.type={config.method.type})"
 
 

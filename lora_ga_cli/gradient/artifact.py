@@ -26,7 +26,7 @@ class GradientArtifact:
     """Factors by layer name. Serves every rank whose initialization needs at most ``capacity`` singular vectors.
 
     Args:
-        factors: by full module name of the target.
+        factors: by full name of the target; of experts, by that of each one's layer (`Target.layers`).
         capacity: singular vectors kept per layer (fewer in layers whose smaller side is smaller than that).
         info: how it was estimated: estimator, items, loss, provenance.
         key: its content address if it came from a store, else empty.
@@ -51,6 +51,11 @@ class GradientArtifact:
     def target_modules(self) -> list[str]:
         """The targets in the form of PEFT's ``target_modules``: endings if they suffice, else full names."""
         return list(self.info.get("target_modules", self.factors))
+
+    @property
+    def unreached(self) -> frozenset[str]:
+        """The layers of experts that no sampled token was routed to: they have no factors."""
+        return frozenset(self.info.get("unreached", ()))
 
     def energy(self, rank: int) -> dict[str, float]:
         """The share of ``‖G‖²`` that a first step of this rank can follow (2·rank singular vectors), by layer."""

@@ -68,6 +68,8 @@ class ChainOptions(MethodOptions):
 class Chain(Lora):
     """The base class of every chain. It is combined with a LoRA method, which makes each link."""
 
+    adapts_experts = False
+
     def link_starts(self, steps: int) -> list[int]:
         if self.options.link_steps is not None:
             return list(range(0, steps, self.options.link_steps))

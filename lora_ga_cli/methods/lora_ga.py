@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import torch
 from peft import PeftModel
 from pydantic import Field
 from torch import Tensor
@@ -16,8 +17,9 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_factors, scale_factor
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
+from lora_ga_cli.lora.sketches import draw_factor
 from lora_ga_cli.methods.base import InitData, Link, link_seed
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
 from lora_ga_cli.model.quantization import dense
@@ -41,7 +43,12 @@ class LoraGAOptions(NonzeroInitOptions):
 
 @METHODS.register("lora_ga")
 class LoraGA(NonzeroInit):
-    """LoRA-GA and its ablations."""
+    """LoRA-GA and its ablations.
+
+    An expert whose gradient is zero, because no sampled token was routed to it, begins as in LoRA: A at random, B zero.
+    """
+
+    adapts_experts = True
 
     class Options(LoraGAOptions):
         """LoRA-GA (arXiv 2407.05000)."""
@@ -133,10 +140,16 @@ def gradient_init(
     """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`."""
     layers = lora_layers(model)
     ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
-    artifact.check_serves(set(layers), max(ranks.values(), default=1))
-    check_ranks({name: artifact.shapes[name] for name in layers}, ranks, vectors=2)
+    targets = base_targets(model)
+    names = {layer.name for target in targets.values() for layer in target.layers}
+    artifact.check_serves(names - artifact.unreached, max(ranks.values(), default=1))
+    check_ranks({name: target.shape for name, target in targets.items()}, ranks, vectors=2)
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+        if name in artifact.unreached:
+            generator = torch.Generator().manual_seed(layer_seed(seed, name) & (2**63 - 1))
+            d_out, d_in = target.shape
+            return draw_factor((rank, d_in), "kaiming", generator), torch.zeros(d_out, rank)
         if artifact.factors[name].shape != target.shape:
             raise GradientError(f"{name}: the gradient is {artifact.factors[name].shape}, the weight {target.shape}")
         factor = _factor(target, rank, scaling, scale, gamma)

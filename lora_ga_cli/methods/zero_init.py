@@ -42,6 +42,8 @@ class ZeroInitOptions(LoraOptions):
 class ZeroInitLora(Lora):
     """LoRA, rsLoRA, DoRA, LoRA+ and asymmetric LoRA."""
 
+    adapts_experts = True
+
     class Options(ZeroInitOptions):
         """LoRA, rsLoRA, DoRA, LoRA+ and asymmetric LoRA."""
 
@@ -81,11 +83,12 @@ class ZeroInitLora(Lora):
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             d_out, d_in = target.shape
-            if kind == "gradient":
+            if kind == "gradient" and name not in source.unreached:
                 factor = leading_directions(source, name, rank, left=b_begins)
             else:
                 generator = torch.Generator().manual_seed(layer_seed(seed, name) & (2**63 - 1))
-                factor = draw_factor((d_out, rank) if b_begins else (rank, d_in), kind, generator)
+                drawn = "kaiming" if kind == "gradient" else kind  # of an expert without gradient, as LoRA begins
+                factor = draw_factor((d_out, rank) if b_begins else (rank, d_in), drawn, generator)
             return (torch.zeros(rank, d_in), factor) if b_begins else (factor, torch.zeros(d_out, rank))
 
         return pair

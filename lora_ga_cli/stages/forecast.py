@@ -16,6 +16,7 @@ from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
+from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
@@ -88,6 +89,7 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
 
 def _forecast(inputs: Inputs) -> None:
     config, steps = inputs.config, inputs.total_steps
+    say_frozen_experts(method_of(config), inputs.empty_model())
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     if method_of(config).needs_gradient:
         _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")

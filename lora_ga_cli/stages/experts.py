@@ -1,0 +1,42 @@
+"""The line about experts that a run leaves as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lora_ga_cli.methods.base import Method
+from lora_ga_cli.model.experts import expert_weights, share_of
+from lora_ga_cli.model.targets import ALL_LINEAR
+from lora_ga_cli.report.console import number, step, warn
+
+
+def say_frozen_experts(method: Method, model: nn.Module) -> None:
+    """Says which experts get no adapter, though linear layers do, and their share of the parameters.
+
+    It is a warning where the options do not say so, because ``target_modules=all-linear`` may be read as all experts
+    too.
+
+    Args:
+        model: the base model, with or without weights.
+    """
+    config = method.config
+    if "target_modules" not in config.shared_uses:
+        return
+    adapted = {target.parameter_name for target in method.targets(model).values()}
+    frozen = {name: weight for name, weight in expert_weights(model).items() if name not in adapted}
+    if not frozen:
+        return
+    text = (
+        f"the experts get no adapter and stay as they are: {number(len(frozen))} weights ({_endings(list(frozen))}) "
+        f"with {share_of(model, frozen):.1%} of the model's parameters"
+    )
+    if config.target_modules == ALL_LINEAR and config.target_parameters is None:
+        warn(f"{text}; {method.expert_obstacle(config)}")
+    else:
+        step("init", text)
+
+
+def _endings(names: Sequence[str]) -> str:
+    return ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names}))
