@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
 from lora_ga_cli.lora.experts import unpack
+from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, target_of, weight_of
 from lora_ga_cli.model.targets import Target, find_targets
 
