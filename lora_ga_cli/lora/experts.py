@@ -2,8 +2,8 @@
 
 PEFT adapts a parameter (E, d_out, d_in) of E experts by one matrix for the A of all experts, (E·rank, d_in), and one
 for the B, (d_out, rank·E). The rows of A are ordered by expert and then by rank; the columns of B by rank and then by
-expert (PEFT 0.21, ``ParamWrapper``). Everywhere else in loraga the factors of experts have a dimension more: A (E, rank,
-d_in) and B (E, d_out, rank), so that the same formulas hold for them as for the factors of one layer.
+expert (PEFT 0.21, ``ParamWrapper``). Everywhere else in loraga the factors of experts have a dimension more, A (E,
+rank, d_in) and B (E, d_out, rank), so that the same formulas hold for them as for the factors of one layer.
 
 PEFT's wrapper adds the product to the parameter, in the parameter's type, whenever the module is called. `add_product`
 has it add that of other factors.

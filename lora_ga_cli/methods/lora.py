@@ -210,7 +210,7 @@ class Lora(Method):
             **peft_targets(model, targets),
             rank_pattern={names[name]: rank for name, rank in ranks.items() if rank != config.rank},
             alpha_pattern={names[name]: alpha for name, alpha in self.alphas(ranks).items()},
-            fan_in_fan_out=any(target.transposed for target in targets.values()),
+            fan_in_fan_out=any(target.is_module and target.transposed for target in targets.values()),
             modules_to_save=new_modules(model) or None,
             revision=config.model.revision,
         )
