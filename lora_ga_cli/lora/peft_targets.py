@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from peft import LoraConfig
@@ -47,6 +49,17 @@ def peft_names(model: nn.Module, targets: Mapping[str, Target]) -> dict[str, str
     """What PEFT matches a configuration's ``rank_pattern`` and ``alpha_pattern`` against, by the target's name."""
     parameters = by_parameter(model, targets)
     return {name: target.parameter_name if name in parameters else name for name, target in targets.items()}
+
+
+@contextlib.contextmanager
+def without_false_warnings() -> Iterator[None]:
+    """Hides a warning of PEFT's inside the ``with`` block: that ranks by parameter match no module and are ignored.
+
+    They match parameters, and PEFT uses them (0.21).
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match any targeted")
+        yield
 
 
 def plain_name(name: str) -> str:

@@ -25,6 +25,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.lora.peft_targets import without_false_warnings
 from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
 from lora_ga_cli.registry import METHODS
 
@@ -209,7 +210,7 @@ class Method:
     @classmethod
     def expert_obstacle(cls, config: Config) -> str:
         """Why experts get no adapter in a configuration, in a few words; empty if they can get one."""
-        return "" if cls.adapts_experts else f"method {config.method.name} adapts linear layers alone"
+        return "" if cls.adapts_experts else f"method {config.method.name} trains linear layers alone"
 
     @property
     def target_parameters(self) -> str | list[str]:
@@ -372,7 +373,8 @@ class Method:
         Raises:
             RunError: the files are damaged, or of another model.
         """
-        return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+        with without_false_warnings():
+            return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
 
     def merge(self, model: Model, dtype: torch.dtype) -> Callable[[Path], Path] | None:
         """Puts what was trained into the base's weights, in place, where PEFT does not do it.

@@ -20,7 +20,7 @@ from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
-from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets
+from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets, without_false_warnings
 from lora_ga_cli.methods.base import (
     ANY_LINK,
     TASK_TYPES,
@@ -114,7 +114,9 @@ class Lora(Method):
         if getattr(OPTIMIZERS.find(config.trainer.optimizer), "steps_pairs", False):
             return f"trainer.optimizer={config.trainer.optimizer} steps one A and one B of a linear layer"
         if config.model.shard:
-            return "model.shard=true divides the weights of experts"
+            return "model.shard=true divides their weights"
+        if config.trainer.compile:
+            return "PEFT changes their modules in every pass, for which trainer.compile=true would compile them again"
         return ""
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
@@ -301,7 +303,8 @@ def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """PEFT's model around a base."""
-    wrapped = get_peft_model(model, config)
+    with without_false_warnings():
+        wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

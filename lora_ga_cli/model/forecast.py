@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lora_ga_cli.model.experts import shapes_of_experts
+
 EFFICIENCY = 0.55
 """Share of a large product's speed that a complete model reaches."""
 CALL_COST = 1.5
@@ -111,7 +113,7 @@ def forward_shapes(model: nn.Module, rows: int, tokens: int, *, task: str, loss:
             setattr(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)  # noqa: B010
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
-    with torch.device("meta"):
+    with torch.device("meta"), shapes_of_experts(model):
         model(input_ids=ids, labels=labels if loss else None)
 
 

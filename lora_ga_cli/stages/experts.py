@@ -1,4 +1,4 @@
-"""The line about experts that a run leaves as they are."""
+"""The line about experts that stay as they are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 from lora_ga_cli.methods.base import Method
 from lora_ga_cli.model.experts import expert_weights, share_of
 from lora_ga_cli.model.targets import ALL_LINEAR
-from lora_ga_cli.report.console import number, step, warn
+from lora_ga_cli.report.console import step, warn
 
 
 def say_frozen_experts(method: Method, model: nn.Module) -> None:
-    """Says which experts get no adapter, though linear layers do, and their share of the parameters.
+    """Says which weights of experts do not train, though linear layers do, and their share of the parameters.
 
     It is a warning where the options do not say so, because ``target_modules=all-linear`` may be read as all experts
     too.
@@ -29,11 +29,10 @@ def say_frozen_experts(method: Method, model: nn.Module) -> None:
     if not frozen:
         return
     text = (
-        f"the experts get no adapter and stay as they are: {number(len(frozen))} weights ({_endings(list(frozen))}) "
-        f"with {share_of(model, frozen):.1%} of the model's parameters"
+        f"experts stay as they are: {_endings(list(frozen))}, {share_of(model, frozen):.1%} of the model's parameters"
     )
     if config.target_modules == ALL_LINEAR and config.target_parameters is None:
-        warn(f"{text}; {method.expert_obstacle(config)}")
+        warn(f"{text}, because {method.expert_obstacle(config)}; target_parameters=[] says that this is meant")
     else:
         step("init", text)
 
