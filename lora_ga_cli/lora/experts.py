@@ -11,11 +11,13 @@ has it add that of other factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peft.tuners.lora import LoraLayer, ParamWrapper
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 Effective = Callable[[], tuple[Tensor, Tensor]]
 """Gives the factors (…, k, d_in) and (…, d_out, k) whose product, times s, is added to a parameter."""
@@ -63,6 +65,34 @@ def add_product(layer: ParamWrapper, effective: Effective) -> None:
 
     for name, function in (("get_delta_factors", factors), ("get_delta_weight", weight)):
         setattr(layer, name, function)
+
+
+def compute_shapes(layer: ParamWrapper, adapter: str) -> None:
+    """Has PEFT's wrapper of a parameter work on the meta device, in place, for which torch has no autocast to turn off."""
+
+    @contextlib.contextmanager
+    def activate(*_: Any) -> Iterator[None]:
+        """PEFT's ``_activate_lora``: the parameter with the product, inside the ``with`` block."""
+        module, name = layer.get_base_layer(), layer.parameter_name
+        parametrize.register_parametrization(module, name, _Sum(layer.get_delta_weight(adapter)))
+        try:
+            with parametrize.cached():
+                yield
+        finally:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+    setattr(layer, "_activate_lora", activate)  # noqa: B010
+
+
+class _Sum(nn.Module):
+    """A parameter with what an adapter adds."""
+
+    def __init__(self, added: Tensor):
+        super().__init__()
+        self.added = added
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter + self.added
 
 
 def is_transposed(layer: ParamWrapper) -> bool:

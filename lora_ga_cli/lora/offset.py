@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.lora.difference import OFFSETS, compute_by, use_direct
-from lora_ga_cli.lora.experts import add_product, pack, unpack
+from lora_ga_cli.lora.experts import add_product, compute_shapes, pack, unpack
 from lora_ga_cli.lora.initialization import product
 from lora_ga_cli.lora.layers import ADAPTER, INITIAL, as_float32_on_cpu, base_targets, lora_layers, weight_of
 from lora_ga_cli.lora.refresh import refresh_before_forward
@@ -212,6 +212,13 @@ def train_directly(model: PeftModel) -> None:
     """
     layers = [layer for layer in lora_layers(model).values() if use_direct(layer, ADAPTER)]
     refresh_before_forward(model.get_base_model(), layers, ADAPTER)
+
+
+def prepare_empty(model: PeftModel) -> None:
+    """Completes a model without weights (on the meta device), so that it computes the shapes of a forward pass."""
+    for layer in lora_layers(model).values():
+        if isinstance(layer, ParamWrapper):
+            compute_shapes(layer, ADAPTER)
 
 
 def differences(layer: LoraLayer) -> tuple[Tensor, Tensor]:

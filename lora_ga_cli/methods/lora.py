@@ -19,7 +19,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
-from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
+from lora_ga_cli.lora.offset import LoraInit, install, prepare_empty, present_factors, train_directly
 from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets, without_false_warnings
 from lora_ga_cli.methods.base import (
     ANY_LINK,
@@ -187,6 +187,7 @@ class Lora(Method):
         wrapped = super().attach_empty(model, link)
         assert isinstance(wrapped, PeftModel)
         train_directly(wrapped)
+        prepare_empty(wrapped)
         return wrapped
 
     def wrap(
