@@ -68,7 +68,7 @@ def add_product(layer: ParamWrapper, effective: Effective) -> None:
 
 
 def compute_shapes(layer: ParamWrapper, adapter: str) -> None:
-    """Has PEFT's wrapper of a parameter work on the meta device, in place, for which torch has no autocast to turn off."""
+    """Has PEFT's wrapper of a parameter work on the meta device, in place: there, torch has no autocast to turn off."""
 
     @contextlib.contextmanager
     def activate(*_: Any) -> Iterator[None]:

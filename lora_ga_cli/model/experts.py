@@ -72,10 +72,8 @@ def _one_expert(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_
         return result + getattr(experts, f"{name}_bias")[0] if experts.has_bias else result
 
     x = hidden_states.repeat_interleave(top_k_index.shape[-1], dim=0)  # (tokens·k, hidden)
-    inner = (
-        experts._apply_gate(product(x, "gate_up_proj")) if experts.has_gate else experts.act_fn(product(x, "up_proj"))
-    )
-    result = product(inner, "down_proj") * top_k_weights.reshape(-1, 1)
+    activation, first = (experts._apply_gate, "gate_up_proj") if experts.has_gate else (experts.act_fn, "up_proj")
+    result = product(activation(product(x, first)), "down_proj") * top_k_weights.reshape(-1, 1)
     summed: Tensor = result.unflatten(0, tuple(top_k_index.shape)).sum(1)
     return summed.to(hidden_states.dtype)
 
