@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from lora_ga_cli.lora.experts import unpack
 from lora_ga_cli.lora.layers import INITIAL
+from lora_ga_cli.lora.linear import compute_together
 from lora_ga_cli.lora.product import AddProduct, Factors
 
 
@@ -67,14 +68,21 @@ class PairVariant(LoraVariant):
         dropout = module.lora_dropout[active_adapter]
         if type(dropout) is not nn.Identity:
             x = dropout(x)
-        of_a, of_b = (factor.weight for factor in factors_of(module, active_adapter))
-        dtype = product_dtype(x.device, self.dtype or of_a.dtype)
         if torch.compiler.is_compiling():
-            return self._traced(module, active_adapter, x, result, dtype)
-        if self.factors is None or self.factors.right.dtype != dtype or self.factors.versions != versions(of_a, of_b):
-            self.refresh(module, active_adapter, dtype)
-        added: Tensor = AddProduct.apply(result, x, of_a, of_b, self.factors)  # type: ignore[no-untyped-call]
+            return self._traced(module, active_adapter, x, result)
+        of_a, of_b = (factor.weight for factor in factors_of(module, active_adapter))
+        factors = self.factors_for(module, active_adapter, x)
+        added: Tensor = AddProduct.apply(result, x, of_a, of_b, factors)  # type: ignore[no-untyped-call]
         return added
+
+    def factors_for(self, module: LoraLayer, adapter: str, x: Tensor) -> Factors:
+        """The factors of a forward pass with the input ``x`` (…, d_in); computed again where they are out of date."""
+        of_a, of_b = (factor.weight for factor in factors_of(module, adapter))
+        dtype = product_dtype(x.device, self.dtype or of_a.dtype)
+        if self.factors is None or self.factors.right.dtype != dtype or self.factors.versions != versions(of_a, of_b):
+            self.refresh(module, adapter, dtype)
+        assert self.factors is not None
+        return self.factors
 
     @torch.no_grad()
     def refresh(self, module: LoraLayer, adapter: str, dtype: torch.dtype) -> None:
@@ -83,8 +91,10 @@ class PairVariant(LoraVariant):
         of_a, of_b = (factor.weight for factor in factors_of(module, adapter))
         self.factors = Factors(a.to(dtype), b.to(dtype), module.scaling[adapter], versions(of_a, of_b))
 
-    def _traced(self, module: LoraLayer, adapter: str, x: Tensor, result: Tensor, dtype: torch.dtype) -> Tensor:
+    def _traced(self, module: LoraLayer, adapter: str, x: Tensor, result: Tensor) -> Tensor:
         """The same in autograd's operations, which torch.compile can read and fuse."""
+        of_a, _ = factors_of(module, adapter)
+        dtype = product_dtype(x.device, self.dtype or of_a.weight.dtype)
         a, b = self.effective(module, adapter)
         hidden = module.scaling[adapter] * functional.linear(x.to(dtype), a.to(dtype))
         return (result + functional.linear(hidden, b.to(dtype))).to(result.dtype)
@@ -170,6 +180,7 @@ def compute_by(layer: LoraLayer, adapter: str, variant: PairVariant) -> None:
     variants[adapter] = variant
     if variant.inner is None:
         layer.cast_input_dtype_enabled = False  # the product casts, and keeps no copy
+        compute_together(layer, adapter)
 
 
 def variant_of(layer: LoraLayer, adapter: str) -> PairVariant | None:

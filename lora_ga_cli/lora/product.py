@@ -8,6 +8,7 @@ whatever the type of the products, so that sums over several passes are too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,8 @@ class AddProduct(torch.autograd.Function):
             factors: computed from the two parameters.
         """
         right, left = factors.right, factors.left
-        rows = _matrix(x, right.dtype)  # (tokens, d_in)
-        hidden = _times(rows, right.t(), factors.scaling)  # (tokens, k)
+        rows = as_matrix(x, right.dtype)  # (tokens, d_in)
+        hidden = scaled_product(rows, right.t(), factors.scaling)  # (tokens, k)
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, hidden if ctx.needs_input_grad[3] else None)
         # not saved as tensors: they are written again, with the same values, by a second forward pass
         ctx.factors, ctx.parameters, ctx.input = factors, (of_a, of_b), (x.dtype, x.shape)
@@ -75,33 +76,63 @@ class AddProduct(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         factors: Factors = ctx.factors
-        of_a, of_b = ctx.parameters
-        if factors.versions != (of_a._version, of_b._version):
-            raise RuntimeError("a LoRA factor changed between the forward and the backward pass")
         x, hidden = ctx.saved_tensors
-        right, left, rank = factors.right, factors.left, of_a.shape[0]
         input_dtype, input_shape = ctx.input
-        rows = _matrix(grad, left.dtype)  # (tokens, d_out)
-        grad_x = grad_a = grad_b = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            of_hidden = _times(rows, left, factors.scaling)  # (tokens, k)
+        rows = as_matrix(grad, factors.left.dtype)  # (tokens, d_out)
+        of_hidden, grad_a, grad_b = gradients_of_factors(
+            factors, ctx.parameters, rows, x, hidden, needed=ctx.needs_input_grad[1:4]
+        )
+        grad_x = None
         if ctx.needs_input_grad[1]:
-            grad_x = torch.mm(of_hidden, right).to(input_dtype).view(input_shape)
-        if ctx.needs_input_grad[2]:
-            if len(right) > rank:  # ΔA stands in both halves
-                of_hidden = of_hidden[:, :rank] + of_hidden[:, rank:]
-            grad_a = _product_in(of_a.dtype, of_hidden.t(), _matrix(x, right.dtype))  # (rank, d_in)
-        if ctx.needs_input_grad[3]:
-            grad_b = _product_in(of_b.dtype, rows.t(), hidden[:, :rank])  # (d_out, rank)
+            grad_x = torch.mm(of_hidden, factors.right).to(input_dtype).view(input_shape)
         return grad, grad_x, grad_a, grad_b, None
 
 
-def _matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
+def gradients_of_factors(
+    factors: Factors,
+    parameters: tuple[Tensor, Tensor],
+    rows: Tensor,
+    x: Tensor,
+    hidden: Tensor,
+    *,
+    needed: Sequence[bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the backward pass of a product needs, of which that of x is a part.
+
+    Args:
+        factors: those of the forward pass.
+        parameters: of A (rank, d_in) and of B (d_out, rank).
+        rows: the gradient of the layer's result, (tokens, d_out), in the type of the factors.
+        x: the layer's input (…, d_in); None where A needs no gradient.
+        hidden: ``s·right x``, (tokens, k); None where B needs no gradient.
+        needed: whether x, A and B need a gradient.
+
+    Returns:
+        The gradient of ``hidden`` times s, (tokens, k), whose product with ``right`` is the adapter's part of the
+        gradient of x; that of A (rank, d_in) and that of B (d_out, rank).
+    """
+    of_a, of_b = parameters
+    if factors.versions != (of_a._version, of_b._version):
+        raise RuntimeError("a LoRA factor changed between the forward and the backward pass")
+    rank = of_a.shape[0]
+    of_hidden, grad_a, grad_b = rows, None, None
+    if needed[0] or needed[1]:
+        of_hidden = scaled_product(rows, factors.left, factors.scaling)
+    if needed[1]:
+        # in the difference form ΔA stands in both halves
+        folded = of_hidden[:, :rank] + of_hidden[:, rank:] if len(factors.right) > rank else of_hidden
+        grad_a = _product_in(of_a.dtype, folded.t(), as_matrix(x, factors.right.dtype))
+    if needed[2]:
+        grad_b = _product_in(of_b.dtype, rows.t(), hidden[:, :rank])
+    return of_hidden, grad_a, grad_b
+
+
+def as_matrix(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` (…, d) as (tokens, d) in a type; a copy only where the type is another."""
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
-def _times(one: Tensor, other: Tensor, scaling: float) -> Tensor:
+def scaled_product(one: Tensor, other: Tensor, scaling: float) -> Tensor:
     """``scaling · one other``, by one operation."""
     product = one.new_empty(one.shape[0], other.shape[1])
     return product.addmm_(one, other, beta=0, alpha=scaling)
