@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
+from lora_ga_cli.files import read_json
 from lora_ga_cli.lora.difference import difference_form
 from lora_ga_cli.lora.experts import pack, unpack
 from lora_ga_cli.lora.layers import ADAPTER, base_targets, factor_keys, lora_layers
@@ -93,6 +94,12 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig) 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
+
+
+def adapts_parameters(folder: Path) -> bool:
+    """Whether a saved adapter changes parameters such as the weights of experts, and not linear layers alone."""
+    file = folder / CONFIG_FILE
+    return file.is_file() and bool(read_json(file).get("target_parameters"))
 
 
 def describe_ranks(config: LoraConfig, ranks: Mapping[str, int], scalings: Mapping[str, float]) -> None:

@@ -37,6 +37,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
     hub = "hub" in manifest["base_identity"]
     front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
     front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
+    served = not manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
     what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
     what = what if adapter else "A fine-tuned model"
     lines = [
@@ -51,7 +52,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(name, config, base, rank, manifest["label_names"], output),
+        *_use(name, config, base, rank if served else None, manifest["label_names"], output),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
         "versions, and `metrics.jsonl` holds every logged point.",
