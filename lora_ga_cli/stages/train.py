@@ -333,9 +333,7 @@ def _described(config: Config, size: int | None, run: RunFolder) -> str:
         text += f" of {output.size} {size}" + (f" ({detail})" if detail else "")
     text += f" for {config.model.path}; {output.loads_in} loads it"
     if run.manifest["adapts_parameters"]:
-        text += (
-            "; merge it to serve it, because servers such as vLLM may ignore, without a word, what it adds to experts"
-        )
+        text += "; merge it to serve it, because servers such as vLLM may ignore what it adds to experts"
     elif output.vllm and size is not None:
         served = served_rank(size)
         text += (
