@@ -121,7 +121,8 @@ def _describe_layers(
 ) -> None:
     """`describe_ranks` with the names by which PEFT finds these layers of a model."""
     names = peft_names(model.get_base_model(), base_targets(model))
-    describe_ranks(config, *({names[name]: value for name, value in of.items()} for of in (ranks, scalings)))
+    renamed = {names[name]: rank for name, rank in ranks.items()}
+    describe_ranks(config, renamed, {names[name]: scaling for name, scaling in scalings.items()})
 
 
 def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None) -> None:
@@ -149,7 +150,8 @@ def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None
 
 
 def _in_difference_form(model: PeftModel, init: LoraInit) -> dict[str, Tensor]:
-    tensors, keys = {}, factor_keys(model)
+    tensors: dict[str, Tensor] = {}
+    keys = factor_keys(model)
     for name, layer in lora_layers(model).items():
         factors = difference_form(*differences(layer), *init.factors[name])
         tensors |= zip(keys[name], (item.contiguous() for item in pack(layer, *factors)), strict=True)

@@ -146,8 +146,8 @@ def lora_ranks(model: nn.Module) -> list[int]:
     """The rank that trains in every layer (in every expert), read from the built layers."""
     ranks = []
     for layer in lora_layers(model).values():
-        factor = layer.lora_A[ADAPTER]
-        weight = factor if isinstance(factor, Tensor) else factor.weight
+        factor: Any = layer.lora_A[ADAPTER]
+        weight: Tensor = factor if isinstance(factor, Tensor) else factor.weight
         ranks.append(weight.shape[0] // max(experts_of(layer), 1))
     return ranks
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
-
-from lora_ga_cli.model.quantization import count_parameters
 
 
 def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -26,11 +24,6 @@ def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
             if parameter.dim() == 3 and parameter.shape[0] == count:
                 found[f"{name}.{parameter_name}"] = parameter
     return found
-
-
-def share_of(model: nn.Module, weights: Mapping[str, nn.Parameter]) -> float:
-    """The share of a model's parameters that some of its weights are, from 0 to 1."""
-    return sum(weight.numel() for weight in weights.values()) / count_parameters(model)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from lora_ga_cli.methods.base import Method
-from lora_ga_cli.model.experts import expert_weights, share_of
+from lora_ga_cli.model.experts import expert_weights
+from lora_ga_cli.model.quantization import count_parameters
 from lora_ga_cli.model.targets import ALL_LINEAR
 from lora_ga_cli.report.console import step, warn
 
@@ -28,9 +29,8 @@ def say_frozen_experts(method: Method, model: nn.Module) -> None:
     frozen = {name: weight for name, weight in expert_weights(model).items() if name not in adapted}
     if not frozen:
         return
-    text = (
-        f"experts stay as they are: {_endings(list(frozen))}, {share_of(model, frozen):.1%} of the model's parameters"
-    )
+    share = sum(weight.numel() for weight in frozen.values()) / count_parameters(model)
+    text = f"experts stay as they are: {_endings(list(frozen))}, {share:.1%} of the model's parameters"
     if config.target_modules == ALL_LINEAR and config.target_parameters is None:
         warn(f"{text}, because {method.expert_obstacle(config)}; target_parameters=[] says that this is meant")
     else:
