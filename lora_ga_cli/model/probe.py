@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import EqualityError
 from lora_ga_cli.model.losses import Batch
-from lora_ga_cli.model.tf32 import tf32_allowed
+from lora_ga_cli.model.tf32 import float32_products, tf32_allowed
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig
@@ -21,7 +21,10 @@ base model rounds differently from the original one, which is as large as the ro
 
 @torch.no_grad()
 def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits (…, classes or vocabulary) of a batch on the CPU in float32, in evaluation mode, padding left out."""
+    """Logits (…, classes or vocabulary) of a batch on the CPU in float32, in evaluation mode, padding left out.
+
+    Products of float32 matrices are not in TF32, whose rounding would hide a difference between two models or be one.
+    """
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -30,7 +33,8 @@ def probe_logits(model: nn.Module, batch: Batch) -> Tensor:
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):  # a decoder's input is made of labels
         inputs = {name: value for name, value in batch.items() if name != "labels"}
     try:
-        logits = model(**inputs).logits.float().cpu()
+        with float32_products():
+            logits = model(**inputs).logits.float().cpu()
     finally:
         model.train(training)
     labels, mask = batch["labels"].cpu(), batch["attention_mask"].cpu()
@@ -45,7 +49,8 @@ def rounding_type(config: ModelConfig) -> torch.dtype:
     """The type whose rounding error is allowed between two forms of a model.
 
     8-bit layers round their inputs to integers, so a difference in the last digit becomes as large as in bfloat16.
-    Where a GPU is allowed to multiply float32 matrices in TF32, their entries are rounded to float16's ten bits.
+    Where a GPU is allowed to multiply float32 matrices in TF32, their entries are rounded to float16's ten bits. The
+    logits are not computed so, but weights can be: those that the links of a chain were merged into.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     if dtype == torch.float32 and torch.cuda.is_available() and tf32_allowed():

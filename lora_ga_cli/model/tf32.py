@@ -30,6 +30,28 @@ def tf32_products(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
+@contextlib.contextmanager
+def float32_products() -> Iterator[None]:
+    """Has GPUs multiply float32 matrices in float32 inside the ``with`` block, however TF32 was allowed before: by
+    `tf32_products`, by torch's own switches, or by the variable ``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # as in `tf32_allowed`
+        newer = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = newer
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+
+
 def tf32_allowed() -> bool:
     """Whether a GPU may multiply float32 matrices in TF32, however that was set."""
     matmul = torch.backends.cuda.matmul

@@ -84,15 +84,26 @@ class LoragaTrainer(Trainer):
         self._count = functools.partial(count_labels, predicts_next=decoder)
         self._ahead: list[MicroBatch] | None = None  # the next step of the epoch, if it is read already
         self._steps: Iterator[Any] = iter(())
+        self._unwrapped: tuple[Any, Any] = (None, None)
+        self._in_training_mode = False
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
 
     @property
     def _model(self) -> PreTrainedModel | PeftModel:
         """The model itself, without the wrappers of several processes."""
-        model = self.accelerator.unwrap_model(self.model)
-        assert isinstance(model, PreTrainedModel | PeftModel)
+        wrapped, model = self._unwrapped
+        if wrapped is not self.model:  # unwrapping visits all modules, which takes milliseconds
+            model = self.accelerator.unwrap_model(self.model)
+            assert isinstance(model, PreTrainedModel | PeftModel)
+            self._unwrapped = self.model, model
         return model
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        """The parameters that train; the model itself would be searched for them."""
+        assert self.optimizer is not None
+        return [item for group in self.optimizer.param_groups for item in group["params"]]
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         """The configured optimizer, with the Trainer's groups of parameters, as the method changes them."""
@@ -168,6 +179,9 @@ class LoragaTrainer(Trainer):
             inputs: the micro-batches.
             num_items_in_batch: the items of the step, over all processes.
         """
+        if not (self._in_training_mode and model.training):  # once, and after each evaluation
+            model.train()
+            self._in_training_mode = True
         while True:
             losses, full = self._passes(model, inputs, num_items_in_batch)
             if full is None:
@@ -219,7 +233,10 @@ class LoragaTrainer(Trainer):
         inputs = batch.inputs | {SHARE: self._share(batch, items)}
         if speed_of(self._model).chunked_loss:
             inputs["num_labelled"] = batch.items or batch.inputs["labels"].numel()  # or the device would be waited for
-        loss = super().training_step(model, inputs, items)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=items)
+        self.accelerator.backward(loss)
+        loss = loss.detach()
         with self.accelerator.autocast():  # in the precision in which the model added it
             penalty = self.method.penalty(self._model)
         # the penalty trains, but the reported loss is that of the rows, as with other methods
@@ -260,8 +277,8 @@ class LoragaTrainer(Trainer):
         are padded or kept apart by a mask, and for fp16's loss scaler.
         """
         # fp16's gradients are scaled, and often infinite: the loss scaler skips such steps itself
-        parameters = [] if self.args.fp16 else [item for item in self._model.parameters() if item.grad is not None]
-        norm = get_total_norm([item.grad for item in parameters if item.grad is not None]) if parameters else loss
+        grads = [] if self.args.fp16 else [item.grad for item in self._trained if item.grad is not None]
+        norm = get_total_norm(grads) if grads else loss
         if bool(torch.stack([loss.isfinite(), norm.isfinite()]).all()):
             return
         step = self.state.global_step + 1
@@ -270,6 +287,10 @@ class LoragaTrainer(Trainer):
         for name, item in self._model.named_parameters():
             if item.grad is not None and not item.grad.isfinite().all():
                 self._stop(f"the gradient of {name} is not finite at step {step}, so training stopped before it")
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clips the norm of all gradients together, of the parameters that train."""
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _stop(self, why: str) -> NoReturn:
         kept = last_complete(Path(str(self.args.output_dir)), lambda _: None)

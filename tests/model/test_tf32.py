@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from lora_ga_cli.model.tf32 import tf32_products
+from lora_ga_cli.model.probe import probe_logits
+from lora_ga_cli.model.tf32 import float32_products, tf32_products
 from lora_ga_cli.stages import inputs
 from lora_ga_cli.stages import train as training
+from tests.conftest import build_batch, build_model
 from tests.helpers import Arguments, Loraga
 
 MATMUL = torch.backends.cuda.matmul
@@ -17,9 +22,9 @@ MATMUL = torch.backends.cuda.matmul
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    before = MATMUL.allow_tf32
+    before = torch.get_float32_matmul_precision()
     yield
-    MATMUL.allow_tf32 = before
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -36,6 +41,40 @@ def test_the_switch_is_put_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="stopped"), tf32_products(True):
         raise RuntimeError("stopped")
     assert not MATMUL.allow_tf32
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+def test_models_are_compared_by_products_in_float32(before: str) -> None:
+    seen = []
+    model, batch = build_model("llama"), build_batch("llama")
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision(before)
+    probe_logits(model, batch)
+    assert seen == ["highest"]
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(RuntimeError, match="stopped"), float32_products():
+        raise RuntimeError("stopped")
+    assert torch.get_float32_matmul_precision() == before
+
+
+_NEWER_SWITCH = """
+import torch
+from lora_ga_cli.model.tf32 import float32_products, tf32_allowed
+assert tf32_allowed()  # by the variable of the environment
+with float32_products():
+    assert not tf32_allowed()
+assert tf32_allowed()
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+with float32_products():
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+assert torch.backends.cuda.matmul.fp32_precision == "tf32" and tf32_allowed()
+"""
+
+
+@pytest.mark.skipif(not hasattr(MATMUL, "fp32_precision"), reason="this torch has the older switch only")
+def test_products_are_in_float32_whichever_way_tf32_was_allowed() -> None:
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}  # torch reads it once, when it is imported
+    subprocess.run([sys.executable, "-c", _NEWER_SWITCH], check=True, env=environment)
 
 
 @pytest.mark.parametrize("allowed", [False, True])
