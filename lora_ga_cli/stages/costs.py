@@ -60,8 +60,10 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     every = config.trainer.gradient_checkpointing_every if checkpointing else 0
     kept = activation_bytes(base, rows, tokens, task=task, checkpoint_every=every, speed=speed)
     shapes = [layer.shape for target in targets.values() for layer in target.layers]
+    element = next(base.parameters()).element_size()
+    # the gradient of one parameter of experts at a time, and a copy of it in float32
+    kept += (element + 4) * max((item.weight.numel() for item in targets.values() if not item.is_module), default=0)
     if options.estimator == "sketch":
-        element = next(base.parameters()).element_size()
         limit = queue_bytes(inputs.device, checkpointed=checkpointing)
         capacity = capacity_for(method_of(config).largest_rank, options.capacity)
         states, waiting = sketch_bytes(shapes, capacity, rows * tokens, element, limit=limit)
