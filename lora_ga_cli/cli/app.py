@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -67,7 +66,6 @@ app.add_typer(cache.app, name="cache")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, 130 when interrupted."""
     State.debug = False
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # recommends kernels from a hub when PEFT imports it
     try:
         app(list(arguments) if arguments is not None else None, prog_name="loraga")
     except SystemExit as done:

@@ -114,8 +114,9 @@ class ModelConfig(Section):
     shard: bool = False
     """Distribute the base model's weights over the processes of a run (FSDP2). Each process gathers a block only while
     it computes with it, so that the base model may be larger than the memory of one device."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation of transformers that is used."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """The attention implementation of transformers that is used. Null: transformers chooses one that the model has,
+    ``sdpa`` where it can."""
     tokenizer: str | None = None
     """A tokenizer to use instead of the model's: its name on the hub, or a local folder."""
     num_labels: Positive | None = None

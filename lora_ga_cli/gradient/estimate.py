@@ -63,7 +63,8 @@ def estimate_gradients(
 
     Raises:
         TargetError: see `find_targets`.
-        GradientError: no batch, no label, a loss or gradient that is not finite, a layer without gradient.
+        GradientError: no batch, no label, a loss or gradient that is not finite, a layer without gradient (but an
+            expert that no token was routed to is only listed, in ``info["unreached"]``).
     """
     estimator = estimator or SketchEstimator()
     targets = find_targets(model, target_modules, target_parameters)
@@ -93,8 +94,7 @@ def estimate_gradients(
         "dtype": str(getattr(model, "dtype", next(model.parameters()).dtype)).removeprefix("torch."),
     }
     layers = [layer.name for target in targets.values() for layer in target.layers]
-    if unreached := [name for name in layers if name not in factors]:
-        info["unreached"] = unreached
+    info["unreached"] = [name for name in layers if name not in factors]
     return GradientArtifact(factors=factors, capacity=capacity, info=info)
 
 

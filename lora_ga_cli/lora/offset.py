@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,14 @@ class LoraInit:
         offset: ``base`` or ``adapter``, see the module; or ``none``: nothing is subtracted. A and B train.
         installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights;
             with ``none`` empty, because the factors go with any weights).
+        as_lora: why a layer begins as LoRA does (`plain_pair`) and not as the method says, by name; not saved.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scalings: Mapping[str, float]
     offset: str = "base"
     installed_base: str = ""
+    as_lora: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -102,11 +104,14 @@ def choose_offset(model: PeftModel, offset: str) -> str:
     return "base" if exact else "adapter"
 
 
-def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraInit:
+def compute_init(
+    model: PeftModel, pair: InitialPair, *, offset: str, as_lora: Mapping[str, str] | None = None
+) -> LoraInit:
     """The initial factors of every layer. The model is not changed.
 
     Args:
         pair: gives A0 (rank, d_in) and B0 (d_out, rank) of a layer.
+        as_lora: layers that begin as LoRA does instead, by name, with the reason.
         offset: ``base``, ``adapter``, ``auto`` or ``none``.
 
     Raises:
@@ -122,12 +127,23 @@ def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraIni
                 f"{name} has a LoRA bias, which cannot be initialized: make the adapter without lora_bias"
             )
     scalings = {name: layer.scaling[ADAPTER] for name, layer in layers.items()}
+    as_lora = as_lora or {}
     factors = {}
     for name, target in base_targets(model).items():
+        if name in as_lora:
+            factors[name] = plain_pair(layers[name])
+            continue
         rank, scaling = layers[name].r[ADAPTER], scalings[name]
         pairs = [pair(layer.name, layer, rank, scaling) for layer in target.layers]
         factors[name] = _stacked(pairs) if target.experts else pairs[0]
-    return LoraInit(factors, scalings, offset)
+    return LoraInit(factors, scalings, offset, as_lora=as_lora)
+
+
+def plain_pair(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """Initial factors as LoRA has them: A (rank, d_in) as PEFT drew it, B (d_out, rank) zero, or those of all experts;
+    float32 on the CPU."""
+    a0, b0 = differences(layer)
+    return a0, torch.zeros_like(b0)
 
 
 def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

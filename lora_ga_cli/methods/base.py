@@ -27,6 +27,7 @@ from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.lora.peft_targets import without_false_warnings
 from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
+from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -202,6 +203,11 @@ class Method:
         """The largest rank of a layer that the gradient has to serve."""
         return self.config.largest_rank
 
+    @property
+    def names_targets(self) -> bool:
+        """Whether the user named the layers, in contrast to all linear ones."""
+        return self.config.target_modules != ALL_LINEAR
+
     def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
         """The rank of every layer that the gradient has to serve, by full name; a layer must have room for
         `gradient_vectors` times as many singular vectors."""
@@ -227,6 +233,10 @@ class Method:
             TargetError: as `find_targets`.
         """
         return find_targets(model, self.config.target_modules, self.target_parameters)
+
+    def left_out(self, model: nn.Module) -> dict[str, str]:
+        """The linear layers that ``target_modules=all-linear`` leaves out, by full name, with the reason."""
+        return {} if self.names_targets else unadaptable(model)
 
     @classmethod
     def shared_options(cls, config: Config) -> frozenset[str]:

@@ -31,7 +31,7 @@ from lora_ga_cli.methods.lora import Lora
 from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.methods.zero_init import ZeroInitLora, ZeroInitOptions
-from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.model.targets import Target
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.registry import METHODS
 
@@ -151,7 +151,7 @@ class Chain(Lora):
         return {name: rank for name, rank in ranks.items() if name in drawn}
 
     def largest_link(self, model: PreTrainedModel, links: Sequence[Link]) -> Link:
-        targets = find_targets(model, self.config.target_modules)
+        targets = self.targets(model)
 
         def trained(link: Link) -> int:
             frozen, count = self.frozen(link), 0

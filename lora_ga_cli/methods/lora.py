@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
-from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, prepare_empty, present_factors, train_directly
 from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets, without_false_warnings
 from lora_ga_cli.methods.base import (
@@ -39,7 +40,7 @@ from lora_ga_cli.methods.rank_allocation import (
     allocation_faults,
     describe_ranks_of,
 )
-from lora_ga_cli.model.targets import Target, configured_ranks, new_modules
+from lora_ga_cli.model.targets import Target, configured_ranks, find_targets, new_modules, small_layers
 from lora_ga_cli.registry import OPTIMIZERS
 
 
@@ -119,6 +120,25 @@ class Lora(Method):
             return "PEFT changes their modules in every pass, for which trainer.compile=true would compile them again"
         return ""
 
+    def targets(self, model: nn.Module) -> dict[str, Target]:
+        left_out = self.left_out(model)
+        return {name: target for name, target in super().targets(model).items() if name not in left_out}
+
+    def left_out(self, model: nn.Module) -> dict[str, str]:
+        found, obstacle = super().left_out(model), self.parameter_obstacle
+        if obstacle and not self.names_targets:
+            linear = find_targets(model, self.config.target_modules)
+            why = f"PEFT takes this name for that of experts, so that it is adapted as a parameter, and {obstacle}"
+            found |= dict.fromkeys(by_parameter(model, linear), why)
+        return found
+
+    @property
+    def parameter_obstacle(self) -> str:
+        """Why linear layers cannot be adapted as parameters, in a few words; empty if they can."""
+        if not self.adapts_parameters:
+            return f"method {self.config.method.name} does more than PEFT does for parameters"
+        return parameter_obstacle(self.config)
+
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         """What ranks and initial factors are computed from, of the model before it has an adapter; None for nothing.
 
@@ -174,6 +194,10 @@ class Lora(Method):
         """
         return None
 
+    def without_directions(self, model: PeftModel, source: GradientArtifact) -> dict[str, str]:
+        """The layers for which the gradient has too few directions, or none; they begin as LoRA does."""
+        return without_directions(model, source, vectors=self.gradient_vectors, named=self.names_targets)
+
     def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """The alpha of layers where it is not ``alpha``, by full name."""
         return {}
@@ -225,7 +249,7 @@ class Lora(Method):
         Raises:
             TargetError
         """
-        obstacle = parameter_obstacle(self.config) if self.adapts_parameters else f"{self.config.method.name} cannot"
+        obstacle = self.parameter_obstacle
         names = sorted({name.rsplit(".", 1)[-1] for name, target in targets.items() if target.is_module})
         if names and obstacle:
             raise TargetError(
@@ -282,6 +306,23 @@ def parameter_obstacle(config: Config) -> str:
     if config.adapter_dropout > 0:
         return "PEFT has no dropout for the adapters of parameters (adapter_dropout=0)"
     return ""
+
+
+def without_directions(model: PeftModel, artifact: GradientArtifact, *, vectors: int, named: bool) -> dict[str, str]:
+    """The layers that cannot begin along the gradient, by name, with the reason.
+
+    Args:
+        vectors: singular vectors that a rank takes.
+        named: whether the user named the layers; then one that is too small is an error.
+
+    Raises:
+        TargetError: as `small_layers`.
+    """
+    ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
+    shapes = {name: target.shape for name, target in base_targets(model).items()}
+    small = small_layers(shapes, ranks, vectors=vectors, named=named)
+    reasons = dict.fromkeys(small, "too small for the rank's directions")
+    return reasons | dict.fromkeys(artifact.unreached & set(ranks), "no sampled row reached them")
 
 
 def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:

@@ -21,9 +21,10 @@ from lora_ga_cli.lora.layers import ADAPTER, base_targets, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
 from lora_ga_cli.lora.sketches import draw_factor
 from lora_ga_cli.methods.base import InitData, Link, link_seed
+from lora_ga_cli.methods.lora import without_directions
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
 from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_ranks
+from lora_ga_cli.model.targets import Target
 from lora_ga_cli.registry import METHODS
 
 
@@ -83,6 +84,7 @@ class LoraGA(NonzeroInit):
             gamma=options.gamma,
             offset=self.offset,
             seed=seed,
+            named=self.names_targets,
         )
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
@@ -130,20 +132,32 @@ def initialize(
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    init = gradient_init(model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed)
+    init = gradient_init(
+        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, named=True
+    )
     return install(model, init)
 
 
 def gradient_init(
-    model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, offset: str, seed: int
+    model: PeftModel,
+    artifact: GradientArtifact,
+    *,
+    direction: str,
+    scale: str,
+    gamma: float,
+    offset: str,
+    seed: int,
+    named: bool,
 ) -> LoraInit:
-    """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`."""
+    """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`.
+
+    Args:
+        named: whether the user named the layers; else a few may be too small for the rank, and begin as LoRA does.
+    """
     layers = lora_layers(model)
-    ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
-    targets = base_targets(model)
-    names = {layer.name for target in targets.values() for layer in target.layers}
-    artifact.check_serves(names - artifact.unreached, max(ranks.values(), default=1))
-    check_ranks({name: target.shape for name, target in targets.items()}, ranks, vectors=2)
+    names = {layer.name for target in base_targets(model).values() for layer in target.layers}
+    artifact.check_serves(names, max((layer.r[ADAPTER] for layer in layers.values()), default=1))
+    as_lora = without_directions(model, artifact, vectors=2, named=named)
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         if name in artifact.unreached:
@@ -157,7 +171,7 @@ def gradient_init(
             artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)
         )
 
-    return compute_init(model, pair, offset=offset)
+    return compute_init(model, pair, offset=offset, as_lora=as_lora)
 
 
 def _factor(target: Target, rank: int, scaling: float, scale: str, gamma: float) -> float:

@@ -18,7 +18,7 @@ from lora_ga_cli.errors import ModelError, suggest
 from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import disable_cpu_repacking, loading_arguments
-from lora_ga_cli.model.targets import CLASSIFIER_HEADS
+from lora_ga_cli.model.targets import classifier_heads
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig, Task
@@ -124,8 +124,8 @@ def load_model(
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
-    model.newly_initialized = sorted({_new_module(key) for key in info["missing_keys"]})
-    missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
+    model.newly_initialized = sorted({_new_module(model, key) for key in info["missing_keys"]})
+    missing = [key for key in info["missing_keys"] if not _in_new_head(model, key)]
     if missing:
         raise ModelError(
             f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
@@ -139,10 +139,10 @@ def load_model(
     return model.eval()
 
 
-def _new_module(key: str) -> str:
+def _new_module(model: PreTrainedModel, key: str) -> str:
     """The module that a new weight belongs to; for a head the outermost one, which trains and is saved in full."""
     first = key.split(".")[0]
-    return first if first in CLASSIFIER_HEADS else key.rpartition(".")[0]
+    return first if first in classifier_heads(model) else key.rpartition(".")[0]
 
 
 def _sharding(shards: int) -> Any:
@@ -172,7 +172,7 @@ def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTraine
     else:
         bare = f"{model.base_model_prefix}."
         missing = [key for key in model.state_dict() if not {key, key.removeprefix(bare)} & stored]
-    new = {_new_module(key) for key in missing if _in_new_head(config, key)}
+    new = {_new_module(model, key) for key in missing if _in_new_head(model, key)}
     model.newly_initialized = sorted(new)  # type: ignore[assignment]
     return model
 
@@ -194,10 +194,10 @@ def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
 
 
 def max_positions(settings: PreTrainedConfig) -> int | None:
-    """The longest input, in tokens, that the model has positions for; None if positions are relative (T5)."""
+    """The longest input, in tokens, that the model has positions for; None if positions are relative (T5, XLNet)."""
     limit = getattr(settings, "max_position_embeddings", None)
-    if limit is None or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
-        return None
+    if limit is None or limit <= 0 or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return None  # XLNet states -1
     if settings.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         return int(limit) - 1 - settings.pad_token_id  # positions begin after the padding index
     return int(limit)
@@ -227,10 +227,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _in_new_head(config: ModelConfig, key: str) -> bool:
-    return config.task == "sequence_classification" and (
-        key.split(".")[0] in (*CLASSIFIER_HEADS, "pre_classifier") or ".pooler." in f".{key}"
-    )
+def _in_new_head(model: PreTrainedModel, key: str) -> bool:
+    heads = classifier_heads(model)
+    return key.split(".")[0] in heads or bool(heads and ".pooler." in f".{key}")
 
 
 class _as_model_error:
@@ -250,6 +249,8 @@ class _as_model_error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         place = self.source.path if self.source.local else f"{self.source.path} (on the hub)"
         reason = lines[0] if lines else type(error).__name__
-        if "scaled_dot_product_attention" in str(error) or "Flash" in str(error):
-            reason += "; try model.attention=eager"
+        if "scaled_dot_product_attention" in reason:
+            reason = f"{reason.split()[0]} has no attention of this kind; leave model.attention out"
+        elif "Flash" in str(error):
+            reason += "; leave model.attention out"
         raise ModelError(f"cannot load the {self.what} of {place}: {reason}") from error

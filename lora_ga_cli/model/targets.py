@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, suggest
 from lora_ga_cli.model.experts import expert_weights
+from lora_ga_cli.model.unadaptable import unadaptable
 
 ALL_LINEAR = "all-linear"
 ALL_EXPERTS = "all-experts"
-CLASSIFIER_HEADS = ("classifier", "score")
-"""Names of the heads that transformers puts on a sequence classifier. They train in full, together with the adapter."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,22 @@ def find_targets(
 
     Args:
         model: any module; `nn.Linear` and transformers' `Conv1D` can be targets.
-        target_modules: ``all-linear`` (every linear layer but output and classifier heads), a list whose entries
-            are full names or endings (``q_proj``), or a regular expression that matches full names.
+        target_modules: ``all-linear`` (every linear layer but output and classifier heads and those that are
+            `unadaptable`), a list whose entries are full names or endings (``q_proj``), or a regular expression that
+            matches full names.
         target_parameters: ``all-experts`` (the weights of all experts, of which a model may have none), or a list whose
             entries are full names or endings of parameters (``experts.down_proj``).
 
     Raises:
-        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another module.
+        TargetError: an entry matches nothing or something that cannot be adapted; a weight is shared with another
+            module.
     """
     parameters = _parameters(model, target_parameters)
     modules = dict(model.named_modules())
     linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     if target_modules == ALL_LINEAR:
-        heads = _head_names(model)
-        chosen = {name: target for name, target in linear.items() if name not in heads}
+        left_out = _head_names(model) | set(unadaptable(model))
+        chosen = {name: target for name, target in linear.items() if name not in left_out}
         if not chosen:
             raise TargetError(f"target_modules=all-linear: {type(model).__name__} has no linear layer besides its head")
     elif isinstance(target_modules, str):
@@ -145,14 +147,27 @@ def find_targets(
         chosen = _matching_names(modules, linear, target_modules)
     else:  # PEFT's way to adapt parameters alone
         chosen = {}
+    if target_modules != ALL_LINEAR:
+        _refuse_unadaptable(model, chosen)
     chosen |= parameters
     _refuse_shared(model, chosen)
     return chosen
 
 
 def new_modules(model: nn.Module) -> list[str]:
-    """The modules that the model's files have no weights for, as `load_model` lists them; they train in full."""
-    return list(getattr(model, "newly_initialized", []))
+    """The modules that train in full, together with the adapter: those that the model's files have no weights for, as
+    `load_model` lists them, and the head of a sequence classifier."""
+    return sorted({*getattr(model, "newly_initialized", []), *classifier_heads(model)})
+
+
+def classifier_heads(model: nn.Module) -> list[str]:
+    """The modules that a sequence classifier of transformers has beside its base model; empty for other models."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return []
+    base = getattr(model, "base_model_prefix", "")
+    return [
+        name for name, child in model.named_children() if name != base and next(child.parameters(), None) is not None
+    ]
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
@@ -178,19 +193,34 @@ def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -
     )
 
 
-def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int) -> None:
-    """Checks that every layer has enough singular vectors for its rank.
+def small_layers(
+    shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int, named: bool
+) -> set[str]:
+    """The layers that have too few singular vectors for their rank, such as a gate with one output.
+
+    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones have
+    half of the weights, the rank is too large.
 
     Args:
         shapes: (d_out, d_in) by layer.
         ranks: by layer.
         vectors: singular vectors that the initialization needs, as a multiple of the rank: 2 for LoRA-GA.
+        named: whether the user named the layers.
 
     Raises:
         TargetError: as `check_rank`.
     """
+    small = sorted(
+        (name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]),
+        key=lambda name: min(shapes[name]),
+    )
+    weights = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    shares = accumulate(weights[name] / sum(weights.values()) for name in small)
+    spared = {name for name, share in zip(small, shares, strict=True) if share < 0.5 and not named}
+    shapes = {name: shape for name, shape in shapes.items() if name not in spared}
     for rank in sorted(set(ranks.values())):
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
+    return spared
 
 
 def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
@@ -245,8 +275,7 @@ def _head_names(model: nn.Module) -> set[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     heads = {name for name, module in model.named_modules() if output is not None and module is output}
-    heads |= set(new_modules(model))
-    for head in CLASSIFIER_HEADS:
+    for head in new_modules(model):
         heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
     return heads
 
@@ -318,6 +347,12 @@ def _parameter(model: nn.Module, name: str) -> Target:
     """A parameter by its full name, whatever module has it."""
     module_name, _, parameter = name.rpartition(".")
     return Target(name, model.get_submodule(module_name), parameter)
+
+
+def _refuse_unadaptable(model: nn.Module, targets: Mapping[str, Target]) -> None:
+    for name, reason in unadaptable(model).items():
+        if name in targets:
+            raise TargetError(f"{name}: {reason}; leave {name.rsplit('.', 1)[-1]} out of target_modules")
 
 
 def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import ModelError
 from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import links_of, method_of
@@ -161,7 +162,10 @@ def _tokens_that_fit(inputs: Inputs, training: Training, *, flatten: bool, loade
     longest = max(lengths)
     rows = 1 if flatten else 4
     unmasked = replace(training, speed=replace(training.speed, block_mask=False))
-    small, large = (unmasked.memory(rows, columns).activations for columns in (longest, 2 * longest))
+    try:
+        small, large = (unmasked.memory(rows, columns).activations for columns in (longest, 2 * longest))
+    except Unsupported as reason:
+        raise ModelError(f"trainer.max_tokens=auto does not work here: {reason}; give a number of tokens") from None
     by_token = max(1.0, (large - small) / (rows * longest))
     by_pair = mask_bytes(1, training.model) if training.speed.block_mask else 0
     available = _free_bytes(inputs.device, training.weights if loaded else 0)

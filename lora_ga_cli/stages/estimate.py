@@ -25,7 +25,7 @@ from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.speed import speed_of
-from lora_ga_cli.model.targets import Target, check_ranks
+from lora_ga_cli.model.targets import Target, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import number, step, warn
@@ -80,7 +80,8 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     method = method_of(config)
     targets = method.targets(empty)
     shapes = {name: target.shape for name, target in targets.items()}
-    check_ranks(shapes, method.gradient_ranks(targets), vectors=method.gradient_vectors)
+    ranks = method.gradient_ranks(targets)
+    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=method.names_targets)
     rows = sample(inputs)
     identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:

@@ -159,9 +159,11 @@ def test_ranks_of_experts_and_layers_may_differ(
     assert float((adapted - before).abs().max()) > 1e-3
 
 
-def test_linear_layers_that_peft_adapts_as_parameters_are_refused_for_a_method_that_needs_more(
+def test_linear_layers_that_peft_adapts_as_parameters_are_left_out_where_a_method_needs_more(
     loraga: Loraga, short: Arguments
 ) -> None:
-    out = loraga("init", *short("deepseek", "method=dora"), code=2)
-    assert "PEFT adapts down_proj, gate_proj, up_proj as parameters" in out
-    loraga("init", *short("deepseek", "method=dora", WITHOUT_GATE))
+    out = loraga("init", *short("deepseek", "method=dora"))
+    assert "PEFT has no DoRA for parameters (method.use_dora=false): " in out
+    assert "gate_proj" in out
+    out = loraga("init", *short("deepseek", "method=dora", "target_modules=[gate_proj]"), code=2)
+    assert "PEFT adapts gate_proj as parameters" in out

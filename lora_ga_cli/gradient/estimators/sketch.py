@@ -215,12 +215,15 @@ class SketchEstimator:
     @torch.no_grad()
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
         zero = {name for batch in self._batches for name in batch.layers_with_zero_gradient()}
-        # of experts, some may have no gradient, and all of a parameter may not
+        # of the experts in one parameter, some may have no gradient, and all of them may not
         without = {name for experts in self._experts if not experts <= zero for name in experts & zero}
+        unreached = {name for batch in self._batches for name in batch.layers_without_gradient()} - without
         refuse_unreached_layers(
-            [name for batch in self._batches for name in batch.layers_without_gradient() if name not in without],
+            unreached,
+            [name for name in self._position if name not in without],
             "the loss does not depend on it, or the model uses its weight without calling it (then gradient=exact)",
         )
+        without |= unreached
         refuse_zero_gradients([name for name in self._position if name in zero - without])
         factors: dict[str, Factors] = {}
         eigen = eigenvectors([batch.scaled_side for batch in self._batches])
