@@ -225,7 +225,7 @@ def sizes_of_stacks(model: nn.Module) -> dict[str, int]:
         f"{module_name}.{name}": parameter.numel()
         for module_name, module in model.named_modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d)
+        if sum(size > 1 for size in parameter.shape) == 3 and not isinstance(module, nn.Conv1d)
     }
 
 
