@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
+from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets.arrow_dataset import Dataset
 
     from lora_ga_cli.config.schema import DatasetConfig
@@ -38,6 +43,7 @@ class Builder:
         lookup: the source's name of each column, by its name after renaming.
         config: lengths, and what happens to bad and long rows.
         max_positions: tokens the model can take, if there is a limit.
+        folder: where tokenized rows are written when they become many; None keeps all of them in memory.
     """
 
     name: str
@@ -46,6 +52,7 @@ class Builder:
     lookup: dict[str, str]
     config: DatasetConfig
     max_positions: int | None = None
+    folder: Path | None = None
 
     def build(self, order: Sequence[int], limit: int | None, malformed: int = 0) -> Split:
         """The first ``limit`` examples of the rows in ``order``; rows that are skipped do not count.
@@ -60,7 +67,9 @@ class Builder:
         self._truncated = 0
         self._longest = 0
         self._bad = RowFaults(self.source.name)
-        batches: list[Dataset] = []
+        self._kept = array("q")
+        self._faulty: set[int] = set()
+        spool = Spool(self.folder)
         kept = position = 0
         # a faulty row counts for `limit`: no other row is drawn in its place, since the run ends anyway
         while position < len(order) and (limit is None or kept + len(self._bad) < limit):
@@ -70,21 +79,22 @@ class Builder:
             rows = [example.row for example in self._examples(indices)]
             kept += len(rows)
             if rows and not len(self._bad):
-                batches.append(self._stored(rows))
+                spool.add(self._stored(rows))
         if len(self._bad):
             raise DataError(self._bad.faults(self._hints()))
-        if not batches:
+        if not kept:
             reasons = "; ".join(f"{count:,} skipped: {reason}" for reason, count in self._skipped.items() if count)
             raise DataError(
                 [Fault(self.source.name, f"no row is left for {self.name}{f' ({reasons})' if reasons else ''}")]
             )
         return Split(
             self.name,
-            _joined(batches),
+            _dataset(spool.finish()),
             {reason: count for reason, count in self._skipped.items() if count},
             self._truncated,
             self.form,
             self.source.name,
+            notes=[*self.source.notes, *self._shares()],
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
@@ -106,6 +116,7 @@ class Builder:
                 parts.append(part)
         for index, example in zip(places, self.form.tokenize(parts), strict=True):
             if (fitting := self._fitting(index, example)) is not None:
+                self._kept.append(index)
                 yield fitting
 
     def _fitting(self, index: int, example: Example) -> Example | None:
@@ -115,7 +126,7 @@ class Builder:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
                 what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
-                self._bad.add("long", self.source.where(index), what)
+                self._fault("long", index, what)
                 return None
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
@@ -133,7 +144,18 @@ class Builder:
         if self.config.on_bad_row == "skip":
             self._skipped[kind] += 1
         else:
-            self._bad.add(kind, self.source.where(index), what)
+            self._fault(kind, index, what)
+
+    def _fault(self, kind: str, index: int, what: str) -> None:
+        if isinstance(self.source, Mixture):  # which may give a row several times
+            if index in self._faulty:
+                return
+            self._faulty.add(index)
+        self._bad.add(kind, self.source.where(index), what, index)
+
+    def _shares(self) -> list[str]:
+        """How many rows come from each source."""
+        return self.source.shares(self._kept) if isinstance(self.source, Mixture) else []
 
     def _hints(self) -> dict[str, str]:
         ways = "dataset.on_long_row=skip or truncate"
@@ -141,12 +163,13 @@ class Builder:
             ways = f"dataset.max_length={self._longest} takes all of them, or {ways}"
         return {MALFORMED: FIX_ROWS, NOTHING_LEFT: FIX_ROWS, "long": ways}
 
-    def _stored(self, rows: list[dict[str, Any]]) -> Dataset:
+    def _stored(self, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
         from datasets.arrow_dataset import Dataset
 
         columns = {name: [row[name] for row in rows] for name in self.form.features}
-        return Dataset.from_dict(columns, features=self.form.features)
+        batches: list[pa.RecordBatch] = Dataset.from_dict(columns, features=self.form.features).data.to_batches()
+        return batches
 
 
 def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
@@ -158,7 +181,8 @@ def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
     return columns
 
 
-def _joined(batches: list[Dataset]) -> Dataset:
-    from datasets.combine import concatenate_datasets
+def _dataset(batches: Sequence[pa.RecordBatch]) -> Dataset:
+    import pyarrow as pa
+    from datasets.arrow_dataset import Dataset
 
-    return batches[0] if len(batches) == 1 else concatenate_datasets(batches)
+    return Dataset(pa.Table.from_batches(batches))

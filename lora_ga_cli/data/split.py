@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lora_ga_cli.data.identity import rows_hash
 
@@ -31,6 +33,7 @@ class Split:
         form: what made the rows; it collates and shows them.
         source: the file, or the hub data set and its split, for people.
         reused: whether the rows were tokenized by an earlier run and read from the cache.
+        notes: what a user should know about how the rows were read, a line each.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Split:
     form: Form
     source: str = ""
     reused: bool = False
+    notes: Sequence[str] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -52,10 +56,10 @@ class Split:
 
     def summary(self) -> str:
         """One line for people: rows, tokens, and how many rows were skipped or truncated."""
-        lengths = self.rows["length"][:]
+        lengths = np.sort(self.rows.select_columns(["length"]).with_format("numpy")["length"][:])
         rows = "row" if len(lengths) == 1 else "rows"
-        middle = statistics.median_low(lengths)
-        line = f"{self.name}: {len(lengths):,} {rows}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
+        middle = lengths[(len(lengths) - 1) // 2]
+        line = f"{self.name}: {len(lengths):,} {rows}, {lengths[0]:,} to {lengths[-1]:,} tokens (median {middle:,})"
         for reason, count in self.skipped.items():
             line += f"; {count:,} skipped: {reason}"
         line += f"; {self.truncated:,} truncated" if self.truncated else ""

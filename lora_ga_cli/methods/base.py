@@ -161,7 +161,7 @@ class Method:
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     uses: ClassVar[frozenset[str]] = frozenset()
     """Options outside the section ``method`` that have an effect with this method: ``rank``, ``alpha``,
-    ``target_modules``, ``target_parameters``, ``rank_pattern``, ``adapter_dropout``."""
+    ``target_modules``, ``target_parameters``, ``rank_pattern``, ``adapter_dropout``, ``new_tokens`` (of ``model``)."""
     adapts_experts: ClassVar[bool] = False
     """Whether it can put an adapter on the weights of experts, which are parameters and no linear layers."""
     peft_type: ClassVar[str] = ""
@@ -250,6 +250,16 @@ class Method:
 
     def check_steps(self, steps: int) -> None:
         """Refuses a run of too few optimizer steps.
+
+        Raises:
+            TargetError
+        """
+
+    def check_model(self, empty: Callable[[], PreTrainedModel]) -> None:
+        """Refuses a base that the options do not fit, before its weights are loaded.
+
+        Args:
+            empty: makes the base without weights.
 
         Raises:
             TargetError

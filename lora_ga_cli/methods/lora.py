@@ -3,7 +3,7 @@ magnitudes, LoRA+'s learning rates, and the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +17,14 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.beside import (
+    Beside,
+    embedding_parameters,
+    find_beside,
+    finish,
+    saved_modules,
+    trained_rows,
+)
 from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
@@ -53,6 +61,13 @@ class LoraOptions(RankAllocationOptions):
     """Also train a magnitude for every output of a target (DoRA, arXiv 2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """The learning rate of B divided by that of A (LoRA+, arXiv 2402.12354)."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules that train completely beside the adapter and are saved with it, by name or ending:
+    ``[embed_tokens, lm_head]``. Modules that share a weight with one of them train as one with it."""
+    trainable_token_indices: list[int | str] = Field(default_factory=list)
+    """Tokens whose rows of the embeddings train while all other rows stay as they are: numbers, or texts that are one
+    token each. Rows of an output head that is not tied to the embeddings train too. ``model.new_tokens`` need not be
+    named."""
 
 
 class Lora(Method):
@@ -64,7 +79,9 @@ class Lora(Method):
     trains_pairs = True
     adapts_parameters: ClassVar[bool] = True
     """Whether its layers compute no more than ``s·B A x``, which PEFT can also add to a parameter."""
-    uses = frozenset({"rank", "alpha", "target_modules", "target_parameters", "rank_pattern", "adapter_dropout"})
+    uses = frozenset(
+        {"rank", "alpha", "target_modules", "target_parameters", "rank_pattern", "adapter_dropout", "new_tokens"}
+    )
     gradient_vectors: ClassVar[int] = 1
     """Singular vectors of the gradient that an adapter of rank 1 begins with."""
 
@@ -88,7 +105,10 @@ class Lora(Method):
     def output(self) -> AdapterOutput:
         if self.options.use_dora:
             return AdapterOutput("a DoRA adapter", "PEFT", size="rank")
-        return AdapterOutput("a standard LoRA adapter", "PEFT", vllm=True, size="rank")
+        options, new = self.options, self.config.model.new_tokens
+        beside = options.modules_to_save or options.trainable_token_indices or new
+        label = "trained modules and a LoRA adapter" if beside else "a standard LoRA adapter"
+        return AdapterOutput(label, "PEFT", vllm=not beside, size="rank")
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
@@ -100,6 +120,8 @@ class Lora(Method):
         if config.target_parameters and (obstacle := cls.expert_obstacle(config)):
             given = ",".join(config.target_parameters)
             yield f"target_parameters=[{given}]: {obstacle}; target_parameters=[] leaves experts out"
+        if config.model.shard and (options.modules_to_save or options.trainable_token_indices):
+            yield "model.shard=true does not go with method.modules_to_save and method.trainable_token_indices"
         method = cls(config)
         yield from allocation_faults(config, method.largest_rank)
         if method.needs_gradient:
@@ -202,6 +224,30 @@ class Lora(Method):
         """The alpha of layers where it is not ``alpha``, by full name."""
         return {}
 
+    def check_model(self, empty: Callable[[], PreTrainedModel]) -> None:
+        options, config = self.options, self.config
+        beside = options.modules_to_save or options.trainable_token_indices or config.model.new_tokens
+        if beside or config.target_parameters:
+            self.attach_empty(empty())
+
+    def beside(self, model: PreTrainedModel, targets: Collection[str]) -> Beside:
+        """What trains beside the factors.
+
+        Args:
+            targets: the layers that get factors, by full name.
+
+        Raises:
+            TargetError: as `find_beside`.
+        """
+        options = self.options
+        return find_beside(
+            model,
+            options.modules_to_save,
+            options.trainable_token_indices,
+            new=new_modules(model),
+            targets=targets,
+        )
+
     def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         targets = self.targets(model)
         ranks = self.layer_ranks(targets, link)
@@ -220,10 +266,10 @@ class Lora(Method):
         """PEFT's model with an adapter of these ranks on these targets, initialized as PEFT does.
 
         Raises:
-            TargetError: DoRA cannot read a target's weight, or PEFT can adapt it only as a parameter, which the method
-                cannot.
+            TargetError: DoRA cannot read a target's weight; PEFT can adapt it only as a parameter, which the method
+                cannot; or as `beside`.
         """
-        config, names = self.config, peft_names(model, targets)
+        config, names, beside = self.config, peft_names(model, targets), self.beside(model, targets)
         if self.options.use_dora:
             refuse_int8_on_cpu(targets)
         self._refuse_parameters(by_parameter(model, targets), type(model).__name__)
@@ -238,10 +284,12 @@ class Lora(Method):
             rank_pattern={names[name]: rank for name, rank in ranks.items() if rank != config.rank},
             alpha_pattern={names[name]: alpha for name, alpha in self.alphas(ranks).items()},
             fan_in_fan_out=any(target.is_module and target.transposed for target in targets.values()),
-            modules_to_save=new_modules(model) or None,
             revision=config.model.revision,
+            **beside.arguments(model),
         )
-        return wrap(model, described)
+        wrapped = wrap(model, described)
+        finish(wrapped, beside)
+        return wrapped
 
     def _refuse_parameters(self, targets: Mapping[str, Target], model_class: str) -> None:
         """Refuses linear layers that PEFT adapts as parameters, where the method needs more than PEFT does for those.
@@ -261,7 +309,10 @@ class Lora(Method):
         """LoRA+ (arXiv 2402.12354): a separate learning rate for B.
 
         (PEFT's LoRA+ gives that rate to all vectors too: DoRA's magnitudes and the biases of a new classifier head.)
+
+        Embeddings have no weight decay: with it, the rows of tokens that no batch contains would shrink.
         """
+        without_decay(optimizer, embedding_parameters(model))
         ratio = self.options.loraplus_lr_ratio
         if ratio == 1:
             return optimizer
@@ -292,7 +343,10 @@ class Lora(Method):
         plain = len([layer for layer in layers.values() if not experts_of(layer)])
         counts = [f"{plain} layers"] if plain or not experts else []
         counts += [f"{experts} layers of experts"] if experts else []
-        return f"{describe_ranks_of(ranks)}, {' and '.join(counts)}"
+        parts = [f"{describe_ranks_of(ranks)}, {' and '.join(counts)}"]
+        parts += [f"with {', '.join(saved)}"] if (saved := saved_modules(model)) else []
+        parts += [f"with the rows of {count} tokens"] if (count := trained_rows(model)) else []
+        return ", ".join(parts)
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"
@@ -343,6 +397,16 @@ def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
         yield "model.shard=true: sharded weights have no complete gradient, so use gradient=sketch"
 
 
+def without_decay(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Moves parameters into groups without weight decay, in place; changes nothing where there is no decay."""
+    chosen = {id(item) for item in parameters}
+    for group in list(optimizer.param_groups):
+        apart = [item for item in group["params"] if id(item) in chosen]
+        if apart and group["weight_decay"] != 0:
+            group["params"] = [item for item in group["params"] if id(item) not in chosen]
+            optimizer.add_param_group({**group, "params": apart, "weight_decay": 0.0})
+
+
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """PEFT's model around a base."""
     with without_false_warnings():
@@ -358,6 +422,8 @@ def refuse_int8_on_cpu(targets: Mapping[str, Target]) -> None:
         TargetError
     """
     for name, target in targets.items():
+        if target.packed:
+            raise TargetError(f"{name}: PEFT's DoRA cannot read the weights of torchao: use method.use_dora=false")
         if target.weight.dtype == torch.int8 and target.weight.device.type == "cpu":
             raise TargetError(
                 f"{name}: PEFT's DoRA cannot read 8-bit weights on a CPU: use model.quantization=nf4, another device, "

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, suggest
@@ -91,7 +93,12 @@ class Target:
     @property
     def quantized(self) -> bool:
         """Whether W is stored as integers, so that nothing can be added to it."""
-        return not self.weight.is_floating_point()
+        return self.packed or not self.weight.is_floating_point()
+
+    @property
+    def packed(self) -> bool:
+        """Whether W is a tensor of torchao's, which holds integers and scales and calls itself floating-point."""
+        return is_packed(self.weight)
 
     @property
     def scales(self) -> list[Tensor]:
@@ -152,6 +159,11 @@ def find_targets(
     chosen |= parameters
     _refuse_shared(model, chosen)
     return chosen
+
+
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight consists of other tensors, as those of torchao do."""
+    return is_traceable_wrapper_subclass(weight) and not isinstance(weight.data, DTensor)
 
 
 def new_modules(model: nn.Module) -> list[str]:
@@ -260,9 +272,13 @@ def fingerprint(targets: Mapping[str, Target]) -> str:
 
     def digest(target: Target) -> bytes:
         weight = target.weight.detach()
+        head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
+        if target.packed:
+            parts: Any = weight
+            inner = b"".join(_digest(getattr(weight, name)) for name in parts.__tensor_flatten__()[0])
+            return hashlib.sha256(head + inner).digest()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
         scales = b"".join(_digest(scale) for scale in target.scales)
-        head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
         return hashlib.sha256(head + _digest(weight) + scales).digest()
 
     # all processes must gather shards in the same order

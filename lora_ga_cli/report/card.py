@@ -8,6 +8,7 @@ from typing import Any
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
+from lora_ga_cli.model.stored import DEQUANTIZED
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
@@ -37,7 +38,6 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
     hub = "hub" in manifest["base_identity"]
     front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
     front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
-    served = not manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
     what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
     what = what if adapter else "A fine-tuned model"
     lines = [
@@ -52,7 +52,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(name, config, base, rank if served else None, manifest["label_names"], output),
+        *_use(name, config, manifest, output),
         "",
         "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
         "versions, and `metrics.jsonl` holds every logged point.",
@@ -75,9 +75,8 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(
-    folder: str, config: Config, base: str, rank: int | None, names: list[str] | None, output: AdapterOutput
-) -> list[str]:
+def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterOutput) -> list[str]:
+    base, rank, names = manifest["base"], manifest["adapter_rank"], manifest["label_names"]
     auto = AUTO_NAME[config.model.task]
     if output.loads_in == "loraga":
         loader = "lora_ga_cli.methods.loading.load_adapter"
@@ -93,16 +92,24 @@ def _use(
     options = f", num_labels={len(names)}" if names else ""
     if config.model.revision:
         options += f', revision="{config.model.revision}"'
+    rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
+    how = DEQUANTIZED[kind] if kind is not None else ""
+    options += f", quantization_config={how}(dequantize=True)" if how else ""
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}",
+        f"from transformers import {auto}" + (f", {how}" if how else ""),
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
+        *([f"base.resize_token_embeddings({rows})  # for the new tokens"] if rows is not None else []),
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         "```",
     ]
-    served = served_rank(rank) if output.vllm and rank is not None else None
+    if config.model.new_tokens:
+        tokens = ", ".join(f"`{token}`" for token in config.model.new_tokens)
+        lines += ["", f"The tokenizer in this folder has the new tokens {tokens}: load it instead of the base's."]
+    ignored = manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
+    served = served_rank(rank) if output.vllm and rank is not None and not ignored else None
     if served and config.model.task == "causal_lm":
         lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
     return lines

@@ -203,6 +203,22 @@ def estimate_alone(config: Config) -> GradientArtifact:
     return artifact
 
 
+def described(artifact: GradientArtifact, config: Config) -> dict[str, Any]:
+    """A gradient artifact as plain data: what it is of, and its measures at the configured rank, by layer."""
+    rank = min(method_of(config).largest_rank, artifact.max_rank)
+    energy, alignment = artifact.energy(rank), artifact.alignment(rank)
+    layers = {
+        name: {
+            "shape": list(factors.shape),
+            "norm": factors.norm,
+            "energy": energy[name],
+            "alignment": alignment[name],
+        }
+        for name, factors in artifact.factors.items()
+    }
+    return {"key": artifact.key, "max_rank": artifact.max_rank, "rank": rank, **artifact.info, "layers": layers}
+
+
 def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> tuple[GradientArtifact, bool]:
     """The artifact, and whether it was stored already.
 

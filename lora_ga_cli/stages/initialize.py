@@ -31,7 +31,15 @@ from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
-from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
+from lora_ga_cli.training.run_folder import (
+    FORMAT,
+    LinkFolder,
+    RunFolder,
+    check_run_folder,
+    find_run,
+    settings,
+    working_folder,
+)
 
 
 def initialize(config: Config) -> RunFolder:
@@ -64,6 +72,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         distributed.wait()
         inputs = prepare_inputs(config)
         method_of(config).check_steps(inputs.total_steps)
+        method_of(config).check_model(inputs.empty_model)
         _write_manifest(inputs, run)
         yield inputs, run
 
@@ -89,6 +98,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),
             started=now(),
+            working_folder=working_folder(run),
             provenance=provenance(),
         )
 
