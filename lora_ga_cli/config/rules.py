@@ -25,8 +25,8 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
         uses: the shared options that the method uses.
     """
     method = f"method {config.method.name} (method.type={config.method.type})"
-    for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
-        if value and name not in uses:
+    for name in ("rank_pattern", "adapter_dropout", "target_parameters"):
+        if getattr(config, name) and name not in uses:
             yield f"{name} does nothing with {method}"
     if config.model.new_tokens and "new_tokens" not in uses:
         yield f"model.new_tokens: {method} does not train the rows of new tokens; method=lora and method=full do"

@@ -138,7 +138,8 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
     if config.model.new_tokens:
         tokens = ", ".join(f"`{token}`" for token in config.model.new_tokens)
         lines += ["", f"The tokenizer in this folder has the new tokens {tokens}: load it instead of the base's."]
-    served = served_rank(rank) if output.vllm and rank is not None else None
+    ignored = manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
+    served = served_rank(rank) if output.vllm and rank is not None and not ignored else None
     if served and config.model.task == "causal_lm":
         lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
     return lines

@@ -19,6 +19,7 @@ from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import empty_training, estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
+from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
@@ -99,6 +100,7 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
     config, steps = inputs.config, inputs.total_steps
     found: dict[str, Any] = {"steps": steps}
     say_left_out(inputs.empty_model(), config)
+    say_frozen_experts(method_of(config), inputs.empty_model())
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     try:
         if method_of(config).needs_gradient:

@@ -17,7 +17,7 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
-from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.loading import find_source
@@ -294,6 +294,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         **result.losses,
         adapter_rank=result.size,
         saved_difference=difference,
+        adapts_parameters=adapts_parameters(run.path),
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=find_source(config.model).path,
         embedding_rows=inputs.grown_rows,
@@ -329,7 +330,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
     if result.note:
         step("train", result.note)
-    step("saved", f"{run.path}: {_described(config, result.size)}")
+    step("saved", f"{run.path}: {_described(config, result.size, run)}")
     if result.truncation_error:
         step(
             "saved",
@@ -339,7 +340,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("saved", f"loss curve: {run.figure_file}")
 
 
-def _described(config: Config, size: int | None) -> str:
+def _described(config: Config, size: int | None, run: RunFolder) -> str:
     method = method_of(config)
     output = method.output
     if not output.is_adapter:
@@ -349,7 +350,9 @@ def _described(config: Config, size: int | None) -> str:
         detail = method.describe_saved(size)
         text += f" of {output.size} {size}" + (f" ({detail})" if detail else "")
     text += f" for {config.model.path}; {output.loads_in} loads it"
-    if output.vllm and size is not None:
+    if run.manifest["adapts_parameters"]:
+        text += "; merge it to serve it, because servers such as vLLM may ignore what it adds to experts"
+    elif output.vllm and size is not None:
         served = served_rank(size)
         text += (
             f", vLLM with --max-lora-rank {served}"

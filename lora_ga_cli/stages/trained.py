@@ -16,7 +16,7 @@ from lora_ga_cli.files import resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
-from lora_ga_cli.model.targets import find_targets, fingerprint
+from lora_ga_cli.model.targets import fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
@@ -91,7 +91,7 @@ def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     if expected.pop("quantization", None) is not None and config.model.quantization is None:
         same = base_identity(config) == expected
     else:
-        same = fingerprint(find_targets(base, config.target_modules)) == run.manifest.get("base_fingerprint")
+        same = fingerprint(method_of(config).targets(base)) == run.manifest.get("base_fingerprint")
     if not same:
         raise RunError(
             f"{config.model.path} is not the base that {run.path} was trained on: its weights differ. "

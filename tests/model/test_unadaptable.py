@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
-    DeepseekV3Config,
     FalconConfig,
     FalconH1Config,
     JambaConfig,
@@ -26,15 +25,10 @@ from tests.conftest import build_model
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 GROUPED = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 2}
 MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-LATENT = {"moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
-LATENT |= {"num_experts_per_tok": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 4}
 MAMBA = {"mamba_d_state": 4, "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2}
 MIXER = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1}
 CONFIGS: dict[str, Any] = {
     "llama4": lambda: Llama4TextConfig(**GROUPED | MIXTURE | {"intermediate_size_mlp": 48}),
-    "deepseek": lambda: DeepseekV3Config(
-        **GROUPED | LATENT | {"num_key_value_heads": 4, "qk_nope_head_dim": 4, "head_dim": 4}
-    ),
     "mamba": lambda: MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),
     "jamba": lambda: JambaConfig(**GROUPED | MAMBA | {"use_mamba_kernels": False}),
     "falcon_h1": lambda: FalconH1Config(**GROUPED | MIXER),
@@ -42,7 +36,6 @@ CONFIGS: dict[str, Any] = {
 }
 LEFT_OUT = {
     "llama4": {"router"},
-    "deepseek": {"gate_proj", "up_proj", "down_proj"},
     "mamba": {"x_proj", "dt_proj", "out_proj"},
     "jamba": {"dt_proj"},
     "falcon_h1": {"out_proj"},
@@ -83,7 +76,6 @@ def test_an_adapter_on_a_layer_that_is_left_out_would_be_ignored() -> None:
     ("name", "layer", "reason"),
     [
         ("llama4", "router", "Llama4Router returns more than the product with its weight"),
-        ("deepseek", "down_proj", "PEFT takes this name for a weight of the model's experts"),
         ("jamba", "dt_proj", "Mamba's kernels read its weight without calling it"),
     ],
 )
