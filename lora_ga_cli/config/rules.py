@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lora_ga_cli.config.extra import extra_problems
 from lora_ga_cli.config.row_forms import form_problems, task_problems
 
 
@@ -24,8 +25,8 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
         uses: the shared options that the method uses.
     """
     method = f"method {config.method.name} (method.type={config.method.type})"
-    for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
-        if value and name not in uses:
+    for name in ("rank_pattern", "adapter_dropout", "target_parameters"):
+        if getattr(config, name) and name not in uses:
             yield f"{name} does nothing with {method}"
     if config.model.new_tokens and "new_tokens" not in uses:
         yield f"model.new_tokens: {method} does not train the rows of new tokens; method=lora and method=full do"
@@ -91,6 +92,7 @@ def _of_rows(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
+    yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):

@@ -479,6 +479,9 @@ class TrainerConfig(Section):
     """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Fields of transformers' TrainingArguments that are no options here: ``{name: value}``. They are checked by that
+    class and passed on, and what they do together with loraga is untested."""
 
 
 class EndpointOptions(Section):
@@ -546,6 +549,10 @@ class Config(Section):
     target_modules: str | list[str] = "all-linear"
     """The layers that get an adapter: ``all-linear`` (all linear layers but the output head), a list of module names or
     endings of names, or a regular expression."""
+    target_parameters: list[str] | None = None
+    """Weights that are no linear layers of their own and get an adapter, as in PEFT: full names or endings of names,
+    such as ``experts.down_proj``. Of experts, each one has an adapter of rank ``rank``. Null: with
+    ``target_modules=all-linear`` all experts, where the method can adapt them, else none. ``[]`` leaves them out."""
     model: ModelConfig
     dataset: DatasetConfig
     method: Annotated[SerializeAsAny[MethodOptions], WrapValidator(METHOD.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]
