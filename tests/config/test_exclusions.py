@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_what_a_given_option_excludes_gets_its_default(overrides: list[str], swi
     text = " ".join(notes)
     for option in switched_off:
         assert f"{option}=" in text, option
-        value = config
+        value: Any = config
         for name in option.split("."):
             value = getattr(value, name)
         assert value in (None, False, 0, 1.0, {}), option

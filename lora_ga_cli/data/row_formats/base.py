@@ -50,8 +50,9 @@ def _is_conversation(value: object) -> bool:
             value = json.loads(value)
         except ValueError:
             return False
-    messages = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return messages and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value)
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        return False
+    return all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value)
 
 
 TEXT = Kind("a text", _is_text)

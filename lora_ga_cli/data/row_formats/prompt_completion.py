@@ -55,5 +55,6 @@ def _messages(row: Row, column: str) -> list[dict[str, Any]]:
     value = row.get(column)
     if not CONVERSATION.fits(value):
         raise BadRow(f"column {column!r} holds no list of messages, as the other rows do")
+    assert value is not None
     listed: Sequence[Mapping[str, Any]] = json.loads(value) if isinstance(value, str) else value
     return [dict(message) for message in listed]
