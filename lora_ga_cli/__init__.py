@@ -7,9 +7,12 @@ The names below are the library; everything else is internal. They load torch wh
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+# bitsandbytes looks for faster kernels in the package `kernels` when PEFT imports it, and warns where there are none
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from lora_ga_cli.gradient.artifact import GradientArtifact as GradientArtifact

@@ -7,6 +7,7 @@ The command line prints it without a traceback and exits with `exit_code`; a pro
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,28 @@ class RunError(UserError):
     """A run folder is missing something, or belongs to other settings."""
 
     exit_code = 2
+
+
+def system_fault(option: str, path: object, error: OSError) -> Fault:
+    """What the system said about a path that an option names, and what to do.
+
+    Args:
+        option: the option, as it is written.
+        path: the file or folder that could not be used.
+    """
+    said = error.strerror or str(error) or type(error).__name__
+    other = f"give another {option}"
+    hints = {
+        errno.ENOSPC: f"free some space there, or {other}",
+        errno.EDQUOT: f"free some space there, or {other}",
+        errno.EACCES: f"allow it, or {other}",
+        errno.EPERM: f"allow it, or {other}",
+        errno.EROFS: f"nothing can be written there: {other}",
+        errno.ENAMETOOLONG: f"a shorter name: {other}",
+        errno.ENOTDIR: f"a part of this path is a file: {other}",
+        errno.EEXIST: f"there is a file already: {other}",
+    }
+    return Fault(option, f"{path}: {said[0].lower()}{said[1:]}", hints.get(error.errno or 0, other))
 
 
 def suggest(word: str, valid: Iterable[str], label: str = "did you mean") -> str:

@@ -19,6 +19,23 @@ from lora_ga_cli.errors import UserError
 BUNDLED = "bundled:"
 PACKAGE = "package:"
 ASSETS = Path(__file__).parent / "assets"
+CACHE_VARIABLES = (
+    "XDG_CACHE_HOME",
+    "LORAGA_CACHE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_ASSETS_CACHE",
+    "HF_XET_CACHE",
+    "HF_DATASETS_CACHE",
+    "HF_MODULES_CACHE",
+    "TORCH_HOME",
+    "TRITON_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "MPLCONFIGDIR",
+)
+"""Environment variables of loraga and its libraries that name a folder of a cache."""
+LONGEST_NAME = 200
+"""Bytes of a name. File systems take 255, and temporary and replaced folders add to the name."""
 CLOCK_RESOLUTION = 2.0
 """Seconds within which a file system may give two changes of a file the same time."""
 
@@ -51,8 +68,10 @@ def one_name(text: str) -> str:
     """Checks that ``text`` can be the name of a file or folder in any folder, and returns it.
 
     Raises:
-        ValueError: it is empty, hidden, or contains a separator.
+        ValueError: it is empty, hidden, contains a separator, or is too long.
     """
+    if (length := len(text.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
+        raise ValueError(f"is too long: {length} bytes, and a folder's name may have {LONGEST_NAME}")
     if not text or text.startswith((".", "~")) or any(sign in text for sign in "/\\:\0"):
         raise ValueError("must be one plain name: no / \\ : and no dot in front")
     return text
@@ -63,7 +82,19 @@ def cache_root(configured: str | None) -> Path:
     chosen = configured or os.environ.get("LORAGA_CACHE")
     if chosen:
         return resolve_path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "loraga"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    # the XDG specification: what is empty or relative counts as not set
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"
+
+
+def forget_empty_variables() -> None:
+    """Removes environment variables that name a cache folder and are empty, so that they count as not set.
+
+    Libraries would otherwise read an empty one as the current folder, and write their caches into it.
+    """
+    for name in CACHE_VARIABLES:
+        if os.environ.get(name) == "":
+            del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -76,10 +107,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        # mkstemp makes private files; a result should be as readable as any other new file
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        follow_umask(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -95,7 +123,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        temporary.chmod(0o755)
+        follow_umask(temporary)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.replace(old / path.name)
@@ -106,6 +134,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def follow_umask(path: Path) -> None:
+    """Makes a file, or a folder with all that is in it, as readable as the user's umask says.
+
+    (tempfile makes private files, and so do some versions of safetensors, whatever the umask is.)
+    """
+    umask = os.umask(0)  # there is no way to read it without setting it
+    os.umask(umask)
+    for item in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not item.is_symlink():
+            item.chmod((0o777 if item.is_dir() else 0o666) & ~umask)
 
 
 def _sync(path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from lora_ga_cli.cli.app import app
-from lora_ga_cli.cli.common import split_folders
-from lora_ga_cli.cli.reproduce import _names_and_options, _refuse_unknown_flags
+from lora_ga_cli.cli.common import split_folders, unknown_flags
+from lora_ga_cli.cli.reproduce import _names_and_options
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import Fault
@@ -95,8 +95,8 @@ def _where_a_reader_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         del sys.modules[name]
 
 
-def parsed(words: list[str]) -> tuple[str, dict[str, Any], list[str]]:
-    """A command's name, its options, and the words that follow them, as the command line reads them."""
+def parsed(words: list[str]) -> tuple[str, dict[str, Any], list[str], Any]:
+    """A command's name, its options, the words that follow them, as the command line reads them, and its context."""
     command: Any = typer.main.get_command(app)
     name = ""
     while isinstance(command, click.Group) or hasattr(command, "commands"):
@@ -108,12 +108,12 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any], list[str]]:
     context = command.make_context(name, list(words), resilient_parsing=True)
     options = dict(context.params)
     rest = [word for key in ("options", "arguments") for word in options.pop(key, None) or []]
-    return name, options, [*rest, *context.args]
+    return name, options, [*rest, *context.args], context
 
 
 def faults_of(words: list[str]) -> list[Fault]:
     """What is wrong with a command, as far as it can be known without files and network."""
-    name, options, rest = parsed(words)
+    name, options, rest, context = parsed(words)
     if words == name.split():
         return []  # it is only named
     for file in options.get("code") or []:
@@ -121,7 +121,7 @@ def faults_of(words: list[str]) -> list[Fault]:
     if name == "reproduce":
         user_dir = options.get("config_dir")
         tables, overrides = _names_and_options(rest)
-        _refuse_unknown_flags(rest, ["--config-dir"])
+        assert not unknown_flags(context, rest)
         known = all_tables(Path(user_dir).resolve() if user_dir else None)
         assert set(tables) <= set(known)
         measures = [measure for table in tables for measure in measures_of(read_table(known[table]).full)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,27 @@ def test_an_error_inside_leaves_the_old_file_and_no_temporary_one(tmp_path: Path
     with pytest.raises(Interrupted):
         write()
     assert [item.read_text(encoding="utf-8") for item in tmp_path.iterdir()] == (["old"] if existed else [])
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_of_a_written_folder_is_as_readable_as_the_umask_says(tmp_path: Path, umask: int) -> None:
+    """Whatever wrote the files inside: safetensors makes private ones."""
+    before = os.umask(umask)
+    try:
+        with files.atomic_folder(tmp_path / "atomic") as temporary:
+            (temporary / "inner").mkdir(mode=0o700)
+            for name in ("weights", "inner/weights"):
+                (temporary / name).touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {str(item.relative_to(tmp_path)): item.stat().st_mode & 0o777 for item in tmp_path.rglob("*")}
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {
+        "atomic": folder,
+        "atomic/inner": folder,
+        "atomic/weights": file,
+        "atomic/inner/weights": file,
+    }
 
 
 def test_a_written_file_is_as_readable_as_any_other(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from lora_ga_cli import __version__, distributed, garbage
 from lora_ga_cli.cli import cache, convert, estimate_grad, evaluate, init, merge, recipes, reproduce, train
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
+from lora_ga_cli.files import forget_empty_variables
 
 
 class Commands(TyperGroup):
@@ -67,7 +67,7 @@ app.add_typer(cache.app, name="cache")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, 130 when interrupted."""
     State.debug = False
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # recommends kernels from a hub when PEFT imports it
+    forget_empty_variables()  # before the libraries that read them are imported
     try:
         app(list(arguments) if arguments is not None else None, prog_name="loraga")
     except SystemExit as done:

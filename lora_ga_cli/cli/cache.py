@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lora_ga_cli.cli.output import Outcome, with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.data.store import RowsEntry, RowStore
@@ -43,15 +46,27 @@ def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactSto
 
 
 @app.command("list")
-def list_entries(cache_dir: CacheDir = None) -> None:
+@with_json
+def list_entries(cache_dir: CacheDir = None) -> dict[str, Any]:
     """List all stored gradients and tokenized rows, newest first."""
     from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
     root = cache_root(cache_dir)
-    _list_gradients(ArtifactStore(root))
-    _list_rows(RowStore(root))
+    gradients, rows = ArtifactStore(root), RowStore(root)
+    _list_gradients(gradients)
+    _list_rows(rows)
+    return {
+        "folder": root,
+        "gradients": [_plain(entry) for entry in gradients.entries()],
+        "rows": [_plain(entry) for entry in rows.entries()],
+    }
+
+
+def _plain(entry: Entry | RowsEntry) -> dict[str, Any]:
+    """What is known of an entry, as plain data; ``created`` is in seconds since the epoch."""
+    return dataclasses.asdict(entry)
 
 
 def _list_gradients(store: ArtifactStore) -> None:
@@ -107,26 +122,32 @@ def _list_rows(store: RowStore) -> None:
 
 
 @app.command("verify")
-def verify_entries(cache_dir: CacheDir = None) -> None:
+@with_json
+def verify_entries(cache_dir: CacheDir = None) -> Outcome:
     """Check the bytes of everything that is stored; exit with 1 if something is damaged."""
     from lora_ga_cli.report.console import say, warn
 
-    damaged = 0
+    checked: dict[str, str] = {}
+    leftovers: list[str] = []
     for store in _stores(cache_dir):
         for entry in store.verify():
+            checked[entry.key] = entry.damage
             if entry.damage:
-                damaged += 1
                 warn(f"{entry.key}: {entry.damage}")
             else:
                 say(f"{entry.key}: ok")
         for item in store.leftovers():
+            leftovers.append(item.name)
             warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
+    damaged = {key: damage for key, damage in checked.items() if damage}
     if damaged:
-        say(f"{damaged} damaged: loraga cache prune --damaged removes them; they are made again when needed")
-        raise typer.Exit(1)
+        say(f"{len(damaged)} damaged: loraga cache prune --damaged removes them; they are made again when needed")
+    found = {"intact": [key for key in checked if key not in damaged], "damaged": damaged, "leftovers": leftovers}
+    return Outcome(found, 1 if damaged else 0)
 
 
 @app.command("prune")
+@with_json
 def prune_entries(
     keys: Annotated[
         list[str] | None, typer.Argument(help="Keys, or the first characters of keys.", show_default=False)
@@ -136,7 +157,7 @@ def prune_entries(
     everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
     only: Only = None,
     cache_dir: CacheDir = None,
-) -> None:
+) -> dict[str, Any]:
     """Remove stored gradients and tokenized rows, and files left by interrupted writes."""
     import shutil
 
@@ -154,6 +175,9 @@ def prune_entries(
         kinds = {Kind.gradients: "no stored gradient {0}", Kind.rows: "no tokenized split {0}"}
         what = "there is " + " and ".join(text for kind, text in kinds.items() if only in (None, kind))
         raise InvalidInput([Fault("command line", what.format(key), hint) for key in unmatched])
+    removed_keys: list[str] = []
+    kept: list[str] = []
+    freed_in_all = leftovers_in_all = 0
     for store, some in entries.items():
         freed, removed = 0, 0
         for entry in some:
@@ -162,9 +186,12 @@ def prune_entries(
             if everything or named or old or (damaged and entry.damage):
                 if not store.discard(entry.key):
                     warn(f"{entry.key}: in use by another process, so it stays")
+                    kept.append(entry.key)
                     continue
+                removed_keys.append(entry.key)
                 freed, removed = freed + entry.size, removed + 1
         leftovers = store.leftovers()
+        freed_in_all, leftovers_in_all = freed_in_all + freed, leftovers_in_all + len(leftovers)
         for item in leftovers:
             shutil.rmtree(item)
         if some or leftovers:
@@ -172,3 +199,4 @@ def prune_entries(
             say(f"{what} and {len(leftovers)} leftovers")
     if not known and not any(store.leftovers() for store in entries):
         say("nothing is stored")
+    return {"removed": removed_keys, "in_use": kept, "bytes": freed_in_all, "leftovers": leftovers_in_all}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_ga_cli.cli.output import Output
+
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
-    from lora_ga_cli.errors import InvalidInput
+    from lora_ga_cli.errors import Fault, InvalidInput
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Click settings of a command whose other arguments are overrides and flags of Hydra."""
@@ -87,13 +89,30 @@ def user_dir(config_dir: Path | None) -> Path | None:
     return config_dir.resolve() if config_dir is not None else None
 
 
-def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *, dry_run: str | None = None) -> None:
+def run_jobs(
+    arguments: Sequence[str] | None, job: Callable[[Config], Mapping[str, Any]], *, dry_run: str | None = None
+) -> dict[str, Any]:
     """Composes the configuration of every job and calls ``job`` with it.
 
     Args:
+        job: returns its result as plain data.
         dry_run: the last stage of a plan to print instead.
+
+    Returns:
+        The result of the only job; of a sweep, ``jobs`` with the result of each that this process did.
+
+    Raises:
+        InvalidInput: results are to be collected, and the jobs are for other processes.
     """
     from lora_ga_cli.config.launch import launch
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    results: list[tuple[str, Mapping[str, Any]]] = []
+    launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
+    if Output.as_json and launcher is not None:
+        hint = "leave one of them out; each run's manifest.json has its result"
+        what = f"--json collects results in this process, and {launcher} makes them in others"
+        raise InvalidInput([Fault("command line", what, hint)])
 
     def task(config: Config, heading: str) -> None:
         from lora_ga_cli.config.listing import remember_options
@@ -106,9 +125,9 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
             if dry_run is not None:
                 from lora_ga_cli.stages.forecast import forecast
 
-                forecast(config, dry_run)
+                results.append((heading, forecast(config, dry_run)))
             else:
-                job(config)
+                results.append((heading, job(config)))
         except Exception as error:
             if heading:
                 report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
@@ -126,6 +145,9 @@ def run_jobs(arguments: Sequence[str] | None, job: Callable[[Config], object], *
         console.warn(text)
 
     launch(list(arguments or []), task, invalid, note)
+    if len(results) == 1 and not results[0][0]:
+        return dict(results[0][1])
+    return {"jobs": [{"job": heading, **result} for heading, result in results]}
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -139,6 +161,28 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
         (folders if is_folder else options).append(item)
         before = item
     return folders, options
+
+
+def unknown_flags(
+    context: typer.Context, arguments: Sequence[str] | None, renamed: Mapping[str, str] | None = None
+) -> list[Fault]:
+    """Faults for flags among a command's words that it does not have, with the nearest one.
+
+    Args:
+        renamed: earlier names of flags, and the present ones.
+    """
+    from lora_ga_cli.errors import Fault, suggest
+
+    known = [flag for parameter in context.command.params for flag in parameter.opts if flag.startswith("-")]
+    flags = dict.fromkeys(word.split("=")[0] for word in arguments or [] if word.startswith("-"))
+    return [
+        Fault(
+            "command line",
+            f"no option {flag}",
+            f"did you mean {renamed[flag]}?" if renamed and flag in renamed else suggest(flag, known) or "see --help",
+        )
+        for flag in flags
+    ]
 
 
 def report_error(error: Exception) -> int:

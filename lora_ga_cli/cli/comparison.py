@@ -15,10 +15,13 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def compare(folders: Sequence[str], options: Sequence[str]) -> None:
+def compare(folders: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
     If there are several, those that cannot be scored are left out with a warning.
+
+    Returns:
+        ``results``, what was scored with its settings and its result's file; ``figure``, the picture's path or None.
 
     Raises:
         UserError: none can be scored, or options are wrong.
@@ -41,11 +44,13 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> None:
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
     print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)
     runs = [target.run for target, _ in scored if target.run is not None]
-    if len(runs) > 1:
-        picture = Path(runs[0].path.parent) / "comparison.png"
+    picture = Path(runs[0].path.parent) / "comparison.png" if len(runs) > 1 else None
+    if picture is not None:
         compare_curves(runs, picture)
         say()
         step("figure", str(picture))
+    results = [{"name": target.name, "folder": target.folder, **_row(target), **result} for target, result in scored]
+    return {"results": results, "figure": picture}
 
 
 def _row(target: EvalTarget) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Debug
+from lora_ga_cli.cli.output import with_json
 
 
+@with_json
 def command(
     folder: Annotated[
         Path,
@@ -17,7 +19,7 @@ def command(
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder to write the converted adapter to.")],
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Convert a LoRA-GA adapter of an earlier version, so that it stays exact in bfloat16.
 
     The converted adapter has the same rank and computes the same. PEFT and vLLM load it as they did before.
@@ -26,4 +28,6 @@ def command(
     """
     from lora_ga_cli.stages.convert import convert
 
-    convert(folder.expanduser(), output.expanduser())
+    done = convert(folder.expanduser(), output.expanduser())
+    values = ("layers", "rank", "difference", "error_before", "error_after")
+    return {"folder": output, **{name: getattr(done, name) for name in values}}

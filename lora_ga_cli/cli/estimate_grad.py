@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
 
-def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
+@with_json
+def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> Any:
     """Estimate the gradient of the base model, and store it in the cache.
 
     One artifact serves every rank, direction, scale and learning rate; training finds it in the cache.
@@ -18,9 +20,9 @@ def command(options: Overrides = None, dry_run: DryRun = False, code: Code = Non
     Example: loraga estimate-grad recipe=quickstart
     """
 
-    def job(config: Config) -> None:
-        from lora_ga_cli.stages.estimate import estimate_alone
+    def job(config: Config) -> dict[str, Any]:
+        from lora_ga_cli.stages.estimate import described, estimate_alone
 
-        estimate_alone(config)
+        return described(estimate_alone(config), config)
 
-    run_jobs(options, job, dry_run="estimate-grad" if dry_run else None)
+    return run_jobs(options, job, dry_run="estimate-grad" if dry_run else None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, run_jobs, split_folders, words
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -21,7 +22,8 @@ Words = Annotated[
 ]
 
 
-def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
+@with_json
+def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> Any:
     """Score runs, adapters and models, and compare them in one table and one picture.
 
     A run is scored by its saved adapter on the original base model. With a recipe, missing steps run first.
@@ -33,7 +35,7 @@ def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None,
     folders, options = split_folders(arguments)
     if not folders:
 
-        def job(config: Config) -> None:
+        def job(config: Config) -> dict[str, Any]:
             from lora_ga_cli.stages.eval_targets import target_of_run
             from lora_ga_cli.stages.evaluate import check_evaluation, evaluate
             from lora_ga_cli.stages.train import train
@@ -41,10 +43,10 @@ def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None,
 
             if config.overwrite or not find_run(config).finished:
                 check_evaluation(config)
-            evaluate(target_of_run(train(config), config))
+            run = train(config)
+            return {**run.summary(), "eval": evaluate(target_of_run(run, config))}
 
-        run_jobs(options, job, dry_run="eval" if dry_run else None)
-        return
+        return run_jobs(options, job, dry_run="eval" if dry_run else None)
     if dry_run:
         raise typer.BadParameter("--dry-run goes with a recipe, not with run folders")
-    compare(folders, options)
+    return compare(folders, options)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
 
-def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> None:
+@with_json
+def command(options: Overrides = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> Any:
     """Initialize a run: compute the adapter's initial factors, and check that the logits stay those of the base.
 
     The initialization is stored in the run folder, where `train` finds it.
@@ -18,9 +20,10 @@ def command(options: Overrides = None, dry_run: DryRun = False, code: Code = Non
     Example: loraga init recipe=quickstart rank=16
     """
 
-    def job(config: Config) -> None:
+    def job(config: Config) -> dict[str, Any]:
         from lora_ga_cli.stages.initialize import initialize
 
-        initialize(config)
+        run = initialize(config)
+        return {"run": run.path, "init_difference": run.manifest.get("init_difference")}
 
-    run_jobs(options, job, dry_run="init" if dry_run else None)
+    return run_jobs(options, job, dry_run="init" if dry_run else None)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
+    from lora_ga_cli.training.run_folder import RunFolder
 
 Words = Annotated[
     list[str] | None,
@@ -25,7 +27,9 @@ RUN_OPTIONS = ("device", "model.trust_remote_code")
 """Options that are allowed when a finished run is merged."""
 
 
+@with_json
 def command(
+    context: typer.Context,
     arguments: Words = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder to write (default: RUN_FOLDER/merged).")
@@ -39,7 +43,7 @@ def command(
     base: Annotated[str | None, typer.Option("--base", help="The base model, if it is now in another place.")] = None,
     code: Code = None,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Merge an adapter into its base: a plain model folder, whose logits are checked against the adapter's.
 
     Example: loraga merge runs/my-run --output my-model --dtype bfloat16
@@ -52,8 +56,11 @@ def command(
         faults.append(Fault("command line", f"--dtype {dtype} is not one of float32, bfloat16, float16"))
     if output is not None and len(folders) > 1:
         faults.append(Fault("command line", "--output names one folder, and there are several runs"))
+    faults += unknown_flags(context, options) if folders else []
     for option in options if folders else []:
-        if option.split("=", 1)[0] not in RUN_OPTIONS:
+        if option.split("=", 1)[0] == "model.path":
+            faults.append(Fault("command line", f"{option}: the place of a run's base is another option", "--base"))
+        elif option.split("=", 1)[0] not in RUN_OPTIONS and not option.startswith("-"):
             faults.append(Fault("command line", f"{option} goes with a recipe, not with run folders"))
     if faults:
         raise InvalidInput(faults)
@@ -62,17 +69,21 @@ def command(
 
     chosen = MergeOptions(output, dtype, max_shard_size, base)
     if folders:
-        from lora_ga_cli.config.compose import reconfigured
-        from lora_ga_cli.stages.trained import folder_of, require_finished
+        from lora_ga_cli.stages.trained import config_of, folder_of
 
-        for run in [folder_of(folder) for folder in folders]:
-            require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
-            merge(run, reconfigured(run.read_config(), options), chosen)
-        return
+        runs = [folder_of(folder) for folder in folders]
+        return {"merged": [_merged(run, merge(run, config_of(run, options, base), chosen)) for run in runs]}
 
-    def job(config: Config) -> None:
+    def job(config: Config) -> dict[str, Any]:
         from lora_ga_cli.stages.train import train
 
-        merge(train(config), config, chosen)
+        run = train(config)
+        return {"merged": [_merged(run, merge(run, config, chosen))]}
 
-    run_jobs(options, job)
+    return run_jobs(options, job)
+
+
+def _merged(run: RunFolder, folder: Path) -> dict[str, Any]:
+    from lora_ga_cli.files import file_sizes
+
+    return {"run": run.path, "folder": folder, "bytes": sum(file_sizes(folder).values())}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
+from lora_ga_cli.cli.output import with_json
 
 app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, method and optimizer.")
 
@@ -29,6 +31,7 @@ LEARNING_RATES = (
 
 
 @app.callback(invoke_without_command=True)
+@with_json
 def overview(
     context: typer.Context,
     methods: Annotated[
@@ -52,18 +55,19 @@ def overview(
     ] = None,
     config_dir: ConfigDir = None,
     code: Code = None,
-) -> None:
+) -> dict[str, Any] | None:
     """Options of ``loraga recipes`` itself."""
     if context.invoked_subcommand is not None:
-        return
+        return None
     if not methods:
         typer.echo(context.get_help())
-        return
+        return None
     from lora_ga_cli.config.schema import Config
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.stages.catalogue import methods as all_methods
 
     rank = Config.model_fields["rank"].default if rank is None else rank
+    entries = list(all_methods(model, rank, user_dir(config_dir)))
     rows = [
         [
             entry.name,
@@ -73,7 +77,7 @@ def overview(
             entry.learning_rate or "–",
             entry.result,
         ]
-        for entry in all_methods(model, rank, user_dir(config_dir))
+        for entry in entries
     ]
     print_table(
         ["method", "what it is", "arXiv", f"trained ({model}, rank {rank})", "learning rate", "result"],
@@ -81,20 +85,24 @@ def overview(
         [f"trained ({model}, rank {rank})"],
     )
     typer.echo(LEARNING_RATES)
+    return {"model": model, "rank": rank, "methods": [dataclasses.asdict(entry) for entry in entries]}
 
 
 @app.command("list")
-def list_recipes(config_dir: ConfigDir = None) -> None:
+@with_json
+def list_recipes(config_dir: ConfigDir = None) -> dict[str, Any]:
     """List all recipes, and what each of them does."""
     from lora_ga_cli.config.recipes import all_recipes
     from lora_ga_cli.report.tables import print_table
 
     recipes = all_recipes(user_dir(config_dir))
     print_table(["recipe", "what it does"], [[recipe.name, recipe.summary] for recipe in recipes])
+    return {"recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in recipes]}
 
 
 @app.command("show")
-def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
+@with_json
+def show_recipe(name: Name, config_dir: ConfigDir = None) -> dict[str, Any]:
     """Show the text of a recipe."""
     from rich.syntax import Syntax
 
@@ -106,14 +114,16 @@ def show_recipe(name: Name, config_dir: ConfigDir = None) -> None:
         out.print(Syntax(text, "yaml", background_color="default"))
     else:
         typer.echo(text, nl=False)
+    return {"name": name, "text": text}
 
 
 @app.command("copy")
+@with_json
 def copy_recipe(
     name: Name,
     new: Annotated[str | None, typer.Argument(help="Name of the copy (default: the same).")] = None,
     config_dir: Annotated[Path, typer.Option("--config-dir", help="Folder whose recipes/ receives the copy.")] = Path(),
-) -> None:
+) -> dict[str, Any]:
     """Copy a recipe into your folder, to change it there."""
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
@@ -131,28 +141,32 @@ def copy_recipe(
     with atomic_file(file) as temporary:
         temporary.write_text(recipe.text.replace(f"recipe={name}", f"recipe={file.stem}"), encoding="utf-8")
     say(f"copied to {file}; use it with: loraga train recipe={file.stem} --config-dir {config_dir}")
+    return {"file": file}
 
 
 @app.command("options")
+@with_json
 def list_options(
     prefix: Annotated[str, typer.Argument(help="Show only options whose name begins with this.")] = "",
     code: Code = None,
-) -> None:
+) -> dict[str, Any]:
     """List every option: its type, default and meaning."""
     from lora_ga_cli.config.listing import list_options as all_options
     from lora_ga_cli.report.tables import print_table
 
+    options = [option for option in all_options() if option.path.startswith(prefix)]
     rows = []
-    for option in all_options():
-        if option.path.startswith(prefix):
-            # in front of the meaning: a column of its own would leave too little room for it
-            types = f"Only for {', '.join(option.types)}. " if option.types else ""
-            rows.append([option.path, option.kind, option.default, types + option.doc.replace("``", "`")])
+    for option in options:
+        # in front of the meaning: a column of its own would leave too little room for it
+        types = f"Only for {', '.join(option.types)}. " if option.types else ""
+        rows.append([option.path, option.kind, option.default, types + option.doc.replace("``", "`")])
     print_table(["option", "takes", "default", "meaning"], rows)
+    return {"options": [dataclasses.asdict(option) for option in options]}
 
 
 @app.command("optimizers")
-def list_optimizers(code: Code = None) -> None:
+@with_json
+def list_optimizers(code: Code = None) -> dict[str, Any]:
     """List every optimizer (trainer.optimizer): what it is, and its options (trainer.optimizer_options)."""
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.stages.catalogue import optimizers
@@ -169,3 +183,4 @@ def list_optimizers(code: Code = None) -> None:
         ["optimizer", "option", "takes", "default", "meaning"],
         [[entry.name, o.name, o.kind, o.default, o.doc] for entry in entries for o in entry.options],
     )
+    return {"optimizers": [dataclasses.asdict(entry) for entry in entries]}

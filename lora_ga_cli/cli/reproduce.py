@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, words
+from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
 from lora_ga_cli.cli.common import user_dir as find_user_dir
+from lora_ga_cli.cli.output import Outcome, with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import TableJob
@@ -45,6 +46,7 @@ Words = Annotated[
 ]
 
 
+@with_json
 def command(
     context: typer.Context,
     arguments: Words = None,
@@ -70,19 +72,21 @@ def command(
     config_dir: ConfigDir = None,
     code: Code = None,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Make a table of the paper beside the paper's values, or compare the methods on your own data.
 
     Finished cells are kept: run the same command again to continue, and to retry cells that failed.
 
     Example: loraga reproduce ablation --scale tiny
     """
-    _refuse_unknown_flags(arguments, [flag for parameter in context.command.params for flag in parameter.opts])
+    from lora_ga_cli.errors import InvalidInput
+
+    if faults := unknown_flags(context, arguments, RENAMED):
+        raise InvalidInput(faults)
     user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
-        _list(user_dir)
-        return
+        return {"tables": _list(user_dir)}
     hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     extra_overrides = tuple(option for option in options if option not in hydras_flags)
     if every:
@@ -117,8 +121,8 @@ def command(
                 gpus=gpu_names,
             )
         )
-    if not _run(table_jobs, dry_run=dry_run):
-        raise typer.Exit(1)
+    result, complete = _run(table_jobs, dry_run=dry_run)
+    return Outcome({"tables": result}, 0 if complete else 1)
 
 
 def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,8 +152,8 @@ def _launcher_flags(flags: tuple[str, ...], jobs: int | None, gpus: tuple[str, .
     return ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}", "hydra.launcher.batch_size=1")
 
 
-def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:
-    """Makes tables, or shows what they need; returns whether every cell has a value."""
+def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> tuple[list[dict[str, Any]], bool]:
+    """Makes tables, or shows what they need; returns their results, and whether every cell has a value."""
     from lora_ga_cli.report import console
     from lora_ga_cli.reproduce.forecast import forecast_table
     from lora_ga_cli.reproduce.run import check_jobs, make_table
@@ -157,14 +161,17 @@ def _run(jobs: Sequence[TableJob], *, dry_run: bool) -> bool:
     if not dry_run:
         check_jobs(jobs)
     complete = True
+    results = []
     for job in jobs:
         if len(jobs) > 1:
             console.title(job.title)
         if dry_run:
-            forecast_table(job)
+            results.append({"table": job.title, **forecast_table(job)})
         else:
-            complete = make_table(job) and complete
-    return complete
+            made = make_table(job)
+            complete = complete and made["complete"]
+            results.append({"table": job.title, **made})
+    return results, complete
 
 
 def _tables(names: Sequence[str], user_dir: Path | None) -> dict[str, Table]:
@@ -204,21 +211,6 @@ def _all_tables(
     return tables
 
 
-def _refuse_unknown_flags(arguments: Sequence[str] | None, known: Sequence[str]) -> None:
-    """Refuses flags that `loraga reproduce` does not have.
-
-    Raises:
-        InvalidInput: with the nearest flag.
-    """
-    from lora_ga_cli.errors import Fault, InvalidInput, suggest
-
-    flags = [word.split("=")[0] for word in arguments or [] if word.startswith("-")]
-    known = [flag for flag in known if flag.startswith("-")]
-    hints = {flag: f"did you mean {RENAMED[flag]}?" if flag in RENAMED else suggest(flag, known) for flag in flags}
-    if hints:
-        raise InvalidInput([Fault("command line", f"no option {flag}", hint) for flag, hint in hints.items()])
-
-
 def _names_and_options(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """The names of tables, each once, and options."""
     given = list(arguments or [])
@@ -229,17 +221,27 @@ def _split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def _list(user_dir: Path | None) -> None:
+def _list(user_dir: Path | None) -> list[dict[str, Any]]:
     from lora_ga_cli.report.console import say
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.reproduce.table_files import all_tables, summarize
 
-    rows = []
+    rows, tables = [], []
     for name, file in all_tables(user_dir).items():
         summary = summarize(file)
         flags = {"--scale tiny": summary.tiny, "--tune-lr": summary.tune_lr}
         flags_text = ", ".join(flag for flag, is_possible in flags.items() if is_possible)
         rows.append([name, summary.title, str(summary.rows), ", ".join(summary.columns), flags_text])
+        tables.append(
+            {
+                "name": name,
+                "title": summary.title,
+                "rows": summary.rows,
+                "columns": list(summary.columns),
+                "flags": flags,
+            }
+        )
     print_table(["table", "what it shows", "rows", "columns", "flags"], rows)
     say("loraga reproduce TABLE --dry-run shows what a table needs; --scale tiny makes it small and offline;")
     say("--tune-lr trains every row at its own best learning rate.")
+    return tables

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
 
+@with_json
 def command(
     options: Overrides = None,
     dry_run: DryRun = False,
@@ -20,7 +22,7 @@ def command(
     ] = False,
     code: Code = None,
     debug: Debug = False,
-) -> None:
+) -> Any:
     """Train an adapter. If the gradient or the initialization is missing, it is computed first.
 
     The same command again resumes a run that was stopped. The saved adapter is for the original base model. Methods of
@@ -29,14 +31,13 @@ def command(
     Example: loraga train recipe=quickstart
     """
 
-    def job(config: Config) -> None:
+    def job(config: Config) -> dict[str, Any]:
         if preview:
             from lora_ga_cli.stages.preview import preview as show
 
-            show(config)
-        else:
-            from lora_ga_cli.stages.train import train
+            return {"rows": show(config)}
+        from lora_ga_cli.stages.train import train
 
-            train(config)
+        return train(config).summary()
 
-    run_jobs(options, job, dry_run="train" if dry_run else None)
+    return run_jobs(options, job, dry_run="train" if dry_run else None)

@@ -11,6 +11,9 @@ RENAMED = {
     "lora_dropout": "adapter_dropout",
     "lora_target_modules": "target_modules",
     "use_rslora": "method.use_rslora",
+    "modules_to_save": "method.modules_to_save",
+    "lora_modules_to_save": "method.modules_to_save",
+    "trainable_token_indices": "method.trainable_token_indices",
     "num_virtual_tokens": "method.prefix_length",
     "task_type": "model.task",
     # transformers: the model

@@ -25,6 +25,8 @@ PLACEHOLDER = "dataset=quickstart"
 def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     """A stored configuration with some ``eval`` options changed: ``eval=CHOICE`` or ``eval.option=value``.
 
+    ``model.path`` names another place of the same base model.
+
     Raises:
         InvalidInput: an override of anything else, or one that does not fit.
     """
@@ -44,14 +46,16 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
             changes["eval"] = sources.options_of("eval", str(value))
         else:
             merge(changes, nested(tuple(key.split(".")), value))
+        if key == "model.path":
+            changes["model"]["revision"] = None  # of the place before
     return validated(changes, sources)
 
 
 def _fixed(override: Override, sources: Sources) -> Iterator[Fault]:
     """Faults for an override that a finished run does not take."""
     key, value = override.key_or_group, override.value()
-    if not (key in ("eval", "device", "model.trust_remote_code") or key.startswith("eval.")):
-        hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…"
+    if not (key in ("eval", "device", "model.path", "model.trust_remote_code") or key.startswith("eval.")):
+        hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…, and model.path=… for a base that was moved"
         yield Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint)
     elif "${" in str(sources.options_of("eval", str(value)) if key == "eval" else value):
         yield Fault(COMMAND_LINE, f"{key}={value}: interpolations go with a recipe, not with run folders")

@@ -13,7 +13,7 @@ from lora_ga_cli.config.row_forms import form_problems, task_problems
 
 def problems(config: Any) -> list[str]:
     """Everything in a configuration that two sections rule out together."""
-    subjects = (_of_task, _of_trainer, _of_gradient, _of_base)
+    subjects = (_of_task, _of_rows, _of_trainer, _of_gradient, _of_base)
     return [problem for subject in subjects for problem in subject(config)]
 
 
@@ -23,9 +23,12 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
     Args:
         uses: the shared options that the method uses.
     """
+    method = f"method {config.method.name} (method.type={config.method.type})"
     for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
         if value and name not in uses:
-            yield f"{name} does nothing with method {config.method.name} (method.type={config.method.type})"
+            yield f"{name} does nothing with {method}"
+    if config.model.new_tokens and "new_tokens" not in uses:
+        yield f"model.new_tokens: {method} does not train the rows of new tokens; method=lora and method=full do"
 
 
 def dataset_problems(dataset: Any) -> list[str]:
@@ -33,18 +36,41 @@ def dataset_problems(dataset: Any) -> list[str]:
     return [*_of_source(dataset), *form_problems(dataset)]
 
 
+def mix_source_problems(source: Any) -> list[str]:
+    """Everything in one source of ``dataset.mix`` that does not go together."""
+    given = [name for name in ("path", "train_file") if getattr(source, name) is not None]
+    if len(given) != 1:
+        return [
+            f"dataset.mix: give path or train_file for a source, exactly one (given: {' and '.join(given) or 'none'})"
+        ]
+    hubs = [name for name in ("subset", "revision", "data_files") if getattr(source, name) is not None]
+    return [f"dataset.mix: {name} goes with path, a data set on the hub" for name in hubs if source.path is None]
+
+
 def _of_source(dataset: Any) -> Iterator[str]:
-    sources = [name for name in ("path", "train_file") if getattr(dataset, name) is not None]
+    sources = [name for name in ("path", "train_file", "mix") if getattr(dataset, name) is not None]
     if len(sources) != 1:
         given = " and ".join(sources) or "none"
-        yield f"give dataset.path or dataset.train_file, exactly one (given: {given})"
-    elif dataset.validation_file is not None and dataset.train_file is None:
+        yield f"give dataset.path or dataset.train_file, exactly one, or several in dataset.mix (given: {given})"
+    elif dataset.validation_file is not None and dataset.path is not None:
         yield "dataset.validation_file goes with dataset.train_file; with dataset.path: validation_split"
     elif dataset.validation_split is not None and dataset.path is None:
         yield "dataset.validation_split goes with dataset.path; with dataset.train_file: validation_file"
     held_out = dataset.validation_file is not None or dataset.validation_split is not None
     if held_out and dataset.validation_fraction > 0:
         yield "dataset.validation_fraction goes without validation_file and validation_split"
+    if len(sources) == 1 and dataset.path is None:
+        for option in ("data_files", "streaming"):
+            if getattr(dataset, option):
+                yield f"dataset.{option} goes with dataset.path, a data set on the hub"
+    yield from _of_stream(dataset)
+
+
+def _of_stream(dataset: Any) -> Iterator[str]:
+    if dataset.shuffle_buffer and not dataset.streaming:
+        yield "dataset.shuffle_buffer does nothing without dataset.streaming=true: all rows are shuffled"
+    if dataset.streaming and dataset.validation_split is not None and dataset.max_validation_rows is None:
+        yield "dataset.streaming with dataset.validation_split wants dataset.max_validation_rows, the rows to fetch"
 
 
 def _of_task(config: Any) -> Iterator[str]:
@@ -55,6 +81,16 @@ def _of_task(config: Any) -> Iterator[str]:
             f"model.dtype={config.model.dtype} would train the new classification head in half precision: "
             "model.dtype=float32, with trainer.precision=bf16 for speed"
         )
+
+
+def _of_rows(config: Any) -> Iterator[str]:
+    dataset = config.dataset
+    if not dataset.streaming or dataset.max_rows is not None:
+        return
+    if config.trainer.max_steps is None:
+        yield "dataset.streaming wants dataset.max_rows or trainer.max_steps, which say how many rows to fetch"
+    elif dataset.packing:
+        yield "dataset.streaming with dataset.packing wants dataset.max_rows: steps count packs, and not rows"
 
 
 def _of_trainer(config: Any) -> Iterator[str]:
@@ -94,3 +130,5 @@ def _of_base(config: Any) -> Iterator[str]:
         yield "model.double_quantization goes with model.quantization=nf4"
     if config.model.shard and config.model.quantization is not None:
         yield "model.shard and model.quantization do not go together: a quantized base is small, give one"
+    if config.model.shard and config.model.new_tokens:
+        yield "model.shard=true does not go with model.new_tokens: sharded embeddings cannot grow"

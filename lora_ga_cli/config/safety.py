@@ -29,6 +29,8 @@ READ_PATHS = (
     ("model", "tokenizer"),
     ("dataset", "path"),
     ("dataset", "train_file"),
+    ("dataset", "mix"),
+    ("dataset", "data_files"),
     ("dataset", "validation_file"),
     ("dataset", "chat_template"),
     ("eval", "file"),
@@ -109,12 +111,13 @@ def _unsafe_value(path: KeyPath, value: Any, *, reads: bool) -> Iterator[tuple[s
         yield f"{path[-1]} names code to run; a recipe is data", ""
     if path in COMMAND_LINE_ONLY and value:
         yield f"{name} is refused in a file", FOR_THE_COMMAND_LINE
-    is_path = path in WRITE_PATHS or (path in READ_PATHS and not reads)
+    is_read = any(path[: len(read)] == read for read in READ_PATHS)
+    is_path = path in WRITE_PATHS or (is_read and not reads)
     for text in _strings(value):
         yield from _unsafe_interpolations(text)
         if is_path and "${" in text:
             yield f"{name}={text}: a path in a file is written out", ""
-        elif is_path and _leaves_folder(text, reads=path in READ_PATHS):
+        elif is_path and _leaves_folder(text, reads=is_read):
             yield f"{name}={text} leaves the working folder", f"give it on the command line: {name}=PATH"
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from lora_ga_cli.config.rules import dataset_problems, problems, unused_shared
+from lora_ga_cli.config.rules import dataset_problems, mix_source_problems, problems, unused_shared
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.files import one_name
 from lora_ga_cli.registry import ESTIMATORS, METHODS, OPTIMIZERS, TASKS, Registry
@@ -33,9 +33,18 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, AfterValidator(one_name)]
 """A text that is used in the name of a folder."""
+DataFiles = str | list[str] | dict[str, str | list[str]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
+Token = Annotated[str, Field(min_length=1)]
+
+
+def _all_different(names: list[str]) -> list[str]:
+    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated!r} twice")
+    return names
 
 
 class Section(BaseModel):
@@ -106,29 +115,58 @@ class ModelConfig(Section):
     """Branch, tag or commit on the hub."""
     dtype: Dtype = "float32"
     """Type of the base model's weights in memory. Adapters always train in float32."""
-    quantization: Literal["nf4", "int8"] | None = None
+    quantization: Literal["nf4", "int8", "stored"] | None = None
     """Quantize the base model's linear layers with bitsandbytes while loading: ``nf4`` is 4-bit NormalFloat, ``int8``
-    8-bit integers. The quantized weights do not change."""
+    8-bit integers. ``stored``: the model's files hold quantized weights (of bitsandbytes or torchao), which stay as
+    they are. The quantized weights do not change."""
     double_quantization: bool = False
     """Quantize the scales of ``nf4`` too, which saves about 0.4 bits per weight."""
     shard: bool = False
     """Distribute the base model's weights over the processes of a run (FSDP2). Each process gathers a block only while
     it computes with it, so that the base model may be larger than the memory of one device."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """The attention implementation of transformers that is used."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """The attention implementation of transformers that is used. Null: transformers chooses one that the model has,
+    ``sdpa`` where it can."""
     tokenizer: str | None = None
     """A tokenizer to use instead of the model's: its name on the hub, or a local folder."""
+    new_tokens: Annotated[list[Token], AfterValidator(_all_different)] = []
+    """Tokens that the tokenizer gets in addition, such as ``<think>``. The embeddings grow by as many rows, each of
+    which begins as the mean of all others. The new rows train, and with them those of an output head that is not tied
+    to the embeddings."""
     num_labels: Positive | None = None
     """Number of classes of a sequence classifier. Null counts them in the training data."""
     trust_remote_code: bool = False
     """Run Python code from the model's repository. Can only be set on the command line."""
 
 
+class MixSource(Section):
+    """One of several sources of training rows: files, or a data set on the hub."""
+
+    train_file: str | list[str] | None = None
+    """As ``dataset.train_file``."""
+    path: str | None = None
+    """As ``dataset.path``."""
+    subset: str | None = None
+    """As ``dataset.subset``."""
+    revision: str | None = None
+    """As ``dataset.revision``."""
+    data_files: DataFiles | None = None
+    """As ``dataset.data_files``."""
+    train_split: str = "train"
+    """As ``dataset.train_split``."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often an epoch sees each row: 2 is every row twice, 0.5 is half of the rows."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MixSource:
+        return _unless(mix_source_problems(self), self)
+
+
 class DatasetConfig(Section):
     """Where rows come from, and how one becomes an example.
 
-    Exactly one source is given: ``path`` (hub) or ``train_file`` (local). Exactly one form of a row is given:
-    ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
+    Exactly one source is given: ``path`` (hub), ``train_file`` (local) or ``mix`` (several). Exactly one form of a
+    row is given: ``prompt`` and ``answer``, or ``messages``, or ``text`` and ``label``, or another one by ``form``.
     """
 
     path: str | None = None
@@ -137,12 +175,27 @@ class DatasetConfig(Section):
     """The hub data set's configuration name."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    data_files: DataFiles | None = None
+    """Files of the hub data set to read, instead of those that it names: a path or pattern in it, a list of them, or
+    ``{split: files}``. Handed to ``datasets.load_dataset``."""
+    streaming: bool = False
+    """Fetch only the rows of the hub data set that are needed, and not its complete files: the first ``max_rows`` (or
+    as many as ``trainer.max_steps`` uses), and the rows held out. They are then shuffled as any rows are."""
+    shuffle_buffer: Annotated[int, Field(ge=0)] = 0
+    """With ``streaming``: draw the rows at random, by ``seed``, from a buffer of this many, and read the files in
+    random order. 0 takes the first rows of the data set."""
     train_split: str = "train"
     """Split of the hub data set to train on."""
     validation_split: str | None = None
     """Split of the hub data set to evaluate on."""
     train_file: str | list[str] | None = None
-    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also gzipped (.gz)."""
+    """Local file or files: .jsonl, .json, .csv, .tsv or .parquet, the text formats also compressed (.gz, .zst). A
+    pattern (``data/*.jsonl``) stands for all files that it matches, and ``hf://datasets/ORG/NAME/FILE`` for a single
+    file on the hub."""
+    mix: Annotated[list[MixSource], Field(min_length=1)] | None = None
+    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A weight says how often
+    an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows are
+    held out before weights count."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -203,6 +256,13 @@ class DatasetConfig(Section):
     packs then, so this is another training. Rows of a pack do not see each other."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What happens to a malformed row, or one with no token left to learn from. Skipped rows are counted."""
+
+    @property
+    def files(self) -> dict[str, str | list[str]]:
+        """The files and patterns that are given, by option."""
+        files = {"dataset.train_file": self.train_file, "dataset.validation_file": self.validation_file}
+        mixed = {f"dataset.mix[{number}].train_file": part.train_file for number, part in enumerate(self.mix or [])}
+        return {option: some for option, some in {**files, **mixed}.items() if some is not None}
 
     @property
     def has_validation(self) -> bool:

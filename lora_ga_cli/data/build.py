@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults, RowNotes
+from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets.arrow_dataset import Dataset
 
     from lora_ga_cli.config.schema import DatasetConfig
@@ -39,6 +44,7 @@ class Builder:
         config: lengths, and what happens to bad and long rows.
         max_positions: tokens the model can take, if there is a limit.
         vocabulary: the tokens that the model's embedding has rows for, if it is known.
+        folder: where tokenized rows are written when they become many; None keeps all of them in memory.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Builder:
     config: DatasetConfig
     max_positions: int | None = None
     vocabulary: int | None = None
+    folder: Path | None = None
 
     def build(self, order: Sequence[int], limit: int | None, malformed: int = 0) -> Split:
         """The examples of the first ``limit`` rows in ``order``; rows that are skipped do not count.
@@ -63,7 +70,9 @@ class Builder:
         self._longest = 0
         self._bad = RowFaults(self.source.name)
         self._notes = RowNotes()
-        batches: list[Dataset] = []
+        self._kept = array("q")
+        self._faulty: set[int] = set()
+        spool = Spool(self.folder)
         kept = position = 0
         # a faulty row counts for `limit`: no other row is drawn in its place, since the run ends anyway
         while position < len(order) and (limit is None or kept + len(self._bad) < limit):
@@ -75,23 +84,23 @@ class Builder:
                 rows += [example.row for example in examples]
                 kept += 1
             if rows and not len(self._bad):
-                batches.append(self._stored(rows))
+                spool.add(self._stored(rows))
         if len(self._bad):
             raise DataError(self._bad.faults(self._hints()))
-        if not batches:
+        if not kept:
             reasons = "; ".join(f"{count:,} skipped: {reason}" for reason, count in self._skipped.items() if count)
             raise DataError(
                 [Fault(self.source.name, f"no row is left for {self.name}{f' ({reasons})' if reasons else ''}")]
             )
         return Split(
             self.name,
-            _joined(batches),
+            _dataset(spool.finish()),
             {reason: count for reason, count in self._skipped.items() if count},
             self._truncated,
             self.form,
             self.source.name,
             read_rows=kept,
-            notes=self._notes.lines(),
+            notes=[*self.source.notes, *self._shares(), *(f"{self.name}: {line}" for line in self._notes.lines())],
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[list[Example]]:
@@ -117,6 +126,7 @@ class Builder:
             if fitting := self._fitting(index, examples):
                 for note in examples[0].notes:
                     self._notes.add(note, self.source.where(index))
+                self._kept.append(index)
                 yield fitting
 
     def _fitting(self, index: int, examples: list[Example]) -> list[Example]:
@@ -127,7 +137,7 @@ class Builder:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
                 what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
-                self._bad.add("long", self.source.where(index), what)
+                self._fault("long", index, what)
                 return []
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
@@ -167,7 +177,18 @@ class Builder:
         if self.config.on_bad_row == "skip":
             self._skipped[kind] += 1
         else:
-            self._bad.add(kind, self.source.where(index), what)
+            self._fault(kind, index, what)
+
+    def _fault(self, kind: str, index: int, what: str) -> None:
+        if isinstance(self.source, Mixture):  # which may give a row several times
+            if index in self._faulty:
+                return
+            self._faulty.add(index)
+        self._bad.add(kind, self.source.where(index), what, index)
+
+    def _shares(self) -> list[str]:
+        """How many rows come from each source."""
+        return self.source.shares(self._kept) if isinstance(self.source, Mixture) else []
 
     def _hints(self) -> dict[str, str]:
         ways = "dataset.on_long_row=skip or truncate"
@@ -175,12 +196,13 @@ class Builder:
             ways = f"dataset.max_length={self._longest} takes all of them, or {ways}"
         return {MALFORMED: FIX_ROWS, NOTHING_LEFT: FIX_ROWS, "long": ways}
 
-    def _stored(self, rows: list[dict[str, Any]]) -> Dataset:
+    def _stored(self, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
         from datasets.arrow_dataset import Dataset
 
         columns = {name: [row[name] for row in rows] for name in self.form.features}
-        return Dataset.from_dict(columns, features=self.form.features)
+        batches: list[pa.RecordBatch] = Dataset.from_dict(columns, features=self.form.features).data.to_batches()
+        return batches
 
 
 def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
@@ -192,7 +214,8 @@ def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
     return columns
 
 
-def _joined(batches: list[Dataset]) -> Dataset:
-    from datasets.combine import concatenate_datasets
+def _dataset(batches: Sequence[pa.RecordBatch]) -> Dataset:
+    import pyarrow as pa
+    from datasets.arrow_dataset import Dataset
 
-    return batches[0] if len(batches) == 1 else concatenate_datasets(batches)
+    return Dataset(pa.Table.from_batches(batches))

@@ -1,8 +1,15 @@
-"""Collects what is wrong with rows, or worth a line: all are counted, and the first of each kind are shown."""
+"""Collects what is wrong with rows, or worth a line, where all are counted and the first of each kind are shown; and
+what is wrong in several steps."""
 
 from __future__ import annotations
 
-from lora_ga_cli.errors import Fault
+import bisect
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from lora_ga_cli.errors import DataError, Fault, InvalidInput
+
+T = TypeVar("T")
 
 SHOWN = 10
 """How many faults of one kind are written out."""
@@ -24,22 +31,28 @@ class RowFaults:
     def __init__(self, source: str):
         self.source = source
         self._counts: dict[str, int] = {}
-        self._shown: dict[str, list[tuple[str, str]]] = {}
+        self._shown: dict[str, list[tuple[int, str, str]]] = {}
 
     def __len__(self) -> int:
         return sum(self._counts.values())
 
-    def add(self, kind: str, where: str, what: str) -> None:
+    def add(self, kind: str, where: str, what: str, position: int | None = None) -> None:
+        """Adds a fault.
+
+        Args:
+            position: where its row stands among the rows of the source; by default after those of all faults so far.
+        """
+        place = len(self) if position is None else position
         self._counts[kind] = self._counts.get(kind, 0) + 1
         shown = self._shown.setdefault(kind, [])
-        if len(shown) < SHOWN:
-            shown.append((where, what))
+        bisect.insort(shown, (place, where, what))
+        del shown[SHOWN:]
 
     def faults(self, hints: dict[str, str]) -> list[Fault]:
-        """The faults of each kind in the order met; the last fault of a kind has the kind's hint."""
+        """The first faults of each kind in the order of the source; the last fault of a kind has the kind's hint."""
         result = []
-        for kind, shown in self._shown.items():
-            lines = list(shown)
+        for kind, shown in sorted(self._shown.items(), key=lambda item: item[1][0]):
+            lines = [(where, what) for _, where, what in shown]
             if more := self._counts[kind] - len(shown):
                 lines.append((self.source, f"and {more:,} more of the same kind"))
             result += [Fault(where, what) for where, what in lines[:-1]]
@@ -64,3 +77,21 @@ class RowNotes:
             f"{count:,} {'row' if count == 1 else 'rows'} {note} (first: {self._first[note]})"
             for note, count in self._counts.items()
         ]
+
+
+def all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """The result of every step; if any fail, the faults of all of them together.
+
+    Raises:
+        DataError: the faults.
+    """
+    faults: list[Fault] = []
+    results: dict[str, T] = {}
+    for name, step in steps.items():
+        try:
+            results[name] = step()
+        except InvalidInput as error:
+            faults += error.faults
+    if faults:
+        raise DataError(list(dict.fromkeys(faults)))
+    return results

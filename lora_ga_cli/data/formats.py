@@ -1,26 +1,27 @@
 """File formats: bytes in, rows out, each with its place. What is malformed is reported, never guessed.
 
-A reader yields ``(place, row)``, or ``(place, BadRow)`` where a row is malformed and the next can still be read. It
-raises `Unreadable` where nothing that follows can be trusted. Places count from 1: lines of the file, or rows in .json
-and .parquet.
+A reader of a text format yields ``(place, row)``, or ``(place, BadRow)`` where a row is malformed and the next can
+still be read. It raises `Unreadable` where nothing that follows can be trusted. Places count from 1: lines of the file,
+or rows in .json and .parquet.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
+from lora_ga_cli.data.arrow import BATCH, Row, json_batches
+from lora_ga_cli.data.compression import OPENERS, DamagedFile, compression_of, opened
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.source import Row
 from lora_ga_cli.errors import suggest
 
-BOM = b"\xef\xbb\xbf"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 Records = Iterator[tuple[int, Row | BadRow]]
 Names = Sequence[str] | None
 
@@ -36,40 +37,63 @@ class Unreadable(Exception):
 
 
 def format_of(path: str) -> str:
-    """The format's extension without ``.gz``: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``."""
+    """The format's extension without the compression's: ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet``."""
     name = path.lower()
-    zipped = name.endswith(".gz")
-    suffix = Path(name.removesuffix(".gz")).suffix
-    if suffix not in READERS or (zipped and suffix == ".parquet"):
-        near = suggest(suffix, READERS) if suffix and suffix not in READERS else ""
-        known = f"known: {', '.join(READERS)}, the text formats also .gz"
-        shown = suffix + ".gz" * zipped
+    compression = compression_of(name)
+    suffix = Path(name.removesuffix(compression)).suffix
+    if suffix not in FORMATS or (compression and suffix in TYPED_READERS):
+        near = suggest(suffix, FORMATS) if suffix and suffix not in FORMATS else ""
+        known = f"known: {', '.join(FORMATS)}, the text formats also {' and '.join(OPENERS)}"
+        shown = suffix + compression
         what = f"no reader for the extension {shown!r}" if shown else "no extension, which tells the format"
         raise Unreadable(what, hint=f"{near} {known}" if near and not near.startswith("known") else known)
     return suffix
 
 
-def read_records(path: Path, column_names: Names) -> Records:
-    """Every row of a file with its place, by the file's extension.
+@dataclass
+class Findings:
+    """What is found out about a file while it is read.
+
+    Args:
+        bad: receives every malformed row, with its place.
+        columns: the columns that occur.
+        notes: what a user should know about how the file is read.
+    """
+
+    bad: Callable[[int, BadRow], None]
+    columns: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_batches(path: Path, column_names: Names, findings: Findings) -> Iterator[pa.RecordBatch]:
+    """Every row of a file, by the file's extension, as record batches: typed ones, or JSON (see `json_batches`).
 
     Raises:
         Unreadable: the rest of the file cannot be read.
+        OSError: it cannot be opened or read.
     """
-    with _open(path) as file:
-        try:
-            yield from READERS[format_of(path.name)](file, column_names)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise Unreadable(f"damaged gzip file: {error}", hint="fetch it again") from error
+    suffix = format_of(path.name)
+    try:
+        with opened(path) as (file, encoding):
+            if encoding:
+                findings.notes.append(f"is {encoding}, by its byte order mark, and is read as such")
+            if suffix in TYPED_READERS:
+                for batch in TYPED_READERS[suffix](file):
+                    findings.columns.update(dict.fromkeys(batch.schema.names))
+                    yield batch
+            else:
+                yield from json_batches(_good(READERS[suffix](file, column_names), findings))
+    except DamagedFile as error:
+        raise Unreadable(str(error), hint=error.hint) from error
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    with path.open("rb") as raw:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(raw, "rb") as unzipped:
-                yield unzipped  # type: ignore[misc]  # a GzipFile reads as any binary file does
+def _good(records: Records, findings: Findings) -> Iterator[tuple[int, Row]]:
+    for place, row in records:
+        if isinstance(row, BadRow):
+            findings.bad(place, row)
         else:
-            yield raw
+            findings.columns.update(dict.fromkeys(row))
+            yield place, row
 
 
 def _lines(file: BinaryIO, *, ends: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -78,9 +102,7 @@ def _lines(file: BinaryIO, *, ends: bool = False) -> Iterator[tuple[int, bytes]]
     Only ``\\n`` (or ``\\r\\n``) ends a line: a text may hold the other separators of Unicode.
     """
     for number, line in enumerate(file, start=1):
-        if not ends:
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-        yield number, line.removeprefix(BOM) if number == 1 else line
+        yield number, line if ends else line.removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _text(line: bytes) -> str:
@@ -122,7 +144,7 @@ def _kind(value: object) -> str:
 
 def _read_json(file: BinaryIO, names: Names) -> Records:
     try:
-        value = json.loads(file.read().removeprefix(BOM).decode("utf-8"))
+        value = json.loads(file.read().decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Unreadable(f"not UTF-8: {error.reason}", line=error.object[: error.start].count(b"\n") + 1) from error
     except json.JSONDecodeError as error:
@@ -233,17 +255,13 @@ def _count(things: Sequence[object], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
-def _read_parquet(file: BinaryIO, names: Names) -> Records:
+def _parquet_batches(file: BinaryIO) -> Iterator[pa.RecordBatch]:
     import pyarrow.lib
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)  # type: ignore[no-untyped-call]
-        number = 0
-        for batch in table.iter_batches():  # type: ignore[no-untyped-call]
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)  # type: ignore[no-untyped-call]
+        yield from table.iter_batches(batch_size=BATCH)  # type: ignore[no-untyped-call]
     except (pyarrow.lib.ArrowException, OSError) as error:
         raise Unreadable(
             f"not a Parquet file that can be read: {str(error).splitlines()[0]}", hint="fetch it again"
@@ -255,8 +273,10 @@ READERS: dict[str, Callable[[BinaryIO, Names], Records]] = {
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
 }
+TYPED_READERS: dict[str, Callable[[BinaryIO], Iterator[pa.RecordBatch]]] = {".parquet": _parquet_batches}
+"""Readers of formats whose columns have types. No row of them is malformed."""
+FORMATS = (*READERS, *TYPED_READERS)
 HEADERLESS = (".csv", ".tsv")
 """Formats of files that may lack a header line, so that ``column_names`` names their columns."""
 PLACED_BY_ROW = (".json", ".parquet")

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.data.remote import local_path
+from lora_ga_cli.files import remembered_sha256, sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.data.examples.base import Form
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 LENGTHS = {"length", "prompt_length"}
 """Columns of a row that follow from the others."""
 SMALL = 2**24
-"""Files of fewer bytes are hashed every time; the hashes of larger ones are remembered."""
+"""Files of fewer bytes are hashed and read every time; of larger ones the hashes are remembered and the rows kept."""
+KEY_LENGTH = 16
+"""Characters of a key."""
 LEFT_OUT = {
     "_tokenizer",
     "_in_target_context_manager",
@@ -45,13 +48,16 @@ def rows_hash(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def files_identity(files: Sequence[str], memo: Path) -> list[list[str]] | None:
-    """Format and content of local files, in order; None if one cannot be read.
+    """Format and content of files, in order; None if one cannot be read.
 
     Args:
         memo: where the hashes of large files are remembered.
+
+    Raises:
+        DataError: a file on the hub cannot be fetched.
     """
     try:
-        return [["".join(Path(file).suffixes[-2:]), _file_hash(resolve_path(file), memo)] for file in files]
+        return [["".join(Path(file).suffixes[-2:]), _file_hash(local_path(file), memo)] for file in files]
     except OSError:
         return None
 
@@ -94,11 +100,12 @@ def form_identity(form: type[Form]) -> list[str] | None:
     code may be anywhere."""
     if not form.__module__.startswith("lora_ga_cli."):
         return None
-    return [f"{form.__module__}.{form.__qualname__}", _code_hash()]
+    return [f"{form.__module__}.{form.__qualname__}", code_hash()]
 
 
 @cache
-def _code_hash() -> str:
+def code_hash() -> str:
+    """A hash of the code that reads rows and makes examples of them."""
     folder = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):

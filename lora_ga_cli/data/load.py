@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.config.row_forms import row_form
 from lora_ga_cli.data.build import Builder, needed_columns
 from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.examples.base import Form
-from lora_ga_cli.data.hub import read_hub
+from lora_ga_cli.data.faults import all_of
+from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
 from lora_ga_cli.data.labels import class_names, label_names_faults
 from lora_ga_cli.data.local import files_faults, listed, read_files
+from lora_ga_cli.data.mixture import parts
 from lora_ga_cli.data.patterns import pattern_faults
-from lora_ga_cli.data.plan import Plan, Reading, split_key
+from lora_ga_cli.data.plan import MixedReading, Plan, Reading, held_out, source_of, split_key
 from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
+from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.split import Data, Split
 from lora_ga_cli.data.store import RowStore, StoredRows
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
+from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import DatasetConfig, Task
+    from lora_ga_cli.config.schema import DatasetConfig, MixSource, Task
 
-T = TypeVar("T")
 TRAIN = "train"
 VALIDATION = "validation"
 
@@ -45,7 +47,8 @@ def load_data(
 
     The training rows are shuffled by ``seed``. ``max_rows`` counts from the beginning of that order, and
     ``validation_fraction`` of all of them (at least one) is held out from its end, so that neither changes the other.
-    Rows that are skipped do not count for ``max_rows`` and ``max_validation_rows`` as long as there are more.
+    Rows that are skipped do not count for ``max_rows`` and ``max_validation_rows`` as long as there are more. Of a
+    stream, no more rows than these and those held out are read.
 
     Args:
         tokenizer: a tokenizer of transformers; it is not changed.
@@ -59,17 +62,15 @@ def load_data(
     Raises:
         DataError: everything that is wrong with options, files, columns or rows.
     """
-    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, vocabulary)
-    options = {"dataset.train_file": config.train_file, "dataset.validation_file": config.validation_file}
-    loader.check_options({option: listed(files) for option, files in options.items() if files is not None})
+    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store, vocabulary)
+    loader.check_options({option: listed(files) for option, files in config.files.items()})
 
     holds_out = VALIDATION in splits and config.validation_fraction > 0
     readings: dict[str, Reading] = {}
     if TRAIN in splits or holds_out or loader.counts_classes:
-        readings[TRAIN] = loader.reading(config.train_file, config.train_split, "dataset.train_split")
+        readings[TRAIN] = loader.training_rows(seed)
     if VALIDATION in splits and (config.validation_file is not None or config.validation_split is not None):
-        option = "dataset.validation_split"
-        readings[VALIDATION] = loader.reading(config.validation_file, config.validation_split, option)
+        readings[VALIDATION] = loader.validation_rows()
 
     plans: dict[str, Plan] = {}
     order: dict[str, Any] = {"shuffle": seed if config.shuffle else None, "fraction": config.validation_fraction}
@@ -79,7 +80,7 @@ def load_data(
         plans[VALIDATION] = Plan(readings[VALIDATION], "all", config.max_validation_rows)
     elif holds_out:
         plans[VALIDATION] = Plan(readings[TRAIN], "held_out", config.max_validation_rows, **order)
-    made = loader.splits(plans, list(readings.values()), store)
+    made = loader.splits(plans, list(readings.values()))
     return Data(made.get(TRAIN), made.get(VALIDATION), loader.label_names)
 
 
@@ -109,10 +110,18 @@ def load_file_split(
         DataError: as `load_data`.
     """
     names = list(label_names) if label_names is not None else config.label_names
-    loader = Loader(config, task, tokenizer, max_positions, None, names, vocabulary)
+    loader = Loader(config, task, tokenizer, max_positions, None, names, store, vocabulary)
     loader.check_options({name: listed(files)})
-    reading = loader.reading(files, None, "")
-    return loader.splits({name: Plan(reading, "all", max_rows)}, [reading], store)[name]
+    reading = loader.files(files)
+    return loader.splits({name: Plan(reading, "all", max_rows)}, [reading])[name]
+
+
+def rows_to_fetch(count: int, fraction: float) -> int:
+    """How many rows there have to be, so that ``count`` are left when a fraction of all is held out."""
+    rows = max(count, 2) if fraction else count
+    while rows - held_out(rows, fraction) < count:
+        rows += max(1, count - (rows - held_out(rows, fraction)))
+    return rows
 
 
 class Loader:
@@ -120,6 +129,7 @@ class Loader:
 
     Args:
         label_names: names of the classes, where they are given before any row is read.
+        store: as for `load_data`.
 
     Raises:
         InvalidInput: the data set has no form that serves the task.
@@ -133,6 +143,7 @@ class Loader:
         max_positions: int | None,
         num_labels: int | None,
         label_names: list[str] | None,
+        store: RowStore | None = None,
         vocabulary: int | None = None,
     ):
         self.config, self.task = config, task
@@ -140,6 +151,7 @@ class Loader:
         self.tokenizer = with_chat_template(config, tokenizer)
         self.max_positions, self.vocabulary = max_positions, vocabulary
         self.num_labels = num_labels
+        self.store = store
         self.given_names = self.label_names = label_names if self.form.has_classes else None
 
     @property
@@ -172,34 +184,79 @@ class Loader:
             faults.append(
                 Fault("dataset.column_names", "names the columns of local files, and the hub's have theirs", hint)
             )
+        if config.streaming and config.max_rows is None:
+            faults.append(Fault("dataset.streaming", "wants dataset.max_rows", "say how many rows to fetch"))
         if faults:
             raise DataError(faults)
 
-    def reading(self, files: str | Sequence[str] | None, split: str | None, option: str) -> Reading:
-        """The rows of local files, or of a split of the hub's data set, to be read when they are needed.
+    def training_rows(self, seed: int) -> Reading:
+        """The rows of all sources to train on, to be read when they are needed.
+
+        Args:
+            seed: draws the rows of a stream with a buffer.
+        """
+        config = self.config
+        if config.mix is not None:
+            mixed = [
+                self.files(part.train_file)
+                if part.train_file is not None
+                else self.hub(part, part.train_split, f"dataset.mix[{number}].train_split")
+                for number, part in enumerate(config.mix)
+            ]
+            return MixedReading(mixed, [part.weight for part in config.mix])
+        if config.train_file is not None:
+            return self.files(config.train_file)
+        fetch = None
+        if config.streaming:
+            assert config.max_rows is not None
+            fetch = rows_to_fetch(config.max_rows, config.validation_fraction)
+        return self.hub(config, config.train_split, "dataset.train_split", fetch=fetch, seed=seed)
+
+    def validation_rows(self) -> Reading:
+        """The rows to evaluate on, where they have a source of their own."""
+        config = self.config
+        if config.validation_file is not None:
+            return self.files(config.validation_file)
+        assert config.validation_split is not None
+        fetch = config.max_validation_rows if config.streaming else None
+        return self.hub(config, config.validation_split, "dataset.validation_split", fetch=fetch)
+
+    def files(self, files: str | Sequence[str]) -> Reading:
+        """The rows of files."""
+        names, config = listed(files), self.config
+        options: Any = {"column_names": config.column_names, "on_bad_row": config.on_bad_row, "store": self._sources}
+        return Reading(names, lambda: read_files(names, **options))
+
+    def hub(
+        self, where: DatasetConfig | MixSource, split: str, option: str, *, fetch: int | None = None, seed: int = 0
+    ) -> Reading:
+        """The rows of a data set on the hub.
 
         Args:
             option: the option that names the split, for messages.
+            fetch: stream this many rows; None for all of them.
+            seed: draws the rows of a stream with a buffer; 0 where the seed is not to matter.
         """
-        config = self.config
-        if files is not None:
-            names, on_bad_row = listed(files), config.on_bad_row
-            return Reading(names, lambda: read_files(names, column_names=config.column_names, on_bad_row=on_bad_row))
-        path, subset, revision = config.path, config.subset, config.revision
-        assert path is not None
-        assert split is not None
-        return Reading(None, lambda: read_hub(path, subset=subset, revision=revision, split=split, option=option))
+        assert where.path is not None
+        found = HubSplit(where.path, split, option, where.subset, where.revision, where.data_files)
+        if fetch is None:
+            return Reading(None, lambda: read_hub(found))
+        buffer = self.config.shuffle_buffer if option == "dataset.train_split" else 0
+        return Reading(None, lambda: stream_hub(found, fetch, buffer=buffer, seed=seed, store=self._sources))
 
-    def splits(
-        self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None
-    ) -> dict[str, Split]:
+    @property
+    def _sources(self) -> SourceStore | None:
+        return SourceStore(self.store.root, self.store.notify) if self.store is not None else None
+
+    def splits(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, Split]:
         """The splits by name: those that are stored from the store, and the others from their sources.
 
         Args:
             readings: all sources that are part of the configuration; the first one names the classes.
         """
+        store = self.store
         with contextlib.ExitStack() as claims:
-            keys = self._keys(plans, readings, store)
+            keys = self._keys(plans, readings)
             found = {name: store.claim(key, claims) for name, key in keys.items()} if store is not None else {}
             made = {name: self._stored(name, rows) for name, rows in found.items() if rows is not None}
             missing = {name: plan for name, plan in plans.items() if name not in made}
@@ -209,22 +266,21 @@ class Loader:
                 if any(plan.reading is reading for plan in missing.values())
                 or (number == 0 and self.form.has_classes and self.label_names is None)
             ]
-            sources = list(
-                _all_of({str(number): partial(_read, reading) for number, reading in enumerate(needed)}).values()
-            )
-            self.check_columns(sources)
+            read = all_of({str(number): partial(source_of, reading) for number, reading in enumerate(needed)})
+            sources = list(read.values())
+            self.check_columns([part for source in sources for part in parts(source)])
             if needed and needed[0] is readings[0]:
                 self.name_classes(sources[0])
-            made |= _all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
+            made |= all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
             # what changed while it was read is not what its key says
-            if store is not None and missing and self._keys(plans, readings, store) == keys:
+            if store is not None and missing and self._keys(plans, readings) == keys:
                 for name in missing.keys() & keys.keys():
                     made[name] = store.keep(keys[name], made[name], self.label_names)
         return made
 
-    def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading], store: RowStore | None) -> dict[str, str]:
+    def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, str]:
         """The key of every split that can be stored."""
-        if store is None:
+        if self.store is None:
             return {}
         naming = readings[0] if self.form.has_classes and self.given_names is None else None
         make = partial(
@@ -237,9 +293,9 @@ class Loader:
             num_labels=self.num_labels,
             label_names=self.given_names,
             vocabulary=self.vocabulary,
-            memo=store.memo,
+            memo=self.store.memo,
         )
-        keys = _all_of({name: partial(make, name, plan) for name, plan in plans.items()})
+        keys = all_of({name: partial(make, name, plan) for name, plan in plans.items()})
         return {name: key for name, key in keys.items() if key is not None}
 
     def _stored(self, name: str, stored: StoredRows) -> Split:
@@ -282,23 +338,6 @@ class Loader:
         """A split that is tokenized now."""
         form, source = self.form(self.config, self.tokenizer, self.label_names), plan.reading.source
         lookup = renamed(source, self.config.columns)
-        builder = Builder(name, source, form, lookup, self.config, self.max_positions, self.vocabulary)
+        folder = self.store.folder if self.store is not None else None
+        builder = Builder(name, source, form, lookup, self.config, self.max_positions, self.vocabulary, folder)
         return builder.build(plan.order(), plan.limit, plan.malformed)
-
-
-def _read(reading: Reading) -> Source:
-    return reading.source
-
-
-def _all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """The result of every step; if any fail, the faults of all of them together."""
-    faults: list[Fault] = []
-    results: dict[str, T] = {}
-    for name, step in steps.items():
-        try:
-            results[name] = step()
-        except InvalidInput as error:
-            faults += error.faults
-    if faults:
-        raise DataError(list(dict.fromkeys(faults)))
-    return results

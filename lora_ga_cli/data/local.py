@@ -2,39 +2,87 @@
 
 from __future__ import annotations
 
-from array import array
+import contextlib
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
-from lora_ga_cli.data.faults import FIX_ROWS, BadRow, RowFaults
-from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Unreadable, format_of, read_records
-from lora_ga_cli.data.source import FileRows, Row
+from lora_ga_cli.data.arrow import ArrowRows, Spool
+from lora_ga_cli.data.compression import compression_of
+from lora_ga_cli.data.faults import FIX_ROWS, RowFaults
+from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Findings, Unreadable, format_of, read_batches
+from lora_ga_cli.data.identity import KEY_LENGTH, SMALL, code_hash
+from lora_ga_cli.data.remote import is_remote, local_path, matching, remote_fault
+from lora_ga_cli.data.source import FileRows
+from lora_ga_cli.data.source_store import ReadRows, SourceStore
 from lora_ga_cli.errors import DataError, Fault, suggest
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_json
 
 
 def listed(files: str | Sequence[str]) -> list[str]:
-    """One path or several, as a list."""
-    return [files] if isinstance(files, str) else list(files)
+    """Paths and patterns (``data/*.jsonl``) as a list of files: those that a pattern matches, sorted.
+
+    A pattern that matches no file stays, for `files_faults` to report.
+
+    Raises:
+        DataError: the hub cannot be asked which files match.
+    """
+    return [name for file in ([files] if isinstance(files, str) else files) for name in _matching(file)]
+
+
+def _matching(file: str) -> list[str]:
+    if not has_magic(file):
+        return [file]
+    if is_remote(file):
+        return matching(file) or [file]
+    path = resolve_path(file)
+    if path.exists():
+        return [file]  # brackets may be part of a name
+    found = glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    return sorted(name for name in found if Path(name).is_file()) or [file]
 
 
 def files_faults(files: Sequence[str], column_names: Sequence[str] | None) -> list[Fault]:
     """What is wrong with files before they are read: missing ones, unknown formats, columns named twice."""
     faults = []
     for file in files:
-        path = resolve_path(file)
+        if not is_remote(file) and (folder := resolve_path(file)).is_dir():
+            faults.append(Fault(file, "is a folder", f"its files are {file.rstrip('/')}/*{_usual_suffix(folder)}"))
+            continue
         try:
             suffix = format_of(file)
         except Unreadable as error:
             faults.append(Fault(file, str(error), error.hint))
             continue
-        if not path.is_file():
-            faults.append(Fault(file, "is a folder" if path.is_dir() else "no such file", _near_file(path)))
+        if missing := _missing(file):
+            faults.append(missing)
         elif column_names is not None and suffix not in HEADERLESS:
             what = f"names the columns of a {' or '.join(HEADERLESS)} file, and {file} names its columns itself"
             faults.append(Fault("dataset.column_names", what, "dataset.columns={new: old} renames"))
     return faults + _repeated(column_names or [])
+
+
+def _missing(file: str) -> Fault | None:
+    if is_remote(file):
+        return remote_fault(file)
+    path = resolve_path(file)
+    if path.is_file():
+        return None
+    if has_magic(file) and not path.exists():
+        return Fault(file, "matches no file", "" if path.parent.is_dir() else f"there is no folder {path.parent}")
+    return Fault(file, "no such file", _near_file(path))
+
+
+def _usual_suffix(folder: Path) -> str:
+    """The extension that most files of a folder have, of those that can be read."""
+    counts: Counter[str] = Counter()
+    for file in folder.iterdir():
+        with contextlib.suppress(Unreadable):
+            counts[format_of(file.name) + compression_of(file.name)] += 1
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _repeated(names: Sequence[str]) -> list[Fault]:
@@ -43,7 +91,7 @@ def _repeated(names: Sequence[str]) -> list[Fault]:
 
 
 def _near_file(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
+    folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
     return suggest(
@@ -52,45 +100,96 @@ def _near_file(path: Path) -> str:
 
 
 def read_files(
-    files: Sequence[str], *, column_names: Sequence[str] | None, on_bad_row: Literal["error", "skip"]
+    files: Sequence[str],
+    *,
+    column_names: Sequence[str] | None,
+    on_bad_row: Literal["error", "skip"],
+    store: SourceStore | None = None,
 ) -> FileRows:
     """All rows of the files, in their order.
+
+    Args:
+        store: where the rows of large files are looked up, and kept if they are not there. Without one, all rows are
+            kept in memory.
 
     Raises:
         DataError: malformed rows under ``on_bad_row="error"``, a damaged file, or one without any row.
     """
     name = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    rows: list[Row] = []
-    places = array("q")
+    parts: list[ReadRows] = []
     starts: list[tuple[str, int, str]] = []
-    columns: dict[str, None] = {}
-    skipped = 0
     faults: list[Fault] = []
     for file in files:
-        unit = "row " if format_of(file) in PLACED_BY_ROW else ""
-        starts.append((file, len(rows), unit))
-        bad = RowFaults(file)
+        starts.append((file, sum(map(len, parts)), _unit(file)))
         try:
-            for place, row in read_records(resolve_path(file), column_names):
-                if isinstance(row, BadRow):
-                    bad.add("malformed", f"{file}:{unit}{place}", str(row))
-                else:
-                    rows.append(row)
-                    places.append(place)
-                    columns.update(dict.fromkeys(row))
-            if len(rows) == starts[-1][1] and not len(bad):
-                faults.append(Fault(file, "holds no rows"))
-        except Unreadable as error:
-            place_of_fault = file if error.line is None else f"{file}:{error.line}"
-            what = f"{error} ({place_of_fault})" if error.option else str(error)
-            faults.append(Fault(error.option or place_of_fault, what, error.hint))
-        except OSError as error:
-            faults.append(Fault(file, f"cannot be read: {error.strerror or error}"))
-        if on_bad_row == "error":
-            faults += bad.faults({"malformed": FIX_ROWS})
-        skipped += len(bad)
-    if not faults and not rows:
+            parts.append(_rows_of(file, column_names, on_bad_row, store))
+        except DataError as error:
+            faults += error.faults
+    skipped = sum(part.malformed for part in parts)
+    if not faults and not any(map(len, parts)):
         faults.append(Fault(name, f"none of its {skipped:,} rows can be read"))
     if faults:
         raise DataError(faults)
-    return FileRows(name, rows, starts, places, list(columns), malformed=skipped)
+    return FileRows(
+        name,
+        ArrowRows([part.batches for part in parts]),
+        starts,
+        None,
+        list(dict.fromkeys(column for part in parts for column in part.columns)),
+        malformed=skipped,
+        notes=[f"{file} {note}" for file, part in zip(files, parts, strict=True) for note in part.notes],
+    )
+
+
+def _unit(file: str) -> str:
+    return "row " if format_of(file) in PLACED_BY_ROW else ""
+
+
+def _rows_of(
+    file: str, column_names: Sequence[str] | None, on_bad_row: Literal["error", "skip"], store: SourceStore | None
+) -> ReadRows:
+    """The rows of one file, from the store if they are there."""
+    read = partial(_read, file, column_names, on_bad_row)
+    key = _key(file, column_names, store) if store is not None else None
+    if store is None or key is None:
+        return read(Spool(store.folder if store is not None else None))
+    rows = store.rows(key, file, read, lambda: _key(file, column_names, store) == key)
+    if rows.malformed and on_bad_row == "error":  # they were left out when the file was read before
+        return read(Spool(store.folder))
+    return rows
+
+
+def _key(file: str, column_names: Sequence[str] | None, store: SourceStore) -> str | None:
+    """The key of a large file's rows; None for a small file, and if the hash of its content cannot be had."""
+    path = local_path(file)
+    try:
+        if path.stat().st_size < SMALL:
+            return None
+        content = remembered_sha256(path, store.memo)
+    except OSError:
+        return None  # what cannot be read is reported when it is read
+    return sha256_json([content, path.suffixes[-2:], column_names, code_hash()])[:KEY_LENGTH]
+
+
+def _read(
+    file: str, column_names: Sequence[str] | None, on_bad_row: Literal["error", "skip"], spool: Spool
+) -> ReadRows:
+    bad, unit = RowFaults(file), _unit(file)
+    findings = Findings(lambda place, row: bad.add("malformed", f"{file}:{unit}{place}", str(row)))
+    faults = []
+    try:
+        spool.add(read_batches(local_path(file), column_names, findings))
+        rows = ReadRows(spool.finish(), list(findings.columns), len(bad), findings.notes)
+        if not len(rows) and not len(bad):
+            faults.append(Fault(file, "holds no rows"))
+    except Unreadable as error:
+        place_of_fault = file if error.line is None else f"{file}:{error.line}"
+        what = f"{error} ({place_of_fault})" if error.option else str(error)
+        faults.append(Fault(error.option or place_of_fault, what, error.hint))
+    except OSError as error:
+        faults.append(Fault(file, f"cannot be read: {error.strerror or error}"))
+    if on_bad_row == "error":
+        faults += bad.faults({"malformed": FIX_ROWS})
+    if faults:
+        raise DataError(faults)
+    return rows

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_ga_cli.data.hub import HubRows
-from lora_ga_cli.data.identity import files_identity, form_identity, tokenizer_identity
+from lora_ga_cli.data.faults import all_of
+from lora_ga_cli.data.identity import KEY_LENGTH, files_identity, form_identity, tokenizer_identity
+from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.files import sha256_json
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data.examples.base import Form
 
-KEY_LENGTH = 16
 PLACES = {
     "path",
     "subset",
@@ -28,6 +29,10 @@ PLACES = {
     "validation_split",
     "train_file",
     "validation_file",
+    "mix",
+    "data_files",
+    "streaming",
+    "shuffle_buffer",
     "validation_fraction",
     "max_rows",
     "max_validation_rows",
@@ -43,7 +48,7 @@ class Reading:
     """Rows that are read once, when they are needed.
 
     Args:
-        files: local files; None for a data set on the hub.
+        files: local files; None for other sources.
         read: reads the rows.
     """
 
@@ -67,7 +72,33 @@ class Reading:
         """
         if self.files is not None:
             return files_identity(self.files, memo)
-        return self.source.fingerprint if isinstance(self.source, HubRows) else None
+        return getattr(self.source, "fingerprint", None)
+
+
+class MixedReading(Reading):
+    """Several sources that are read as one.
+
+    Args:
+        parts: the sources.
+        weights: per source how often an epoch sees each of its rows.
+    """
+
+    def __init__(self, parts: Sequence[Reading], weights: Sequence[float]):
+        super().__init__(None, self._mixed)
+        self._parts, self._weights = parts, weights
+
+    def _mixed(self) -> Mixture:
+        sources = all_of({str(number): partial(source_of, part) for number, part in enumerate(self._parts)})
+        return Mixture(list(sources.values()), self._weights)
+
+    def identity(self, memo: Path) -> Any:
+        identities = [part.identity(memo) for part in self._parts]
+        return None if None in identities else [identities, list(self._weights)]
+
+
+def source_of(reading: Reading) -> Source:
+    """The rows of a reading, which are read now if they were not."""
+    return reading.source
 
 
 @dataclass(frozen=True)
@@ -95,23 +126,32 @@ class Plan:
             DataError: there are too few rows to hold some out.
         """
         source = self.reading.source
-        order = list(range(len(source)))
+        order = array("q", range(len(source)))
         if self.part == "all":
             return order
         if self.shuffle is not None:
             random.Random(self.shuffle).shuffle(order)
         if self.fraction == 0:
-            return order
+            return self._weighted(order)
         if len(order) < 2:
             what = f"{source.name} has one row, of which none can be held out"
             raise DataError([Fault("dataset.validation_fraction", what, "dataset.validation_fraction=0")])
-        count = min(max(1, round(self.fraction * len(order))), len(order) - 1)
-        return order[:-count] if self.part == "trained" else order[-count:]
+        count = held_out(len(order), self.fraction)
+        return self._weighted(order[:-count]) if self.part == "trained" else order[-count:]
+
+    def _weighted(self, order: Sequence[int]) -> Sequence[int]:
+        source = self.reading.source
+        return source.weighted(order, self.shuffle) if isinstance(source, Mixture) and self.part == "trained" else order
 
     @property
     def malformed(self) -> int:
         """Rows that were left out on reading and count for this split; those of one source count once."""
         return 0 if self.part == "held_out" else self.reading.source.malformed
+
+
+def held_out(rows: int, fraction: float) -> int:
+    """How many of two rows or more are held out: at least one, and not all of them; none if the fraction is 0."""
+    return min(max(1, round(fraction * rows)), rows - 1) if fraction else 0
 
 
 def split_key(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
+from lora_ga_cli.data.arrow import ArrowRows
+from lora_ga_cli.data.arrow import Row as Row
 from lora_ga_cli.errors import Fault, suggest
-
-Row = dict[str, Any]
 
 
 class Source(Protocol):
@@ -22,6 +22,8 @@ class Source(Protocol):
     """Rows that were left out on reading."""
     class_names: dict[str, list[str]]
     """Names of the classes by column, for the columns for which the source has them."""
+    notes: Sequence[str]
+    """What a user should know about how the rows are read, a line each."""
 
     def __len__(self) -> int: ...
 
@@ -36,34 +38,40 @@ class Source(Protocol):
 
 @dataclass
 class FileRows:
-    """Rows of local files, in memory.
+    """Rows of local files.
 
     Args:
         name: the files.
         rows: all rows, file after file.
         files: per file its path, the number of its first row, and the unit in which its rows are found: ``""`` for a
             line of the file, ``"row "`` where there are no lines.
-        places: per row the line or row (from 1) in its file.
+        places: per row the line or row (from 1) in its file; None if `rows` knows them.
     """
 
     name: str
-    rows: list[Row]
+    rows: Sequence[Row]
     files: list[tuple[str, int, str]]
-    places: Sequence[int]
+    places: Sequence[int] | None
     columns: list[str]
     malformed: int = 0
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    fingerprint: str | None = None
+    """The identity of the rows, where it is not that of the files' content."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, indices: Sequence[int], columns: Sequence[str]) -> list[Row]:
+        if isinstance(self.rows, ArrowRows):
+            return self.rows.take(indices, columns)
         wanted = set(columns)
         return [{key: value for key, value in self.rows[index].items() if key in wanted} for index in indices]
 
     def where(self, index: int) -> str:
         path, _, unit = self.files[bisect.bisect_right(self.files, index, key=lambda file: file[1]) - 1]
-        return f"{path}:{unit}{self.places[index]}"
+        place = self.rows.place(index) if isinstance(self.rows, ArrowRows) else (self.places or ())[index]
+        return f"{path}:{unit}{place}"
 
 
 def renames_faults(source: Source, renames: Mapping[str, str]) -> list[Fault]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.identity import rows_hash
@@ -35,7 +36,7 @@ class Split:
         reused: whether the rows were tokenized by an earlier run and read from the cache.
         read_rows: how many rows of the source ``rows`` were made of, where one may have become several; None means one
             each.
-        notes: what is said of some of the rows, a line for each kind.
+        notes: what a user should know about how the rows were read, a line each.
     """
 
     name: str
@@ -64,12 +65,12 @@ class Split:
 
     def summary(self) -> str:
         """One line for people: rows, tokens, and how many rows were skipped or truncated."""
-        lengths = self.rows["length"][:]
+        lengths = np.sort(self.rows.select_columns(["length"]).with_format("numpy")["length"][:])
         count = f"{len(lengths):,} {'row' if len(lengths) == 1 else 'rows'}"
-        middle = statistics.median_low(lengths)
         if self.read_rows not in (None, len(lengths)):
             count = f"{len(lengths):,} examples of {self.read_rows:,} {'row' if self.read_rows == 1 else 'rows'}"
-        line = f"{self.name}: {count}, {min(lengths):,} to {max(lengths):,} tokens (median {middle:,})"
+        middle = lengths[(len(lengths) - 1) // 2]
+        line = f"{self.name}: {count}, {lengths[0]:,} to {lengths[-1]:,} tokens (median {middle:,})"
         for reason, number in self.skipped.items():
             line += f"; {number:,} skipped: {reason}"
         line += f"; {self.truncated:,} truncated" if self.truncated else ""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class Damaged(Exception):
@@ -42,8 +42,8 @@ class StoredRows:
     source: str
     sha256: str
     label_names: list[str] | None
-    read_rows: int | None = None
-    notes: tuple[str, ...] = ()
+    read_rows: int | None
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class RowStore(FolderStore):
 
     def __init__(self, root: Path, notify: Notify = print):
         super().__init__(root / "rows")
+        self.root = root
         self.memo = root / "digests.json"
         self.notify = notify
 
@@ -130,7 +131,7 @@ class RowStore(FolderStore):
 
     def entries(self) -> Iterator[RowsEntry]:
         """All stored rows, newest first."""
-        yield from sorted((_entry(folder) for folder in self.stored()), key=lambda entry: -entry.created)
+        yield from sorted((entry_of(folder) for folder in self.stored()), key=lambda entry: -entry.created)
 
     def verify(self) -> Iterator[RowsEntry]:
         """All stored rows, with their bytes checked against their manifests."""
@@ -163,7 +164,7 @@ def load(folder: Path) -> StoredRows:
             manifest["rows_sha256"],
             manifest["label_names"],
             manifest["read_rows"],
-            tuple(manifest["notes"]),
+            manifest["notes"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}: {type(error).__name__}: {error}") from error
@@ -183,7 +184,8 @@ def _write(rows: Dataset, file: Path) -> None:
         writer.write_table(table)
 
 
-def _entry(folder: Path) -> RowsEntry:
+def entry_of(folder: Path) -> RowsEntry:
+    """Stored rows as their manifest describes them; the rows are not read."""
     size, created = sum(file_sizes(folder).values()), folder.stat().st_mtime
     try:
         manifest = read_json(folder / MANIFEST_FILE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_ga_cli.config.schema import EvalOptions
-from lora_ga_cli.data.hub import read_hub
+from lora_ga_cli.data.hub import HubSplit, read_hub
 from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.source import Row, Source
 from lora_ga_cli.errors import DataError, Fault
@@ -27,7 +27,7 @@ def benchmark_rows(
     """
     if options.file is not None:
         return file_rows(FILE, options.file, columns, limit=options.limit)
-    source = read_hub(path, subset=subset, revision=None, split=split, option=FILE)
+    source = read_hub(HubSplit(path, split, FILE, subset))
     return _first_rows(source, columns, FILE, "", options.limit)
 
 

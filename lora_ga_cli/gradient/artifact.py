@@ -48,6 +48,11 @@ class GradientArtifact:
         return {name: factors.shape for name, factors in self.factors.items()}
 
     @property
+    def unreached(self) -> set[str]:
+        """The targets that no gradient reached, such as an expert that no token was routed to; they have no factors."""
+        return set(self.info.get("unreached", []))
+
+    @property
     def target_modules(self) -> list[str]:
         """The targets in the form of PEFT's ``target_modules``: endings if they suffice, else full names."""
         return list(self.info.get("target_modules", self.factors))
@@ -61,7 +66,7 @@ class GradientArtifact:
         return {name: factors.alignment(2 * rank) for name, factors in self.factors.items()}
 
     def check_serves(self, names: set[str], rank: int) -> None:
-        """Checks that this artifact can initialize some layers at a rank.
+        """Checks that this artifact can initialize some layers at a rank, or knows that no gradient reached them.
 
         Raises:
             GradientError: the rank is above `max_rank`, or a layer has no gradient here.
@@ -71,7 +76,7 @@ class GradientArtifact:
                 f"this gradient artifact keeps {self.capacity} singular vectors and serves ranks up to "
                 f"{self.max_rank}, not rank={rank}: estimate with a capacity of {2 * rank}"
             )
-        missing = sorted(names - set(self.factors))
+        missing = sorted(names - set(self.factors) - self.unreached)
         if missing:
             more = f" and {len(missing) - 1} more layers" if len(missing) > 1 else ""
             raise GradientError(

@@ -60,7 +60,8 @@ def estimate_gradients(
 
     Raises:
         TargetError: see `find_targets`.
-        GradientError: no batch, no label, a loss or gradient that is not finite, a layer without gradient.
+        GradientError: no batch, no label, a loss or gradient that is not finite, a layer without gradient (but an
+            expert that no token was routed to is only listed, in ``info["unreached"]``).
     """
     estimator = estimator or SketchEstimator()
     targets = find_targets(model, target_modules)
@@ -87,6 +88,7 @@ def estimate_gradients(
         "items": estimation.items,
         "loss": estimation.loss_sum / estimation.items,
         "target_modules": shortest_names(model, targets),
+        "unreached": [name for name in targets if name not in factors],
         "dtype": str(getattr(model, "dtype", next(model.parameters()).dtype)).removeprefix("torch."),
     }
     return GradientArtifact(factors=factors, capacity=capacity, info=info)

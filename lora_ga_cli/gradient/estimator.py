@@ -8,7 +8,7 @@ An estimator is one file in `lora_ga_cli.gradient.estimators`, with a class that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
@@ -90,8 +90,10 @@ class Estimator(Protocol):
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
         """Yields the factors of the mean gradient over ``total`` items, and frees each layer as it goes.
 
+        Experts that no token was routed to are left out (`refuse_unreached_layers`).
+
         Raises:
-            GradientError: a layer received no gradient, or one that is zero.
+            GradientError: another layer received no gradient, or one that is zero.
         """
         ...
 
@@ -106,14 +108,28 @@ def refuse_nonfinite_gradients(names: Sequence[str], micro_batch: int) -> None:
         raise GradientError(f"the gradient of {_listed(names)} is not finite in micro-batch {micro_batch}")
 
 
-def refuse_unreached_layers(names: Sequence[str], why: str) -> None:
-    """Raises an error about layers that no gradient reached, if there are any.
+def refuse_unreached_layers(unreached: Collection[str], targets: Iterable[str], why: str) -> None:
+    """Raises an error about layers that no gradient reached, if there are any but experts.
+
+    An expert is not called where no token is routed to it. It is recognized by its name: ``….3.….7.…`` is one of a list
+    inside a block, and another one of the same list was reached.
+
+    Args:
+        targets: the names of all layers.
 
     Raises:
         GradientError
     """
-    if names:
+    lists = {_any_expert(name) for name in set(targets) - set(unreached)} - {None}
+    if names := [name for name in unreached if _any_expert(name) not in lists]:
         raise GradientError(f"no gradient reached {_listed(names)}: {why}; or leave it out of target_modules")
+
+
+def _any_expert(name: str) -> str | None:
+    """The name without the last of its numbers; None if it has fewer than two."""
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join([*parts[: numbers[-1]], *parts[numbers[-1] + 1 :]]) if len(numbers) > 1 else None
 
 
 def refuse_zero_gradients(names: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
+from lora_ga_cli.files import follow_umask
+from lora_ga_cli.lora.beside import saved_modules
 from lora_ga_cli.lora.difference import difference_form
 from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
 from lora_ga_cli.lora.offset import LoraInit, differences
@@ -54,9 +56,11 @@ def export_adapter(
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
     # not from `state_dict`, in which every process of a sharded base takes part; what trains is complete in each
-    complete = {name: item.data for name, item in model.named_parameters() if not isinstance(item.data, DTensor)}
+    named = model.named_parameters(remove_duplicate=False)  # PEFT asks for a shared weight by each of its names
+    complete = {name: item.data for name, item in named if not isinstance(item.data, DTensor)}
     state = get_peft_model_state_dict(model, state_dict=complete, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    config.modules_to_save = saved_modules(model) or config.modules_to_save
     if init is not None and init.offset != "none":
         tensors |= _in_difference_form(model, init)
         _check(model, tensors, init)
@@ -90,7 +94,12 @@ def save_peft_adapter(model: PeftModel, folder: Path, **changes: Any) -> None:
 def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig) -> None:
     """Writes PEFT's two files, the weights first: a folder with a configuration counts as a complete adapter."""
     folder.mkdir(parents=True, exist_ok=True)
+    addresses: set[int] = set()
+    for name, tensor in tensors.items():  # a file has a shared weight under each of its names
+        tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    follow_umask(folder / WEIGHTS_FILE)
     config.save_pretrained(str(folder))
 
 

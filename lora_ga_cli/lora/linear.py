@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.lora.product import Factors, as_matrix, gradients_of_factors, scaled_product
+from lora_ga_cli.model.targets import is_packed
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -66,12 +67,12 @@ class AdaptedLinear(torch.autograd.Function):
 def compute_together(layer: LoraLayer, adapter: str) -> None:
     """Has a LoRA layer compute its base's product and its adapter's by `AdaptedLinear`, in place.
 
-    Only a layer on an `nn.Linear` whose weight is complete and frozen does. In a call to which anything else applies
-    (a hook on the base layer, a merged or disabled adapter, dropout, another type of the products than the weight's,
-    `torch.compile`), the layer computes by PEFT's ``forward``, as it did.
+    Only a layer on an `nn.Linear` whose weight is complete, frozen and not quantized does. In a call to which anything
+    else applies (a hook on the base layer, a merged or disabled adapter, dropout, another type of the products than the
+    weight's, `torch.compile`), the layer computes by PEFT's ``forward``, as it did.
     """
     base = layer.get_base_layer()
-    if type(base) is not nn.Linear or isinstance(base.weight.data, DTensor):
+    if type(base) is not nn.Linear or isinstance(base.weight.data, DTensor) or is_packed(base.weight):
         return
 
     def forward(layer: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:

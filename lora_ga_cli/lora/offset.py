@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,14 @@ class LoraInit:
         offset: ``base`` or ``adapter``, see the module; or ``none``: nothing is subtracted. A and B train.
         installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights;
             with ``none`` empty, because the factors go with any weights).
+        as_lora: why a layer begins as LoRA does (`plain_pair`) and not as the method says, by name; not saved.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scalings: Mapping[str, float]
     offset: str = "base"
     installed_base: str = ""
+    as_lora: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -99,11 +101,14 @@ def choose_offset(model: PeftModel, offset: str) -> str:
     return "base" if exact else "adapter"
 
 
-def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraInit:
+def compute_init(
+    model: PeftModel, pair: InitialPair, *, offset: str, as_lora: Mapping[str, str] | None = None
+) -> LoraInit:
     """The initial factors of every layer. The model is not changed.
 
     Args:
         pair: gives A0 (rank, d_in) and B0 (d_out, rank) of a layer.
+        as_lora: layers that begin as LoRA does instead, by name, with the reason.
         offset: ``base``, ``adapter``, ``auto`` or ``none``.
 
     Raises:
@@ -120,8 +125,20 @@ def compute_init(model: PeftModel, pair: InitialPair, *, offset: str) -> LoraIni
             )
     scalings = {name: layer.scaling[ADAPTER] for name, layer in layers.items()}
     targets = base_targets(model)
-    factors = {name: pair(name, target, layers[name].r[ADAPTER], scalings[name]) for name, target in targets.items()}
-    return LoraInit(factors, scalings, offset)
+    as_lora = as_lora or {}
+    factors = {
+        name: plain_pair(layers[name])
+        if name in as_lora
+        else pair(name, target, layers[name].r[ADAPTER], scalings[name])
+        for name, target in targets.items()
+    }
+    return LoraInit(factors, scalings, offset, as_lora=as_lora)
+
+
+def plain_pair(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """Initial factors as LoRA has them: A (rank, d_in) as PEFT drew it, B (d_out, rank) zero; float32 on the CPU."""
+    a0, b0 = (as_float32_on_cpu(weight_of(pair)) for pair in (layer.lora_A, layer.lora_B))
+    return a0, torch.zeros_like(b0)
 
 
 def present_factors(model: PeftModel) -> LoraInit:

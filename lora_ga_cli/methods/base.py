@@ -159,7 +159,7 @@ class Method:
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     uses: ClassVar[frozenset[str]] = frozenset()
     """Options outside the section ``method`` that have an effect with this method: ``rank``, ``alpha``,
-    ``target_modules``, ``rank_pattern``, ``adapter_dropout``."""
+    ``target_modules``, ``rank_pattern``, ``adapter_dropout``, ``new_tokens`` (of ``model``)."""
     peft_type: ClassVar[str] = ""
     """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
     trains_pairs: ClassVar[bool] = False
@@ -216,6 +216,16 @@ class Method:
 
     def check_steps(self, steps: int) -> None:
         """Refuses a run of too few optimizer steps.
+
+        Raises:
+            TargetError
+        """
+
+    def check_model(self, empty: Callable[[], PreTrainedModel]) -> None:
+        """Refuses a base that the options do not fit, before its weights are loaded.
+
+        Args:
+            empty: makes the base without weights.
 
         Raises:
             TargetError

@@ -115,6 +115,10 @@ class Chain(Lora):
             yield "a chain does not go with model.task=sequence_classification: each link would begin with a new head"
         if config.model.shard:
             yield "model.shard=true does not go with a chain"
+        beside = ("modules_to_save", "trainable_token_indices")
+        given = [f"method.{name}" for name in beside if getattr(options, name)]
+        for name in [*given, *(["model.new_tokens"] if config.model.new_tokens else [])]:
+            yield f"a chain does not go with {name}: each link would begin with the base's embeddings"
         if getattr(options, "use_dora", False):
             yield "method.use_dora=true does not go with a chain: magnitudes of several links do not add up"
         yield from _length_faults(config)

@@ -37,7 +37,7 @@ class Full(Method):
     @classmethod
     def shared_options(cls, config: Config) -> frozenset[str]:
         options: Any = config.method
-        return frozenset({"target_modules"} if options.train == "linear" else ())
+        return frozenset({"linear": {"target_modules"}, "all": {"new_tokens"}}.get(options.train, ()))
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:

@@ -3,7 +3,7 @@ magnitudes, LoRA+'s learning rates, and the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,8 +16,17 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.lora.beside import (
+    Beside,
+    embedding_parameters,
+    find_beside,
+    finish,
+    saved_modules,
+    trained_rows,
+)
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
-from lora_ga_cli.lora.layers import ADAPTER, is_b, lora_layers, lora_ranks
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
 from lora_ga_cli.methods.base import (
     ANY_LINK,
@@ -37,7 +46,15 @@ from lora_ga_cli.methods.rank_allocation import (
     allocation_faults,
     describe_ranks_of,
 )
-from lora_ga_cli.model.targets import Target, configured_ranks, find_targets, new_modules, shortest_names
+from lora_ga_cli.model.targets import (
+    ALL_LINEAR,
+    Target,
+    configured_ranks,
+    find_targets,
+    new_modules,
+    shortest_names,
+    small_layers,
+)
 
 
 class LoraOptions(RankAllocationOptions):
@@ -49,6 +66,13 @@ class LoraOptions(RankAllocationOptions):
     """Also train a magnitude for every output of a target (DoRA, arXiv 2402.09353)."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 1.0
     """The learning rate of B divided by that of A (LoRA+, arXiv 2402.12354)."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules that train completely beside the adapter and are saved with it, by name or ending:
+    ``[embed_tokens, lm_head]``. Modules that share a weight with one of them train as one with it."""
+    trainable_token_indices: list[int | str] = Field(default_factory=list)
+    """Tokens whose rows of the embeddings train while all other rows stay as they are: numbers, or texts that are one
+    token each. Rows of an output head that is not tied to the embeddings train too. ``model.new_tokens`` need not be
+    named."""
 
 
 class Lora(Method):
@@ -58,7 +82,7 @@ class Lora(Method):
     """
 
     trains_pairs = True
-    uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout"})
+    uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout", "new_tokens"})
     gradient_vectors: ClassVar[int] = 1
     """Singular vectors of the gradient that an adapter of rank 1 begins with."""
 
@@ -82,7 +106,10 @@ class Lora(Method):
     def output(self) -> AdapterOutput:
         if self.options.use_dora:
             return AdapterOutput("a DoRA adapter", "PEFT", size="rank")
-        return AdapterOutput("a standard LoRA adapter", "PEFT", vllm=True, size="rank")
+        options, new = self.options, self.config.model.new_tokens
+        beside = options.modules_to_save or options.trainable_token_indices or new
+        label = "a LoRA adapter with trained modules" if beside else "a standard LoRA adapter"
+        return AdapterOutput(label, "PEFT", vllm=not beside, size="rank")
 
     @classmethod
     def check(cls, config: Config) -> Iterator[str]:
@@ -91,6 +118,8 @@ class Lora(Method):
             yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
+        if config.model.shard and (options.modules_to_save or options.trainable_token_indices):
+            yield "model.shard=true does not go with method.modules_to_save and method.trainable_token_indices"
         method = cls(config)
         yield from allocation_faults(config, method.largest_rank)
         if method.needs_gradient:
@@ -151,9 +180,36 @@ class Lora(Method):
         """
         return None
 
+    def without_directions(self, model: PeftModel, source: GradientArtifact) -> dict[str, str]:
+        """The layers for which the gradient has too few directions, or none; they begin as LoRA does."""
+        named = self.config.target_modules != ALL_LINEAR
+        return without_directions(model, source, vectors=self.gradient_vectors, named=named)
+
     def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """The alpha of layers where it is not ``alpha``, by full name."""
         return {}
+
+    def check_model(self, empty: Callable[[], PreTrainedModel]) -> None:
+        if self.options.modules_to_save or self.options.trainable_token_indices or self.config.model.new_tokens:
+            self.attach_empty(empty())
+
+    def beside(self, model: PreTrainedModel, targets: Collection[str]) -> Beside:
+        """What trains beside the factors.
+
+        Args:
+            targets: the layers that get factors, by full name.
+
+        Raises:
+            TargetError: as `find_beside`.
+        """
+        options = self.options
+        return find_beside(
+            model,
+            options.modules_to_save,
+            options.trainable_token_indices,
+            new=new_modules(model),
+            targets=targets,
+        )
 
     def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
         targets = find_targets(model, self.config.target_modules)
@@ -172,9 +228,9 @@ class Lora(Method):
         """PEFT's model with an adapter of these ranks on these targets, initialized as PEFT does.
 
         Raises:
-            TargetError: DoRA cannot read a target's weight.
+            TargetError: DoRA cannot read a target's weight, or as `beside`.
         """
-        config = self.config
+        config, beside = self.config, self.beside(model, targets)
         if self.options.use_dora:
             refuse_int8_on_cpu(targets)
         described = LoraConfig(
@@ -188,16 +244,21 @@ class Lora(Method):
             rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
             alpha_pattern=self.alphas(ranks),
             fan_in_fan_out=any(target.transposed for target in targets.values()),
-            modules_to_save=new_modules(model) or None,
             revision=config.model.revision,
+            **beside.arguments(model),
         )
-        return wrap(model, described)
+        wrapped = wrap(model, described)
+        finish(wrapped, beside)
+        return wrapped
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
         """LoRA+ (arXiv 2402.12354): a separate learning rate for B.
 
         (PEFT's LoRA+ gives that rate to all vectors too: DoRA's magnitudes and the biases of a new classifier head.)
+
+        Embeddings have no weight decay: with it, the rows of tokens that no batch contains would shrink.
         """
+        without_decay(optimizer, embedding_parameters(model))
         ratio = self.options.loraplus_lr_ratio
         if ratio == 1:
             return optimizer
@@ -223,10 +284,30 @@ class Lora(Method):
     def describe(self, model: nn.Module) -> str:
         assert isinstance(model, PeftModel)
         ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
-        return f"{describe_ranks_of(ranks)}, {len(ranks)} layers"
+        parts = [f"{describe_ranks_of(ranks)}, {len(ranks)} layers"]
+        parts += [f"with {', '.join(saved)}"] if (saved := saved_modules(model)) else []
+        parts += [f"with the rows of {count} tokens"] if (count := trained_rows(model)) else []
+        return ", ".join(parts)
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"
+
+
+def without_directions(model: PeftModel, artifact: GradientArtifact, *, vectors: int, named: bool) -> dict[str, str]:
+    """The layers that cannot begin along the gradient, by name, with the reason.
+
+    Args:
+        vectors: singular vectors that a rank takes.
+        named: whether the user named the layers; then one that is too small is an error.
+
+    Raises:
+        TargetError: as `small_layers`.
+    """
+    ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
+    shapes = {name: target.shape for name, target in base_targets(model).items()}
+    small = small_layers(shapes, ranks, vectors=vectors, named=named)
+    reasons = dict.fromkeys(small, "too small for the rank's directions")
+    return reasons | dict.fromkeys(artifact.unreached & set(ranks), "no sampled row reached them")
 
 
 def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
@@ -247,6 +328,16 @@ def gradient_faults(config: Config, rank: int, vectors: int) -> Iterator[str]:
         yield "model.shard=true: sharded weights have no complete gradient, so use gradient=sketch"
 
 
+def without_decay(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Moves parameters into groups without weight decay, in place; changes nothing where there is no decay."""
+    chosen = {id(item) for item in parameters}
+    for group in list(optimizer.param_groups):
+        apart = [item for item in group["params"] if id(item) in chosen]
+        if apart and group["weight_decay"] != 0:
+            group["params"] = [item for item in group["params"] if id(item) not in chosen]
+            optimizer.add_param_group({**group, "params": apart, "weight_decay": 0.0})
+
+
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """PEFT's model around a base."""
     wrapped = get_peft_model(model, config)
@@ -261,6 +352,8 @@ def refuse_int8_on_cpu(targets: Mapping[str, Target]) -> None:
         TargetError
     """
     for name, target in targets.items():
+        if target.packed:
+            raise TargetError(f"{name}: PEFT's DoRA cannot read the weights of torchao: use method.use_dora=false")
         if target.weight.dtype == torch.int8 and target.weight.device.type == "cpu":
             raise TargetError(
                 f"{name}: PEFT's DoRA cannot read 8-bit weights on a CPU: use model.quantization=nf4, another device, "

@@ -5,7 +5,7 @@ The mathematics is in `lora.initialization`; here it becomes a method, and `init
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from peft import PeftModel
@@ -19,9 +19,10 @@ from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
 from lora_ga_cli.methods.base import InitData, Link, link_seed
+from lora_ga_cli.methods.lora import without_directions
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
 from lora_ga_cli.model.quantization import dense
-from lora_ga_cli.model.targets import Target, check_ranks
+from lora_ga_cli.model.targets import Target
 from lora_ga_cli.registry import METHODS
 
 
@@ -76,6 +77,7 @@ class LoraGA(NonzeroInit):
             gamma=options.gamma,
             offset=self.offset,
             seed=seed,
+            as_lora=self.without_directions(model, source),
         )
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
@@ -123,18 +125,31 @@ def initialize(
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    init = gradient_init(model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed)
+    as_lora = without_directions(model, artifact, vectors=2, named=True)
+    init = gradient_init(
+        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, as_lora=as_lora
+    )
     return install(model, init)
 
 
 def gradient_init(
-    model: PeftModel, artifact: GradientArtifact, *, direction: str, scale: str, gamma: float, offset: str, seed: int
+    model: PeftModel,
+    artifact: GradientArtifact,
+    *,
+    direction: str,
+    scale: str,
+    gamma: float,
+    offset: str,
+    seed: int,
+    as_lora: Mapping[str, str],
 ) -> LoraInit:
-    """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`."""
+    """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`.
+
+    Args:
+        as_lora: layers that begin as LoRA does, by name, with the reason.
+    """
     layers = lora_layers(model)
-    ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
-    artifact.check_serves(set(layers), max(ranks.values(), default=1))
-    check_ranks({name: artifact.shapes[name] for name in layers}, ranks, vectors=2)
+    artifact.check_serves(set(layers), max((layer.r[ADAPTER] for layer in layers.values()), default=1))
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
         if artifact.factors[name].shape != target.shape:
@@ -144,7 +159,7 @@ def gradient_init(
             artifact.factors[name], rank, direction=direction, factor=factor, seed=layer_seed(seed, name)
         )
 
-    return compute_init(model, pair, offset=offset)
+    return compute_init(model, pair, offset=offset, as_lora=as_lora)
 
 
 def _factor(target: Target, rank: int, scaling: float, scale: str, gamma: float) -> float:

@@ -59,7 +59,7 @@ class LoraOne(Lora):
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             return one_step_factors(source.factors[name], rank, self.options.gamma)
 
-        return compute_init(model, pair, offset="none")
+        return compute_init(model, pair, offset="none", as_lora=self.without_directions(model, source))
 
     def describe_init(self) -> str:
         return f"initialized as one step along the gradient (gamma {self.options.gamma:g})"

@@ -65,7 +65,7 @@ class RankAllocation:
         return int(self.options.budget_share * uniform)
 
     def ranks(self, targets: Mapping[str, Target], artifact: GradientArtifact) -> dict[str, int]:
-        """The rank of every layer that gets an adapter, by full name.
+        """The rank of every layer that gets an adapter, by full name; none that no gradient reached does.
 
         Raises:
             GradientError: a layer has no gradient.
@@ -73,6 +73,7 @@ class RankAllocation:
         """
         artifact.check_serves(set(targets), 1)
         shapes, budget = _shapes(targets), self.budget(targets)
+        targets = {name: target for name, target in targets.items() if name not in artifact.unreached}
         saliency = SALIENCIES.get(self.options.rank_allocation)
         if saliency is not None:
             scores = {name: saliency(target, artifact) for name, target in targets.items()}

@@ -73,7 +73,10 @@ class ZeroInitLora(Lora):
     def initialize(self, model: PeftModel, link: Link, source: Any, data: InitData) -> LoraInit | None:
         if self.options.init == "kaiming" and self.frozen(link) != "B":
             return None  # as PEFT initialized it
-        return compute_init(model, self.pairs(link, source), offset="none")
+        # PEFT draws no B, so with a frozen B the layers need directions
+        along = self.options.init == "gradient" and self.frozen(link) != "B"
+        as_lora = self.without_directions(model, source) if along else None
+        return compute_init(model, self.pairs(link, source), offset="none", as_lora=as_lora)
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
         """The function that gives the initial factors of each layer, one of them zero."""
@@ -112,7 +115,9 @@ def leading_directions(artifact: GradientArtifact, name: str, rank: int, *, left
         GradientError: fewer are stored, or the layer has none.
     """
     artifact.check_serves({name}, 1)
-    factors = artifact.factors[name]
+    factors = artifact.factors.get(name)
+    if factors is None:
+        raise GradientError(f"{name}: no gradient reached it, so there is no direction: use more gradient.samples")
     if factors.capacity < rank:
         raise GradientError(f"{name}: rank={rank} needs as many singular vectors, but {factors.capacity} are stored")
     vectors = (factors.left if left else factors.right).float()[:, :rank]

@@ -15,10 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_ga_cli.errors import ModelError, suggest
-from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path
+from lora_ga_cli.files import BUNDLED, PACKAGE, read_json, resolve_path, sha256_json
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
-from lora_ga_cli.model.quantization import disable_cpu_repacking, loading_arguments
-from lora_ga_cli.model.targets import CLASSIFIER_HEADS
+from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, loading_arguments
+from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
+from lora_ga_cli.model.targets import classifier_heads
+from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig, Task
@@ -53,12 +55,27 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
     given = path or config.path
     folder = resolve_path(given)
     if folder.is_dir():
+        if path is None and (refusal := adapter_refusal(folder)):
+            raise ModelError(refusal)
         return Source(str(folder.resolve()), True, None, config.trust_remote_code)
     if given.startswith((BUNDLED, PACKAGE, "/", "./", "../", "~")) or given.count("/") > 1:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = suggest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
     return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
+
+
+def adapter_refusal(folder: Path) -> str:
+    """Why a folder cannot be a base model, where it holds an adapter; else empty."""
+    files = [folder / name for name in ("adapter_config.json", "custom_adapter.json") if (folder / name).is_file()]
+    if not files or (folder / "config.json").is_file():
+        return ""
+    base = read_json(files[0]).get("base_model_name_or_path")
+    merge = f"loraga merge {folder} --output DIR, then model.path=DIR"
+    way = (
+        merge if (folder / "manifest.json").is_file() else "merge it into its base first, with PEFT's merge_and_unload"
+    )
+    return f"model.path={folder} holds an adapter" + (f" for {base}" if base else "") + f", and no model: {way}"
 
 
 def load_config(config: ModelConfig) -> PreTrainedConfig:
@@ -81,10 +98,18 @@ def guess_task(path: str) -> Task:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, or the one that ``config.tokenizer`` names."""
+    """The model's tokenizer, or the one that ``config.tokenizer`` names, with ``config.new_tokens``.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        InvalidInput: it has one of the new tokens already.
+    """
     source = find_source(config, config.tokenizer)
     with _as_model_error(source, "tokenizer"):
-        return AutoTokenizer.from_pretrained(source.path, **source.arguments)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.arguments)
+    if config.new_tokens:
+        add_tokens(tokenizer, config.new_tokens, load_config(config).get_text_config().vocab_size)
+    return tokenizer
 
 
 def load_model(
@@ -95,22 +120,28 @@ def load_model(
     label_names: Sequence[str] | None = None,
     pad_token_id: int | None = None,
     shards: int = 1,
+    vocabulary: Vocabulary | None = None,
 ) -> PreTrainedModel:
     """The base model on ``device``, in ``config.dtype``, in evaluation mode.
 
-    A sequence classifier may get a new head, drawn from torch's global generator. Every other weight must be in the
-    files. The model's attribute ``newly_initialized`` lists the new modules.
+    A sequence classifier may get a new head, drawn from torch's global generator, and new tokens get rows. Every other
+    weight must be in the files. The model's attribute ``newly_initialized`` lists the new modules, and ``vocabulary``
+    is the one that was given.
 
     Args:
         num_labels: the number of classes of a sequence classifier.
         label_names: the names of the classes, in order.
         pad_token_id: the padding of batches; decoders that classify look for it.
         shards: the number of processes that share the weights (FSDP2); each of them calls this function.
+        vocabulary: of the tokenizer, whose new tokens get rows; None where the model has all its rows.
 
     Raises:
         ModelError: it cannot be loaded, or weights are missing in the files.
+        InvalidInput: as `check_stored`.
+        TargetError: the embeddings cannot grow.
     """
-    source = find_source(config)
+    source, settings = find_source(config), load_config(config)
+    check_stored(config, settings, to_train=False)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels
@@ -118,14 +149,14 @@ def load_model(
         arguments["id2label"] = dict(enumerate(label_names))
         arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
     with _as_model_error(source, "model"):
-        arguments |= loading_arguments(config, device)
+        arguments |= loading_arguments(config, device) | stored_arguments(settings)
         if shards > 1:
             arguments["distributed_config"] = _sharding(shards)
         model, info = AUTO_CLASS[config.task].from_pretrained(source.path, output_loading_info=True, **arguments)
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
-    model.newly_initialized = sorted({_new_module(key) for key in info["missing_keys"]})
-    missing = [key for key in info["missing_keys"] if not _in_new_head(config, key)]
+    model.newly_initialized = sorted({_new_module(model, key) for key in info["missing_keys"]})
+    missing = [key for key in info["missing_keys"] if not _in_new_head(model, key)]
     if missing:
         raise ModelError(
             f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
@@ -135,14 +166,22 @@ def load_model(
         model.to(device)
     if shards > 1:
         model.requires_grad_(False)  # FSDP2 decides when it first gathers weights which of them have gradients
+    if dequantized_kind(settings) is not None:
+        # transformers would quantize the weights again to save them, and write no weights (5.23, FP8)
+        model._weight_conversions = None
+    if config.quantization is not None:
+        compute_in(model, getattr(torch, config.dtype))
     disable_cpu_repacking(model)
+    if vocabulary is not None:
+        model.vocabulary = vocabulary
+        add_rows(model, vocabulary)
     return model.eval()
 
 
-def _new_module(key: str) -> str:
+def _new_module(model: PreTrainedModel, key: str) -> str:
     """The module that a new weight belongs to; for a head the outermost one, which trains and is saved in full."""
     first = key.split(".")[0]
-    return first if first in CLASSIFIER_HEADS else key.rpartition(".")[0]
+    return first if first in classifier_heads(model) else key.rpartition(".")[0]
 
 
 def _sharding(shards: int) -> Any:
@@ -156,8 +195,11 @@ def _sharding(shards: int) -> Any:
         ) from None
 
 
-def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTrainedModel:
-    """The model on the meta device, without its weights; lists the same new modules as `load_model`."""
+def empty_model(
+    config: ModelConfig, num_labels: int | None = None, vocabulary: Vocabulary | None = None
+) -> PreTrainedModel:
+    """The model on the meta device, without its weights; lists the same new modules as `load_model`, and has rows for
+    the same new tokens."""
     source = find_source(config)
     settings = load_config(config)
     if num_labels is not None:
@@ -172,8 +214,11 @@ def empty_model(config: ModelConfig, num_labels: int | None = None) -> PreTraine
     else:
         bare = f"{model.base_model_prefix}."
         missing = [key for key in model.state_dict() if not {key, key.removeprefix(bare)} & stored]
-    new = {_new_module(key) for key in missing if _in_new_head(config, key)}
+    new = {_new_module(model, key) for key in missing if _in_new_head(model, key)}
     model.newly_initialized = sorted(new)  # type: ignore[assignment]
+    if vocabulary is not None:
+        model.vocabulary = vocabulary  # type: ignore[assignment]
+        add_rows(model, vocabulary)
     return model
 
 
@@ -190,14 +235,16 @@ def identify(config: ModelConfig, memo: Path) -> dict[str, str]:
         identity = hub_identity(source.path, getattr(load_config(config), "_commit_hash", None))
     if config.quantization is not None:
         identity |= {"quantization": config.quantization + (", double" if config.double_quantization else "")}
+    if config.new_tokens:
+        identity |= {"new_tokens": sha256_json(config.new_tokens)}
     return identity
 
 
 def max_positions(settings: PreTrainedConfig) -> int | None:
-    """The longest input, in tokens, that the model has positions for; None if positions are relative (T5)."""
+    """The longest input, in tokens, that the model has positions for; None if positions are relative (T5, XLNet)."""
     limit = getattr(settings, "max_position_embeddings", None)
-    if limit is None or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
-        return None
+    if limit is None or limit <= 0 or settings.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return None  # XLNet states -1
     if settings.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
         return int(limit) - 1 - settings.pad_token_id  # positions begin after the padding index
     return int(limit)
@@ -234,12 +281,15 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     # these are about renamed functions inside transformers, whose old names still work
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # how a base that is quantized in its files is loaded
+    warnings.filterwarnings("ignore", message="You passed `quantization_config`", module="transformers")
+    # PEFT warns of tied weights in an adapter, which stay tied here
+    warnings.filterwarnings("ignore", message=".*`ensure_weight_tying`|.*embeddings are no longer tied", module="peft")
 
 
-def _in_new_head(config: ModelConfig, key: str) -> bool:
-    return config.task == "sequence_classification" and (
-        key.split(".")[0] in (*CLASSIFIER_HEADS, "pre_classifier") or ".pooler." in f".{key}"
-    )
+def _in_new_head(model: PreTrainedModel, key: str) -> bool:
+    heads = classifier_heads(model)
+    return key.split(".")[0] in heads or bool(heads and ".pooler." in f".{key}")
 
 
 class _as_model_error:
@@ -259,6 +309,8 @@ class _as_model_error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         place = self.source.path if self.source.local else f"{self.source.path} (on the hub)"
         reason = lines[0] if lines else type(error).__name__
-        if "scaled_dot_product_attention" in str(error) or "Flash" in str(error):
-            reason += "; try model.attention=eager"
+        if "scaled_dot_product_attention" in reason:
+            reason = f"{reason.split()[0]} has no attention of this kind; leave model.attention out"
+        elif "Flash" in str(error):
+            reason += "; leave model.attention out"
         raise ModelError(f"cannot load the {self.what} of {place}: {reason}") from error

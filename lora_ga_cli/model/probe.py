@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,31 @@ from lora_ga_cli.model.losses import Batch
 from lora_ga_cli.model.tf32 import float32_products, tf32_allowed
 
 if TYPE_CHECKING:
-    from lora_ga_cli.config.schema import ModelConfig
+    from lora_ga_cli.config.schema import ModelConfig, Task
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """The largest relative difference of logits that is allowed, by the type of the weights. In half precision the offset
 base model rounds differently from the original one, which is as large as the rounding of the original one itself."""
+
+
+PROBE_TEXTS = ("What is 12 + 30? Twelve and thirty are 42.", "Water is wet.")
+
+
+def text_batch(tokenizer: Any, task: Task) -> dict[str, Tensor]:
+    """A padded batch of two fixed texts, for `probe_logits` where no rows are at hand.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` (2, n); ``labels`` (2, n), or (2,) for a classifier.
+    """
+    rows = [tokenizer(text)["input_ids"] or [0] for text in PROBE_TEXTS]
+    length = max(map(len, rows))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    labels = torch.zeros(len(rows), dtype=torch.long) if task == "sequence_classification" else ids.clone()
+    if labels.dim() == 2:
+        labels[mask == 0] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 @torch.no_grad()
@@ -55,7 +75,7 @@ def rounding_type(config: ModelConfig) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, config.dtype)
     if dtype == torch.float32 and torch.cuda.is_available() and tf32_allowed():
         return torch.float16
-    return torch.bfloat16 if config.quantization == "int8" and dtype == torch.float32 else dtype
+    return torch.bfloat16 if config.quantization in ("int8", "stored") and dtype == torch.float32 else dtype
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:

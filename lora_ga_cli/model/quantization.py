@@ -1,4 +1,4 @@
-"""Quantized base models: loading them with bitsandbytes, and reading their weights."""
+"""Quantized base models: quantizing them with bitsandbytes while loading, and reading their weights."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_ga_cli.errors import ModelError
+from lora_ga_cli.model.stored import STORED, is_doubly_quantized, stored_bits
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from lora_ga_cli.config.schema import ModelConfig
     from lora_ga_cli.model.targets import Target
 
@@ -22,13 +25,17 @@ them have a float32 scale."""
 
 
 def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that make it quantize the weights; empty for a base that is not quantized.
+    """Arguments of ``from_pretrained`` that make it quantize the weights, or load those that are quantized in its files
+    onto the device; empty for a base that is not quantized.
 
     Raises:
         ModelError: bitsandbytes is not installed.
     """
     if config.quantization is None:
         return {}
+    placed = {"device_map": {"": str(device)}}
+    if config.quantization == STORED:
+        return placed
     if importlib.util.find_spec("bitsandbytes") is None:
         kind = config.quantization
         raise ModelError(f"model.quantization={kind} needs bitsandbytes: pip install 'loraga[quantized]'")
@@ -44,7 +51,15 @@ def loading_arguments(config: ModelConfig, device: torch.device) -> dict[str, An
         if config.quantization == "nf4"
         else BitsAndBytesConfig(load_in_8bit=True)
     )
-    return {"quantization_config": how, "device_map": {"": str(device)}}
+    return {"quantization_config": how, **placed}
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype) -> None:
+    """Has bitsandbytes compute 4-bit layers in a type, whatever type their files name."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
+            layer: Any = module
+            layer.compute_dtype, layer.compute_type_is_set = dtype, True
 
 
 def disable_cpu_repacking(model: nn.Module) -> None:
@@ -59,6 +74,8 @@ def dense(target: Target) -> Tensor:
     weight = target.weight.detach()
     if not target.quantized:
         return target.oriented(weight)
+    if target.packed:  # torchao's
+        return weight.dequantize()
     if weight.dtype == torch.int8:  # PEFT's function loses the scales of a layer on a CPU
         return weight.float() * target.scales[0].to(weight.device)[:, None] / 127
     from peft.utils.integrations import dequantize_module_weight
@@ -74,8 +91,15 @@ def count_parameters(model: nn.Module) -> int:
     )
 
 
-def bits_per_weight(config: ModelConfig) -> float | None:
-    """Bits of a quantized weight in memory; None if weights are not quantized."""
+def bits_per_weight(config: ModelConfig, settings: PreTrainedConfig) -> float | None:
+    """Bits of a quantized weight in memory; None if weights are not quantized.
+
+    Args:
+        settings: the base's configuration in transformers.
+    """
     if config.quantization is None:
         return None
+    if config.quantization == STORED:
+        of_4_bits = DOUBLE_BITS if is_doubly_quantized(settings) else BITS["nf4"]
+        return of_4_bits if stored_bits(settings) == 4 else BITS["int8"]
     return DOUBLE_BITS if config.double_quantization else BITS[config.quantization]

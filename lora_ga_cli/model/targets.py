@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, suggest
+from lora_ga_cli.model.unadaptable import unadaptable
 
 ALL_LINEAR = "all-linear"
-CLASSIFIER_HEADS = ("classifier", "score")
-"""Names of the heads that transformers puts on a sequence classifier. They train in full, together with the adapter."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,12 @@ class Target:
     @property
     def quantized(self) -> bool:
         """Whether W is stored as integers, so that nothing can be added to it."""
-        return not self.weight.is_floating_point()
+        return self.packed or not self.weight.is_floating_point()
+
+    @property
+    def packed(self) -> bool:
+        """Whether W is a tensor of torchao's, which holds integers and scales and calls itself floating-point."""
+        return is_packed(self.weight)
 
     @property
     def scales(self) -> list[Tensor]:
@@ -78,30 +84,50 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
 
     Args:
         model: any module; `nn.Linear` and transformers' `Conv1D` can be targets.
-        target_modules: ``all-linear`` (every linear layer but output and classifier heads), a list whose entries
-            are full names or endings (``q_proj``), or a regular expression that matches full names.
+        target_modules: ``all-linear`` (every linear layer but output and classifier heads and those that are
+            `unadaptable`), a list whose entries are full names or endings (``q_proj``), or a regular expression that
+            matches full names.
 
     Raises:
-        TargetError: an entry matches nothing or something that is not linear; a weight is shared with another module.
+        TargetError: an entry matches nothing or something that cannot be adapted; a weight is shared with another
+            module.
     """
     modules = dict(model.named_modules())
     linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     if target_modules == ALL_LINEAR:
-        heads = _head_names(model)
-        chosen = {name: target for name, target in linear.items() if name not in heads}
+        left_out = _head_names(model) | set(unadaptable(model))
+        chosen = {name: target for name, target in linear.items() if name not in left_out}
         if not chosen:
             raise TargetError(f"target_modules=all-linear: {type(model).__name__} has no linear layer besides its head")
     elif isinstance(target_modules, str):
         chosen = _matching_pattern(linear, target_modules)
     else:
         chosen = _matching_names(modules, linear, target_modules)
+    if target_modules != ALL_LINEAR:
+        _refuse_unadaptable(model, chosen)
     _refuse_shared(model, chosen)
     return chosen
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Whether a weight consists of other tensors, as those of torchao do."""
+    return is_traceable_wrapper_subclass(weight) and not isinstance(weight.data, DTensor)
+
+
 def new_modules(model: nn.Module) -> list[str]:
-    """The modules that the model's files have no weights for, as `load_model` lists them; they train in full."""
-    return list(getattr(model, "newly_initialized", []))
+    """The modules that train in full, together with the adapter: those that the model's files have no weights for, as
+    `load_model` lists them, and the head of a sequence classifier."""
+    return sorted({*getattr(model, "newly_initialized", []), *classifier_heads(model)})
+
+
+def classifier_heads(model: nn.Module) -> list[str]:
+    """The modules that a sequence classifier of transformers has beside its base model; empty for other models."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return []
+    base = getattr(model, "base_model_prefix", "")
+    return [
+        name for name, child in model.named_children() if name != base and next(child.parameters(), None) is not None
+    ]
 
 
 def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -> None:
@@ -127,19 +153,30 @@ def check_rank(shapes: Mapping[str, tuple[int, int]], rank: int, vectors: int) -
     )
 
 
-def check_ranks(shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int) -> None:
-    """Checks that every layer has enough singular vectors for its rank.
+def small_layers(
+    shapes: Mapping[str, tuple[int, int]], ranks: Mapping[str, int], *, vectors: int, named: bool
+) -> set[str]:
+    """The layers that have too few singular vectors for their rank, such as a gate with one output.
+
+    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones hold
+    half of the weights, the rank is too large.
 
     Args:
         shapes: (d_out, d_in) by layer.
         ranks: by layer.
         vectors: singular vectors that the initialization needs, as a multiple of the rank: 2 for LoRA-GA.
+        named: whether the user named the layers.
 
     Raises:
         TargetError: as `check_rank`.
     """
+    small = {name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]}
+    weights = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+    if small and not named and 2 * sum(weights[name] for name in small) < sum(weights.values()):
+        return small
     for rank in sorted(set(ranks.values())):
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
+    return set()
 
 
 def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
@@ -179,9 +216,13 @@ def fingerprint(targets: Mapping[str, Target]) -> str:
 
     def digest(target: Target) -> bytes:
         weight = target.weight.detach()
+        head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
+        if target.packed:
+            parts: Any = weight
+            inner = b"".join(_digest(getattr(weight, name)) for name in parts.__tensor_flatten__()[0])
+            return hashlib.sha256(head + inner).digest()
         weight = (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
         scales = b"".join(_digest(scale) for scale in target.scales)
-        head = f"{target.name}|{weight.dtype}|{tuple(weight.shape)}|".encode()
         return hashlib.sha256(head + _digest(weight) + scales).digest()
 
     # all processes must gather shards in the same order
@@ -194,8 +235,7 @@ def _head_names(model: nn.Module) -> set[str]:
     get_output = getattr(model, "get_output_embeddings", None)
     output = get_output() if callable(get_output) else None
     heads = {name for name, module in model.named_modules() if output is not None and module is output}
-    heads |= set(new_modules(model))
-    for head in CLASSIFIER_HEADS:
+    for head in new_modules(model):
         heads |= {name for name, _ in model.named_modules() if name == head or name.startswith(f"{head}.")}
     return heads
 
@@ -231,6 +271,12 @@ def _matching_names(
                 raise TargetError(f"target_modules: {entry!r} is {name}, a {kind}; only linear layers can be adapted")
         chosen.update(hits)
     return {name: target for name, target in linear.items() if name in chosen}
+
+
+def _refuse_unadaptable(model: nn.Module, targets: Mapping[str, Target]) -> None:
+    for name, reason in unadaptable(model).items():
+        if name in targets:
+            raise TargetError(f"{name}: {reason}; leave {name.rsplit('.', 1)[-1]} out of target_modules")
 
 
 def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:

@@ -10,6 +10,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
+from lora_ga_cli.model.stored import DEQUANTIZED
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
@@ -53,7 +54,7 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "## Use",
         "",
-        *_use(name, config, base, rank, manifest["label_names"], output),
+        *_use(name, config, manifest, output),
         "",
         *_ends(manifest.get("ends") or {}, adapter=adapter),
         "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
@@ -77,9 +78,8 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
-def _use(
-    folder: str, config: Config, base: str, rank: int | None, names: list[str] | None, output: AdapterOutput
-) -> list[str]:
+def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterOutput) -> list[str]:
+    base, rank, names = manifest["base"], manifest["adapter_rank"], manifest["label_names"]
     auto = AUTO_NAME[config.model.task]
     if output.loads_in == "loraga":
         loader = "lora_ga_cli.methods.loading.load_adapter"
@@ -96,16 +96,24 @@ def _use(
     if config.model.revision:
         options += f', revision="{config.model.revision}"'
     own = has_own_tokenizer(config)
+    rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
+    how = DEQUANTIZED[kind] if kind is not None else ""
+    options += f", quantization_config={how}(dequantize=True)" if how else ""
+    names = [auto, *(["AutoTokenizer"] if own else []), *([how] if how else [])]
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}{', AutoTokenizer' if own else ''}",
+        f"from transformers import {', '.join(names)}",
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
+        *([f"base.resize_token_embeddings({rows})  # for the new tokens"] if rows is not None else []),
         f'model = PeftModel.from_pretrained(base, "{folder}")',
         *([f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'] if own else []),
         "```",
     ]
+    if config.model.new_tokens:
+        tokens = ", ".join(f"`{token}`" for token in config.model.new_tokens)
+        lines += ["", f"The tokenizer in this folder has the new tokens {tokens}: load it instead of the base's."]
     served = served_rank(rank) if output.vllm and rank is not None else None
     if served and config.model.task == "causal_lm":
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}"
@@ -116,8 +124,9 @@ def _use(
 
 
 def has_own_tokenizer(config: Config) -> bool:
-    """Whether a result needs another tokenizer than its base has, or another chat template."""
-    return config.model.tokenizer is not None or config.dataset.chat_template is not None
+    """Whether a result needs another tokenizer than its base has, or one with new tokens or another chat template."""
+    given = (config.model.tokenizer, config.dataset.chat_template, config.model.new_tokens or None)
+    return any(option is not None for option in given)
 
 
 def described_ends(ends: Ends, base_ends: Sequence[int], tokenizer: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.local import listed
+from lora_ga_cli.data.remote import is_remote
 from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
 
@@ -31,13 +33,13 @@ def changed(config: Any, before: Mapping[str, str]) -> list[str]:
 
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     given = {
-        "dataset.train_file": config.dataset.train_file,
-        "dataset.validation_file": config.dataset.validation_file,
+        **config.dataset.files,
         **task_of(config).files(),
     }
     for name, paths in given.items():
-        for number, path in enumerate([paths] if isinstance(paths, str) else paths or []):
-            yield f"{name}[{number}]" if number else name, resolve_path(path)
+        for number, path in enumerate(listed(paths or [])):
+            if not is_remote(path):  # its content is part of the key of its rows
+                yield f"{name}[{number}]" if number else name, resolve_path(path)
 
 
 @lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 
@@ -27,8 +28,12 @@ H100 = Pace(flops=700e12, call=8e-6)
 """The speed of an H100 in bfloat16, as `measure_pace` measures it; assumed where there is no GPU."""
 
 
-def forecast_table(job: TableJob) -> None:
+def forecast_table(job: TableJob) -> dict[str, Any]:
     """Prints a table's cells: how many are done, their peak memory, and their time on one device.
+
+    Returns:
+        ``cells``, a mapping for each of them, with memory in bytes and seconds for all of its seeds; ``seconds``, of
+        all that is left; ``device``, for which time was computed.
 
     Raises:
         InvalidInput: everything that is wrong with any cell.
@@ -41,14 +46,20 @@ def forecast_table(job: TableJob) -> None:
     with console.quiet():
         costs = {cell.key: _forecast(cell, cached) for cell in cells}
     device = pace_of(cells[0])[1]
-    rows = []
+    rows: list[list[str]] = []
+    entries: list[dict[str, Any]] = []
     for (row, column), group in group_by_position(cells).items():
         cost = costs[group[0].key]
         progress = f"{sum(cell.key in done for cell in group)} of {len(group)}"
         if isinstance(cost, str):
             rows.append([row, column, progress, "–", cost])
+            entries.append({"row": row, "column": column, "done": progress, "problem": cost})
             continue
-        rows.append([row, column, progress, size(cost.memory), duration(len(group) * cost.seconds)])
+        seconds_of_cell = len(group) * cost.seconds
+        entries.append(
+            {"row": row, "column": column, "done": progress, "memory": cost.memory, "seconds": seconds_of_cell}
+        )
+        rows.append([row, column, progress, size(cost.memory), duration(seconds_of_cell)])
     numeric = ["done", "memory", f"time on {device}"]
     print_table(["row", "column", *numeric], rows, numeric)
     # cells that measure the same run take its time once
@@ -65,6 +76,7 @@ def forecast_table(job: TableJob) -> None:
         say(f"           --tune-lr runs {trials} before.")
     if (leaders := leaders_of(job)) is not None:
         say(f"           The best {leaders.count} rows are measured with {len(leaders.seeds)} more seeds.")
+    return {"cells": entries, "seconds": sum(seconds), "device": device}
 
 
 def _forecast(cell: Cell, cached: dict[str, Cost | str]) -> Cost | str:

@@ -45,11 +45,11 @@ def check_jobs(jobs: Sequence[TableJob]) -> None:
         raise InvalidInput(list(dict.fromkeys(faults)))
 
 
-def make_table(job: TableJob) -> bool:
+def make_table(job: TableJob) -> dict[str, Any]:
     """Makes a table that was checked, and shows it. Cells that were measured before are kept.
 
     Returns:
-        Whether every cell has a value.
+        ``complete``: whether every cell has a value; ``cells``: the mean of every one, by row and column; ``files``.
     """
     for heading, needs in missing_columns(job.part).items():
         warn(f"column {heading} is left out: there is no {needs}")
@@ -72,7 +72,11 @@ def make_table(job: TableJob) -> bool:
     empty = total - sum(cell.key in filled for cell in cells)
     if empty:
         warn(f"{empty} of {total} cells are not filled; run the same command again to retry them")
-    return not empty
+    values = {
+        row: {column: value[0] for column in results.columns if (value := results.measured(row, column)) is not None}
+        for row in results.rows
+    }
+    return {"complete": not empty, "cells": values, "files": files}
 
 
 def show(results: Results) -> None:

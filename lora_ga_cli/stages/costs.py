@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
@@ -211,9 +212,9 @@ def _pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]],
     return [limits.shape(rows, order.lengths) for share in shares for rows in share], len(chosen)
 
 
-def _base_bytes(base: nn.Module, targets: Mapping[str, Target], config: Config) -> int:
+def _base_bytes(base: PreTrainedModel, targets: Mapping[str, Target], config: Config) -> int:
     """Bytes of the base's weights in one process; a quantized or sharded one needs complete layers for a while."""
-    bits = bits_per_weight(config.model)
+    bits = bits_per_weight(config.model, base.config)
     if config.model.shard:
         return weight_bytes(base) // distributed.count() + 2 * weight_bytes(base) // count_blocks(base)
     if bits is None:

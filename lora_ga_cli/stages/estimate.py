@@ -25,7 +25,7 @@ from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.speed import speed_of
-from lora_ga_cli.model.targets import check_ranks, find_targets
+from lora_ga_cli.model.targets import ALL_LINEAR, find_targets, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import step, warn
@@ -79,7 +79,8 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     targets = find_targets(empty, config.target_modules)
     method = method_of(config)
     shapes = {name: target.shape for name, target in targets.items()}
-    check_ranks(shapes, method.gradient_ranks(targets), vectors=method.gradient_vectors)
+    ranks, named = method.gradient_ranks(targets), config.target_modules != ALL_LINEAR
+    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=named)
     rows = sample(inputs)
     identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:
@@ -192,6 +193,22 @@ def estimate_alone(config: Config) -> GradientArtifact:
         show(artifact, config)
     distributed.wait()
     return artifact
+
+
+def described(artifact: GradientArtifact, config: Config) -> dict[str, Any]:
+    """A gradient artifact as plain data: what it is of, and its measures at the configured rank, by layer."""
+    rank = min(method_of(config).largest_rank, artifact.max_rank)
+    energy, alignment = artifact.energy(rank), artifact.alignment(rank)
+    layers = {
+        name: {
+            "shape": list(factors.shape),
+            "norm": factors.norm,
+            "energy": energy[name],
+            "alignment": alignment[name],
+        }
+        for name, factors in artifact.factors.items()
+    }
+    return {"key": artifact.key, "max_rank": artifact.max_rank, "rank": rank, **artifact.info, "layers": layers}
 
 
 def _from_store(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> tuple[GradientArtifact, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.compose import compose_around, reconfigured
+from lora_ga_cli.config.compose import compose_around
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.evaluation.tasks.base import task_of
@@ -18,7 +18,7 @@ from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
-from lora_ga_cli.stages.trained import load_trained, require_finished
+from lora_ga_cli.stages.trained import config_of, load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -42,6 +42,11 @@ class EvalTarget:
     state: str
     load: Callable[[Inputs], PreTrainedModel | PeftModel]
     run: RunFolder | None = None
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """The names of the classes that a run was trained for, in order; None if it is no run, or has none."""
+        return None if self.run is None else self.run.manifest.get("label_names")
 
 
 def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
@@ -74,8 +79,7 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
     folder = Path(text).expanduser()
     if (folder / "manifest.json").is_file():
         run = RunFolder(folder)
-        require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
-        return target_of_run(run, reconfigured(run.read_config(), options))
+        return target_of_run(run, config_of(run, options))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         return _of_adapter(folder, _composed(options, base))

@@ -118,7 +118,11 @@ class LazyInputs:
 
     @cached_property
     def _inputs(self) -> Inputs:
-        return prepare_inputs(self.config, splits=("validation",) if task_of(self.config).needs_rows else ())
+        validates = task_of(self.config).needs_rows and self.config.eval.file is None
+        label_names = None if self._target is None else self._target.label_names
+        return prepare_inputs(
+            self.config, splits=("validation",) if validates else (), label_names=label_names, to_train=False
+        )
 
 
 def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import yaml
 from rich.syntax import Syntax
@@ -17,6 +19,7 @@ from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
@@ -24,10 +27,13 @@ from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 STAGES = ("estimate-grad", "init", "train", "eval")
 
 
-def forecast(config: Config, last: str) -> None:
+def forecast(config: Config, last: str) -> dict[str, Any]:
     """Prints the resolved configuration, the stages up to ``last`` and their state, and a forecast.
 
     Loads no weights.
+
+    Returns:
+        The same as plain data: ``config``, ``stages`` and ``forecast``, with memory in bytes and time in seconds.
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
@@ -35,11 +41,12 @@ def forecast(config: Config, last: str) -> None:
     inputs = prepare_inputs(config)
     run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
-    for stage in STAGES[: STAGES.index(last) + 1]:
-        table.add_row(stage, _state(stage, inputs, run))
+    states = {stage: _state(stage, inputs, run) for stage in STAGES[: STAGES.index(last) + 1]}
+    for stage, state in states.items():
+        table.add_row(stage, state)
     out.print(table)
     say()
-    _forecast(inputs)
+    return {"config": config.model_dump(mode="json"), "stages": states, "forecast": _forecast(inputs)}
 
 
 def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
@@ -86,20 +93,24 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
     return reached
 
 
-def _forecast(inputs: Inputs) -> None:
+def _forecast(inputs: Inputs) -> dict[str, Any]:
     config, steps = inputs.config, inputs.total_steps
+    found: dict[str, Any] = {"steps": steps}
+    say_left_out(inputs.empty_model(), config)
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
     if method_of(config).needs_gradient:
-        _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
+        found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
     memory, step_seconds, model = training_forecast(inputs, pace)
-    _say("training", memory, step_seconds * steps, "gradients and optimizer")
+    found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
     trained, total = trained_parameters(model), sum(item.numel() for item in model.parameters())
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():
         step("forecast", f"this GPU has {size(torch.cuda.get_device_properties(0).total_memory)}")
+    return found | {"trained_parameters": trained, "parameters": total}
 
 
-def _say(what: str, memory: Memory, seconds: float, states: str) -> None:
+def _say(what: str, memory: Memory, seconds: float, states: str) -> dict[str, float]:
     length = f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
     parts = f"weights {size(memory.weights)}, {states} {size(memory.states)}, activations {size(memory.activations)}"
     step("forecast", f"{what}: about {length}, peak memory {size(memory.total)} ({parts})")
+    return {"seconds": seconds, "peak_memory": memory.total}

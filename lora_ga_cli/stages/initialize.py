@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,17 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
-from lora_ga_cli.training.run_folder import FORMAT, LinkFolder, RunFolder, check_run_folder, find_run, settings
+from lora_ga_cli.training.run_folder import (
+    FORMAT,
+    LinkFolder,
+    RunFolder,
+    check_run_folder,
+    find_run,
+    settings,
+    working_folder,
+)
 
 
 def initialize(config: Config) -> RunFolder:
@@ -62,6 +71,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         distributed.wait()
         inputs = prepare_inputs(config)
         method_of(config).check_steps(inputs.total_steps)
+        method_of(config).check_model(inputs.empty_model)
         _write_manifest(inputs, run)
         yield inputs, run
 
@@ -87,6 +97,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder) -> None:
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),
             started=now(),
+            working_folder=working_folder(run),
             provenance=provenance(),
         )
 
@@ -204,6 +215,8 @@ def initialize_link(
     # of many links, the first tells for all of them whether the method leaves the logits as they are
     compared = method.output.is_adapter and (link.index == 0 or not is_one_of_many(link))
     expected = probe_logits(model, inputs.probe_batch()) if compared else None
+    if compared and not link.index:
+        say_left_out(model, inputs.config)
 
     def gradient() -> GradientArtifact:
         merged = [read_json(other.result_file)["sha256"] for other in earlier]
@@ -227,7 +240,16 @@ def initialize_link(
     if compared:
         run.update_manifest(init_difference=difference)
     _say_initialized(method, prepared, difference, restored=stored is not None)
+    if prepared.init is not None:
+        _say_begun_as_lora(prepared.init.as_lora)
     return prepared
+
+
+def _say_begun_as_lora(reasons: Mapping[str, str]) -> None:
+    """Names the layers that do not begin as the method says."""
+    for reason in sorted(set(reasons.values())):
+        names = [name for name in reasons if reasons[name] == reason]
+        step("init", f"{listed(names)}: {reason}, so they begin as LoRA does (A at random, B zero)")
 
 
 MANY_LINKS = 5

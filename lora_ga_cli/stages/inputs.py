@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lora_ga_cli import distributed, garbage
 from lora_ga_cli.config.row_forms import row_form
-from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.ends import Ends
@@ -35,7 +35,10 @@ from lora_ga_cli.model.loading import (
     pick_device,
     quiet,
 )
+from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import check_stored, dequantized_kind
+from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -100,8 +103,11 @@ class Inputs:
         return (self.data.validation or self.train).form
 
     def probe_batch(self) -> dict[str, Any]:
-        """A batch of the first rows, on which two forms of the model are compared."""
-        split = self.data.validation or self.train
+        """A batch of the first rows, on which two forms of the model are compared; of a fixed text if no rows are
+        loaded."""
+        split = self.data.validation or self.data.train
+        if split is None:
+            return text_batch(self.tokenizer, self.config.model.task)
         rows = split.rows
         return self.collator([rows[index] for index in range(min(PROBE_ROWS, len(rows)))])
 
@@ -120,6 +126,7 @@ class Inputs:
             label_names=self.data.label_names,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             shards=distributed.count() if self.config.model.shard else 1,
+            vocabulary=self.vocabulary,
         )
         stop_also_at(model, self.ends.tokens)
         if to_train:
@@ -129,7 +136,18 @@ class Inputs:
         return model
 
     def empty_model(self) -> PreTrainedModel:
-        return empty_model(self.config.model, self.num_labels)
+        return empty_model(self.config.model, self.num_labels, self.vocabulary)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens, and which of them are new to the base."""
+        return vocabulary_of(self.tokenizer, self.config.model.new_tokens)
+
+    @property
+    def grown_rows(self) -> int | None:
+        """The rows of the embeddings, where new tokens made them grow."""
+        rows: int = self.model_config.get_text_config().vocab_size
+        return self.vocabulary.size if self.config.model.new_tokens and self.vocabulary.size > rows else None
 
 
 def base_identity(config: Config) -> dict[str, str]:
@@ -151,41 +169,76 @@ def join_processes(config: Config) -> None:
     distributed.join(cpu=device.type == "cpu")
 
 
-def prepare_inputs(config: Config, splits: Sequence[str] = ("train", "validation")) -> Inputs:
+def prepare_inputs(
+    config: Config,
+    splits: Sequence[str] = ("train", "validation"),
+    *,
+    label_names: list[str] | None = None,
+    to_train: bool = True,
+) -> Inputs:
     """Loads and checks everything except weights, and prints how many rows there are.
+
+    Args:
+        splits: the splits of the data set to load. For none, the data set is not looked at, unless the classes of a
+            classifier have to be counted in it.
+        label_names: the names of a classifier's classes, where a run has settled them.
+        to_train: False for a model that is scored only.
 
     Raises:
         ModelError, DataError
+        InvalidInput: as `check_stored`.
     """
     garbage.imported()
     quiet()
     device = pick_device(config.device)
     model_config = load_config(config.model)
+    check_stored(config.model, model_config, to_train=to_train)
     tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
-    data = load_data(
-        config.dataset,
-        task=config.model.task,
-        tokenizer=tokenizer,
-        seed=config.seed,
-        max_positions=_positions(config, model_config),
-        vocabulary=embedding_rows(model_config),
-        splits=tuple(splits),
-        num_labels=config.model.num_labels,
-        store=_row_store(config),
-    )
+    data = Data(None, None, label_names)
+    if splits or (config.model.task == "sequence_classification" and label_names is None):
+        data = load_data(
+            _with_rows_to_stream(config),
+            task=config.model.task,
+            tokenizer=tokenizer,
+            seed=config.seed,
+            max_positions=_positions(config, model_config),
+            vocabulary=_rows_for_tokens(config, model_config, tokenizer),
+            splits=tuple(splits),
+            num_labels=config.model.num_labels,
+            store=_row_store(config),
+        )
     for split in (data.train, data.validation):
         if split is not None:
-            _say(split)
+            describe(split)
     if data.train is not None:
         for text in data.train.form.warnings(data.train.form.config, tokenizer):
             warn(text)
+    if (kind := dequantized_kind(model_config)) is not None:
+        step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     return Inputs(config, device, model_config, tokenizer, data)
 
 
-def _say(split: Split) -> None:
-    step("data", split.summary())
+def _with_rows_to_stream(config: Config) -> DatasetConfig:
+    """The data set with ``max_rows``, where it is streamed and the steps alone say how many rows are needed."""
+    dataset, steps = config.dataset, config.trainer.max_steps
+    if not dataset.streaming or dataset.max_rows is not None or steps is None:
+        return dataset
+    return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
+
+
+def describe(split: Split) -> None:
+    """Prints how many rows a split has, and what a user should know about how they were read."""
     for note in split.notes:
-        step("data", f"{split.name}: {note}")
+        step("data", note)
+    step("data", split.summary())
+
+
+def _rows_for_tokens(config: Config, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The rows of the model's embedding, with those that new tokens make it grow by."""
+    rows = embedding_rows(model_config)
+    if rows is None or not config.model.new_tokens:
+        return rows
+    return max(rows, vocabulary_of(tokenizer, config.model.new_tokens).size)
 
 
 def _row_store(config: Config) -> RowStore:
@@ -214,12 +267,12 @@ def evaluation_split(inputs: Inputs) -> Split:
             task=config.model.task,
             tokenizer=inputs.tokenizer,
             max_positions=_positions(config, inputs.model_config),
-            vocabulary=embedding_rows(inputs.model_config),
+            vocabulary=_rows_for_tokens(config, inputs.model_config, inputs.tokenizer),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        _say(split)
+        describe(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"

@@ -19,6 +19,7 @@ from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
+from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
@@ -55,7 +56,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     folder = _free_folder(options.output or run.path / "merged")
     config = with_saved_tokenizer(config, run.path)
     quantization = config.model.quantization
-    inputs = _inputs_of_base(config, options)
+    inputs = _inputs_of_base(run, config, options)
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
     dtype = getattr(torch, options.dtype or config.model.dtype)
@@ -84,6 +85,11 @@ def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
             f"{run.path} cannot be merged: it holds {output.label}, which is not a change of the base's weights; "
             f"{output.loads_in} loads it on the base"
         )
+    if config.model.quantization == STORED:
+        raise RunError(
+            f"{run.path} cannot be merged: the files of its base hold quantized weights, and merged weights would have "
+            f"to be quantized again; {output.loads_in} loads the adapter on the base"
+        )
 
 
 def _free_folder(folder: Path) -> Path:
@@ -92,13 +98,16 @@ def _free_folder(folder: Path) -> Path:
     return folder
 
 
-def _inputs_of_base(config: Config, options: MergeOptions) -> Inputs:
-    """The inputs with the base not quantized: in quantized weights most of what was trained would be rounded away."""
+def _inputs_of_base(run: RunFolder, config: Config, options: MergeOptions) -> Inputs:
+    """The inputs with the base not quantized: in quantized weights most of what was trained would be rounded away.
+
+    No rows are loaded, since base and adapter are all that a merged model is made of.
+    """
     changes: dict[str, Any] = {"quantization": None, "double_quantization": False}
     if options.base is not None:
         changes |= {"path": options.base, "revision": None}
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
-    return prepare_inputs(config, splits=("validation",) if config.dataset.has_validation else ("train",))
+    return prepare_inputs(config, splits=(), label_names=run.manifest.get("label_names"))
 
 
 def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel:
@@ -110,9 +119,13 @@ def _merged(model: Any, run: RunFolder, inputs: Inputs, dtype: torch.dtype) -> P
     if _coarseness(dtype) < _coarseness(getattr(torch, inputs.config.model.dtype)):
         model = model.to(dtype)  # in the base's type, small changes would be rounded away
     if isinstance(model, PeftModel):
+        tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
         merge_layers(model, dtype)
         try:
             model = model.merge_and_unload(safe_merge=True)
+            if tied:  # PEFT has separate, equal copies of some models' tied weights
+                model.config.get_text_config().tie_word_embeddings = tied
+                model.tie_weights()
         except ValueError as error:  # PEFT's safe_merge found a weight that is not finite
             raise EqualityError(f"merging {run.path}: {error}") from error
     plain: PreTrainedModel = model.to(dtype)

@@ -24,6 +24,7 @@ from lora_ga_cli.model.generation import base_ends
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
+from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
 from lora_ga_cli.report.card import described_ends, has_own_tokenizer, served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
@@ -38,10 +39,11 @@ from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import training_arguments
-from lora_ga_cli.training.callbacks import BeginsWith, Recorder, StepsOfRun
+from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
+from lora_ga_cli.training.changed import sums_of_trained
 from lora_ga_cli.training.checkpoints import last_complete, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
-from lora_ga_cli.training.learning_rate import check_learning_rate, describe, learning_rate
+from lora_ga_cli.training.learning_rate import check_learning_rate, describe, describe_warmup, learning_rate
 from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
 from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.run_folder import RunFolder
@@ -61,6 +63,9 @@ def train(config: Config) -> RunFolder:
             return run
         if config.trainer.learning_rate is None:
             step("train", describe(config, inputs.model_config))
+        shortest = min(link.steps for link in links_of(method_of(config), inputs.total_steps))
+        if shortened := describe_warmup(config, shortest, len(inputs.train.rows)):
+            step("train", shortened)
         run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
         result = _train(inputs, run)
@@ -198,6 +203,7 @@ def _fit(
     callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
+    callbacks.append(LastSteps())  # after what decides about evaluations
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -229,12 +235,17 @@ def _fit(
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
-    began = time.perf_counter()
+    began, before_training = time.perf_counter(), sums_of_trained(prepared.model)
     try:
         if checkpoint is None or not trainer.restore_finished(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
+    if torch.equal(before_training, sums_of_trained(prepared.model)):
+        warn(
+            f"{link.title or 'training'} changed no weight: every gradient was zero, or the learning rate is too small "
+            "for the type of the weights"
+        )
     if distributed.is_main():
         meter.write(trainer.optimizer)
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
@@ -285,6 +296,8 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=source.path,
         ends=described_ends(inputs.ends, known, inputs.tokenizer),
+        embedding_rows=inputs.grown_rows,
+        dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
     write_card(run.card_file, run.path.name, config, run.manifest)

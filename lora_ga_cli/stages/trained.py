@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from lora_ga_cli.config.began import located
+from lora_ga_cli.config.compose import reconfigured
+from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
+from lora_ga_cli.files import resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import find_targets, fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder, require_format
+
+
+def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -> Config:
+    """The configuration of a finished run, with what it reads found from where it began.
+
+    Args:
+        options: see `reconfigured`.
+        base: another place of the same base model.
+
+    Raises:
+        RunError: the run has not finished, or its base model is not where it was.
+        InvalidInput: wrong options.
+    """
+    require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
+    config = reconfigured(located(run.read_config(), run.began_in), options)
+    if base is not None:
+        config = _with_model(config, path=base, revision=None)
+    if not method_of(config).output.is_adapter:  # the folder is the complete model
+        return _with_model(config, path=str(run.path.resolve()), revision=None, tokenizer=None)
+    if "hub" not in run.manifest["base_identity"] and not resolve_path(config.model.path).is_dir():
+        raise RunError(
+            f"{run.path} was trained on {config.model.path}, and there is no such folder now: give the place of this "
+            f"base (loraga eval {run.path} model.path=FOLDER, loraga merge {run.path} --base FOLDER)"
+        )
+    return config
+
+
+def _with_model(config: Config, **changes: str | None) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
 def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
@@ -48,7 +82,7 @@ def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     if not same:
         raise RunError(
             f"{config.model.path} is not the base that {run.path} was trained on: its weights differ. "
-            "Give the base that it was trained on (loraga merge: --base FOLDER)"
+            "Give the base that it was trained on (loraga eval: model.path=FOLDER, loraga merge: --base FOLDER)"
         )
 
 

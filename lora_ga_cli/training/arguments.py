@@ -8,8 +8,9 @@ import torch
 from transformers import TrainingArguments
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.methods.base import Link, link_seed
+from lora_ga_cli.methods.base import Link, link_seed, method_of
 from lora_ga_cli.optimizers.base import optimizer_of
+from lora_ga_cli.training.learning_rate import warmup_steps
 
 AUTOCAST = {"float32": "fp32", "bfloat16": "fp32", "float16": "fp16"}
 """What ``precision=auto`` means by ``model.dtype``. A bfloat16 base computes in bfloat16 by itself, and the adapter on
@@ -42,7 +43,7 @@ def training_arguments(
     """
     options = config.trainer
     best = options.load_best or options.early_stopping_patience is not None
-    chosen = precision(config)
+    chosen, scheduled_as_one = precision(config), method_of(config).continues_schedule
     arguments = TrainingArguments(
         output_dir=str(folder),
         **optimizer_of(config).arguments(),
@@ -53,7 +54,7 @@ def training_arguments(
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=1,
         lr_scheduler_type=options.lr_scheduler,
-        warmup_steps=options.warmup_ratio,  # below 1 it is a share of the steps
+        warmup_steps=warmup_steps(config, link.total_steps if scheduled_as_one else link.steps),
         weight_decay=options.weight_decay,
         adam_beta1=options.adam_beta1,
         adam_beta2=options.adam_beta2,

@@ -103,6 +103,19 @@ class StepsOfRun(TrainerCallback):
         control.should_evaluate = control.should_save = False
 
 
+class LastSteps(TrainerCallback):
+    """Logs the training loss of the last steps too, whatever ``logging_steps`` is, and wherever the validation loss is
+    computed, since training may stop there."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if control.should_evaluate or state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if control.should_evaluate:
+            control.should_log = True
+
+
 class BeginsWith(TrainerCallback):
     """Gives a new optimizer the state that it begins with. In a training that is resumed, it has a state already.
 

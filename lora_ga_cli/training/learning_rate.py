@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from transformers import PreTrainedConfig
 
 from lora_ga_cli.config.schema import Config
@@ -45,6 +47,36 @@ def describe(config: Config, model_config: PreTrainedConfig) -> str:
         f"learning rate {rate:g}: {suited:g} suits {config.method.name} at hidden size {MEASURED_WIDTH}, and this "
         f"model has {width(model_config)} (trainer.learning_rate sets another)"
     )
+
+
+def warmup_steps(config: Config, steps: int) -> int:
+    """How many of ``steps`` optimizer steps the learning rate rises in: ``trainer.warmup_ratio`` of them, rounded up.
+
+    The last step is never one of them: it has the full rate. (The first step of a warm-up has rate 0, so that a single
+    step that is one would learn nothing.)
+    """
+    return min(_asked_warmup(config, steps), steps - 1)
+
+
+def describe_warmup(config: Config, steps: int, rows: int) -> str:
+    """Why a training has a shorter warm-up than it asks for, for a line on the screen; empty if it has all of it.
+
+    Args:
+        steps: of the training, or of each link.
+        rows: all training rows.
+    """
+    if _asked_warmup(config, steps) < steps:
+        return ""
+    warm_up = f"a warm-up of {steps - 1} steps" if steps > 1 else "no warm-up"
+    return (
+        f"{warm_up}: trainer.warmup_ratio={config.trainer.warmup_ratio:g} would leave none of {steps} steps at the "
+        f"full learning rate ({rows} training rows, trainer.batch_size={config.trainer.batch_size})"
+    )
+
+
+def _asked_warmup(config: Config, steps: int) -> int:
+    options = config.trainer
+    return 0 if options.lr_scheduler == "constant" else math.ceil(options.warmup_ratio * steps)
 
 
 def width(model_config: PreTrainedConfig) -> int:

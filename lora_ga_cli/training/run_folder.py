@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,22 @@ IGNORED_TRAINER_OPTIONS = {
 }
 IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 
+SUMMARY = (
+    "base",
+    "adapter_rank",
+    "steps",
+    "learning_rate",
+    "training_loss",
+    "validation_loss",
+    "training_seconds",
+    "saved_difference",
+    "truncation_error",
+    "started",
+    "finished",
+)
+"""The entries of a manifest that tell how a run ended."""
+LENGTHS = ("trainer.max_steps ", "trainer.epochs ")
+"""Beginnings of differences between a run and a longer or shorter one."""
 
 FORMAT = 2
 """The format of run folders. Those of format 1 had another form of adapters and other names of options."""
@@ -123,6 +140,11 @@ class RunFolder:
     def finished(self) -> bool:
         return bool(self.manifest.get("finished"))
 
+    def summary(self) -> dict[str, Any]:
+        """The result of a finished run as plain data."""
+        manifest = self.manifest
+        return {"run": self.path, **{name: manifest[name] for name in SUMMARY if name in manifest}}
+
     def update_manifest(self, **entries: Any) -> None:
         """Adds entries to the manifest. Only the main process writes."""
         if is_main():
@@ -135,6 +157,19 @@ class RunFolder:
         with atomic_file(self.config_file) as temporary:
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
             temporary.write_text(f"# Resolved configuration of this run\n{text}", encoding="utf-8")
+
+    @property
+    def began_in(self) -> Path:
+        """The folder in which the run's command was given, from which its relative paths count.
+
+        Where that folder is gone, the whole project may have been moved: then it is the one that lies as that one lay
+        from the run.
+        """
+        stored = self.manifest.get("working_folder")
+        if stored is None:
+            return Path.cwd()
+        folder = Path(stored["path"])
+        return folder if folder.is_dir() else (self.path / stored["from_run"]).resolve()
 
     def read_config(self) -> dict[str, Any]:
         """The stored configuration, as plain data.
@@ -168,6 +203,11 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+
+def working_folder(run: RunFolder) -> dict[str, str]:
+    """The current folder, as a run's manifest keeps it: its path, and its place as seen from the run."""
+    return {"path": str(Path.cwd()), "from_run": os.path.relpath(Path.cwd(), run.path.resolve())}
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -217,6 +257,13 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
     if theirs is not None and (config.overwrite or theirs != ours):
         if not config.overwrite:
             changed = _differences(theirs, ours)
+            if run.finished and all(text.startswith(LENGTHS) for text in changed):
+                raise RunError(
+                    f"{run.path} has finished, and a finished run cannot go on to more steps ({'; '.join(changed)}), "
+                    "because its learning rate has come to its end. To train its result further, merge it (loraga "
+                    f"merge {run.path} --output DIR) and give model.path=DIR and another name=; to train anew, give "
+                    "another name=, or overwrite=true, which renames the old folder"
+                )
             raise RunError(
                 f"{run.path} holds a run with other settings ({'; '.join(changed[:3])}): give another name=, or "
                 "overwrite=true, which renames the old folder"

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.files import follow_umask
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
@@ -31,6 +32,7 @@ from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
 from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.learning_rate import warmup_steps
 from lora_ga_cli.training.order import Order
 from lora_ga_cli.training.passes import Limits, in_order
 
@@ -121,7 +123,8 @@ class LoragaTrainer(Trainer):
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
         of_run: Any = super().create_scheduler(link.total_steps, optimizer)
-        share = rising_share(self.method.link_warmup, self.args.get_warmup_steps(link.steps)) if link.index else None
+        default = warmup_steps(self.method.config, link.steps)
+        share = rising_share(self.method.link_warmup, default) if link.index else None
 
         def part(factor: Any) -> Any:
             return lambda step: factor(link.first_step + step) * (share(step) if share else 1.0)
@@ -336,6 +339,8 @@ class LoragaTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self.method.save(self._model, folder, self.init, state_dict)
+        for file in folder.glob("*.safetensors"):
+            follow_umask(file)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -345,6 +350,7 @@ class LoragaTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save and folder.is_dir():
             self.method.save_state(self._model, folder)
+            follow_umask(folder)
             mark_complete(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

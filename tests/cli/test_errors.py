@@ -13,6 +13,7 @@ from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import State, report_error, split_folders
 from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, suggest
 from lora_ga_cli.stages import train as train_stage
+from lora_ga_cli.training.run_folder import RunFolder
 
 QUICKSTART = "recipe=quickstart"
 Training = Callable[[Any], None]
@@ -26,7 +27,15 @@ def _without_debugging() -> None:
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> Callable[[Training], None]:
     """Puts a function in the place of the training stage: these tests are about what is message of its errors."""
-    return lambda function: monkeypatch.setattr(train_stage, "train", function)
+
+    def replace(function: Training) -> None:
+        def train(config: Any) -> RunFolder:
+            function(config)
+            return RunFolder(Path("none"))
+
+        monkeypatch.setattr(train_stage, "train", train)
+
+    return replace
 
 
 def failing(error: Exception) -> Training:
@@ -171,6 +180,9 @@ def test_an_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
         (["merge", "run", "--dtype", "int3"], "--dtype int3 is not one of float32, bfloat16, float16"),
         (["merge", "one", "two", "--output", "x"], "--output names one folder"),
         (["merge", "run", "rank=3"], "rank=3 goes with a recipe"),
+        (["merge", "run", "--ouput", "m"], "no option --ouput (did you mean --output?)"),
+        (["merge", "run", "--gguf", "rank=3"], "no option --gguf"),
+        (["merge", "run", "model.path=x"], "the place of a run's base is another option (--base)"),
         (["eval", "missing"], "missing: no such run folder"),
         (["eval", "empty"], "empty"),
     ],

@@ -231,14 +231,14 @@ def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> N
     names = ["trian.jsonl", "notes.txt", "train.josnl", "d.parquet.gz", "plain", "f.csv", "train.jsonl"]
     faults = files_faults([str(tmp_path / name) for name in names], ["a", "a"])
     messages = [str(fault).replace(f"{tmp_path}/", "") for fault in faults]
-    known = "known: .jsonl, .json, .csv, .tsv, .parquet, the text formats also .gz"
+    known = "known: .jsonl, .json, .csv, .tsv, .parquet, the text formats also .gz and .zst"
     assert messages == [
         "trian.jsonl: no such file (did you mean train.jsonl?)",
         f"notes.txt: no reader for the extension '.txt' ({known})",
         f"train.josnl: no reader for the extension '.josnl' (did you mean .jsonl? {known})",
         f"d.parquet.gz: no reader for the extension '.parquet.gz' ({known})",
         f"plain: no extension, which tells the format ({known})",
-        "f.csv: is a folder (known: a.jsonl)",
+        "f.csv: is a folder (its files are f.csv/*.jsonl)",
         "dataset.column_names: names the columns of a .csv or .tsv file, and train.jsonl names its columns itself "
         "(dataset.columns={new: old} renames)",
         "dataset.column_names: 'a' stands there twice",

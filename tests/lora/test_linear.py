@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lora_ga_cli.lora.initialization import random_factors
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers, weight_of
+from lora_ga_cli.lora.layers import lora_layers, weight_of
 from lora_ga_cli.lora.linear import AdaptedLinear
 from lora_ga_cli.lora.offset import compute_init, install, train_directly
 from tests.lora.test_product import operations

@@ -49,7 +49,7 @@ def test_weights_that_are_not_in_the_files_are_refused(saved_bases: dict[str, Pa
 
 def test_a_broken_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="cannot load the model") as error:
+    with pytest.raises(ModelError, match="cannot load the config") as error:
         load_model(ModelConfig(path=str(tmp_path)), CPU)
     assert "\n" not in str(error.value)
 
@@ -113,3 +113,16 @@ def test_names_of_weights_are_read_if_no_file_is_damaged(saved_bases: dict[str, 
     assert stored_names(tmp_path) is None
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     assert stored_names(tmp_path) is None
+
+
+def test_an_adapter_as_the_base_is_told_apart(tmp_path: Path) -> None:
+    """With the way to a model of it, which a run has and a bare adapter has not."""
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    config = ModelConfig(path=str(tmp_path))
+    with pytest.raises(ModelError, match="holds an adapter for org/base, and no model: merge it into its base first"):
+        find_source(config)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ModelError, match=f"loraga merge {tmp_path} --output DIR, then model.path=DIR"):
+        find_source(config)
+    (tmp_path / "config.json").write_text("{}")
+    assert find_source(config).local

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from lora_ga_cli.report import console
 from lora_ga_cli.stages.eval_targets import find_target
 from tests.conftest import byte_tokenizer
 from tests.evaluation.models import going_on, restless
-from tests.helpers import Loraga
+from tests.helpers import Arguments, Loraga
 
 PROBLEMS = [("Two and 2?", "#### 4"), ("Is 7 a 7", "It is.\n#### 7"), ("How many? 9", "#### 10")]
 BENCHMARK = [
@@ -361,3 +362,39 @@ def test_hydras_flags_are_refused(loraga: Loraga, flags: list[str]) -> None:
 def test_faults_of_a_command_line_are_reported_together(loraga: Loraga) -> None:
     out = loraga("eval", "moved", "eval=gsm8k", "sed=2", "modle.dtype=float32", code=2)
     assert [word for word in ("seed?", "model.dtype?", "which base") if word not in out] == []
+
+
+def test_other_rows_are_scored_without_the_training_data(loraga: Loraga, home: Path, arguments: Arguments) -> None:
+    """From any folder: paths of a run count from where it began."""
+    rows = (home / "rows.jsonl").read_text()
+    Path("data.jsonl").write_text(rows)
+    Path("held.jsonl").write_text(rows[: rows.index("\n") + 1])
+    files = ["dataset.train_file=data.jsonl", "dataset.validation_file=held.jsonl", "dataset.validation_fraction=0"]
+    loraga("train", *arguments("llama", *files, "method=lora", "name=r"))
+    Path("elsewhere").mkdir()
+    with contextlib.chdir("elsewhere"):
+        own = json.loads(Path("../runs/r/manifest.json").read_text())["validation_loss"]
+        loraga("eval", "../runs/r")
+        assert json.loads(Path("../runs/r/eval.json").read_text())["values"]["loss"] == pytest.approx(own, rel=1e-4)
+    for file in ("data.jsonl", "held.jsonl"):
+        Path(file).unlink()
+    loraga("eval", "runs/r", *BENCHMARK)
+    loraga("eval", "runs/r", f"eval.file={home / 'rows.jsonl'}")
+    assert "held.jsonl" in loraga("eval", "runs/r", code=2)
+
+
+def test_a_project_that_was_moved_finds_its_data(loraga: Loraga, home: Path, arguments: Arguments) -> None:
+    Path("project").mkdir()
+    shutil.copy(home / "rows.jsonl", "project/data.jsonl")
+    with contextlib.chdir("project"):
+        loraga("train", *arguments("llama", "dataset.train_file=data.jsonl", "method=lora", "name=r"))
+    Path("project").rename("renamed")
+    loraga("eval", "renamed/runs/r")
+
+
+def test_a_classifier_needs_no_training_data_to_score_a_file(
+    loraga: Loraga, arguments: Arguments, sums_file: Path
+) -> None:
+    loraga("train", *arguments("bert", "method=lora", "trainer.max_steps=2", "name=c"))
+    sums_file.rename("other.jsonl")
+    assert "accuracy" in loraga("eval", "runs/c", "eval=accuracy", "eval.file=other.jsonl")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,3 +69,66 @@ def test_all_wrong_options_are_said_at_once(loraga: Loraga) -> None:
 def test_merging_a_recipe_trains_first(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("merge", *arguments())
     assert out.index("train  finished") < out.index("merged")
+
+
+@pytest.mark.parametrize("method", ["lora_ga", "full", "bottleneck_adapter", "rac_lora"])
+def test_every_file_is_as_readable_as_the_umask_says(loraga: Loraga, arguments: Arguments, method: str) -> None:
+    """Of a run, its checkpoints, a merged model and the cache, so that another user can serve them."""
+    before = os.umask(0o022)
+    try:
+        loraga("train", *arguments("llama", f"method={method}", "target_modules=[q_proj]"))
+        if method != "bottleneck_adapter":
+            loraga("merge", str(only_run()), "--output", "plain")
+    finally:
+        os.umask(before)
+    locks = list(Path().rglob("*.lock"))
+    private = [item for item in Path().rglob("*") if item.is_file() and item.stat().st_mode & 0o777 != 0o644]
+    assert [item for item in private if item not in locks] == []
+    assert len(list(only_run().rglob("*.safetensors"))) > 1
+
+
+def test_merging_needs_base_and_adapter_alone(loraga: Loraga, arguments: Arguments, sums_file: Path) -> None:
+    """Neither the training data nor the folder where the run began."""
+    loraga("train", *arguments("llama", f"dataset.train_file={sums_file.name}"))
+    run = only_run()
+    sums_file.unlink()
+    loraga("merge", str(run), "--output", "here")
+    Path("elsewhere").mkdir()
+    with contextlib.chdir("elsewhere"):
+        loraga("merge", f"../{run}", "--output", "there")
+    here, there = (AutoModelForCausalLM.from_pretrained(name) for name in ("here", "elsewhere/there"))
+    assert all(torch.equal(a, b) for a, b in zip(here.parameters(), there.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["t5", "bert"])
+def test_other_tasks_merge_without_their_rows(
+    loraga: Loraga, arguments: Arguments, sums_file: Path, family: str
+) -> None:
+    loraga("train", *arguments(family, "method=lora", "trainer.max_steps=2"))
+    sums_file.unlink()
+    assert "logits equal the adapter's" in loraga("merge", str(only_run()))
+
+
+def test_a_complete_model_needs_no_base(loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path]) -> None:
+    shutil.copytree(saved_bases["llama"], "base")
+    loraga("train", *arguments("llama", "method=full", "model.path=./base"))
+    shutil.rmtree("base")
+    loraga("merge", str(only_run()), "--output", "plain")
+    loraga("eval", str(only_run()))
+
+
+def test_a_base_that_was_moved_is_asked_for_by_its_option(
+    loraga: Loraga, arguments: Arguments, saved_bases: dict[str, Path]
+) -> None:
+    shutil.copytree(saved_bases["llama"], "base")
+    loraga("train", *arguments("llama", "model.path=base", "method=lora"))
+    Path("base").rename("moved")
+    run = str(only_run())
+    for command in ("merge", "eval"):
+        out = loraga(command, run, code=2)
+        assert "was trained on base, and there is no such folder now" in out
+        assert f"loraga eval {run} model.path=FOLDER, loraga merge {run} --base FOLDER" in out
+    loraga("merge", run, "--base", "moved")
+    loraga("eval", run, "model.path=moved")
+    build_model("llama", seed=9).save_pretrained("moved")
+    assert "is not the base" in loraga("eval", run, "model.path=moved", "eval.limit=3", code=2)

@@ -323,3 +323,53 @@ def test_bad_rows_leave_no_run_folder(loraga: Loraga, arguments: Arguments, tmp_
     out = loraga("train", *arguments("llama", "dataset.train_file=bad.jsonl"), code=2)
     assert "bad.jsonl:2" in out
     assert not any(Path("runs").glob("[!.]*"))
+
+
+def test_a_run_of_one_step_learns_something(loraga: Loraga, arguments: Arguments) -> None:
+    """A warm-up takes the first step, with rate 0; a run has no other step to learn in."""
+    rows = ["method=lora", "trainer.max_steps=null", "trainer.batch_size=120", "trainer.micro_batch_size=null"]
+    out = loraga("train", *arguments("llama", *rows, "trainer.learning_rate=0.1"))
+    assert "no warm-up: trainer.warmup_ratio=0.03 would leave none of 1 steps at the full learning rate" in out
+    assert "114 training rows, trainer.batch_size=120" in out
+    adapter = load_file(only_run() / "adapter_model.safetensors")
+    # AdamW's first step moves every element by the learning rate
+    assert all(float(item.abs().max()) == pytest.approx(0.1, rel=1e-3) for key, item in adapter.items() if "_B." in key)
+    assert points(only_run())[0]["learning_rate"] == 0.1
+    assert "changed no weight" not in out
+
+
+def test_a_link_of_one_step_learns_something(loraga: Loraga, arguments: Arguments) -> None:
+    links = ["method=rac_lora", "method.link_steps=1", "method.link_schedule=link", "method.link_warmup=null"]
+    assert "changed no weight" not in loraga("train", *arguments("llama", *links, "trainer.max_steps=2"))
+    assert [point["learning_rate"] for point in points(only_run()) if "loss" in point] == [1e-2, 1e-2]
+
+
+def test_a_training_that_changes_nothing_says_so(
+    loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: None)
+    out = loraga("train", *arguments("llama", "method=lora"))
+    assert "warning  training changed no weight" in out
+
+
+@pytest.mark.parametrize(("logging_steps", "mean_of"), [(4, [5, 6]), (10, [2, 3, 4, 5, 6]), (1, [6])])
+def test_the_reported_training_loss_is_that_of_the_last_steps(
+    loraga: Loraga, arguments: Arguments, logging_steps: int, mean_of: list[int]
+) -> None:
+    """With evaluations at the end alone, since the training loss is logged beside each of them."""
+    options = ["method=full", "trainer.eval_steps=100", "trainer.save_steps=100"]
+    loraga("train", *arguments("llama", *options, "name=each", "trainer.logging_steps=1"))
+    loraga("train", *arguments("llama", *options, "name=some", f"trainer.logging_steps={logging_steps}"))
+    each = {point["step"]: point["loss"] for point in points(Path("runs/each")) if "loss" in point}
+    reported = json.loads(Path("runs/some/manifest.json").read_text())["training_loss"]
+    assert reported == pytest.approx(sum(each[step] for step in mean_of) / len(mean_of), abs=1e-3)
+    assert points(Path("runs/some"))[-2]["step"] == 6
+
+
+def test_a_training_that_stops_early_logs_its_last_steps(loraga: Loraga, arguments: Arguments) -> None:
+    options = ["trainer.early_stopping_patience=1", "trainer.learning_rate=1e-8", "trainer.logging_steps=5"]
+    loraga("train", *arguments("llama", "method=lora", "trainer.max_steps=40", *options))
+    run = only_run()
+    steps = json.loads((run / "manifest.json").read_text())["steps"]
+    assert steps < 40
+    assert max(point["step"] for point in points(run) if "loss" in point) == steps

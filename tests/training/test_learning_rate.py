@@ -6,7 +6,7 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from lora_ga_cli.errors import InvalidInput
-from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate
+from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate, warmup_steps
 from tests.helpers import configured
 
 
@@ -33,3 +33,15 @@ def test_a_run_without_a_rate_is_refused_where_none_is_known() -> None:
     check_learning_rate(configured("bitfit", "trainer.learning_rate=1e-3"))
     with pytest.raises(InvalidInput, match="states no hidden size"):
         learning_rate(configured("rslora"), PretrainedConfig())
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "expected"),
+    [(0.03, 100, 3), (0.03, 101, 4), (0.03, 2, 1), (0, 5, 0), (0.03, 1, 0), (0.9, 1, 0), (0.9, 3, 2)],
+)
+def test_a_warm_up_is_a_share_of_the_steps_and_leaves_the_last_one(ratio: float, steps: int, expected: int) -> None:
+    assert warmup_steps(configured("lora", f"trainer.warmup_ratio={ratio}"), steps) == expected
+
+
+def test_a_constant_rate_has_no_warm_up() -> None:
+    assert warmup_steps(configured("lora", "trainer.warmup_ratio=0.5", "trainer.lr_scheduler=constant"), 10) == 0

@@ -166,3 +166,13 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
         pass
     with run.locked():
         pass
+
+
+@pytest.mark.parametrize("changes", [{"max_steps": 4}, {"epochs": 3}, {"max_steps": 4, "epochs": 3}])
+def test_a_finished_run_says_how_its_result_is_trained_further(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = RunFolder(tmp_path / "r")
+    folder.update_manifest(format=FORMAT, settings=settings(configure(trainer={"max_steps": 2})), finished="now")
+    with pytest.raises(RunError, match=r"cannot go on to more steps .*loraga merge .* --output DIR"):
+        check_run_folder(configure(trainer={"max_steps": 2, **changes}), folder)
+    with pytest.raises(RunError, match="holds a run with other settings"):
+        check_run_folder(configure(trainer={"max_steps": 2, **changes}, rank=2), folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import re
+import symtable
 import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -35,6 +37,16 @@ NO_CODE = "no code"
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 PYTHON = ("python", "python3", "py")
 FUTURE = re.compile(r"^from __future__ import .+\n", re.MULTILINE)
+DEFINITIONS = (
+    ast.Import,
+    ast.ImportFrom,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Assign,
+    ast.AnnAssign,
+)
+"""What a block of helpers is made of. Calls, tests and loops beside them would run with the answer."""
 CLOSERS = (")", "]", "}")
 """A line that begins with one of these in the first column still belongs to the function: it closes a bracket."""
 MODULE_LEVEL = re.compile(r"(?:from\s+\S+\s+import|import|def|class|async\s+def)\s|@\w|\w+\s*=[^=]|#")
@@ -178,8 +190,9 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
 
     A completion whose first line is indented continues the prompt. In any other, the program is the first fenced block
     that defines the function (blocks marked as Python come first), or else the first block, or else the complete text.
-    If it defines the function, it is put after the part of the prompt before the function (imports and helpers). If
-    not, it continues the prompt, up to the end of the function.
+    If it defines the function, it is put after the part of the prompt before the function (imports and helpers), and
+    after those other blocks that define what it uses. If not, it continues the prompt: a block that is a function's
+    body without its indentation as a whole, anything else up to the end of the function.
 
     Args:
         prompt: the problem's prompt, up to the end of the docstring.
@@ -193,8 +206,9 @@ def extract_program(text: str, prompt: str, entry_point: str) -> str | None:
     block = None if no_block else _fenced(text, entry_point)
     code = text if block is None else block
     if _defines(code, entry_point) and not continues:
-        return _join(prompt[: _definition(entry_point, prompt)], _module(text, entry_point) if block is None else code)
-    body = _body(code, prompt)
+        module = _module(text, entry_point) if block is None else _with_helpers(code, text, prompt)
+        return _join(prompt[: _definition(entry_point, prompt)], module)
+    body = (_unindented_body(block, prompt) if block is not None else None) or _body(code, prompt)
     return prompt + body if body.strip() else None
 
 
@@ -224,12 +238,75 @@ def _starts_indented(text: str) -> bool:
     return re.match(r"\s*?^(?: {2,}|\t)[ \t]*\S", text, re.MULTILINE) is not None
 
 
+def _dedented(text: str) -> list[tuple[bool, str]]:
+    """Whether each fenced block is marked as Python, and its code."""
+    # a block in a list item is indented
+    return [(language.lower() in PYTHON, textwrap.dedent(code)) for language, code in FENCE.findall(text)]
+
+
 def _fenced(text: str, entry_point: str) -> str | None:
     blocks = [(language.lower() in PYTHON, code) for language, code in FENCE.findall(text)]
-    dedented = [(is_python, textwrap.dedent(code)) for is_python, code in blocks]  # a block in a list item is indented
+    dedented = _dedented(text)
     defining = [(is_python, code) for is_python, code in dedented if _defines(code, entry_point)]
     chosen = max(defining, key=lambda block: block[0], default=None) or next(iter(blocks), None)
     return None if chosen is None else chosen[1]
+
+
+def _with_helpers(code: str, text: str, prompt: str) -> str:
+    """A block's code after those other blocks of its text that define names which it uses, and that neither it nor the
+    prompt defines. Blocks that do anything else than define, such as calls and tests, stay out."""
+    blocks = [block for _, block in _dedented(text) if block != code and _only_defines(block)]
+    have = _top_level(prompt)[0] | _top_level(code)[0]
+    needed, helpers = _top_level(code)[1] - have, [code]
+    while useful := [block for block in blocks if _top_level(block)[0] & needed]:
+        blocks.remove(useful[0])
+        helpers.insert(0, useful[0])
+        defines, uses = _top_level(useful[0])
+        have |= defines
+        needed = (needed | uses) - have
+    return "\n\n".join(block.strip("\n") for block in helpers) + "\n"
+
+
+def _only_defines(code: str) -> bool:
+    tree = _parsed(code)
+    return tree is not None and bool(tree.body) and all(isinstance(item, DEFINITIONS) for item in tree.body)
+
+
+def _parsed(code: str) -> ast.Module | None:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+
+
+def _top_level(code: str) -> tuple[set[str], set[str]]:
+    """The names that a module defines at its top level, and the global names that it uses anywhere."""
+    try:
+        module = symtable.symtable(code, "completion", "exec")
+    except (SyntaxError, ValueError, RecursionError):
+        return set(), set()
+    defined = {symbol.get_name() for symbol in module.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    used, tables = set(), [module]
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+    return defined, used
+
+
+def _unindented_body(block: str, prompt: str) -> str | None:
+    """A block that is the function's body, indented as the prompt is; None if it is not a body without indentation."""
+    block = block.strip("\n")
+    if block[:1].isspace() or not block or _only_defines(block):
+        return None
+    body = textwrap.indent(block, _indentation(prompt)) + "\n"
+    return body if _parsed(prompt + body) is not None else None
+
+
+def _indentation(prompt: str) -> str:
+    """The indentation of the prompt's last line, which ends the docstring."""
+    docstring_end = prompt.rstrip().split("\n")[-1]
+    return docstring_end[: len(docstring_end) - len(docstring_end.lstrip())]
 
 
 def _module(text: str, entry_point: str) -> str:
@@ -260,8 +337,7 @@ def _body(text: str, prompt: str) -> str:
     lines = lines[start:]
     if not lines or lines[0].lstrip().startswith("```"):
         return ""
-    docstring_end = prompt.rstrip().split("\n")[-1]
-    indent = docstring_end[: len(docstring_end) - len(docstring_end.lstrip())]
+    indent = _indentation(prompt)
     if not lines[0].startswith((indent, "\t")):
         lines[0] = indent + lines[0].lstrip()  # decoding may remove spaces at the beginning of a text
     end = next((number for number, line in enumerate(lines) if not _is_inside(line)), len(lines))

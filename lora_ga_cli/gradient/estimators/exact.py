@@ -114,19 +114,18 @@ class ExactEstimator:
         The sum becomes the mean in place and is then forgotten here.
 
         Raises:
-            GradientError: a layer received no gradient.
+            GradientError: a layer received no gradient (an expert that no token was routed to is left out).
         """
-        self._refuse_unreached_layers()
-        for name in self._targets:
+        for name in self._reached_layers():
             yield name, self._sums.pop(name).div_(total)
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        self._refuse_unreached_layers()
-        refuse_zero_gradients([name for name in self._targets if not bool(self._sums[name].any())])
+        refuse_zero_gradients([name for name in self._reached_layers() if not bool(self._sums[name].any())])
         for name, grad in self.means(total):
             yield name, truncated_svd(grad, self._capacity)
 
-    def _refuse_unreached_layers(self) -> None:
-        refuse_unreached_layers(
-            [name for name in self._targets if name not in self._sums], "the loss does not depend on it"
-        )
+    def _reached_layers(self) -> list[str]:
+        reached = [name for name in self._targets if name in self._sums]
+        unreached = [name for name in self._targets if name not in self._sums]
+        refuse_unreached_layers(unreached, self._targets, "the loss does not depend on it")
+        return reached

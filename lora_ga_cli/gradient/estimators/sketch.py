@@ -167,16 +167,21 @@ class SketchEstimator:
 
     @torch.no_grad()
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
+        unreached = {name for batch in self._batches for name in batch.layers_without_gradient()}
         refuse_unreached_layers(
-            [name for batch in self._batches for name in batch.layers_without_gradient()],
+            unreached,
+            self._position,
             "the loss does not depend on it, or the model uses its weight without calling it (then gradient=exact)",
         )
-        refuse_zero_gradients([name for batch in self._batches for name in batch.layers_with_zero_gradient()])
+        zero = [name for batch in self._batches for name in batch.layers_with_zero_gradient()]
+        refuse_zero_gradients([name for name in zero if name not in unreached])
         factors: dict[str, Factors] = {}
         eigen = eigenvectors([batch.scaled_side for batch in self._batches])
         for batch, of_batch in zip(self._batches, eigen, strict=True):
             factors.update(batch.factors(of_batch, total))
         for name in self._position:
+            if name in unreached:
+                continue
             yield name, factors[name].transposed() if name in self._wide else factors[name]
 
 

@@ -140,6 +140,50 @@ class TestExtract:
     def test_a_block_of_another_function_is_taken_as_it_is(self) -> None:
         assert extract_program("```python\nprint(1)\n```", PROMPT, "double") == f"{PROMPT}    print(1)\n"
 
+    @pytest.mark.parametrize(
+        "others",
+        [
+            (
+                "def twice(x):\n    return plus(x, x)\n",
+                "from operator import add\n\n\ndef plus(a, b):\n    return add(a, b)\n",
+            ),
+            (
+                "import operator\n\n\nclass Sum:\n    plus = operator.add\n\n\nPLUS = Sum.plus\n\n\n"
+                "def twice(x):\n    return PLUS(x, x)\n",
+            ),
+        ],
+        ids=["a helper of a helper", "everything that defines"],
+    )
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    def test_helpers_in_blocks_of_their_own_belong_to_the_program(self, others: tuple[str, ...], after: bool) -> None:
+        own = "def double(x):\n    return twice(x)\n"
+        unused = ["double(2)\n", "x = double(1)\n", "def twice(\n", "pip install numpy\n"]
+        blocks = [own, *others] if after else [*others, own]
+        text = "\n".join(f"Then:\n```python\n{block}```" for block in [*blocks, *unused])
+        scope: dict[str, Any] = {}
+        program = extract_program(text, PROMPT, "double")
+        assert program is not None
+        exec(program, scope)
+        assert scope["double"](4) == 8
+        assert "x = double" not in program
+        assert "pip" not in program
+
+    def test_a_helper_that_the_prompt_has_is_not_replaced(self) -> None:
+        text = "```python\ndef helper(x):\n    return 0\n```\n```python\ndef double(x):\n    return 2 * helper(x)\n```"
+        assert (
+            extract_program(text, PROMPT, "double") == f"{HEAD.rstrip()}\n\ndef double(x):\n    return 2 * helper(x)\n"
+        )
+
+    @pytest.mark.parametrize(
+        "block", ["s = x\ns += x\nreturn s\n", "\nif x:\n    s = x\nelse:\n    s = 0\n\nreturn s + s\n"]
+    )
+    def test_a_body_without_indentation_is_indented_whole(self, block: str) -> None:
+        scope: dict[str, Any] = {}
+        program = extract_program(f"Sure:\n```python\n{block}```\nDone.", PROMPT, "double")
+        assert program is not None
+        exec(program, scope)
+        assert scope["double"](4) == 8
+
     def test_future_imports_come_first(self) -> None:
         found = extract_program(f"```python\nfrom __future__ import annotations\n{FULL}```", PROMPT, "double")
         assert found is not None

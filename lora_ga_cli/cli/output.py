@@ -1,0 +1,111 @@
+"""``--json``: the frame in which a command's result is one JSON object."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+HELP = "Print the result as one JSON object on standard output, and everything else on standard error."
+Json = Annotated[bool, typer.Option("--json", help=HELP)]
+
+
+class Output:
+    """What ``--json`` set."""
+
+    as_json = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The result of a command that ends with another exit code than 0 although it did its work."""
+
+    result: Mapping[str, Any]
+    code: int
+
+
+def with_json(command: Callable[..., Any]) -> Callable[..., None]:
+    """A command of Typer with the flag ``--json``.
+
+    Args:
+        command: returns its result as a mapping of plain data, or an `Outcome`.
+
+    Returns:
+        The command with one more parameter. With the flag, standard output has only the result, or else an object with
+        ``error``.
+    """
+
+    @functools.wraps(command)
+    def framed(*arguments: Any, as_json: bool = False, **options: Any) -> None:
+        Output.as_json = as_json
+        if not as_json:
+            _end(command(*arguments, **options))
+            return
+        stdout = sys.stdout
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                outcome = command(*arguments, **options)
+        except Exception as error:
+            if (found := _error(error)) is not None:
+                _print({"error": found}, stdout)
+            raise
+        finally:
+            Output.as_json = False
+        _print(outcome.result if isinstance(outcome, Outcome) else outcome or {}, stdout)
+        _end(outcome)
+
+    # Typer reads the types from the signature, and finds no names in another module than this one
+    types = get_type_hints(command, include_extras=True)
+    given = [
+        item.replace(annotation=types.get(item.name, Any)) for item in inspect.signature(command).parameters.values()
+    ]
+    flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+    framed.__signature__ = inspect.Signature([*given, flag])  # type: ignore[attr-defined]
+    framed.__annotations__ = {**types, "as_json": Json}
+    return framed
+
+
+def _end(outcome: Any) -> None:
+    if isinstance(outcome, Outcome) and outcome.code:
+        raise typer.Exit(outcome.code)
+
+
+def _error(error: Exception) -> dict[str, Any] | None:
+    """An error as plain data; None for what Typer raises, which has its own messages."""
+    from lora_ga_cli.errors import InvalidInput, UserError
+
+    if type(error).__module__.partition(".")[0] in ("click", "typer"):
+        return None
+    found: dict[str, Any] = {"kind": type(error).__name__, "message": str(error)}
+    if isinstance(error, InvalidInput):
+        found["faults"] = [dataclasses.asdict(fault) for fault in error.faults]
+    return found | {"exit_code": error.exit_code if isinstance(error, UserError) else 1}
+
+
+def _print(result: Mapping[str, Any], stdout: Any) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes that train together
+        stdout.write(json.dumps(plain(result), ensure_ascii=False, allow_nan=False) + "\n")
+        stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: paths as texts, numbers that JSON does not have as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
