@@ -99,11 +99,11 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
     rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
     how = DEQUANTIZED[kind] if kind is not None else ""
     options += f", quantization_config={how}(dequantize=True)" if how else ""
-    names = [auto, *(["AutoTokenizer"] if own else []), *([how] if how else [])]
+    classes = [auto, *(["AutoTokenizer"] if own else []), *([how] if how else [])]
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {', '.join(names)}",
+        f"from transformers import {', '.join(classes)}",
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
         *([f"base.resize_token_embeddings({rows})  # for the new tokens"] if rows is not None else []),
