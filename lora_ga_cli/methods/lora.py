@@ -108,7 +108,7 @@ class Lora(Method):
             return AdapterOutput("a DoRA adapter", "PEFT", size="rank")
         options, new = self.options, self.config.model.new_tokens
         beside = options.modules_to_save or options.trainable_token_indices or new
-        label = "a LoRA adapter with trained modules" if beside else "a standard LoRA adapter"
+        label = "trained modules and a LoRA adapter" if beside else "a standard LoRA adapter"
         return AdapterOutput(label, "PEFT", vllm=not beside, size="rank")
 
     @classmethod

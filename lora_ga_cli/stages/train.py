@@ -241,7 +241,8 @@ def _fit(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         recorder.display.stop()
-    if torch.equal(before_training, sums_of_trained(prepared.model)):
+    # the first of many short links may lie in the warm-up
+    if not is_one_of_many(link) and torch.equal(before_training, sums_of_trained(prepared.model)):
         warn(
             f"{link.title or 'training'} changed no weight: every gradient was zero, or the learning rate is too small "
             "for the type of the weights"
