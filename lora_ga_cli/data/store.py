@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class Damaged(Exception):
