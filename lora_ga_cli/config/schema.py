@@ -146,7 +146,7 @@ TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 class ModelConfig(Section):
     """The base model and how it is loaded."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("model.quantization", ("model.double_quantization",), lambda value: value != "nf4"),
         Exclusion("model.task", ("model.dtype",), lambda value: value == "sequence_classification"),
     )
@@ -214,7 +214,7 @@ class DatasetConfig(Section):
     ``label``, or another ``form``.
     """
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("dataset.train_file", (*OF_A_HUB_SET, "dataset.mix", VALIDATION_SPLIT)),
         Exclusion("dataset.path", ("dataset.train_file", "dataset.mix", "dataset.column_names")),
         Exclusion("dataset.mix", (*OF_A_HUB_SET, "dataset.train_file", VALIDATION_SPLIT)),
@@ -390,7 +390,7 @@ class TrainerConfig(Section):
     """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
     them."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("trainer.optimizer", ("trainer.optimizer_options",), lambda value: True, if_changed=True),
         Exclusion("trainer.epochs", ("trainer.max_steps",)),
         Exclusion(

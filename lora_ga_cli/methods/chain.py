@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from safetensors.torch import load_file
@@ -40,7 +40,7 @@ from lora_ga_cli.registry import METHODS
 class ChainOptions(MethodOptions):
     """Options of every chain."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         *exclusive("method.links", "method.link_steps"),
         Exclusion("method.links", ("method.merged_rank", "method.link_state"), lambda value: value == 1),
         Exclusion("method.link_schedule", ("method.link_warmup",), lambda value: value != "run"),

@@ -6,7 +6,7 @@ The mathematics is in `lora.initialization`; here it becomes a method, and `init
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
@@ -32,7 +32,7 @@ from lora_ga_cli.registry import METHODS
 class LoraGAOptions(NonzeroInitOptions):
     """LoRA-GA's choices of directions and scale."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("method.init", ("method.direction",), lambda value: value != "gradient"),
         Exclusion("method.scale", ("method.gamma",), lambda value: value != "stable"),
     )

@@ -129,7 +129,6 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
     rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
     how = DEQUANTIZED[kind] if kind is not None else ""
     options += f", quantization_config={how}(dequantize=True)" if how else ""
-    classes = [auto, *(["AutoTokenizer"] if own else []), *([how] if how else [])]
     lines = [
         "```python",
         "from peft import PeftModel",
