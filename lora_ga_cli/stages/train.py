@@ -17,7 +17,7 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
-from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
 from lora_ga_cli.model.generation import base_ends
@@ -38,7 +38,7 @@ from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.arguments import check_extra, training_arguments
 from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
 from lora_ga_cli.training.changed import sums_of_trained
 from lora_ga_cli.training.checkpoints import last_complete, step_of
@@ -57,6 +57,10 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    if config.trainer.extra:
+        check_extra(config)
+        given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
+        warn(f"trainer.extra is passed to transformers, and is untested here: {given}")
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
@@ -203,7 +207,7 @@ def _fit(
     callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
-    callbacks.append(LastSteps())  # after what decides about evaluations
+    callbacks.append(LastSteps(link))  # after what decides about evaluations
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -294,6 +298,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         **result.losses,
         adapter_rank=result.size,
         saved_difference=difference,
+        adapts_parameters=adapts_parameters(run.path),
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
         base=source.path,
         ends=described_ends(inputs.ends, known, inputs.tokenizer),
@@ -301,7 +306,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
-    write_card(run.card_file, run.path.name, config, run.manifest)
+    run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
 
 
@@ -330,7 +335,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
     if result.note:
         step("train", result.note)
-    step("saved", f"{run.path}: {_described(config, result.size)}")
+    step("saved", f"{run.path}: {_described(config, result.size, run)}")
     if method_of(config).output.vllm and has_own_tokenizer(config):
         step("saved", f"its tokenizer and chat template are beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
@@ -342,7 +347,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("saved", f"loss curve: {run.figure_file}")
 
 
-def _described(config: Config, size: int | None) -> str:
+def _described(config: Config, size: int | None, run: RunFolder) -> str:
     method = method_of(config)
     output = method.output
     if not output.is_adapter:
@@ -352,7 +357,9 @@ def _described(config: Config, size: int | None) -> str:
         detail = method.describe_saved(size)
         text += f" of {output.size} {size}" + (f" ({detail})" if detail else "")
     text += f" for {config.model.path}; {output.loads_in} loads it"
-    if output.vllm and size is not None:
+    if run.manifest["adapts_parameters"]:
+        text += "; merge it to serve it, because servers such as vLLM may ignore what it adds to experts"
+    elif output.vllm and size is not None:
         served = served_rank(size)
         text += (
             f", vLLM with --max-lora-rank {served}"
