@@ -47,7 +47,7 @@ def test_a_row_becomes_several_examples_and_this_is_said(forgetful: Any, mixed: 
     assert list(split.rows["reference"]) == ["2", "2", "4", "2", "2", "4"]
     assert split.summary().startswith("train: 6 examples of 4 rows, ")
     assert list(split.notes) == [
-        "train: 2 rows trained turn by turn, as several examples: the chat template writes earlier turns differently "
+        "2 rows trained turn by turn, as several examples: the chat template writes earlier turns differently "
         f"(first: {mixed}:2)"
     ]
 
