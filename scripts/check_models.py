@@ -40,6 +40,7 @@ from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report import console
 from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.forecast import forecast
 from lora_ga_cli.stages.inputs import prepare_inputs
 from lora_ga_cli.stages.merge import MergeOptions, merge
 from lora_ga_cli.stages.train import train
@@ -103,7 +104,9 @@ def check_family(family: Family, folder: Path, methods: Sequence[str] = METHODS)
     try:
         save_tiny(family, folder / "base")
         rows = write_rows(folder / "rows.jsonl")
-        estimate(prepare_inputs(configured(family, folder, rows, "lora_ga"), splits=("train",)))
+        config = configured(family, folder, rows, "lora_ga")
+        forecast(config, "train")
+        estimate(prepare_inputs(config, splits=("train",)))
         row.estimate = OK
         for method in methods:
             step = method
@@ -193,6 +196,7 @@ def refuse_difference(difference: float, where: str) -> None:
 
 def notes_on(peft: PeftModel, run: RunFolder) -> list[str]:
     """What of the base is not adapted, and what begins in another way."""
+    adapted = any(isinstance(module, ParamWrapper) for module in peft.modules())
     base: Any = peft.unload()
     reasons = unadaptable(base)
     notes = [
@@ -204,8 +208,9 @@ def notes_on(peft: PeftModel, run: RunFolder) -> list[str]:
         factors = LoraInit.load(init).factors
         if plain := [name for name, (_, b0) in factors.items() if not b0.any()]:
             notes.append(f"{endings(plain)} begin as LoRA does with LoRA-GA")
-    if not any(isinstance(module, ParamWrapper) for module in peft.modules()) and (share := share_of_experts(base)):
-        notes.append(f"experts are not adapted, {share:.0%} of the parameters")
+    if not adapted and (sizes := sizes_of_stacks(base)):
+        share = sum(sizes.values()) / sum(parameter.numel() for parameter in base.parameters())
+        notes.append(f"{endings(sizes)} not adapted: they are no layers; {share:.0%} of the parameters")
     return notes
 
 
@@ -214,15 +219,14 @@ def endings(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys("`" + ".".join(name.split(".")[-2:]) + "`" for name in names))
 
 
-def share_of_experts(model: nn.Module) -> float:
-    """The share of parameters with three dimensions, which experts have, in all parameters of a model."""
-    sizes = {
-        name: parameter.numel()
+def sizes_of_stacks(model: nn.Module) -> dict[str, int]:
+    """The sizes of parameters with three dimensions, by full name: weights of experts, or of heads of attention."""
+    return {
+        f"{module_name}.{name}": parameter.numel()
         for module_name, module in model.named_modules()
-        for name, parameter in module.named_parameters(prefix=module_name, recurse=False)
-        if parameter.dim() == 3 and not isinstance(module, nn.Conv1d)
+        for name, parameter in module.named_parameters(recurse=False)
+        if sum(size > 1 for size in parameter.shape) == 3 and not isinstance(module, nn.Conv1d)
     }
-    return sum(sizes.values()) / sum(parameter.numel() for parameter in model.parameters())
 
 
 def flattening(family: Family, folder: Path) -> str:

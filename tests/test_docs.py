@@ -40,7 +40,9 @@ PLACEHOLDERS = {"NAME", "TABLE", "…"}
 """Words of a command that stand for others, so that it cannot be looked up."""
 MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
-RUN_FILES = re.compile(r"(init|start|inserted|custom_adapter|adapter_model|quantized)\.(safetensors|json)")
+RUN_FILES = re.compile(
+    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config)\.(safetensors|json)"
+)
 """Files of a run's folder and of merged models, and of folders that earlier versions wrote."""
 
 

@@ -10,6 +10,7 @@ RENAMED = {
     "lora_alpha": "alpha",
     "lora_dropout": "adapter_dropout",
     "lora_target_modules": "target_modules",
+    "lora_target_parameters": "target_parameters",
     "use_rslora": "method.use_rslora",
     "modules_to_save": "method.modules_to_save",
     "lora_modules_to_save": "method.modules_to_save",

@@ -13,7 +13,18 @@ from typing import Any
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import EXAMPLES, ROW_FORMATS
 
-ROW_OPTIONS = ("prompt", "answer", "text", "text_pair", "messages", "label", "label_names")
+ROW_OPTIONS = (
+    "prompt",
+    "answer",
+    "text",
+    "text_pair",
+    "messages",
+    "tools",
+    "learn_turns",
+    "chat_template",
+    "label",
+    "label_names",
+)
 """The options of `dataset` that say how a row is read."""
 
 

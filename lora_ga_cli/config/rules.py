@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lora_ga_cli.config.extra import extra_problems
 from lora_ga_cli.config.row_forms import form_problems, task_problems
 
 
@@ -24,8 +25,8 @@ def unused_shared(config: Any, uses: frozenset[str]) -> Iterator[str]:
         uses: the shared options that the method uses.
     """
     method = f"method {config.method.name} (method.type={config.method.type})"
-    for name, value in (("rank_pattern", config.rank_pattern), ("adapter_dropout", config.adapter_dropout)):
-        if value and name not in uses:
+    for name in ("rank_pattern", "adapter_dropout", "target_parameters"):
+        if getattr(config, name) and name not in uses:
             yield f"{name} does nothing with {method}"
     if config.model.new_tokens and "new_tokens" not in uses:
         yield f"model.new_tokens: {method} does not train the rows of new tokens; method=lora and method=full do"
@@ -40,11 +41,9 @@ def mix_source_problems(source: Any) -> list[str]:
     """Everything in one source of ``dataset.mix`` that does not go together."""
     given = [name for name in ("path", "train_file") if getattr(source, name) is not None]
     if len(given) != 1:
-        return [
-            f"dataset.mix: give path or train_file for a source, exactly one (given: {' and '.join(given) or 'none'})"
-        ]
+        return [f"wants path or train_file, exactly one (given: {' and '.join(given) or 'none'})"]
     hubs = [name for name in ("subset", "revision", "data_files") if getattr(source, name) is not None]
-    return [f"dataset.mix: {name} goes with path, a data set on the hub" for name in hubs if source.path is None]
+    return [f"gives {name}, which goes with path, a data set on the hub" for name in hubs if source.path is None]
 
 
 def _of_source(dataset: Any) -> Iterator[str]:
@@ -93,6 +92,7 @@ def _of_rows(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
+    yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):

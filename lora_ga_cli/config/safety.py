@@ -32,6 +32,7 @@ READ_PATHS = (
     ("dataset", "mix"),
     ("dataset", "data_files"),
     ("dataset", "validation_file"),
+    ("dataset", "chat_template"),
     ("eval", "file"),
     ("eval", "judge", "prompts"),
     ("eval", "judge", "references"),

@@ -38,8 +38,25 @@ DataFiles = str | list[str] | dict[str, str | list[str]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
-OF_THE_HUB = ("dataset.path", "dataset.subset", "dataset.revision", "dataset.data_files", "dataset.streaming")
+Token = Annotated[str, Field(min_length=1)]
+
+
+def _all_different(names: list[str]) -> list[str]:
+    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if repeated is not None:
+        raise ValueError(f"names {repeated!r} twice")
+    return names
+
+
 VALIDATION_SPLIT = "dataset.validation_split"
+OF_A_HUB_SET = (
+    "dataset.path",
+    "dataset.subset",
+    "dataset.revision",
+    "dataset.data_files",
+    "dataset.streaming",
+    "dataset.shuffle_buffer",
+)
 PROMPT_TEMPLATES = ("dataset.prompt", "dataset.answer")
 TEXT_TEMPLATES = ("dataset.text", "dataset.text_pair")
 READ_BY = (
@@ -59,14 +76,6 @@ def _with_line_ends(text: str) -> str:
 
 TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
 """A text with ``{column}`` fields, in which ``\\n`` is a line end."""
-Token = Annotated[str, Field(min_length=1)]
-
-
-def _all_different(names: list[str]) -> list[str]:
-    repeated = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if repeated is not None:
-        raise ValueError(f"names {repeated!r} twice")
-    return names
 
 
 class Section(BaseModel):
@@ -137,7 +146,7 @@ TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 class ModelConfig(Section):
     """The base model and how it is loaded."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("model.quantization", ("model.double_quantization",), lambda value: value != "nf4"),
         Exclusion("model.task", ("model.dtype",), lambda value: value == "sequence_classification"),
     )
@@ -205,10 +214,10 @@ class DatasetConfig(Section):
     ``label``, or another ``form``.
     """
 
-    exclusions = (
-        Exclusion("dataset.train_file", ("dataset.mix", *OF_THE_HUB, VALIDATION_SPLIT)),
-        Exclusion("dataset.path", ("dataset.mix", "dataset.train_file", "dataset.column_names")),
-        Exclusion("dataset.mix", ("dataset.train_file", *OF_THE_HUB, VALIDATION_SPLIT)),
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
+        Exclusion("dataset.train_file", (*OF_A_HUB_SET, "dataset.mix", VALIDATION_SPLIT)),
+        Exclusion("dataset.path", ("dataset.train_file", "dataset.mix", "dataset.column_names")),
+        Exclusion("dataset.mix", (*OF_A_HUB_SET, "dataset.train_file", VALIDATION_SPLIT)),
         *exclusive("dataset.validation_file", VALIDATION_SPLIT, "dataset.validation_fraction"),
         Exclusion("dataset.messages", (*TEXT_TEMPLATES, *PROMPT_TEMPLATES, "dataset.label")),
         *(Exclusion(option, (*TEXT_TEMPLATES, "dataset.messages")) for option in PROMPT_TEMPLATES),
@@ -241,9 +250,10 @@ class DatasetConfig(Section):
     pattern (``data/*.jsonl``) stands for all files that it matches, and ``hf://datasets/ORG/NAME/FILE`` for a single
     file on the hub."""
     mix: Annotated[list[MixSource], Field(min_length=1)] | None = None
-    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A weight says how often
-    an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows are
-    held out before weights count."""
+    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A source has
+    ``train_file``, or ``path`` with ``subset``, ``revision``, ``data_files`` and ``train_split``. A weight says how
+    often an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows
+    are held out before weights count."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -273,8 +283,16 @@ class DatasetConfig(Section):
     answer: TemplateText | None = None
     """Template of the part that is learned."""
     messages: str | None = None
-    """Column with chat messages (``role``, ``content``), rendered by the tokenizer's chat template; the
-    assistant's turns are learned."""
+    """Column with chat messages (``role``, ``content``, or ``from``, ``value``; a list or its JSON text),
+    rendered by the tokenizer's chat template. The assistant's turns are learned, but those with ``weight: 0`` or
+    ``train: false``."""
+    tools: str | None = None
+    """With ``messages``: column with the tools that the assistant may call (a list or its JSON text), which the chat
+    template is given. Null: the column ``tools`` where there is one."""
+    learn_turns: Literal["all", "last"] | None = None
+    """With ``messages``: which turns of the assistant are learned. Null: ``all``."""
+    chat_template: str | None = None
+    """With ``messages``: local Jinja file whose chat template replaces the tokenizer's. It is saved with the result."""
     text: TemplateText | None = None
     """Template of a text to classify; without ``label``, of a text that is learned completely."""
     text_pair: TemplateText | None = None
@@ -372,7 +390,7 @@ class TrainerConfig(Section):
     """The training loop, which is transformers' Trainer. The defaults are those of the LoRA-GA paper where it states
     them."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("trainer.optimizer", ("trainer.optimizer_options",), lambda value: True, if_changed=True),
         Exclusion("trainer.epochs", ("trainer.max_steps",)),
         Exclusion(
@@ -461,6 +479,9 @@ class TrainerConfig(Section):
     """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Fields of transformers' TrainingArguments that are no options here: ``{name: value}``. They are checked by that
+    class and passed on, and what they do together with loraga is untested."""
 
 
 class EndpointOptions(Section):
@@ -528,6 +549,10 @@ class Config(Section):
     target_modules: str | list[str] = "all-linear"
     """The layers that get an adapter: ``all-linear`` (all linear layers but the output head), a list of module names or
     endings of names, or a regular expression."""
+    target_parameters: list[str] | None = None
+    """Weights that are no linear layers of their own and get an adapter, as in PEFT: full names or endings of names,
+    such as ``experts.down_proj``. Of experts, each one has an adapter of rank ``rank``. Null: with
+    ``target_modules=all-linear`` all experts, where the method can adapt them, else none. ``[]`` leaves them out."""
     model: ModelConfig
     dataset: DatasetConfig
     method: Annotated[SerializeAsAny[MethodOptions], WrapValidator(METHOD.validate)] = Field({}, validate_default=True)  # type: ignore[assignment]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.base import Example, Form
-from lora_ga_cli.data.faults import FIX_ROWS, BadRow, EmptyAnswer, RowFaults
+from lora_ga_cli.data.faults import FIX_ROWS, BadRow, EmptyAnswer, RowFaults, RowNotes
 from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.patterns import Patterns
 from lora_ga_cli.data.recognize import format_of_rows
@@ -20,7 +21,7 @@ from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
     from lora_ga_cli.config.schema import DatasetConfig
@@ -46,6 +47,7 @@ class Builder:
         config: lengths, and what happens to bad and long rows.
         max_positions: tokens the model can take, if there is a limit.
         folder: where tokenized rows are written when they become many; None keeps all of them in memory.
+        vocabulary: the tokens that the model's embedding has rows for, if it is known.
     """
 
     name: str
@@ -55,9 +57,10 @@ class Builder:
     config: DatasetConfig
     max_positions: int | None = None
     folder: Path | None = None
+    vocabulary: int | None = None
 
     def build(self, order: Sequence[int], limit: int | None, malformed: int = 0) -> Split:
-        """The first ``limit`` examples of the rows in ``order``; rows that are skipped do not count.
+        """The examples of the first ``limit`` rows in ``order``; rows that are skipped do not count.
 
         Args:
             malformed: rows that were left out on reading, to be counted as skipped.
@@ -69,6 +72,7 @@ class Builder:
         self._truncated = 0
         self._longest = 0
         self._bad = RowFaults(self.source.name)
+        self._notes = RowNotes()
         self._kept = array("q")
         self._faulty: set[int] = set()
         spool = Spool(self.folder)
@@ -78,8 +82,10 @@ class Builder:
             room = BATCH if limit is None else min(BATCH, limit - kept - len(self._bad))
             indices = order[position : position + room]
             position += len(indices)
-            rows = [example.row for example in self._examples(indices)]
-            kept += len(rows)
+            rows = []
+            for examples in self._examples(indices):
+                rows += [example.row for example in examples]
+                kept += 1
             if rows and not len(self._bad):
                 spool.add(self._stored(rows))
         if len(self._bad):
@@ -96,16 +102,17 @@ class Builder:
             self._truncated,
             self.form,
             self.source.name,
-            notes=[*self.source.notes, *self._shares()],
+            read_rows=kept,
+            notes=[*self.source.notes, *self._shares(), *self._notes.lines()],
         )
 
-    def _examples(self, indices: Sequence[int]) -> Iterator[Example]:
+    def _examples(self, indices: Sequence[int]) -> Iterator[list[Example]]:
+        """For each row that is kept its examples, at least one."""
         places: list[int] = []
         parts: list[Any] = []
         patterns = Patterns(self.config)
-        needed = {
-            name: self.lookup[name] for name in needed_columns(type(self.form), self.config) if name in self.lookup
-        }
+        names = [*needed_columns(type(self.form), self.config), *self.form.columns_if_present(self.config)]
+        needed = {name: self.lookup[name] for name in names if name in self.lookup}
         row_format = format_of_rows(self.config)
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
             row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
@@ -121,31 +128,56 @@ class Builder:
             else:
                 places.append(index)
                 parts.append(part)
-        for index, example in zip(places, self.form.tokenize(parts), strict=True):
-            if (fitting := self._fitting(index, example)) is not None:
+        for index, examples in zip(places, self.form.examples(parts), strict=True):
+            if fitting := self._fitting(index, examples):
+                for note in examples[0].notes:
+                    self._notes.add(note, self.source.where(index))
                 self._kept.append(index)
                 yield fitting
 
-    def _fitting(self, index: int, example: Example) -> Example | None:
-        length = example.row["length"]
-        is_truncated = False
-        if length > self.config.max_length:
+    def _fitting(self, index: int, examples: list[Example]) -> list[Example]:
+        """The examples of a row that fit into the longest allowed length; none where the row is left out."""
+        length = max(example.row["length"] for example in examples)
+        is_truncated = length > self.config.max_length
+        if is_truncated:
             if self.config.on_long_row == "error":
                 self._longest = max(self._longest, length)
                 what = f"{length:,} tokens, more than dataset.max_length={self.config.max_length}"
                 self._fault("long", index, what)
-                return None
+                return []
             if self.config.on_long_row == "skip":
                 self._skipped[f"longer than {self.config.max_length} tokens"] += 1
-                return None
-            example = self.form.truncate(example, self.config.max_length)
-            is_truncated = True
-        if not self.form.learns(example):
+                return []
+            examples = [self._truncated_to_fit(example) for example in examples]
+        learned = [example for example in examples if self.form.learns(example)]
+        if not learned:
             where = f" in the first {self.config.max_length} of {length:,}" if is_truncated else ""
             self._bad_row(NOTHING_LEFT, index, NOTHING_LEFT + where)
-            return None
+            return []
+        if self.vocabulary is not None:
+            self._check_vocabulary(index, learned, self.vocabulary)
         self._truncated += is_truncated
-        return example
+        return learned
+
+    def _truncated_to_fit(self, example: Example) -> Example:
+        limit = self.config.max_length
+        return self.form.truncate(example, limit) if example.row["length"] > limit else example
+
+    def _check_vocabulary(self, index: int, examples: Sequence[Example], vocabulary: int) -> None:
+        """Refuses a token that the model's embedding has no row for.
+
+        Raises:
+            DataError
+        """
+        lists = [example.row[name] for example in examples for name in ("input_ids", "labels")]
+        largest = max(token for tokens in lists if isinstance(tokens, list) for token in tokens)
+        if largest >= vocabulary:
+            token = self.form.tokenizer.convert_ids_to_tokens(largest)
+            what = (
+                f"the tokenizer's token {token!r} has number {largest}, and the model's embedding {vocabulary} rows "
+                f"(numbers 0 to {vocabulary - 1}); {self.source.where(index)} holds it"
+            )
+            raise DataError([Fault("model.tokenizer", what, "take the tokenizer that the model was trained with")])
 
     def _bad_row(self, kind: str, index: int, what: str) -> None:
         if self.config.on_bad_row == "skip":
@@ -173,10 +205,10 @@ class Builder:
 
     def _stored(self, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
-        from datasets.arrow_dataset import Dataset
+        import pyarrow.lib as pa
 
         columns = {name: [row[name] for row in rows] for name in self.form.features}
-        batches: list[pa.RecordBatch] = Dataset.from_dict(columns, features=self.form.features).data.to_batches()
+        batches: list[pa.RecordBatch] = pa.Table.from_pydict(columns, self.form.features.arrow_schema).to_batches()
         return batches
 
 
@@ -193,7 +225,8 @@ def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
 
 
 def _dataset(batches: Sequence[pa.RecordBatch]) -> Dataset:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
-    return Dataset(pa.Table.from_batches(batches))
+    # any fingerprint will do, since nothing is derived from it; the library would hash a copy of all rows for one
+    return Dataset(pa.Table.from_batches(batches), fingerprint=secrets.token_hex(8))

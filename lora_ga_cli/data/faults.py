@@ -1,5 +1,5 @@
-"""Collects what is wrong: with rows, where every fault is counted and the first few of each kind are shown, and in
-several steps."""
+"""Collects what is wrong with rows, or worth a line: all are counted, and the first of each kind are shown; and what is
+wrong in several steps."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ class RowFaults:
             result += [Fault(where, what) for where, what in lines[:-1]]
             result.append(Fault(*lines[-1], hint=hints.get(kind, "")))
         return result
+
+
+class RowNotes:
+    """What is said of rows that are kept: how many there are of each kind, and where the first one is."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, note: str, where: str) -> None:
+        self._counts[note] = self._counts.get(note, 0) + 1
+        self._first.setdefault(note, where)
+
+    def lines(self) -> list[str]:
+        """A line for each kind, in the order met."""
+        return [
+            f"{count:,} {'row' if count == 1 else 'rows'} {note} (first: {self._first[note]})"
+            for note, count in self._counts.items()
+        ]
 
 
 def all_of(steps: Mapping[str, Callable[[], T]]) -> dict[str, T]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.config.row_forms import is_complete, row_form
 from lora_ga_cli.data.build import Builder, needed_columns
+from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.faults import all_of
 from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
@@ -38,6 +39,7 @@ def load_data(
     tokenizer: Any,
     seed: int,
     max_positions: int | None = None,
+    vocabulary: int | None = None,
     splits: Sequence[str] = (TRAIN, VALIDATION),
     num_labels: int | None = None,
     store: RowStore | None = None,
@@ -52,6 +54,7 @@ def load_data(
     Args:
         tokenizer: a tokenizer of transformers; it is not changed.
         max_positions: the longest input the model takes, in tokens, if there is a limit.
+        vocabulary: the number of rows of the model's embedding, if it is known; tokens beyond it are refused.
         splits: which of ``train`` and ``validation`` to make.
         num_labels: classes of a classifier, where the model sets their number; otherwise they are named in the
             configuration, or by the hub's data set, or counted in the training data.
@@ -62,8 +65,9 @@ def load_data(
     """
     if not splits and task != "sequence_classification" and not is_complete(config):
         return Data(None, None, config.label_names, config)
-    config, notes = with_row_format(config, task, validation=TRAIN not in splits)
-    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, store)
+    sources = SourceStore(store.root, store.notify) if store is not None else None
+    config, notes = with_row_format(config, task, validation=TRAIN not in splits, store=sources)
+    loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, vocabulary, store)
     loader.check_options({option: listed(files) for option, files in config.files.items()})
 
     holds_out = VALIDATION in splits and config.validation_fraction > 0
@@ -99,6 +103,7 @@ def load_file_split(
     task: Task,
     tokenizer: Any,
     max_positions: int | None = None,
+    vocabulary: int | None = None,
     name: str = "file",
     label_names: Sequence[str] | None = None,
     max_rows: int | None = None,
@@ -116,9 +121,10 @@ def load_file_split(
     Raises:
         DataError: as `load_data`.
     """
-    config, _ = with_row_format(config, task, files=listed(files))
+    elsewhere = {"path": None, "mix": None, "validation_file": None, "train_file": listed(files)}
+    config, _ = with_row_format(config.model_copy(update=elsewhere), task)
     names = list(label_names) if label_names is not None else config.label_names
-    loader = Loader(config, task, tokenizer, max_positions, None, names, store)
+    loader = Loader(config, task, tokenizer, max_positions, None, names, vocabulary, store)
     loader.check_options({name: listed(files)})
     reading = loader.files(files)
     return loader.splits({name: Plan(reading, "all", max_rows)}, [reading])[name]
@@ -151,12 +157,13 @@ class Loader:
         max_positions: int | None,
         num_labels: int | None,
         label_names: list[str] | None,
+        vocabulary: int | None = None,
         store: RowStore | None = None,
     ):
         self.config, self.task = config, task
         self.form: type[Form] = row_form(config, task)
-        self.tokenizer = tokenizer
-        self.max_positions = max_positions
+        self.tokenizer = with_chat_template(config, tokenizer)
+        self.max_positions, self.vocabulary = max_positions, vocabulary
         self.num_labels = num_labels
         self.store = store
         self.named = self.form.named_classes(config)
@@ -299,6 +306,7 @@ class Loader:
             form=self.form,
             num_labels=self.num_labels,
             label_names=self.given_names,
+            vocabulary=self.vocabulary,
             memo=self.store.memo,
         )
         keys = all_of({name: partial(make, name, plan) for name, plan in plans.items()})
@@ -309,7 +317,15 @@ class Loader:
         self.label_names = stored.label_names
         form = self.form(self.config, self.tokenizer, self.label_names)
         split = Split(
-            name, stored.rows, stored.skipped, stored.truncated, form, stored.source, reused=True, notes=stored.notes
+            name,
+            stored.rows,
+            stored.skipped,
+            stored.truncated,
+            form,
+            stored.source,
+            reused=True,
+            read_rows=stored.read_rows,
+            notes=stored.notes,
         )
         split.remember(stored.sha256)
         return split
@@ -343,5 +359,6 @@ class Loader:
         form, source = self.form(self.config, self.tokenizer, self.label_names), plan.reading.source
         lookup = renamed(source, self.config.columns)
         folder = self.store.folder if self.store is not None else None
-        builder = Builder(name, source, form, lookup, self.config, self.max_positions, folder)
+        limits = {"max_positions": self.max_positions, "vocabulary": self.vocabulary}
+        builder = Builder(name, source, form, lookup, self.config, **limits, folder=folder)
         return builder.build(plan.order(), plan.limit, plan.malformed)

@@ -16,7 +16,7 @@ from lora_ga_cli.data.faults import FIX_ROWS, RowFaults
 from lora_ga_cli.data.formats import HEADERLESS, PLACED_BY_ROW, Findings, Unreadable, format_of, read_batches
 from lora_ga_cli.data.identity import KEY_LENGTH, SMALL, code_hash
 from lora_ga_cli.data.remote import is_remote, local_path, matching, remote_fault
-from lora_ga_cli.data.source import FileRows
+from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.data.source_store import ReadRows, SourceStore
 from lora_ga_cli.errors import DataError, Fault, suggest
 from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_json
@@ -139,6 +139,26 @@ def read_files(
         malformed=skipped,
         notes=[f"{file} {note}" for file, part in zip(files, parts, strict=True) for note in part.notes],
     )
+
+
+def read_first_rows(files: Sequence[str], column_names: Sequence[str] | None, count: int) -> list[Row]:
+    """The first rows of files that are not malformed, without reading the rest.
+
+    Args:
+        count: how many rows, at most.
+
+    Raises:
+        Unreadable: a file cannot be read that far.
+        OSError: a file cannot be opened.
+        DataError: a file on the hub cannot be fetched.
+    """
+    rows: list[Row] = []
+    for file in files:
+        for batch in read_batches(local_path(file), column_names, Findings(lambda _, __: None)):
+            rows += ArrowRows([[batch]])[: count - len(rows)]
+            if len(rows) == count:
+                return rows
+    return rows
 
 
 def _unit(file: str) -> str:

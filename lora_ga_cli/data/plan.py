@@ -38,9 +38,10 @@ PLACES = {
     "max_validation_rows",
     "shuffle",
     "packing",
+    "chat_template",
 }
 """Options of `dataset` that say where rows are and which are taken, of which `Reading` and `Plan` have what they lead
-to, and how tokenized rows are put together later."""
+to, how tokenized rows are put together later, and a file whose content the tokenizer has."""
 
 
 class Reading:
@@ -164,6 +165,7 @@ def split_key(
     form: type[Form],
     num_labels: int | None,
     label_names: Sequence[str] | None,
+    vocabulary: int | None = None,
     memo: Path,
 ) -> str | None:
     """The key of a tokenized split: a hash of everything that its rows depend on.
@@ -171,6 +173,7 @@ def split_key(
     Args:
         naming: the source whose rows name the classes, where nothing else does.
         label_names: the names of the classes, where they are known before any row is read.
+        vocabulary: the number of rows of the model's embedding: tokens beyond it are refused.
         memo: where the hashes of large files are remembered.
 
     Returns:
@@ -190,4 +193,4 @@ def split_key(
     options = config.model_dump(mode="json", exclude=PLACES)
     rows = [name, plan.part, plan.limit, plan.shuffle, plan.fraction]
     labels = [num_labels, list(label_names) if label_names is not None else None]
-    return sha256_json([parts, options, rows, labels, task])[:KEY_LENGTH]
+    return sha256_json([parts, options, rows, labels, vocabulary, task])[:KEY_LENGTH]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.config.row_forms import is_complete, ways_to_read
-from lora_ga_cli.data.arrow import ArrowRows
-from lora_ga_cli.data.formats import Findings, Unreadable, read_batches
+from lora_ga_cli.data.formats import Unreadable
 from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
-from lora_ga_cli.data.local import files_faults, listed, read_files
-from lora_ga_cli.data.remote import local_path
+from lora_ga_cli.data.local import files_faults, listed, read_files, read_first_rows
 from lora_ga_cli.data.row_formats.base import RowFormat
 from lora_ga_cli.data.source import FileRows, Row, renames_faults
+from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.template import Template, TemplateError, with_sections
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.registry import ROW_FORMATS
@@ -25,11 +23,12 @@ if TYPE_CHECKING:
 FIRST_ROWS = 50
 """How many rows are looked at."""
 AUTO = "auto"
+COLUMNS = ("messages", "label", "tools")
 TEMPLATES = ("prompt", "answer", "text", "text_pair")
 
 
 def with_row_format(
-    config: DatasetConfig, task: str, *, validation: bool = False, files: Sequence[str] | None = None
+    config: DatasetConfig, task: str, *, validation: bool = False, store: SourceStore | None = None
 ) -> tuple[DatasetConfig, list[str]]:
     """The data set with all options that say how a row is read, and lines for the user about those that were found.
 
@@ -37,14 +36,14 @@ def with_row_format(
 
     Args:
         validation: look at the rows to evaluate on, instead of those to train on.
-        files: look at these files, instead of the data set's.
+        store: as for `first_rows`.
 
     Raises:
         DataError: no format is recognized, or the rows cannot be read.
     """
     if is_complete(config):
         return _with_optional_columns(config, task)
-    source = first_rows(config, validation=validation, files=files)
+    source = first_rows(config, validation=validation, store=store)
     if faults := renames_faults(source, config.columns):
         raise DataError(faults)
     rows = [_renamed(row, config.columns) for row in source.rows]
@@ -66,64 +65,45 @@ def format_of_rows(config: DatasetConfig) -> type[RowFormat] | None:
     return None if config.format == AUTO else ROW_FORMATS[config.format]
 
 
-def first_rows(config: DatasetConfig, *, validation: bool = False, files: Sequence[str] | None = None) -> FileRows:
-    """The first rows of a data set that can be read; of several sources those of each.
+def first_rows(config: DatasetConfig, *, validation: bool = False, store: SourceStore | None = None) -> FileRows:
+    """The first rows of a data set that can be read; of several sources, those of the first.
 
     Args:
-        validation: of the rows to evaluate on, where they have a source of their own.
-        files: of these files, instead of the data set's.
+        store: where rows of a stream are looked up, and kept if they are not there.
 
     Raises:
         DataError: there are none.
     """
-    given = files if files is not None else [file for some in config.files.values() for file in listed(some)]
-    if faults := files_faults(given, config.column_names):
+    if faults := files_faults([file for files in config.files.values() for file in listed(files)], config.column_names):
         raise DataError(faults)
-    if files is not None:
-        return _of_files(config, files)
-    if validation and config.validation_file is not None:
-        return _of_files(config, listed(config.validation_file))
-    if validation and config.validation_split is not None:
-        return _of_hub(config, config, config.validation_split, "dataset.validation_split")
-    option = "dataset.train_split"
-    parts = [
-        _of_files(config, listed(part.train_file))
-        if part.train_file is not None
-        else _of_hub(config, part, part.train_split, option)
-        for part in (config.mix or [config])
-    ]
-    columns = list(dict.fromkeys(column for part in parts for column in part.columns))
-    return FileRows(parts[0].name, [row for part in parts for row in part.rows], [], array("q"), columns)
-
-
-def _of_files(config: DatasetConfig, files: Sequence[str]) -> FileRows:
-    rows: list[Row] = []
-    findings = Findings(lambda place, row: None)
+    source = config if config.mix is None else config.mix[0]
+    files = config.validation_file if validation and config.validation_file is not None else source.train_file
+    if files is None:
+        return _first_of_hub(config, source, validation, store)
     try:
-        for file in files:
-            for batch in read_batches(local_path(file), config.column_names, findings):
-                some = ArrowRows([[batch]])
-                rows += some.take(range(min(len(some), FIRST_ROWS - len(rows))))
-                if len(rows) >= FIRST_ROWS:
-                    break
-            if len(rows) >= FIRST_ROWS:
-                break
+        rows = read_first_rows(listed(files), config.column_names, FIRST_ROWS)
     except (Unreadable, OSError):
         rows = []
     if not rows:  # says what is wrong with them
-        return read_files(files, column_names=config.column_names, on_bad_row=config.on_bad_row)
-    return FileRows(files[0], rows, [], array("q"), list(findings.columns))
+        return read_files(listed(files), column_names=config.column_names, on_bad_row=config.on_bad_row)
+    return FileRows(listed(files)[0], rows, [], None, list(dict.fromkeys(name for row in rows for name in row)))
 
 
-def _of_hub(config: DatasetConfig, where: DatasetConfig | MixSource, split: str, option: str) -> FileRows:
-    assert where.path is not None
-    found = HubSplit(where.path, split, option, where.subset, where.revision, where.data_files)
-    streamed = config.streaming and where is config
-    hub = stream_hub(found, FIRST_ROWS, buffer=0, seed=0, store=None) if streamed else read_hub(found)
+def _first_of_hub(
+    config: DatasetConfig, source: DatasetConfig | MixSource, validation: bool, store: SourceStore | None
+) -> FileRows:
+    assert source.path is not None
+    split, option = source.train_split, "dataset.train_split"
+    if validation and config.validation_split is not None:
+        split, option = config.validation_split, "dataset.validation_split"
+    where = HubSplit(source.path, split, option, source.subset, source.revision, source.data_files)
+    if config.streaming:
+        return stream_hub(where, FIRST_ROWS, buffer=0, seed=0, store=store)
+    hub = read_hub(where)
     known = {column for name in ROW_FORMATS.names() for column in _all_columns(ROW_FORMATS[name])}
     wanted = [column for column in hub.columns if column in known or column in config.columns.values()]
     rows = hub.take(range(min(FIRST_ROWS, len(hub))), wanted)
-    return FileRows(hub.name, rows, [], array("q"), hub.columns)
+    return FileRows(hub.name, rows, [], None, hub.columns)
 
 
 def _formats(task: str) -> list[str]:
@@ -232,7 +212,7 @@ def _described(
 
 def _columns_or_none(options: Mapping[str, Any], option: str) -> list[str]:
     try:
-        return _columns_of(options, option) if option != "label_names" else []
+        return _columns_of(options, option) if option in (*TEMPLATES, *COLUMNS) else []
     except TemplateError:
         return []
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.identity import rows_hash
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class Split:
         form: what made the rows; it collates and shows them.
         source: the file, or the hub data set and its split, for people.
         reused: whether the rows were tokenized by an earlier run and read from the cache.
-        notes: what a user should know about how the rows were read, a line each.
+        read_rows: how many rows of the source ``rows`` were made of, where one may have become several; None means one
+            each.
+        notes: what a user should know about how the rows were read, and about some of them; a line each.
     """
 
     name: str
@@ -44,7 +47,13 @@ class Split:
     form: Form
     source: str = ""
     reused: bool = False
+    read_rows: int | None = None
     notes: Sequence[str] = ()
+
+    @property
+    def ends(self) -> Ends:
+        """What ends an answer of these rows."""
+        return type(self.form).ends(self.form.config, self.form.tokenizer)
 
     @cached_property
     def sha256(self) -> str:
@@ -58,11 +67,13 @@ class Split:
     def summary(self) -> str:
         """One line for people: rows, tokens, and how many rows were skipped or truncated."""
         lengths = np.sort(self.rows.select_columns(["length"]).with_format("numpy")["length"][:])
-        rows = "row" if len(lengths) == 1 else "rows"
         middle = lengths[(len(lengths) - 1) // 2]
-        line = f"{self.name}: {len(lengths):,} {rows}, {lengths[0]:,} to {lengths[-1]:,} tokens (median {middle:,})"
-        for reason, count in self.skipped.items():
-            line += f"; {count:,} skipped: {reason}"
+        count = f"{len(lengths):,} {'row' if len(lengths) == 1 else 'rows'}"
+        if self.read_rows not in (None, len(lengths)):
+            count = f"{len(lengths):,} examples of {self.read_rows:,} {'row' if self.read_rows == 1 else 'rows'}"
+        line = f"{self.name}: {count}, {lengths[0]:,} to {lengths[-1]:,} tokens (median {middle:,})"
+        for reason, number in self.skipped.items():
+            line += f"; {number:,} skipped: {reason}"
         line += f"; {self.truncated:,} truncated" if self.truncated else ""
         return line + ("; tokenized before" if self.reused else "")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class Damaged(Exception):
@@ -42,7 +42,8 @@ class StoredRows:
     source: str
     sha256: str
     label_names: list[str] | None
-    notes: list[str]
+    read_rows: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class RowStore(FolderStore):
             "skipped": split.skipped,
             "truncated": split.truncated,
             "label_names": label_names,
+            "read_rows": split.read_rows,
             "notes": list(split.notes),
         }
         try:
@@ -161,7 +163,8 @@ def load(folder: Path) -> StoredRows:
             manifest["source"],
             manifest["rows_sha256"],
             manifest["label_names"],
-            manifest["notes"],
+            manifest["read_rows"],
+            tuple(manifest["notes"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}: {type(error).__name__}: {error}") from error

@@ -11,6 +11,10 @@ MASKED = -100
 """The label of a token without loss; PyTorch's cross entropy ignores it."""
 
 
+ANCHORS = ("\n", ".", "a", "0")
+"""Texts after which a continuation is tokenized, one after another: each may become one token with what follows."""
+
+
 def plain_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Tokens of each text, without any that the tokenizer adds."""
     if not texts:
@@ -35,6 +39,67 @@ def leading_tokens(tokenizer: Any) -> list[int]:
     raise DataError(
         [Fault("model.tokenizer", "cannot tell which tokens it puts at the start of a text", "take another")]
     )
+
+
+def prompt_tokens(tokenizer: Any, texts: Sequence[str], *, leading: Sequence[int] | None = None) -> list[list[int]]:
+    """Tokens of prompts as a model is given them: after what the tokenizer puts at the start of a text.
+
+    A text that begins with these tokens itself does not get them twice.
+
+    Args:
+        leading: what `leading_tokens` returned; None asks for it.
+
+    Raises:
+        DataError: as `leading_tokens`.
+    """
+    lead = leading_tokens(tokenizer) if leading is None else list(leading)
+    return [ids if ids[: len(lead)] == lead else lead + ids for ids in plain_tokens(tokenizer, texts)]
+
+
+def extended_tokens(tokenizer: Any, ids: list[int], rest: str, together: list[int]) -> list[int]:
+    """Tokens of a text and its continuation, which begin with the text's own tokens.
+
+    Where the border is also one between the tokens of both together, those are taken. Elsewhere characters on both
+    sides would become one token: the two are kept apart, as generation keeps them.
+
+    Args:
+        ids: tokens of the text.
+        rest: the continuation.
+        together: tokens of the text and the continuation as one text.
+    """
+    return together if together[: len(ids)] == ids else ids + continuation_tokens(tokenizer, rest)
+
+
+def continuation_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that follows another one: without the space that some tokenizers put at a text's start."""
+    (ids,) = plain_tokens(tokenizer, [text])
+    if not marks_start(tokenizer):
+        return ids
+    for anchor in ANCHORS:
+        before, both = plain_tokens(tokenizer, [anchor, anchor + text])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return ids
+
+
+def answer_tokens(tokenizer: Any, ids: Sequence[int], prompt: str, answer: str) -> list[int]:
+    """Tokens of an answer to a prompt, as a row of training data has them.
+
+    Args:
+        ids: the prompt's tokens, with those that begin a text.
+        prompt: its text.
+    """
+    (together,) = plain_tokens(tokenizer, [prompt + answer])
+    (prompt_alone,) = plain_tokens(tokenizer, [prompt])
+    before = list(ids)[: len(ids) - len(prompt_alone)]
+    return extended_tokens(tokenizer, list(ids), answer, before + together)[len(ids) :]
+
+
+def marks_start(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts a space (or its mark) at the start of a text, as those of SentencePiece often do."""
+    one, other, both = plain_tokens(tokenizer, ["\n", "a", "\na"])
+    two, _, pair = plain_tokens(tokenizer, [".", "a", ".a"])
+    return one + other != both and two + other != pair
 
 
 def truncated_tokens(tokenizer: Any, text: str, pair: str | None, max_length: int) -> Any:

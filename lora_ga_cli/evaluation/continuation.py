@@ -11,7 +11,11 @@ import torch
 
 from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data import generation_batch
+from lora_ga_cli.data.ends import Ends
+from lora_ga_cli.model.generation import model_ends
 from lora_ga_cli.model.loading import max_positions
+
+NO_ENDS = Ends()
 
 
 def continuations(
@@ -24,6 +28,7 @@ def continuations(
     temperature: float = 0.0,
     top_p: float = 1.0,
     stops: Sequence[str] = (),
+    ends: Ends = NO_ENDS,
 ) -> list[list[int]]:
     """The tokens that a model generates for each row.
 
@@ -35,6 +40,7 @@ def continuations(
         rows: rows as `generation_batch` takes them.
         temperature: sampling temperature; 0 decodes greedily.
         stops: texts that end an answer.
+        ends: what else ends an answer.
     """
     room = [min(max_new_tokens, positions_left(model, task, row)) for row in rows]
     prefixed = task == "causal_lm" and has_prefix(model)
@@ -43,7 +49,7 @@ def continuations(
     generated: dict[int, list[int]] = {}
     for group in groups:
         chosen, limit = [rows[number] for number in group], room[group[0]]
-        tokens = _generate(model, tokenizer, task, chosen, limit, temperature, top_p, stops) if limit else [[]]
+        tokens = _generate(model, tokenizer, task, chosen, limit, temperature, top_p, stops, ends) if limit else [[]]
         generated |= zip(group, tokens, strict=True)
     return [generated[number] for number in range(len(rows))]
 
@@ -70,13 +76,15 @@ def _generate(
     temperature: float,
     top_p: float,
     stops: Sequence[str],
+    ends: Ends,
 ) -> list[list[int]]:
     inputs = generation_batch(tokenizer, rows)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    if stops:
-        sampling |= {"stop_strings": list(stops), "tokenizer": tokenizer}
+    texts = [*stops, *([ends.text] if ends.text else [])]
+    if texts:
+        sampling |= {"stop_strings": texts, "tokenizer": tokenizer}
     device = next(model.parameters()).device
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT warns about what transformers passes
@@ -86,7 +94,7 @@ def _generate(
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,
-            eos_token_id=end_tokens(model, tokenizer) or None,
+            eos_token_id=end_tokens(model, tokenizer, ends) or None,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
     begin = inputs["input_ids"].shape[1] if task == "causal_lm" else 1
@@ -94,11 +102,14 @@ def _generate(
     return generated
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the model's, and the tokenizer's, which training puts after answers."""
-    of_model = model.generation_config.eos_token_id
-    tokens = [*of_model, tokenizer.eos_token_id] if isinstance(of_model, list) else [of_model, tokenizer.eos_token_id]
-    return sorted({token for token in tokens if token is not None})
+def end_tokens(model: Any, tokenizer: Any, ends: Ends = NO_ENDS) -> list[int]:
+    """The tokens that end an answer: the model's, the tokenizer's, which training puts after answers, and others."""
+    return sorted({*model_ends(model.generation_config), *ends.tokens} | ({tokenizer.eos_token_id} - {None}))
+
+
+def without_end(text: str, ends: Ends) -> str:
+    """A generated text up to the text that ends an answer, if that is no token."""
+    return text.partition(ends.text)[0] if ends.text else text
 
 
 def vectors_before(model: Any) -> int:

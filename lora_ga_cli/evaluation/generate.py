@@ -12,7 +12,7 @@ import torch
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.batches import Batches, halved_message
 from lora_ga_cli.evaluation.completions import append_completions, read_completions
-from lora_ga_cli.evaluation.continuation import continuations, end_tokens
+from lora_ga_cli.evaluation.continuation import continuations, end_tokens, without_end
 from lora_ga_cli.evaluation.inputs import ModelInputs, seed_of
 from lora_ga_cli.evaluation.tasks.base import Progress
 from lora_ga_cli.evaluation.tasks.problems import Completion, Problem, ProblemSource, problems_of
@@ -89,7 +89,7 @@ class Generator(ModelInputs):
             for place in asked:
                 prompts[place].append(self.prompt(benchmark, batch[place][0], texts[place]))
             torch.manual_seed(seed_of(self.seed, turn, batch))
-            made = self._generate([prompts[place][-1] for place in asked], benchmark.stops)
+            made = self._generate([prompts[place][-1] for place in asked], benchmark)
             for place, (text, ended) in zip(asked, made, strict=True):
                 texts[place].append(text)
                 truncated[place] |= not ended
@@ -98,23 +98,26 @@ class Generator(ModelInputs):
             for place, (problem, sample) in enumerate(batch)
         ]
 
-    def _generate(self, prompts: Sequence[str], stops: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    def _generate(self, prompts: Sequence[str], benchmark: ProblemSource) -> Iterator[tuple[str, bool]]:
         """Each prompt's continuation, and whether the model ended it."""
-        options, tokenizer = self.options, self.tokenizer
+        options, tokenizer, stops = self.options, self.tokenizer, benchmark.stops
+        ends = self.ends(benchmark)
         generated = continuations(
             self.model,
             tokenizer,
             self.task,
-            self.rows(prompts),
+            self.rows(benchmark, prompts),
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
             stops=stops,
+            ends=ends,
         )
-        ends = set(end_tokens(self.model, tokenizer))
+        tokens = set(end_tokens(self.model, tokenizer, ends))
         for prompt, row in zip(prompts, generated, strict=True):
             text = tokenizer.decode(row, skip_special_tokens=True)
             # a stop may begin in the prompt and end in the answer
             before = prompt if self.task == "causal_lm" else ""
             stopped = any(stop in before[max(0, len(before) + 1 - len(stop)) :] + text for stop in stops)
-            yield text, stopped or not ends.isdisjoint(row)
+            ended = stopped or not tokens.isdisjoint(row) or bool(ends.text and ends.text in text)
+            yield without_end(text, ends), ended

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lora_ga_cli.config.schema import Task
+from lora_ga_cli.data.chat_template import ChatTemplate
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.faults import RowFaults
-from lora_ga_cli.data.tokens import leading_tokens, plain_tokens
+from lora_ga_cli.data.tokens import plain_tokens, prompt_tokens
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.evaluation.continuation import positions_left
 from lora_ga_cli.evaluation.prompt import conversation
@@ -42,7 +45,7 @@ class ModelInputs:
             ModelError
         """
         problems = problems_of(benchmark)
-        rows = self.rows([self.prompt(benchmark, problem, ()) for problem in problems])
+        rows = self.rows(benchmark, [self.prompt(benchmark, problem, ()) for problem in problems])
         bad, limit = RowFaults("eval.file"), max_positions(self.model.config)
         for problem, row in zip(problems, rows, strict=True):
             if not positions_left(self.model, self.task, row):
@@ -58,12 +61,25 @@ class ModelInputs:
         turns = problem.turns[: len(answers) + 1]
         return conversation(turns, answers, self.options.prompt, self.tokenizer) if benchmark.chat else turns[-1]
 
-    def rows(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def by_template(self, benchmark: ProblemSource) -> bool:
+        """Whether the tokenizer's chat template writes the prompts."""
+        return benchmark.chat and self.options.prompt is None
+
+    def ends(self, benchmark: ProblemSource) -> Ends:
+        """What ends an answer beside the model's and the tokenizer's own tokens."""
+        return self._template_ends if self.by_template(benchmark) else Ends()
+
+    @cached_property
+    def _template_ends(self) -> Ends:
+        return ChatTemplate(self.tokenizer).ends
+
+    def rows(self, benchmark: ProblemSource, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """Tokens of prompts, with the tokens that begin a row of training data."""
         if self.task == "seq2seq_lm":
             return [{"input_ids": ids} for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
-        lead = leading_tokens(self.tokenizer)
-        rows = [ids if ids[: len(lead)] == lead else lead + ids for ids in plain_tokens(self.tokenizer, prompts)]
+        # a chat template writes all of the text, and so it is trained; nothing is put before it
+        tokens = plain_tokens if self.by_template(benchmark) else prompt_tokens
+        rows = tokens(self.tokenizer, prompts)
         return [{"input_ids": ids, "prompt_length": len(ids)} for ids in rows]
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data.collate import causal_prompts
-from lora_ga_cli.data.tokens import MASKED, plain_tokens
+from lora_ga_cli.data.tokens import MASKED, answer_tokens
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.scoring import ScoringContext
@@ -80,7 +79,7 @@ def _first_tokens(context: ScoringContext, words: Sequence[str]) -> list[int]:
     some: str = context.split.rows["reference"][0]
     lead = some[: len(some) - len(some.lstrip())]
     texts = [lead + word for word in words]
-    ids = answer_tokens(context.tokenizer, context.task, texts)
+    ids = _answers(context, texts)
     tokens = [of_word[0] if of_word else MASKED for of_word in ids]
     if MASKED in tokens:
         raise DataError([Fault(OPTION, f"{texts[tokens.index(MASKED)]!r} has no token", "name every class by a word")])
@@ -93,12 +92,14 @@ def _first_tokens(context: ScoringContext, words: Sequence[str]) -> list[int]:
     return tokens
 
 
-def answer_tokens(tokenizer: Any, task: Task, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of answers as in rows of the task, without the token that ends an answer."""
-    if task == "seq2seq_lm":
-        result: list[list[int]] = tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+def _answers(context: ScoringContext, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of answers, as they follow the first row's prompt."""
+    if context.task == "seq2seq_lm":
+        result: list[list[int]] = context.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
         return result
-    return plain_tokens(tokenizer, texts)
+    row = context.split.rows[0]
+    (prompt,) = causal_prompts([row])
+    return [answer_tokens(context.tokenizer, prompt, row["prompt"], text) for text in texts]
 
 
 def _check_first_tokens(

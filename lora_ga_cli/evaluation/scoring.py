@@ -16,7 +16,7 @@ from lora_ga_cli.config.schema import Task
 from lora_ga_cli.data import Split
 from lora_ga_cli.evaluation.batches import Batches, by_length, halved_message
 from lora_ga_cli.evaluation.classes import Classes
-from lora_ga_cli.evaluation.continuation import continuations
+from lora_ga_cli.evaluation.continuation import continuations, without_end
 from lora_ga_cli.evaluation.endpoint import Endpoint
 from lora_ga_cli.evaluation.served import served_texts
 from lora_ga_cli.evaluation.tasks.base import Progress
@@ -85,21 +85,23 @@ class ScoringContext:
 
     def texts(self) -> list[str]:
         """The model's greedy answer to every row."""
+        ends = self.split.ends
         if self.endpoint is not None and self.answers is not None:
             return served_texts(
                 self.endpoint,
                 list(self.split.rows),
                 self.answers,
                 max_new_tokens=self.max_new_tokens,
+                ends=ends,
                 model=self.model,
                 progress=self.progress,
             )
 
         def answer(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             limit = self.max_new_tokens
-            tokens = continuations(self.model, self.tokenizer, self.task, rows, max_new_tokens=limit)
+            tokens = continuations(self.model, self.tokenizer, self.task, rows, max_new_tokens=limit, ends=ends)
             texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            return texts
+            return [without_end(text, ends) for text in texts]
 
         is_causal = "prompt_length" in self.split.rows.column_names
         return self.of_rows("answer", answer, length="prompt_length" if is_causal else "length")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.data.collate import causal_prompts
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.evaluation.client import in_parallel
 from lora_ga_cli.evaluation.completions import Key, append_completions, read_completions
-from lora_ga_cli.evaluation.continuation import positions_left
+from lora_ga_cli.evaluation.continuation import positions_left, without_end
 from lora_ga_cli.evaluation.endpoint import Endpoint, Generation
 from lora_ga_cli.evaluation.inputs import ModelInputs, seed_of
 from lora_ga_cli.evaluation.tasks.base import Progress
@@ -66,19 +67,22 @@ class ServedGenerator(ModelInputs):
             else:
                 with self.endpoint.tokenizing:
                     prompts.append(self.prompt(benchmark, problem, texts))
-                    (row,) = self.rows([prompts[-1]])
+                    (row,) = self.rows(benchmark, [prompts[-1]])
                 room = min(self.options.max_new_tokens, positions_left(self.model, self.task, row))
                 generation = self._generation(benchmark, seed, room)
                 text, ended = ("", False)
                 if room:
                     text, ended = self.endpoint.complete(prompts[-1], row["input_ids"], generation)
+                    text = without_end(text, self.ends(benchmark))
             texts.append(text)
             truncated |= not ended
         return Completion(problem, sample, tuple(prompts), tuple(texts), truncated)
 
     def _generation(self, benchmark: ProblemSource, seed: int, room: int | None = None) -> Generation:
         options, limit = self.options, self.options.max_new_tokens if room is None else room
-        return Generation(limit, options.temperature, options.top_p, benchmark.stops, seed)
+        end = self.ends(benchmark).text if room is not None else ""
+        stops = [*benchmark.stops, *([end] if end else [])]
+        return Generation(limit, options.temperature, options.top_p, stops, seed)
 
 
 def served_texts(
@@ -87,6 +91,7 @@ def served_texts(
     file: Path,
     *,
     max_new_tokens: int,
+    ends: Ends,
     model: Any,
     progress: Progress,
 ) -> list[str]:
@@ -94,6 +99,7 @@ def served_texts(
 
     Args:
         file: JSON lines to which every answer is added; those that are there are not asked for again.
+        ends: what ends an answer beside the server's own tokens.
         model: for its configuration; it needs no weights.
 
     Raises:
@@ -103,11 +109,14 @@ def served_texts(
     prompts = causal_prompts(rows)
     problems = [Problem(str(number), (row["prompt"],)) for number, row in enumerate(rows)]
 
+    def asked(room: int) -> Generation:
+        return Generation(room, stops=[ends.text] if ends.text else ())
+
     def answer(problem: Problem, sample: int) -> Completion:
         ids = prompts[int(problem.id)]
         room = min(max_new_tokens, positions_left(model, "causal_lm", {"input_ids": ids}))
-        text, ended = endpoint.complete(problem.turns[0], ids, Generation(room)) if room else ("", False)
-        return Completion(problem, sample, problem.turns, (text,), not ended)
+        text, ended = endpoint.complete(problem.turns[0], ids, asked(room)) if room else ("", False)
+        return Completion(problem, sample, problem.turns, (without_end(text, ends),), not ended)
 
     wanted = [(problem, 0) for problem in problems]
     workers = endpoint.options.concurrency

@@ -26,7 +26,7 @@ class GradientArtifact:
     """Factors by layer name. Serves every rank whose initialization needs at most ``capacity`` singular vectors.
 
     Args:
-        factors: by full module name of the target.
+        factors: by full name of the target; of experts, by that of each one's layer (`Target.layers`).
         capacity: singular vectors kept per layer (fewer in layers whose smaller side is smaller than that).
         info: how it was estimated: estimator, items, loss, provenance.
         key: its content address if it came from a store, else empty.

@@ -32,6 +32,7 @@ def estimate_gradients(
     batches: Iterable[Batch],
     *,
     target_modules: str | Sequence[str] = ALL_LINEAR,
+    target_parameters: str | Sequence[str] = (),
     capacity: int = 32,
     estimator: Estimator | None = None,
     loss_function: LossFunction | None = None,
@@ -51,6 +52,8 @@ def estimate_gradients(
         model: returns ``.loss`` for a batch; in float32, bfloat16 or float16, or quantized (for the sketch).
         batches: micro-batches: mappings of tensors with ``labels``, on any device.
         target_modules: see `find_targets`.
+        target_parameters: see `find_targets`. Experts have a gradient each, and those that no token was routed to have
+            none.
         capacity: singular vectors to keep per layer; serves every rank up to half of it.
         estimator: a `SketchEstimator` by default.
         loss_function: the micro-batch's mean loss, if it is not ``model(**batch).loss``.
@@ -64,7 +67,7 @@ def estimate_gradients(
             expert that no token was routed to is only listed, in ``info["unreached"]``).
     """
     estimator = estimator or SketchEstimator()
-    targets = find_targets(model, target_modules)
+    targets = find_targets(model, target_modules, target_parameters)
     estimation = _Estimation(model, targets, estimator, loss_function or model_loss, on_batch or (lambda *_: None))
     batches = list(batches)  # a second pass reads them again
     while True:
@@ -87,10 +90,11 @@ def estimate_gradients(
         "micro_batches": estimation.micro_batches,
         "items": estimation.items,
         "loss": estimation.loss_sum / estimation.items,
-        "target_modules": shortest_names(model, targets),
-        "unreached": [name for name in targets if name not in factors],
+        "target_modules": shortest_names(model, {name: item for name, item in targets.items() if item.is_module}),
         "dtype": str(getattr(model, "dtype", next(model.parameters()).dtype)).removeprefix("torch."),
     }
+    layers = [layer.name for target in targets.values() for layer in target.layers]
+    info["unreached"] = [name for name in layers if name not in factors]
     return GradientArtifact(factors=factors, capacity=capacity, info=info)
 
 

@@ -8,7 +8,7 @@ An estimator is one file in `lora_ga_cli.gradient.estimators`, with a class that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
@@ -108,7 +108,7 @@ def refuse_nonfinite_gradients(names: Sequence[str], micro_batch: int) -> None:
         raise GradientError(f"the gradient of {_listed(names)} is not finite in micro-batch {micro_batch}")
 
 
-def refuse_unreached_layers(unreached: Collection[str], targets: Iterable[str], why: str) -> None:
+def refuse_unreached_layers(unreached: Collection[str], targets: Collection[str], why: str) -> None:
     """Raises an error about layers that no gradient reached, if there are any but experts.
 
     An expert is not called where no token is routed to it. It is recognized by its name: ``….3.….7.…`` is one of a list
@@ -121,7 +121,7 @@ def refuse_unreached_layers(unreached: Collection[str], targets: Iterable[str], 
         GradientError
     """
     lists = {_any_expert(name) for name in set(targets) - set(unreached)} - {None}
-    if names := [name for name in unreached if _any_expert(name) not in lists]:
+    if names := [name for name in targets if name in unreached and _any_expert(name) not in lists]:
         raise GradientError(f"no gradient reached {_listed(names)}: {why}; or leave it out of target_modules")
 
 

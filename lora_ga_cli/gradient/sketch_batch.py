@@ -3,8 +3,9 @@
 How the sketch of one layer comes about:
 
 1. Backpropagation gives, for each call of the layer, its input x (tokens, d_in) and the gradient at its output
-   (tokens, d_out). The gradient of the weight is ``G = grad_outputᵀ · x``, (d_out, d_in); it is never formed.
-2. `condense` reduces each micro-batch's G to two thin factors, ``left · rightᵀ`` (`_condense_calls`).
+   (tokens, d_out). The gradient of the weight is ``G = grad_outputᵀ · x``, (d_out, d_in); it is never formed. (Of
+   experts it gives G itself, since each expert has its own tokens: `Gradients`.)
+2. `condense` reduces each micro-batch's G to two thin factors, ``left · rightᵀ`` (`_condense_stacks`).
 3. `merge_micro_batches` adds these to the factors of all micro-batches before, and reduces the sum to k columns again.
 4. If there is another pass over the rows, `SketchBatch.fix_one_side` makes one factor an orthonormal basis, and
    `project` computes the other one exactly for this basis.
@@ -74,6 +75,50 @@ class StackedCalls:
     indices: tuple[int, ...]
     x: Tensor
     grad_output: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the matrices that gradients are multiplied with."""
+        return self.grad_output.dtype
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """``G · matrix``, (g, d_out, columns), for a matrix (d_in, columns) or (g, d_in, columns)."""
+        return outer(self.grad_output, self.x @ matrix)
+
+    def transposed_times(self, matrix: Tensor) -> Tensor:
+        """``Gᵀ · matrix``, (g, d_in, columns), for a matrix (d_out, columns) or (g, d_out, columns)."""
+        return outer(self.x, self.grad_output @ matrix)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of g different layers of one batch that backpropagation has formed, of which it keeps none.
+
+    Args:
+        indices: g indices of layers in the batch.
+        gradient: (g, d_out, d_in), float32.
+    """
+
+    batch: SketchBatch
+    indices: tuple[int, ...]
+    gradient: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As in `StackedCalls`."""
+        return self.gradient.dtype
+
+    def times(self, matrix: Tensor) -> Tensor:
+        """As in `StackedCalls`."""
+        return self.gradient @ matrix
+
+    def transposed_times(self, matrix: Tensor) -> Tensor:
+        """As in `StackedCalls`."""
+        return self.gradient.mT @ matrix
+
+
+Stack = StackedCalls | Gradients
+"""What multiplies the gradients of several layers of one batch with thin matrices."""
 
 
 class SketchBatch:
@@ -191,14 +236,14 @@ class SketchBatch:
             self._scaled_side = "left"
         self._first_pass = False
 
-    def add_projection(self, calls: StackedCalls, weight: float) -> None:
+    def add_projection(self, stack: Stack, weight: float) -> None:
         """Adds gradients, projected on the fixed side, to the scaled side: ``Gᵀ · left`` or ``G · right``."""
-        layers, x, grad_output = self.index_tensor(calls.indices), calls.x, calls.grad_output
+        layers = self.index_tensor(stack.indices)
         if self._scaled_side == "right":
-            product = outer(x, grad_output @ self.left[layers].to(grad_output.dtype))  # (g, d_in, k)
+            product = stack.transposed_times(self.left[layers].to(stack.dtype))  # (g, d_in, k)
             self.right.index_add_(0, layers, product, alpha=weight)
         else:
-            product = outer(grad_output, x @ self.right[layers].to(x.dtype))  # (g, d_out, k)
+            product = stack.times(self.right[layers].to(stack.dtype))  # (g, d_out, k)
             self.left.index_add_(0, layers, product, alpha=weight)
 
     def sum_over_processes(self) -> None:
@@ -261,7 +306,12 @@ def condense(calls: list[LayerCall], weight: float) -> None:
         weight: counts the gradients so many times.
     """
     for stacks in _stacked(calls):
-        _condense_calls(stacks, weight)
+        _condense_stacks(stacks, weight)
+
+
+def condense_gradients(gradients: Gradients, weight: float) -> None:
+    """`condense` for gradients that are formed already."""
+    _condense_stacks([gradients], weight)
 
 
 def project(calls: list[LayerCall], weight: float) -> None:
@@ -317,7 +367,7 @@ def _stacked(calls: list[LayerCall]) -> Iterator[list[StackedCalls]]:
         yield stacks
 
 
-def _condense_calls(stacks: Sequence[StackedCalls], weight: float) -> None:
+def _condense_stacks(stacks: Sequence[Stack], weight: float) -> None:
     """Finds an orthonormal basis Q (d_out, k) of the leading range of each gradient G, and the projection ``Gᵀ Q``.
 
     A randomized range finder with one power iteration: the columns of ``G Ω``, ``Gᵀ G Ω``, ``G Gᵀ G Ω`` one after the
@@ -326,23 +376,21 @@ def _condense_calls(stacks: Sequence[StackedCalls], weight: float) -> None:
     """
     ranges, right_probes = [], []
     for stack in stacks:
-        k, x, grad_output = stack.batch.k, stack.x, stack.grad_output
-        product = outer(grad_output, x @ stack.batch.random_vectors(x.dtype)[0])  # G [tests, Ω], (g, d_out, k + p)
+        k = stack.batch.k
+        product = stack.times(stack.batch.random_vectors(stack.dtype)[0])  # G [tests, Ω], (g, d_out, k + p)
         right_probes.append(product[..., k:])
         columns = product[..., :k]
-        if grad_output.dtype == torch.float16:  # whose range is small
+        if stack.dtype == torch.float16:  # whose range is small
             columns = columns / columns.norm(dim=1, keepdim=True).clamp(min=torch.finfo(columns.dtype).tiny)
-        ranges.append(outer(x, grad_output @ columns.to(grad_output.dtype)))  # Gᵀ G Ω, (g, d_in, k)
-    row_bases = orthonormal(ranges, [stack.x.dtype for stack in stacks])
-    ranges = [
-        outer(stack.grad_output, stack.x @ row_basis)  # (g, d_out, k)
-        for stack, row_basis in zip(stacks, row_bases, strict=True)
-    ]
+        ranges.append(stack.transposed_times(columns.to(stack.dtype)))  # Gᵀ G Ω, (g, d_in, k)
+    dtypes = [stack.dtype for stack in stacks]
+    row_bases = orthonormal(ranges, dtypes)
+    ranges = [stack.times(row_basis) for stack, row_basis in zip(stacks, row_bases, strict=True)]  # (g, d_out, k)
     # in the type of the last product, so that this product is exactly the projection on the basis
-    bases = orthonormal(ranges, [stack.grad_output.dtype for stack in stacks])
+    bases = orthonormal(ranges, dtypes)
     for stack, basis, right_probe in zip(stacks, bases, right_probes, strict=True):
-        batch, x, grad_output = stack.batch, stack.x, stack.grad_output
-        left_vectors = batch.random_vectors(grad_output.dtype)[1].expand(len(grad_output), -1, -1)
-        product = outer(x, grad_output @ torch.cat([basis, left_vectors], 2))  # Gᵀ [Q, Ψ], (g, d_in, k + p)
+        batch = stack.batch
+        left_vectors = batch.random_vectors(stack.dtype)[1].expand(len(stack.indices), -1, -1)
+        product = stack.transposed_times(torch.cat([basis, left_vectors], 2))  # Gᵀ [Q, Ψ], (g, d_in, k + p)
         batch.add_probes(stack.indices, right_probe, product[..., batch.k :], weight)
         batch.add_to_micro_batch(stack.indices, basis, product[..., : batch.k] * weight)

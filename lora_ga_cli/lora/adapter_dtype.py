@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from peft.tuners.lora import ParamWrapper
 from torch import nn
 
 from lora_ga_cli.lora.difference import BaseOffset, variant_of
@@ -14,7 +15,7 @@ def set_adapter_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Has all LoRA layers of a model compute their products in a type, in place.
 
     What trains, its gradients, and what is saved stay in the type of the parameters. Where autocast is on, its type
-    comes before.
+    comes before. The product of a parameter's adapter has the type of that parameter, to which PEFT adds it.
 
     Args:
         model: a PEFT model, after a method has wrapped and initialized it.
@@ -24,7 +25,7 @@ def set_adapter_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
         Unsupported: a layer's product is not loraga's, or it must cancel with what was subtracted from the base's
             weights. No layer was changed.
     """
-    layers = lora_layers(model)
+    layers = {name: layer for name, layer in lora_layers(model).items() if not isinstance(layer, ParamWrapper)}
     if dtype not in (None, torch.float32):
         if not layers:
             raise Unsupported("the model has no LoRA layers, whose products have a type of their own")

@@ -29,6 +29,7 @@ from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_ga_cli.lora.experts import unpack
 from lora_ga_cli.lora.layers import INITIAL
 from lora_ga_cli.lora.linear import compute_together
 from lora_ga_cli.lora.product import AddProduct, Factors
@@ -128,18 +129,19 @@ class AdapterOffset(PairVariant):
     """The difference form, beside a base that stays as it is. See the module."""
 
     def effective(self, module: LoraLayer, adapter: str) -> tuple[Tensor, Tensor]:
-        """``[A0 + ΔA; ΔA]`` (2·rank, d_in) and ``[ΔB, B0]`` (d_out, 2·rank)."""
+        """``[A0 + ΔA; ΔA]`` (2·rank, d_in) and ``[ΔB, B0]`` (d_out, 2·rank); or those of all experts."""
         of_a, of_b = factors_of(module, adapter)
-        return difference_form(of_a.weight, of_b.weight, getattr(of_a, INITIAL), getattr(of_b, INITIAL))
+        initial = unpack(module, getattr(of_a, INITIAL), getattr(of_b, INITIAL))
+        return difference_form(*unpack(module, of_a.weight, of_b.weight), *initial)
 
 
 class BaseOffset(PairVariant):
     """The trained product, on a base from whose weights ``s·B0 A0`` was subtracted. See the module."""
 
     def effective(self, module: LoraLayer, adapter: str) -> tuple[Tensor, Tensor]:
-        """``A0 + ΔA`` (rank, d_in) and ``B0 + ΔB`` (d_out, rank)."""
+        """``A0 + ΔA`` (rank, d_in) and ``B0 + ΔB`` (d_out, rank); or those of all experts."""
         of_a, of_b = factors_of(module, adapter)
-        return getattr(of_a, INITIAL) + of_a.weight, getattr(of_b, INITIAL) + of_b.weight
+        return unpack(module, getattr(of_a, INITIAL) + of_a.weight, getattr(of_b, INITIAL) + of_b.weight)
 
 
 OFFSETS: dict[str, type[PairVariant]] = {"adapter": AdapterOffset, "base": BaseOffset}
@@ -151,12 +153,12 @@ def difference_form(delta_a: Tensor, delta_b: Tensor, a0: Tensor, b0: Tensor) ->
     """The factors of ``B A - B0 A0`` as one product: ``[A0 + ΔA; ΔA]`` (2·rank, d_in), ``[ΔB, B0]`` (d_out, 2·rank).
 
     Args:
-        delta_a: ΔA (rank, d_in).
-        delta_b: ΔB (d_out, rank).
-        a0: A0 (rank, d_in).
-        b0: B0 (d_out, rank).
+        delta_a: ΔA (rank, d_in), or (E, rank, d_in) of experts.
+        delta_b: ΔB (d_out, rank), or (E, d_out, rank).
+        a0: A0, of the shape of ΔA.
+        b0: B0, of the shape of ΔB.
     """
-    return torch.cat([a0 + delta_a, delta_a]), torch.cat([delta_b, b0], dim=1)
+    return torch.cat([a0 + delta_a, delta_a], dim=-2), torch.cat([delta_b, b0], dim=-1)
 
 
 def use_direct(layer: LoraLayer, adapter: str) -> bool:

@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import follow_umask
+from lora_ga_cli.files import follow_umask, read_json
 from lora_ga_cli.lora.beside import saved_modules
 from lora_ga_cli.lora.difference import difference_form
-from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
+from lora_ga_cli.lora.experts import pack, unpack
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, factor_keys, lora_layers
 from lora_ga_cli.lora.offset import LoraInit, differences
-from lora_ga_cli.model.targets import Target, shortest_names
+from lora_ga_cli.lora.peft_targets import peft_names, peft_targets
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -64,16 +65,16 @@ def export_adapter(
     if init is not None and init.offset != "none":
         tensors |= _in_difference_form(model, init)
         _check(model, tensors, init)
-        describe_ranks(config, {name: 2 * rank for name, rank in init.ranks.items()}, init.scalings)
+        _describe_layers(model, config, {name: 2 * rank for name, rank in init.ranks.items()}, init.scalings)
     if factors is not None:
+        keys = factor_keys(model)
         for name, pair in factors.items():
-            tensors |= zip(lora_keys(name), pair, strict=True)
+            tensors |= zip(keys[name], pair, strict=True)
         scalings = {name: layer.scaling[ADAPTER] for name, layer in lora_layers(model).items()}
-        describe_ranks(config, {name: len(a) for name, (a, _) in factors.items()}, scalings)
+        _describe_layers(model, config, {name: len(a) for name, (a, _) in factors.items()}, scalings)
     config.inference_mode = True
-    base, adapted = model.get_base_model(), lora_layers(model)
-    targets = {name: Target(name, layer) for name, layer in base.named_modules() if name in adapted}
-    config.target_modules = shortest_names(base, targets)
+    for option, names in peft_targets(model.get_base_model(), base_targets(model)).items():
+        setattr(config, option, names)
     write_adapter(folder, tensors, config)
 
 
@@ -103,6 +104,12 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig) 
     config.save_pretrained(str(folder))
 
 
+def adapts_parameters(folder: Path) -> bool:
+    """Whether a saved adapter changes parameters such as the weights of experts, and not linear layers alone."""
+    file = folder / CONFIG_FILE
+    return file.is_file() and bool(read_json(file).get("target_parameters"))
+
+
 def describe_ranks(config: LoraConfig, ranks: Mapping[str, int], scalings: Mapping[str, float]) -> None:
     """Makes a configuration describe layers of these ranks with these s, layer by layer where they differ.
 
@@ -117,6 +124,15 @@ def describe_ranks(config: LoraConfig, ranks: Mapping[str, int], scalings: Mappi
     config.alpha_pattern = {name: value for name, value in alphas.items() if value != alpha}  # type: ignore[misc]
 
 
+def _describe_layers(
+    model: PeftModel, config: LoraConfig, ranks: Mapping[str, int], scalings: Mapping[str, float]
+) -> None:
+    """`describe_ranks` with the names by which PEFT finds these layers of a model."""
+    names = peft_names(model.get_base_model(), base_targets(model))
+    renamed = {names[name]: rank for name, rank in ranks.items()}
+    describe_ranks(config, renamed, {names[name]: scaling for name, scaling in scalings.items()})
+
+
 def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None) -> None:
     """Reads an exported adapter back into the model that trains it; the inverse of `export_adapter`.
 
@@ -125,39 +141,41 @@ def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None
     """
     tensors = load_file(folder / WEIGHTS_FILE)
     in_difference_form = init is not None and init.offset != "none"
+    keys, layers = factor_keys(model), lora_layers(model)
     for name, (a0, b0) in (init.factors if init is not None and in_difference_form else {}).items():
-        key_a, key_b = lora_keys(name)
-        rank = a0.shape[0]
-        a, delta_a = tensors[key_a][:rank], tensors[key_a][rank:].contiguous()  # (rank, d_in) each
-        delta_b, stored_b0 = tensors[key_b][:, :rank].contiguous(), tensors[key_b][:, rank:]  # (d_out, rank) each
+        key_a, key_b = keys[name]
+        right, left = unpack(layers[name], tensors[key_a], tensors[key_b])
+        rank = a0.shape[-2]
+        a, delta_a = right[..., :rank, :], right[..., rank:, :]  # (…, rank, d_in) each
+        delta_b, stored_b0 = left[..., :rank], left[..., rank:]  # (…, d_out, rank) each
         if a.shape != delta_a.shape or not torch.equal(stored_b0, b0) or not torch.equal(a, a0 + delta_a):
             raise RunError(
                 f"{folder}: its adapter has another initialization than this run, or was saved by an earlier version; "
                 "begin again with overwrite=true"
             )
-        tensors[key_a], tensors[key_b] = delta_a, delta_b
+        tensors[key_a], tensors[key_b] = (item.contiguous() for item in pack(layers[name], delta_a, delta_b))
     set_peft_model_state_dict(model, tensors)
 
 
 def _in_difference_form(model: PeftModel, init: LoraInit) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    keys = factor_keys(model)
     for name, layer in lora_layers(model).items():
-        key_a, key_b = lora_keys(name)
-        a, b = difference_form(*differences(layer), *init.factors[name])
-        tensors[key_a], tensors[key_b] = a.contiguous(), b.contiguous()
+        factors = difference_form(*differences(layer), *init.factors[name])
+        tensors |= zip(keys[name], (item.contiguous() for item in pack(layer, *factors)), strict=True)
     return tensors
 
 
 def _check(model: PeftModel, tensors: dict[str, Tensor], init: LoraInit) -> None:
     """Compares, on one random vector for each layer, what training added to the base with the exported product."""
-    generator = torch.Generator().manual_seed(0)
+    generator, keys = torch.Generator().manual_seed(0), factor_keys(model)
     for name, layer in lora_layers(model).items():
         a0, b0 = (factor.double() for factor in init.factors[name])
         delta_a, delta_b = (factor.double() for factor in differences(layer))
-        x = torch.randn(a0.shape[1], generator=generator, dtype=torch.float64)
+        x = torch.randn(a0.shape[-1], 1, generator=generator, dtype=torch.float64)
         trained = (b0 + delta_b) @ ((a0 + delta_a) @ x) - b0 @ (a0 @ x)
-        key_a, key_b = lora_keys(name)
-        exported = tensors[key_b].double() @ (tensors[key_a].double() @ x)
+        a, b = unpack(layer, *(tensors[key].double() for key in keys[name]))
+        exported = b @ (a @ x)
         size = float((delta_b @ (a0 @ x)).norm() + (b0 @ (delta_a @ x)).norm() + 1e-9 * (b0 @ (a0 @ x)).norm())
         if not float((trained - exported).norm()) <= CONVERSION_TOLERANCE * size:
             raise EqualityError(f"{name}: the exported adapter does not compute what was trained; nothing was written")

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
+from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.experts import experts_of
+from lora_ga_cli.lora.peft_targets import plain_name
 from lora_ga_cli.model.targets import Target
 
 ADAPTER = "default"
@@ -52,7 +55,22 @@ class LoraPair:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The model's LoRA layers by the name that their base layer has in the base model."""
+    """The model's LoRA layers by the name of their target: that of the layer, or of the parameter, in the base
+    model."""
+    return {_target_name(path, layer): layer for path, layer in _paths(model).items()}
+
+
+def factor_keys(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """What PEFT's files call the factors A and B of every LoRA layer, by the name of its target.
+
+    PEFT wraps the parameters of one module one around the other, so that the name of a wrapper depends on which
+    parameters of the module are adapted.
+    """
+    return {_target_name(path, layer): lora_keys(path) for path, layer in _paths(model).items()}
+
+
+def _paths(model: nn.Module) -> dict[str, LoraLayer]:
+    """The LoRA layers by their own names in the model inside PEFT's."""
     return {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
@@ -60,10 +78,23 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     }
 
 
+def _target_name(path: str, layer: LoraLayer) -> str:
+    if not isinstance(layer, ParamWrapper):
+        return path
+    target = Target(plain_name(path), layer.get_base_layer(), layer.parameter_name)
+    return target.name if target.is_module else f"{target.name}.{target.parameter}"
+
+
 def lora_pairs(model: PeftModel) -> list[LoraPair]:
-    """The factors of every LoRA layer, for optimizers that look at both."""
+    """The factors of every LoRA layer, for optimizers that look at both.
+
+    Raises:
+        TargetError: a layer packs the factors of several experts.
+    """
     pairs = []
     for name, layer in lora_layers(model).items():
+        if experts_of(layer):
+            raise TargetError(f"{name}: its A and B hold the factors of several experts: use target_parameters=[]")
         of_a: Any = layer.lora_A[ADAPTER]
         of_b: Any = layer.lora_B[ADAPTER]
         initial = (getattr(of_a, INITIAL, None), getattr(of_b, INITIAL, None))
@@ -72,8 +103,18 @@ def lora_pairs(model: PeftModel) -> list[LoraPair]:
 
 
 def base_targets(model: PeftModel) -> dict[str, Target]:
-    """The base layers under the model's LoRA layers."""
-    return {name: Target(name, layer.get_base_layer()) for name, layer in lora_layers(model).items()}
+    """What the model's LoRA layers adapt."""
+    return {name: target_of(name, layer) for name, layer in lora_layers(model).items()}
+
+
+def target_of(name: str, layer: LoraLayer) -> Target:
+    """What a LoRA layer adapts.
+
+    Args:
+        name: the name that `lora_layers` gives it.
+    """
+    parameter = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
+    return Target(name, layer.get_base_layer(), parameter)
 
 
 def weight_of(pair: nn.ModuleDict) -> Tensor:
@@ -102,12 +143,17 @@ def freeze_factor(model: nn.Module, factor: str) -> None:
 
 
 def lora_ranks(model: nn.Module) -> list[int]:
-    """The rank that trains in every layer, read from the built layers."""
-    return [item.shape[0] for name, item in model.named_parameters() if is_a(name)]
+    """The rank that trains in every layer (in every expert), read from the built layers."""
+    ranks = []
+    for layer in lora_layers(model).values():
+        factor: Any = layer.lora_A[ADAPTER]
+        weight: Tensor = factor if isinstance(factor, Tensor) else factor.weight
+        ranks.append(weight.shape[0] // max(experts_of(layer), 1))
+    return ranks
 
 
 def lora_keys(name: str) -> tuple[str, str]:
-    """What PEFT's files call the factors A and B of a layer."""
+    """What PEFT's files call the factors A and B of a layer that PEFT did not wrap twice (`factor_keys`)."""
     return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
 
 

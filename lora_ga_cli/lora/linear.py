@@ -39,14 +39,20 @@ class AdaptedLinear(torch.autograd.Function):
         """
         right, left = factors.right, factors.left
         rows = as_matrix(x, right.dtype)  # (tokens, d_in)
-        out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())  # (tokens, d_out)
+        # a result that is no view, because models may change it in place
+        result = rows.new_empty(*x.shape[:-1], len(weight))
+        out = result.view(-1, len(weight))  # (tokens, d_out)
+        if bias is None:
+            torch.mm(rows, weight.t(), out=out)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=out)
         hidden = scaled_product(rows, right.t(), factors.scaling)  # (tokens, k)
         out.addmm_(hidden, left.t())
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden if ctx.needs_input_grad[2] else None)
         # not saved as tensors: the base's weight stays, and the factors are written again, with the same values, by a
         # second forward pass
         ctx.factors, ctx.parameters, ctx.weight, ctx.input = factors, (of_a, of_b), weight, (x.dtype, x.shape)
-        return out.view(*x.shape[:-1], len(weight))
+        return result
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_ga_cli.lora.experts import unpack
 from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
-from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, weight_of
+from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, target_of, weight_of
 from lora_ga_cli.model.targets import Target, find_targets
 
 PREVIOUS = ("previous_links_left", "previous_links_right")
@@ -177,8 +178,8 @@ def merge_layers(model: PeftModel, dtype: torch.dtype) -> None:
     for name, layer in lora_layers(model).items():
         if layer.lora_variant or not isinstance(layer.lora_A, nn.ModuleDict):
             continue  # magnitudes and triplets are merged by PEFT
-        target = Target(name, layer.get_base_layer())
-        a, b = (weight_of(pair).double() for pair in (layer.lora_A, layer.lora_B))
+        target = target_of(name, layer)
+        a, b = unpack(layer, *(weight_of(pair).double() for pair in (layer.lora_A, layer.lora_B)))
         change = layer.scaling[ADAPTER] * (b @ a)
         target.weight.data = (target.weight.double() + target.oriented(change)).to(dtype)
         weight_of(layer.lora_B).zero_()

@@ -16,14 +16,14 @@ adapter's input only ``adapter`` keeps the model as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,13 +31,15 @@ from torch import Tensor, nn
 from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.lora.difference import OFFSETS, compute_by, use_direct
+from lora_ga_cli.lora.experts import add_product, compute_shapes, pack, unpack
 from lora_ga_cli.lora.initialization import product
 from lora_ga_cli.lora.layers import ADAPTER, INITIAL, as_float32_on_cpu, base_targets, lora_layers, weight_of
 from lora_ga_cli.lora.refresh import refresh_before_forward
 from lora_ga_cli.model.targets import Target, fingerprint
 
 InitialPair = Callable[[str, Target, int, float], tuple[Tensor, Tensor]]
-"""From a layer's name, the layer, its rank and its s: A0 (rank, d_in) and B0 (d_out, rank), float32 on the CPU."""
+"""From a layer's name, the layer, its rank and its s: A0 (rank, d_in) and B0 (d_out, rank), float32 on the CPU. It is
+called for each expert's layer (`Target.layers`)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class LoraInit:
     """The initial factors of an adapter: what is needed to resume it, or to express it for the original base model.
 
     Args:
-        factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU.
+        factors: A0 (rank, d_in) and B0 (d_out, rank) by layer name, float32 on the CPU; of E experts (E, rank, d_in)
+            and (E, d_out, rank).
         scalings: by layer name, the s that the adapter's product is multiplied by.
         offset: ``base`` or ``adapter``, see the module; or ``none``: nothing is subtracted. A and B train.
         installed_base: `fingerprint` of the targets' weights after `install` (with ``base``, of the shifted weights;
@@ -62,7 +65,7 @@ class LoraInit:
     @property
     def ranks(self) -> dict[str, int]:
         """The rank that trains, by layer name."""
-        return {name: a0.shape[0] for name, (a0, _) in self.factors.items()}
+        return {name: a0.shape[-2] for name, (a0, _) in self.factors.items()}
 
     def save(self, file: Path) -> None:
         """Writes one safetensors file, atomically."""
@@ -124,32 +127,35 @@ def compute_init(
                 f"{name} has a LoRA bias, which cannot be initialized: make the adapter without lora_bias"
             )
     scalings = {name: layer.scaling[ADAPTER] for name, layer in layers.items()}
-    targets = base_targets(model)
     as_lora = as_lora or {}
-    factors = {
-        name: plain_pair(layers[name])
-        if name in as_lora
-        else pair(name, target, layers[name].r[ADAPTER], scalings[name])
-        for name, target in targets.items()
-    }
+    factors = {}
+    for name, target in base_targets(model).items():
+        if name in as_lora:
+            factors[name] = plain_pair(layers[name])
+            continue
+        rank, scaling = layers[name].r[ADAPTER], scalings[name]
+        pairs = [pair(layer.name, layer, rank, scaling) for layer in target.layers]
+        factors[name] = _stacked(pairs) if target.experts else pairs[0]
     return LoraInit(factors, scalings, offset, as_lora=as_lora)
 
 
 def plain_pair(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """Initial factors as LoRA has them: A (rank, d_in) as PEFT drew it, B (d_out, rank) zero; float32 on the CPU."""
-    a0, b0 = (as_float32_on_cpu(weight_of(pair)) for pair in (layer.lora_A, layer.lora_B))
+    """Initial factors as LoRA has them: A (rank, d_in) as PEFT drew it, B (d_out, rank) zero, or those of all experts;
+    float32 on the CPU."""
+    a0, b0 = differences(layer)
     return a0, torch.zeros_like(b0)
+
+
+def _stacked(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The factors of E experts: A (E, rank, d_in) and B (E, d_out, rank)."""
+    return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
 
 
 def present_factors(model: PeftModel) -> LoraInit:
     """The factors that a model has as PEFT initialized it, so that a resumed run begins with the same ones."""
     layers = lora_layers(model)
-
-    def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-        layer = layers[name]
-        return as_float32_on_cpu(weight_of(layer.lora_A)), as_float32_on_cpu(weight_of(layer.lora_B))
-
-    return compute_init(model, pair, offset="none")
+    factors = {name: differences(layer) for name, layer in layers.items()}
+    return LoraInit(factors, {name: layer.scaling[ADAPTER] for name, layer in layers.items()}, "none")
 
 
 @torch.no_grad()
@@ -171,8 +177,9 @@ def install(model: PeftModel, init: LoraInit) -> LoraInit:
         a0, b0 = init.factors[name]
         weight = target.weight
         if init.offset == "none":
-            for pair, initial in ((layers[name].lora_A, a0), (layers[name].lora_B, b0)):
-                weight_of(pair).copy_(initial)
+            a, b = pack(layers[name], a0, b0)
+            weight_of(layers[name].lora_A).copy_(a)
+            weight_of(layers[name].lora_B).copy_(b)
             continue
         if init.offset == "base":
             shifted = weight.float() - target.oriented(product(b0, a0, init.scalings[name]).to(weight.device))
@@ -195,16 +202,23 @@ def train_differences(layer: LoraLayer, offset: str, a0: Tensor | None = None, b
     """Makes ΔA and ΔB the trainable parameters of a LoRA layer; they begin at zero.
 
     Args:
-        a0: A0 (rank, d_in); None for shapes alone (on the meta device).
-        b0: B0 (d_out, rank), likewise.
+        a0: A0 (rank, d_in), or (E, rank, d_in); None for shapes alone (on the meta device).
+        b0: B0 (d_out, rank), or (E, d_out, rank), likewise.
     """
+    if a0 is not None and b0 is not None:
+        a0, b0 = pack(layer, a0, b0)
     for pair, initial in ((layer.lora_A, a0), (layer.lora_B, b0)):
         linear: Any = pair[ADAPTER]
         initial = torch.empty_like(linear.weight) if initial is None else initial
         linear.weight = nn.Parameter(torch.zeros_like(initial, dtype=torch.float32))
         linear.register_buffer(INITIAL, initial, persistent=False)
     variants: Any = layer.lora_variant
-    compute_by(layer, ADAPTER, OFFSETS[offset](variants.get(ADAPTER)))
+    variant = OFFSETS[offset](variants.get(ADAPTER))
+    if isinstance(layer, ParamWrapper):  # PEFT's wrapper of a parameter calls no variant
+        wrapper = layer
+        add_product(wrapper, lambda: variant.effective(wrapper, ADAPTER))
+    else:
+        compute_by(layer, ADAPTER, variant)
 
 
 def train_directly(model: PeftModel) -> None:
@@ -216,6 +230,14 @@ def train_directly(model: PeftModel) -> None:
     refresh_before_forward(model.get_base_model(), layers, ADAPTER)
 
 
+def prepare_empty(model: PeftModel) -> None:
+    """Completes a model without weights (on the meta device), so that it computes the shapes of a forward pass."""
+    for layer in lora_layers(model).values():
+        if isinstance(layer, ParamWrapper):
+            compute_shapes(layer, ADAPTER)
+
+
 def differences(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """ΔA (rank, d_in) and ΔB (d_out, rank) of a layer, float32 on the CPU."""
-    return as_float32_on_cpu(weight_of(layer.lora_A)), as_float32_on_cpu(weight_of(layer.lora_B))
+    """What trains of a layer, ΔA (rank, d_in) and ΔB (d_out, rank) or those of all experts; float32 on the CPU."""
+    a, b = unpack(layer, weight_of(layer.lora_A), weight_of(layer.lora_B))
+    return as_float32_on_cpu(a), as_float32_on_cpu(b)

@@ -25,7 +25,9 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.model.targets import Target, configured_ranks
+from lora_ga_cli.lora.peft_targets import without_false_warnings
+from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
+from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.registry import METHODS
 
 Model = PreTrainedModel | PeftModel
@@ -159,7 +161,9 @@ class Method:
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     uses: ClassVar[frozenset[str]] = frozenset()
     """Options outside the section ``method`` that have an effect with this method: ``rank``, ``alpha``,
-    ``target_modules``, ``rank_pattern``, ``adapter_dropout``, ``new_tokens`` (of ``model``)."""
+    ``target_modules``, ``target_parameters``, ``rank_pattern``, ``adapter_dropout``, ``new_tokens`` (of ``model``)."""
+    adapts_experts: ClassVar[bool] = False
+    """Whether it can put an adapter on the weights of experts, which are parameters and no linear layers."""
     peft_type: ClassVar[str] = ""
     """PEFT's type of a saved adapter that this class loads itself; empty if PEFT alone loads it."""
     trains_pairs: ClassVar[bool] = False
@@ -199,10 +203,40 @@ class Method:
         """The largest rank of a layer that the gradient has to serve."""
         return self.config.largest_rank
 
+    @property
+    def names_targets(self) -> bool:
+        """Whether the user named the layers, in contrast to all linear ones."""
+        return self.config.target_modules != ALL_LINEAR
+
     def gradient_ranks(self, targets: Mapping[str, Target]) -> dict[str, int]:
         """The rank of every layer that the gradient has to serve, by full name; a layer must have room for
         `gradient_vectors` times as many singular vectors."""
         return configured_ranks(targets, self.config.rank, self.config.rank_pattern)
+
+    @classmethod
+    def expert_obstacle(cls, config: Config) -> str:
+        """Why experts get no adapter in a configuration, in a few words; empty if they can get one."""
+        return "" if cls.adapts_experts else f"method {config.method.name} trains linear layers alone"
+
+    @property
+    def target_parameters(self) -> str | list[str]:
+        """The configuration's ``target_parameters``, with null decided."""
+        config = self.config
+        if config.target_parameters is not None:
+            return config.target_parameters
+        return ALL_EXPERTS if config.target_modules == ALL_LINEAR and not self.expert_obstacle(config) else []
+
+    def targets(self, model: nn.Module) -> dict[str, Target]:
+        """The weights that ``target_modules`` and ``target_parameters`` name, by full name.
+
+        Raises:
+            TargetError: as `find_targets`.
+        """
+        return find_targets(model, self.config.target_modules, self.target_parameters)
+
+    def left_out(self, model: nn.Module) -> dict[str, str]:
+        """The linear layers that ``target_modules=all-linear`` leaves out, by full name, with the reason."""
+        return {} if self.names_targets else unadaptable(model)
 
     @classmethod
     def shared_options(cls, config: Config) -> frozenset[str]:
@@ -359,7 +393,8 @@ class Method:
         Raises:
             RunError: the files are damaged, or of another model.
         """
-        return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+        with without_false_warnings():
+            return PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
 
     def merge(self, model: Model, dtype: torch.dtype) -> Callable[[Path], Path] | None:
         """Puts what was trained into the base's weights, in place, where PEFT does not do it.

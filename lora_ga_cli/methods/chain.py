@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from safetensors.torch import load_file
@@ -32,7 +32,7 @@ from lora_ga_cli.methods.lora import Lora
 from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.methods.zero_init import ZeroInitLora, ZeroInitOptions
-from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.model.targets import Target
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.registry import METHODS
 
@@ -40,7 +40,7 @@ from lora_ga_cli.registry import METHODS
 class ChainOptions(MethodOptions):
     """Options of every chain."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         *exclusive("method.links", "method.link_steps"),
         Exclusion("method.links", ("method.merged_rank", "method.link_state"), lambda value: value == 1),
         Exclusion("method.link_schedule", ("method.link_warmup",), lambda value: value != "run"),
@@ -75,6 +75,8 @@ class ChainOptions(MethodOptions):
 
 class Chain(Lora):
     """The base class of every chain. It is combined with a LoRA method, which makes each link."""
+
+    adapts_experts = False
 
     def link_starts(self, steps: int) -> list[int]:
         if self.options.link_steps is not None:
@@ -161,7 +163,7 @@ class Chain(Lora):
         return {name: rank for name, rank in ranks.items() if name in drawn}
 
     def largest_link(self, model: PreTrainedModel, links: Sequence[Link]) -> Link:
-        targets = find_targets(model, self.config.target_modules)
+        targets = self.targets(model)
 
         def trained(link: Link) -> int:
             frozen, count = self.frozen(link), 0

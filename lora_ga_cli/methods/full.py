@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -30,7 +30,9 @@ class Full(Method):
         ``top_layers`` blocks. ``biases``: BitFit (arXiv 2106.10199)."""
         top_layers: Positive = 2
         """Blocks that ``train=top_layers`` trains."""
-        exclusions = (Exclusion("method.train", ("method.top_layers",), lambda value: value != "top_layers"),)
+        exclusions: ClassVar[tuple[Exclusion, ...]] = (
+            Exclusion("method.train", ("method.top_layers",), lambda value: value != "top_layers"),
+        )
 
     @property
     def output(self) -> AdapterOutput:

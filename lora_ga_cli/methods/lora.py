@@ -25,9 +25,11 @@ from lora_ga_cli.lora.beside import (
     saved_modules,
     trained_rows,
 )
+from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
-from lora_ga_cli.lora.offset import LoraInit, install, present_factors, train_directly
+from lora_ga_cli.lora.offset import LoraInit, install, prepare_empty, present_factors, train_directly
+from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets, without_false_warnings
 from lora_ga_cli.methods.base import (
     ANY_LINK,
     TASK_TYPES,
@@ -46,15 +48,8 @@ from lora_ga_cli.methods.rank_allocation import (
     allocation_faults,
     describe_ranks_of,
 )
-from lora_ga_cli.model.targets import (
-    ALL_LINEAR,
-    Target,
-    configured_ranks,
-    find_targets,
-    new_modules,
-    shortest_names,
-    small_layers,
-)
+from lora_ga_cli.model.targets import Target, configured_ranks, find_targets, new_modules, small_layers
+from lora_ga_cli.registry import OPTIMIZERS
 
 
 class LoraOptions(RankAllocationOptions):
@@ -82,7 +77,11 @@ class Lora(Method):
     """
 
     trains_pairs = True
-    uses = frozenset({"rank", "alpha", "target_modules", "rank_pattern", "adapter_dropout", "new_tokens"})
+    adapts_parameters: ClassVar[bool] = True
+    """Whether its layers compute no more than ``s·B A x``, which PEFT can also add to a parameter."""
+    uses = frozenset(
+        {"rank", "alpha", "target_modules", "target_parameters", "rank_pattern", "adapter_dropout", "new_tokens"}
+    )
     gradient_vectors: ClassVar[int] = 1
     """Singular vectors of the gradient that an adapter of rank 1 begins with."""
 
@@ -118,12 +117,49 @@ class Lora(Method):
             yield "method.loraplus_lr_ratio goes with trainer.optimizer=adamw"
         if options.use_dora and config.model.shard:
             yield "model.shard=true does not go with method.use_dora=true"
+        if config.target_parameters and (obstacle := cls.expert_obstacle(config)):
+            given = ",".join(config.target_parameters)
+            yield f"target_parameters=[{given}]: {obstacle}; target_parameters=[] leaves experts out"
         if config.model.shard and (options.modules_to_save or options.trainable_token_indices):
             yield "model.shard=true does not go with method.modules_to_save and method.trainable_token_indices"
         method = cls(config)
         yield from allocation_faults(config, method.largest_rank)
         if method.needs_gradient:
             yield from gradient_faults(config, method.largest_rank, cls.gradient_vectors)
+
+    @classmethod
+    def expert_obstacle(cls, config: Config) -> str:
+        options: Any = config.method
+        if obstacle := super().expert_obstacle(config) or parameter_obstacle(config):
+            return obstacle
+        if allocates(config):
+            return f"method.rank_allocation={options.rank_allocation} ranks linear layers alone"
+        if getattr(OPTIMIZERS.find(config.trainer.optimizer), "steps_pairs", False):
+            return f"trainer.optimizer={config.trainer.optimizer} steps one A and one B of a linear layer"
+        if config.model.shard:
+            return "model.shard=true divides their weights"
+        if config.trainer.compile:
+            return "PEFT changes their modules in every pass, for which trainer.compile=true would compile them again"
+        return ""
+
+    def targets(self, model: nn.Module) -> dict[str, Target]:
+        left_out = self.left_out(model)
+        return {name: target for name, target in super().targets(model).items() if name not in left_out}
+
+    def left_out(self, model: nn.Module) -> dict[str, str]:
+        found, obstacle = super().left_out(model), self.parameter_obstacle
+        if obstacle and not self.names_targets:
+            linear = find_targets(model, self.config.target_modules)
+            why = f"PEFT takes this name for that of experts, so that it is adapted as a parameter, and {obstacle}"
+            found |= dict.fromkeys(by_parameter(model, linear), why)
+        return found
+
+    @property
+    def parameter_obstacle(self) -> str:
+        """Why linear layers cannot be adapted as parameters, in a few words; empty if they can."""
+        if not self.adapts_parameters:
+            return f"method {self.config.method.name} does more than PEFT does for parameters"
+        return parameter_obstacle(self.config)
 
     def source(self, model: PreTrainedModel, targets: Mapping[str, Target], data: InitData) -> Any:
         """What ranks and initial factors are computed from, of the model before it has an adapter; None for nothing.
@@ -156,7 +192,7 @@ class Lora(Method):
         return None
 
     def prepare(self, model: PreTrainedModel, *, link: Link, data: InitData, stored: LoraInit | None) -> PreparedModel:
-        targets = find_targets(model, self.config.target_modules)
+        targets = self.targets(model)
         source = self.source(model, targets, data) if stored is None else None
         ranks = self.layer_ranks(targets, link, source) if stored is None else stored.ranks
         # what is drawn is the same, whatever was drawn before, and another draw for each link
@@ -182,15 +218,16 @@ class Lora(Method):
 
     def without_directions(self, model: PeftModel, source: GradientArtifact) -> dict[str, str]:
         """The layers for which the gradient has too few directions, or none; they begin as LoRA does."""
-        named = self.config.target_modules != ALL_LINEAR
-        return without_directions(model, source, vectors=self.gradient_vectors, named=named)
+        return without_directions(model, source, vectors=self.gradient_vectors, named=self.names_targets)
 
     def alphas(self, ranks: Mapping[str, int]) -> dict[str, float]:
         """The alpha of layers where it is not ``alpha``, by full name."""
         return {}
 
     def check_model(self, empty: Callable[[], PreTrainedModel]) -> None:
-        if self.options.modules_to_save or self.options.trainable_token_indices or self.config.model.new_tokens:
+        options, config = self.options, self.config
+        beside = options.modules_to_save or options.trainable_token_indices or config.model.new_tokens
+        if beside or config.target_parameters:
             self.attach_empty(empty())
 
     def beside(self, model: PreTrainedModel, targets: Collection[str]) -> Beside:
@@ -212,7 +249,7 @@ class Lora(Method):
         )
 
     def attach(self, model: PreTrainedModel, link: Link) -> PeftModel:
-        targets = find_targets(model, self.config.target_modules)
+        targets = self.targets(model)
         ranks = self.layer_ranks(targets, link)
         return self.wrap(model, {name: targets[name] for name in ranks}, ranks, link)
 
@@ -220,6 +257,7 @@ class Lora(Method):
         wrapped = super().attach_empty(model, link)
         assert isinstance(wrapped, PeftModel)
         train_directly(wrapped)
+        prepare_empty(wrapped)
         return wrapped
 
     def wrap(
@@ -228,11 +266,13 @@ class Lora(Method):
         """PEFT's model with an adapter of these ranks on these targets, initialized as PEFT does.
 
         Raises:
-            TargetError: DoRA cannot read a target's weight, or as `beside`.
+            TargetError: DoRA cannot read a target's weight; PEFT can adapt it only as a parameter, which the method
+                cannot; or as `beside`.
         """
-        config, beside = self.config, self.beside(model, targets)
+        config, names, beside = self.config, peft_names(model, targets), self.beside(model, targets)
         if self.options.use_dora:
             refuse_int8_on_cpu(targets)
+        self._refuse_parameters(by_parameter(model, targets), type(model).__name__)
         described = LoraConfig(
             task_type=TASK_TYPES[config.model.task],
             r=config.rank,
@@ -240,16 +280,30 @@ class Lora(Method):
             lora_dropout=config.adapter_dropout,
             use_rslora=self.options.use_rslora,
             use_dora=self.options.use_dora,
-            target_modules=shortest_names(model, targets),
-            rank_pattern={name: rank for name, rank in ranks.items() if rank != config.rank},
-            alpha_pattern=self.alphas(ranks),
-            fan_in_fan_out=any(target.transposed for target in targets.values()),
+            **peft_targets(model, targets),
+            rank_pattern={names[name]: rank for name, rank in ranks.items() if rank != config.rank},
+            alpha_pattern={names[name]: alpha for name, alpha in self.alphas(ranks).items()},
+            fan_in_fan_out=any(target.is_module and target.transposed for target in targets.values()),
             revision=config.model.revision,
             **beside.arguments(model),
         )
         wrapped = wrap(model, described)
         finish(wrapped, beside)
         return wrapped
+
+    def _refuse_parameters(self, targets: Mapping[str, Target], model_class: str) -> None:
+        """Refuses linear layers that PEFT adapts as parameters, where the method needs more than PEFT does for those.
+
+        Raises:
+            TargetError
+        """
+        obstacle = self.parameter_obstacle
+        names = sorted({name.rsplit(".", 1)[-1] for name, target in targets.items() if target.is_module})
+        if names and obstacle:
+            raise TargetError(
+                f"in {model_class}, PEFT adapts {', '.join(names)} as parameters, which does not go with this method: "
+                f"{obstacle}; name other layers in target_modules"
+            )
 
     def optimizer(self, model: Model, optimizer: Optimizer) -> Optimizer:
         """LoRA+ (arXiv 2402.12354): a separate learning rate for B.
@@ -283,14 +337,29 @@ class Lora(Method):
 
     def describe(self, model: nn.Module) -> str:
         assert isinstance(model, PeftModel)
-        ranks = {name: layer.r[ADAPTER] for name, layer in lora_layers(model).items()}
-        parts = [f"{describe_ranks_of(ranks)}, {len(ranks)} layers"]
+        layers = lora_layers(model)
+        ranks = {name: layer.r[ADAPTER] for name, layer in layers.items()}
+        experts = sum(map(experts_of, layers.values()))
+        plain = len([layer for layer in layers.values() if not experts_of(layer)])
+        counts = [f"{plain} layers"] if plain or not experts else []
+        counts += [f"{experts} layers of experts"] if experts else []
+        parts = [f"{describe_ranks_of(ranks)}, {' and '.join(counts)}"]
         parts += [f"with {', '.join(saved)}"] if (saved := saved_modules(model)) else []
         parts += [f"with the rows of {count} tokens"] if (count := trained_rows(model)) else []
         return ", ".join(parts)
 
     def describe_init(self) -> str:
         return "initialized as LoRA (A at random, B zero)"
+
+
+def parameter_obstacle(config: Config) -> str:
+    """Why PEFT cannot adapt a parameter as a configuration says, in a few words; empty if it can."""
+    options: Any = config.method
+    if options.use_dora:
+        return "PEFT has no DoRA for parameters (method.use_dora=false)"
+    if config.adapter_dropout > 0:
+        return "PEFT has no dropout for the adapters of parameters (adapter_dropout=0)"
+    return ""
 
 
 def without_directions(model: PeftModel, artifact: GradientArtifact, *, vectors: int, named: bool) -> dict[str, str]:
@@ -340,7 +409,8 @@ def without_decay(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> N
 
 def wrap(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """PEFT's model around a base."""
-    wrapped = get_peft_model(model, config)
+    with without_false_warnings():
+        wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

@@ -5,9 +5,10 @@ The mathematics is in `lora.initialization`; here it becomes a method, and `init
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from peft import PeftModel
 from pydantic import Field
 from torch import Tensor
@@ -17,8 +18,9 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import initial_factors, layer_seed, random_factors, scale_factor
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers
+from lora_ga_cli.lora.layers import ADAPTER, base_targets, lora_layers
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, install
+from lora_ga_cli.lora.sketches import draw_factor
 from lora_ga_cli.methods.base import InitData, Link, link_seed
 from lora_ga_cli.methods.lora import without_directions
 from lora_ga_cli.methods.nonzero_init import NonzeroInit, NonzeroInitOptions
@@ -30,7 +32,7 @@ from lora_ga_cli.registry import METHODS
 class LoraGAOptions(NonzeroInitOptions):
     """LoRA-GA's choices of directions and scale."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         Exclusion("method.init", ("method.direction",), lambda value: value != "gradient"),
         Exclusion("method.scale", ("method.gamma",), lambda value: value != "stable"),
     )
@@ -48,7 +50,12 @@ class LoraGAOptions(NonzeroInitOptions):
 
 @METHODS.register("lora_ga")
 class LoraGA(NonzeroInit):
-    """LoRA-GA and its ablations."""
+    """LoRA-GA and its ablations.
+
+    An expert whose gradient is zero, because no sampled token was routed to it, begins as in LoRA: A at random, B zero.
+    """
+
+    adapts_experts = True
 
     class Options(LoraGAOptions):
         """LoRA-GA (arXiv 2407.05000)."""
@@ -83,7 +90,7 @@ class LoraGA(NonzeroInit):
             gamma=options.gamma,
             offset=self.offset,
             seed=seed,
-            as_lora=self.without_directions(model, source),
+            named=self.names_targets,
         )
 
     def pairs(self, link: Link, source: Any) -> InitialPair:
@@ -131,9 +138,8 @@ def initialize(
         GradientError: a layer has no gradient in the artifact, or the rank is above its capacity.
         TargetError: the rank is too large for a layer.
     """
-    as_lora = without_directions(model, artifact, vectors=2, named=True)
     init = gradient_init(
-        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, as_lora=as_lora
+        model, artifact, direction=direction, scale=scale, gamma=gamma, offset=offset, seed=seed, named=True
     )
     return install(model, init)
 
@@ -147,17 +153,23 @@ def gradient_init(
     gamma: float,
     offset: str,
     seed: int,
-    as_lora: Mapping[str, str],
+    named: bool,
 ) -> LoraInit:
     """LoRA-GA's initial factors. The model is not changed. Arguments and errors as `initialize`.
 
     Args:
-        as_lora: layers that begin as LoRA does, by name, with the reason.
+        named: whether the user named the layers; else a few may be too small for the rank, and begin as LoRA does.
     """
     layers = lora_layers(model)
-    artifact.check_serves(set(layers), max((layer.r[ADAPTER] for layer in layers.values()), default=1))
+    names = {layer.name for target in base_targets(model).values() for layer in target.layers}
+    artifact.check_serves(names, max((layer.r[ADAPTER] for layer in layers.values()), default=1))
+    as_lora = without_directions(model, artifact, vectors=2, named=named)
 
     def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+        if name in artifact.unreached:
+            generator = torch.Generator().manual_seed(layer_seed(seed, name) & (2**63 - 1))
+            d_out, d_in = target.shape
+            return draw_factor((rank, d_in), "kaiming", generator), torch.zeros(d_out, rank)
         if artifact.factors[name].shape != target.shape:
             raise GradientError(f"{name}: the gradient is {artifact.factors[name].shape}, the weight {target.shape}")
         factor = _factor(target, rank, scaling, scale, gamma)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.lora.layers import lora_layers
-from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, train_differences
+from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init, prepare_empty, train_differences
 from lora_ga_cli.methods.base import ANY_LINK, InitData, Link, PreparedModel
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 
@@ -71,6 +71,7 @@ class NonzeroInit(Lora):
             wrapped = self.attach(model, link)
             for layer in lora_layers(wrapped).values():
                 train_differences(layer, self.offset)
+            prepare_empty(wrapped)
         return wrapped
 
     def saved_size(self, prepared: PreparedModel) -> int | None:

@@ -4,7 +4,7 @@ factors. The choice itself is in `lora.allocation`."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ Saliency = Callable[[Target, GradientArtifact], float]
 class RankAllocationOptions(MethodOptions):
     """Which layers get how large a rank."""
 
-    exclusions = (
+    exclusions: ClassVar[tuple[Exclusion, ...]] = (
         *exclusive("method.rank_budget", "method.budget_share"),
         Exclusion(
             "method.rank_allocation",

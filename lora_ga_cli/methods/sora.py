@@ -45,6 +45,8 @@ class Sora(Lora):
     that the threshold has the learning rate in it, and that gates begin with draws from N(0, 1), as here.
     """
 
+    adapts_parameters = False
+
     class Options(LoraOptions):
         """SoRA's penalty."""
 

@@ -19,6 +19,7 @@ from lora_ga_cli.model.targets import Target, check_rank
 class WeightInit(NonzeroInit):
     """A method that decomposes each weight. A subclass names the decomposition."""
 
+    adapts_experts = True
     peft_name: ClassVar[str]
     """PEFT's ``init_lora_weights``."""
     source_name: ClassVar[str]

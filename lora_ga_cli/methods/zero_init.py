@@ -19,7 +19,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.initialization import layer_seed
 from lora_ga_cli.lora.layers import freeze_factor
 from lora_ga_cli.lora.offset import InitialPair, LoraInit, compute_init
-from lora_ga_cli.lora.sketches import draw_factor
+from lora_ga_cli.lora.sketches import Kind, draw_factor
 from lora_ga_cli.methods.base import InitData, Link, link_seed
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.model.targets import Target
@@ -41,6 +41,8 @@ class ZeroInitOptions(LoraOptions):
 @METHODS.register("lora")
 class ZeroInitLora(Lora):
     """LoRA, rsLoRA, DoRA, LoRA+ and asymmetric LoRA."""
+
+    adapts_experts = True
 
     class Options(ZeroInitOptions):
         """LoRA, rsLoRA, DoRA, LoRA+ and asymmetric LoRA."""
@@ -84,11 +86,12 @@ class ZeroInitLora(Lora):
 
         def pair(name: str, target: Target, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
             d_out, d_in = target.shape
-            if kind == "gradient":
+            if kind == "gradient" and name not in source.unreached:
                 factor = leading_directions(source, name, rank, left=b_begins)
             else:
                 generator = torch.Generator().manual_seed(layer_seed(seed, name) & (2**63 - 1))
-                factor = draw_factor((d_out, rank) if b_begins else (rank, d_in), kind, generator)
+                drawn: Kind = "kaiming" if kind == "gradient" else kind  # an expert without gradient begins as in LoRA
+                factor = draw_factor((d_out, rank) if b_begins else (rank, d_in), drawn, generator)
             return (torch.zeros(rank, d_in), factor) if b_begins else (factor, torch.zeros(d_out, rank))
 
         return pair

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from lora_ga_cli.model.unsupported import Unsupported
 
 EFFICIENCY = 0.6
 """Share of a large product's speed that a complete model reaches: 7B shapes in passes of 8,192 tokens on an H100."""
@@ -105,6 +108,9 @@ def forward_shapes(model: nn.Module, rows: int, tokens: int, *, task: str, loss:
 
     Args:
         loss: whether the model gets labels.
+
+    Raises:
+        Unsupported: its code reads values, which weights without memory do not have.
     """
     for module in model.modules():
         if hasattr(module, "warn_if_padding_and_no_attention_mask"):
@@ -112,8 +118,26 @@ def forward_shapes(model: nn.Module, rows: int, tokens: int, *, task: str, loss:
             setattr(module, "warn_if_padding_and_no_attention_mask", lambda *_: None)  # noqa: B010
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     labels = torch.zeros(rows, dtype=torch.long, device="meta") if task == "sequence_classification" else ids
-    with torch.device("meta"):
-        model(input_ids=ids, labels=labels if loss else None)
+    try:
+        with torch.device("meta"), _GroupedProducts():
+            model(input_ids=ids, labels=labels if loss else None)
+    except Exception as error:  # of code that is not known here
+        first = str(error).strip().split("\n")[0]
+        raise Unsupported(f"the model does not run without weights ({type(error).__name__}: {first})") from error
+
+
+class _GroupedProducts(TorchFunctionMode):
+    """Computes the shape of a product of every token with the weight of its expert, in every type.
+
+    On the meta device torch knows that product in bfloat16 alone. It costs as much as one with the weight of a single
+    expert, and keeps the same for the backward pass.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch._grouped_mm:
+            tokens, weights = args[:2]
+            return tokens @ weights[0]
+        return function(*args, **(kwargs or {}))
 
 
 def _fastest(function: Callable[[], object], times: int, device: torch.device) -> float:

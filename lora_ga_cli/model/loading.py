@@ -250,6 +250,15 @@ def max_positions(settings: PreTrainedConfig) -> int | None:
     return int(limit)
 
 
+def embedding_rows(settings: PreTrainedConfig) -> int | None:
+    """The number of tokens that the model's embedding has rows for; None if the configuration does not say."""
+    try:
+        rows = getattr(settings.get_text_config(), "vocab_size", None)
+    except ValueError:  # an encoder and a decoder with configurations of their own
+        return None
+    return rows if isinstance(rows, int) else None
+
+
 def pick_device(wanted: str) -> torch.device:
     """The device that ``device=`` names; ``auto`` prefers an accelerator.
 

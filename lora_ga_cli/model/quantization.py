@@ -70,10 +70,11 @@ def disable_cpu_repacking(model: nn.Module) -> None:
 
 
 def dense(target: Target) -> Tensor:
-    """A target's weight W, (d_out, d_in), in a floating-point type, whatever type it is stored in."""
+    """A target's weight W, (d_out, d_in), in a floating-point type, whatever type it is stored in; (E, d_out, d_in) of
+    a target that is the layers of E experts."""
     weight = target.weight.detach()
     if not target.quantized:
-        return target.oriented(weight)
+        return target.oriented(weight if target.expert is None else weight[target.expert])
     if target.packed:  # torchao's
         return weight.dequantize()
     if weight.dtype == torch.int8:  # PEFT's function loses the scales of a layer on a CPU

@@ -1,4 +1,4 @@
-"""The modules of a model that get an adapter, and the orientation in which they store their weights."""
+"""The weights of a model that get an adapter: those of linear layers, and parameters such as the weights of experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,36 +18,77 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
 from lora_ga_cli.errors import TargetError, suggest
+from lora_ga_cli.model.experts import expert_weights
 from lora_ga_cli.model.unadaptable import unadaptable
 
 ALL_LINEAR = "all-linear"
+ALL_EXPERTS = "all-experts"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A linear layer ``y = W x``, with W of shape (d_out, d_in)."""
+    """A linear layer ``y = W x``, with W of shape (d_out, d_in), or all such layers of a module's experts.
+
+    Args:
+        name: the full name of the module, or that of the parameter where it is not the weight of a linear layer.
+        module: the module that has the parameter.
+        parameter: the parameter's name in the module.
+        expert: the number of one expert, whose layer this is; None for the layers of all experts, and for a linear
+            layer.
+    """
 
     name: str
     module: nn.Module
+    parameter: str = "weight"
+    expert: int | None = None
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter as the module stores it: (d_out, d_in), or (d_in, d_out) for `Conv1D`."""
-        weight = self.module.weight
+        """The parameter as the module stores it: (d_out, d_in), or (d_in, d_out) where it is `transposed`. That of
+        experts has their number before these, also where `expert` names one of them."""
+        weight = getattr(self.module, self.parameter)
         assert isinstance(weight, nn.Parameter)
         return weight
 
     @property
+    def parameter_name(self) -> str:
+        """The full name of the parameter in the model."""
+        return f"{self.name}.{self.parameter}" if self.is_module else self.name
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a linear layer of its own, which is called, in contrast to a parameter of another module."""
+        return isinstance(self.module, nn.Linear | Conv1D)
+
+    @property
+    def experts(self) -> int:
+        """How many experts' layers the parameter holds; 0 for one layer alone."""
+        return self.weight.shape[0] if not self.is_module and self.weight.dim() == 3 else 0
+
+    @property
+    def layers(self) -> list[Target]:
+        """The layers one by one: ``NAME.0``, ``NAME.1``, … for experts, else the target itself."""
+        if self.expert is not None or not self.experts:
+            return [self]
+        return [replace(self, name=f"{self.name}.{number}", expert=number) for number in range(self.experts)]
+
+    @property
     def transposed(self) -> bool:
-        """Whether the module stores W as (d_in, d_out), as GPT-2's `Conv1D` does."""
-        return isinstance(self.module, Conv1D)
+        """Whether the module stores W as (d_in, d_out), as GPT-2's `Conv1D` does, and gpt-oss for its experts.
+
+        PEFT reads from the same attribute which side of an expert's weight is which. The experts of Llama 4 lack it and
+        are stored as (d_in, d_out) too, so that here as in PEFT, d_out is the width of their input: the adapter has
+        the same product, and its A and B change places.
+        """
+        return isinstance(self.module, Conv1D) or bool(self.experts and getattr(self.module, "is_transposed", False))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in), however the module stores W; a quantized weight has another shape in memory."""
+        """(d_out, d_in) of one layer, however the module stores W; a quantized weight has another shape in memory."""
         if isinstance(self.module, nn.Linear):
             return self.module.out_features, self.module.in_features
-        return self.weight.shape[1], self.weight.shape[0]
+        rows, columns = self.weight.shape[-2:]
+        return (columns, rows) if self.transposed else (rows, columns)
 
     @property
     def quantized(self) -> bool:
@@ -75,23 +117,30 @@ class Target:
         return isinstance(self.weight.data, DTensor)
 
     def oriented(self, matrix: Tensor) -> Tensor:
-        """Turns a matrix in the layout of the stored weight into (d_out, d_in), and back."""
-        return matrix.T if self.transposed else matrix
+        """Turns a matrix in the layout of the stored weight into (d_out, d_in), and back; or those of all experts."""
+        return matrix.mT if self.transposed else matrix
 
 
-def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LINEAR) -> dict[str, Target]:
-    """The linear layers that ``target_modules`` names, in the model's order.
+def find_targets(
+    model: nn.Module,
+    target_modules: str | Sequence[str] = ALL_LINEAR,
+    target_parameters: str | Sequence[str] = (),
+) -> dict[str, Target]:
+    """The linear layers that ``target_modules`` names, in the model's order, then what ``target_parameters`` names.
 
     Args:
         model: any module; `nn.Linear` and transformers' `Conv1D` can be targets.
         target_modules: ``all-linear`` (every linear layer but output and classifier heads and those that are
             `unadaptable`), a list whose entries are full names or endings (``q_proj``), or a regular expression that
             matches full names.
+        target_parameters: ``all-experts`` (the weights of all experts, of which a model may have none), or a list whose
+            entries are full names or endings of parameters (``experts.down_proj``).
 
     Raises:
         TargetError: an entry matches nothing or something that cannot be adapted; a weight is shared with another
             module.
     """
+    parameters = _parameters(model, target_parameters)
     modules = dict(model.named_modules())
     linear = {name: Target(name, module) for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     if target_modules == ALL_LINEAR:
@@ -101,10 +150,13 @@ def find_targets(model: nn.Module, target_modules: str | Sequence[str] = ALL_LIN
             raise TargetError(f"target_modules=all-linear: {type(model).__name__} has no linear layer besides its head")
     elif isinstance(target_modules, str):
         chosen = _matching_pattern(linear, target_modules)
-    else:
+    elif target_modules or not parameters:
         chosen = _matching_names(modules, linear, target_modules)
+    else:  # PEFT's way to adapt parameters alone
+        chosen = {}
     if target_modules != ALL_LINEAR:
         _refuse_unadaptable(model, chosen)
+    chosen |= parameters
     _refuse_shared(model, chosen)
     return chosen
 
@@ -158,7 +210,7 @@ def small_layers(
 ) -> set[str]:
     """The layers that have too few singular vectors for their rank, such as a gate with one output.
 
-    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones hold
+    Among all linear layers of a model there may be some. Where the layers are named one by one, or the small ones have
     half of the weights, the rank is too large.
 
     Args:
@@ -170,13 +222,17 @@ def small_layers(
     Raises:
         TargetError: as `check_rank`.
     """
-    small = {name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]}
+    small = sorted(
+        (name for name, shape in shapes.items() if min(shape) < vectors * ranks[name]),
+        key=lambda name: min(shapes[name]),
+    )
     weights = {name: shape[0] * shape[1] for name, shape in shapes.items()}
-    if small and not named and 2 * sum(weights[name] for name in small) < sum(weights.values()):
-        return small
+    shares = accumulate(weights[name] / sum(weights.values()) for name in small)
+    spared = {name for name, share in zip(small, shares, strict=True) if share < 0.5 and not named}
+    shapes = {name: shape for name, shape in shapes.items() if name not in spared}
     for rank in sorted(set(ranks.values())):
         check_rank({name: shape for name, shape in shapes.items() if ranks[name] == rank}, rank, vectors * rank)
-    return set()
+    return spared
 
 
 def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
@@ -273,6 +329,42 @@ def _matching_names(
     return {name: target for name, target in linear.items() if name in chosen}
 
 
+def _parameters(model: nn.Module, wanted: str | Sequence[str]) -> dict[str, Target]:
+    """The parameters that entries name as PEFT matches them: a full name, or its last parts."""
+    experts = expert_weights(model)
+    names = dict(model.named_parameters())
+    if wanted == ALL_EXPERTS:
+        return {name: _parameter(model, name) for name in experts}
+    chosen: set[str] = set()
+    for entry in wanted:
+        hits = [name for name in names if name == entry or name.endswith(f".{entry}")]
+        if not hits:
+            endings = sorted({".".join(name.split(".")[-2:]) for name in experts})
+            has = f"the experts' weights are {', '.join(endings)}" if endings else "the model has no experts"
+            hint = suggest(entry, endings)
+            raise TargetError(f"target_parameters: {entry!r} matches no parameter ({hint or has})")
+        for name in hits:
+            target = _parameter(model, name)
+            if target.is_module:
+                raise TargetError(
+                    f"target_parameters: {entry!r} is the weight of a linear layer, {name}: name it in target_modules"
+                )
+            if target.weight.dim() != 2 and name not in experts:
+                shape = " × ".join(map(str, target.weight.shape))
+                raise TargetError(
+                    f"target_parameters: {entry!r} is {name}, of shape {shape}; only matrices and the weights of "
+                    "experts can be adapted"
+                )
+        chosen.update(hits)
+    return {name: _parameter(model, name) for name in names if name in chosen}
+
+
+def _parameter(model: nn.Module, name: str) -> Target:
+    """A parameter by its full name, whatever module has it."""
+    module_name, _, parameter = name.rpartition(".")
+    return Target(name, model.get_submodule(module_name), parameter)
+
+
 def _refuse_unadaptable(model: nn.Module, targets: Mapping[str, Target]) -> None:
     for name, reason in unadaptable(model).items():
         if name in targets:
@@ -285,12 +377,12 @@ def _refuse_shared(model: nn.Module, targets: Mapping[str, Target]) -> None:
         for parameter_name, parameter in module.named_parameters(recurse=False):
             users[_storage(parameter)].add(f"{module_name}.{parameter_name}".lstrip("."))
     for name, target in targets.items():
-        weight = target.weight
-        others = users[_storage(weight)] - {f"{name}.weight"}
+        others = users[_storage(target.weight)] - {target.parameter_name}
         if others:
+            option = "target_modules" if target.is_module else "target_parameters"
             raise TargetError(
                 f"{name}: its weight is shared with {', '.join(sorted(others))}, so an adapter on one would change the "
-                f"other; leave {name.rsplit('.', 1)[-1]} out of target_modules"
+                f"other; leave {name.rsplit('.', 1)[-1]} out of {option}"
             )
 
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
@@ -28,15 +26,12 @@ def unadaptable(model: nn.Module) -> dict[str, str]:
         model: before it has an adapter, with or without weights.
     """
     found: dict[str, str] = {}
-    taken = _renamed_by_peft(model)
     for name, module in model.named_modules():
         found.update(_unread_in_mixer(name, module))
         if not isinstance(module, nn.Linear | Conv1D):
             continue
         if _has_other_output(module):
             found[name] = f"{type(module).__name__} returns more than the product with its weight"
-        elif name.rpartition(".")[2] in taken:
-            found[name] = "PEFT takes this name for a weight of the model's experts"
     return found
 
 
@@ -69,21 +64,3 @@ def _unread_in_mixer(name: str, mixer: nn.Module) -> Iterator[tuple[str, str]]:
                 f"{name}.{child}",
                 "Mamba's kernels read its weight without calling it, and would ignore an adapter",
             )
-
-
-def _renamed_by_peft(model: nn.Module) -> set[str]:
-    """Last parts of names for which PEFT adapts weights of experts instead of the layers that have these names.
-
-    Earlier versions of transformers had a layer for each expert, and PEFT still reads their names in this way.
-    """
-    last_parts = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name for name in last_parts if not _stays(name, model)}
-
-
-def _stays(name: str, model: nn.Module) -> bool:
-    config = LoraConfig(target_modules=[name])
-    try:
-        convert_peft_config_for_transformers(config, model, None)
-    except ValueError:  # it wants the other names of the same parameter, too
-        return False
-    return config.target_modules is not None and name in config.target_modules

@@ -32,6 +32,8 @@ class ConfiguredOptimizer:
     transformers_name: ClassVar[str] = "adamw_torch_fused"
     """transformers' name of the optimizer that the Trainer makes, and that `build` returns or replaces."""
 
+    steps_pairs: ClassVar[bool] = False
+    """Whether it looks at the A and the B of a linear layer together."""
     carries_state: ClassVar[bool] = True
     """Whether its state is tensors of each parameter, with which the next link of a chain can begin."""
 

@@ -165,6 +165,7 @@ FROZEN = {"none": (True, True), "A": (False, True), "B": (True, False)}
 class ForPairs(ConfiguredOptimizer):
     """A configured `PairOptimizer`."""
 
+    steps_pairs = True
     optimizer_class: ClassVar[type[PairOptimizer]]
     frozen_factors: ClassVar[tuple[str, ...]] = ("none", "A", "B", "random")
     """The values of ``method.frozen_factor`` that it goes with."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
 from lora_ga_cli.model.stored import DEQUANTIZED
+from lora_ga_cli.report.front_matter import front_matter, hub_base, results_table, shown_base
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
+FILES = """`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software
+versions, and `metrics.jsonl` holds every logged point.
+"""
 AUTO_NAME = {
     "causal_lm": "AutoModelForCausalLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
@@ -24,22 +33,45 @@ def served_rank(rank: int) -> int | None:
     return next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
 
 
-def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) -> None:
-    """Writes the card of a run with a name, from its configuration and manifest."""
+@dataclass(frozen=True)
+class Published:
+    """How a card that goes to the hub differs from that of the run's folder.
+
+    Args:
+        base: the base's name on the hub.
+        merged: it is the card of base and adapter in one model.
+        results: contents of result files of evaluations.
+    """
+
+    base: str
+    merged: bool = False
+    results: Sequence[Mapping[str, Any]] = ()
+
+
+def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) -> str:
+    """Writes the card of a run with a name, from its configuration and manifest; returns the SHA-256 of its text."""
+    text = card(name, config, manifest)
     with atomic_file(file) as temporary:
-        temporary.write_text(card(name, config, manifest), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
-    """The text of the card, in Markdown."""
-    base, rank = manifest["base"], manifest["adapter_rank"]
-    output = method_of(config).output
-    adapter = output.is_adapter
-    hub = "hub" in manifest["base_identity"]
-    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
-    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
+def card(name: str, config: Config, manifest: dict[str, Any], published: Published | None = None) -> str:
+    """The text of the card, in Markdown.
+
+    Args:
+        name: the folder of the run; on the hub, the name of the repository.
+    """
+    base, rank = published.base if published else shown_base(manifest), manifest["adapter_rank"]
+    output, merged = method_of(config).output, published is not None and published.merged
+    adapter, results = output.is_adapter and not merged, published.results if published else ()
+    hub = published.base if published else hub_base(manifest)
+    front = [front_matter(name, config, manifest, output, base=hub, merged=merged, results=results), ""]
+    if merged:
+        output = dataclasses.replace(output, is_adapter=False, loads_in="transformers", vllm=False)
     what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
     what = what if adapter else "A fine-tuned model"
+    files = [] if published else [FILES]
     lines = [
         *front,
         f"# {name}",
@@ -50,13 +82,14 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "![Loss curve](loss.png)",
         "",
+        *results_table(results),
         "## Use",
         "",
-        *_use(name, config, manifest, output),
+        *_use(name, config, {**manifest, "base": base}, output),
         "",
-        "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
-        "versions, and `metrics.jsonl` holds every logged point.",
+        *_ends(manifest.get("ends") or {}, adapter=adapter),
         "",
+        *files,
     ]
     return "\n".join(lines)
 
@@ -92,25 +125,66 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
     options = f", num_labels={len(names)}" if names else ""
     if config.model.revision:
         options += f', revision="{config.model.revision}"'
+    own = has_own_tokenizer(config)
     rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
     how = DEQUANTIZED[kind] if kind is not None else ""
     options += f", quantization_config={how}(dequantize=True)" if how else ""
     lines = [
         "```python",
         "from peft import PeftModel",
-        f"from transformers import {auto}" + (f", {how}" if how else ""),
+        f"from transformers import {auto}" + (", AutoTokenizer" if own else "") + (f", {how}" if how else ""),
         "",
         f'base = {auto}.from_pretrained("{base}"{options})',
         *([f"base.resize_token_embeddings({rows})  # for the new tokens"] if rows is not None else []),
         f'model = PeftModel.from_pretrained(base, "{folder}")',
+        *([f'tokenizer = AutoTokenizer.from_pretrained("{folder}")'] if own else []),
         "```",
     ]
     if config.model.new_tokens:
         tokens = ", ".join(f"`{token}`" for token in config.model.new_tokens)
         lines += ["", f"The tokenizer in this folder has the new tokens {tokens}: load it instead of the base's."]
-    served = served_rank(rank) if output.vllm and rank is not None else None
+    ignored = manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
+    served = served_rank(rank) if output.vllm and rank is not None and not ignored else None
     if served and config.model.task == "causal_lm":
-        lines += ["", f"vLLM: `vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}`"]
+        serve = f"vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}"
+        lines += ["", f"vLLM: `{serve}{f' --tokenizer {folder}' if own else ''}`"]
+    if own:
+        lines += ["", "It was trained with the tokenizer and the chat template beside it, not with the base's."]
+    return lines
+
+
+def has_own_tokenizer(config: Config) -> bool:
+    """Whether a result needs another tokenizer than its base has, or another chat template."""
+    own = config.model.tokenizer or config.dataset.chat_template or config.model.new_tokens
+    return bool(own)
+
+
+def described_ends(ends: Ends, base_ends: Sequence[int], tokenizer: Any) -> dict[str, Any]:
+    """What ends an answer where the base does not stop by itself: an entry of the manifest; empty if there is nothing.
+
+    Args:
+        base_ends: the tokens at which the base stops.
+    """
+    new = [token for token in ends.tokens if token not in base_ends]
+    names = tokenizer.convert_ids_to_tokens(new)
+    tokens = {"tokens": new, "names": names, "base": list(base_ends)} if new else {}
+    return {**tokens, **({"text": ends.text} if ends.text else {})}
+
+
+def _ends(ends: Mapping[str, Any], *, adapter: bool) -> list[str]:
+    lines = []
+    if "tokens" in ends and adapter:
+        named = ", ".join(
+            f"`{name}` (number {token})" for name, token in zip(ends["names"], ends["tokens"], strict=True)
+        )
+        lines += [
+            f"An answer ends with {named}, at which the base does not stop by itself:",
+            f"`model.generation_config.eos_token_id = {[*ends['base'], *ends['tokens']]}` in transformers,",
+            f'`"stop_token_ids": {ends["tokens"]}` in a request to vLLM. A merged model stops there by itself.',
+            "",
+        ]
+    if "text" in ends:
+        lines += [f"An answer ends with the text `{ends['text']}`, which is no token: give it as a stop string.", ""]
     return lines
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import ModelError
 from lora_ga_cli.gradient.estimators.sketch import queue_bytes, sketch_bytes
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import links_of, method_of
@@ -22,7 +23,7 @@ from lora_ga_cli.model.blocks import count_blocks
 from lora_ga_cli.model.forecast import Memory, Pace, Work, forward_work, weight_bytes
 from lora_ga_cli.model.quantization import bits_per_weight
 from lora_ga_cli.model.speed import Speed
-from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.model.targets import Target
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import number, size, step
@@ -46,7 +47,7 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     """Peak memory of the estimation, which its largest pass needs, and its seconds."""
     config, options = inputs.config, inputs.config.gradient
     base, task, checkpointing = inputs.empty_model(), config.model.task, config.trainer.gradient_checkpointing
-    targets = find_targets(base, config.target_modules)
+    targets = method_of(config).targets(base)
     weights = _base_bytes(base, targets, config)
     for parameter in base.parameters():
         parameter.requires_grad_(False)
@@ -60,9 +61,11 @@ def estimation_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float]:
     rows, tokens = max(shapes_of_passes, key=lambda shape: shape[0] * shape[1])
     every = config.trainer.gradient_checkpointing_every if checkpointing else 0
     kept = activation_bytes(base, rows, tokens, task=task, checkpoint_every=every, speed=speed)
-    shapes = [target.shape for target in targets.values()]
+    shapes = [layer.shape for target in targets.values() for layer in target.layers]
+    element = next(base.parameters()).element_size()
+    # the gradient of one parameter of experts at a time, and a copy of it in float32
+    kept += (element + 4) * max((item.weight.numel() for item in targets.values() if not item.is_module), default=0)
     if options.estimator == "sketch":
-        element = next(base.parameters()).element_size()
         limit = queue_bytes(inputs.device, checkpointed=checkpointing)
         capacity = capacity_for(method_of(config).largest_rank, options.capacity)
         states, waiting = sketch_bytes(shapes, capacity, rows * tokens, element, limit=limit)
@@ -111,7 +114,7 @@ def empty_training(inputs: Inputs) -> Training:
     """What a run would train; in a chain, the link with the most parameters."""
     config, method = inputs.config, method_of(inputs.config)
     base = inputs.empty_model()
-    weights = _base_bytes(base, find_targets(base, config.target_modules), config) - weight_bytes(base)
+    weights = _base_bytes(base, method.targets(base), config) - weight_bytes(base)
     model = method.attach_empty(base, method.largest_link(base, links_of(method, inputs.total_steps)))
     speed = expected_speed(config, inputs.device)
     with contextlib.suppress(Unsupported):
@@ -160,7 +163,10 @@ def _tokens_that_fit(inputs: Inputs, training: Training, *, flatten: bool, loade
     longest = max(lengths)
     rows = 1 if flatten else 4
     unmasked = replace(training, speed=replace(training.speed, block_mask=False))
-    small, large = (unmasked.memory(rows, columns).activations for columns in (longest, 2 * longest))
+    try:
+        small, large = (unmasked.memory(rows, columns).activations for columns in (longest, 2 * longest))
+    except Unsupported as reason:
+        raise ModelError(f"trainer.max_tokens=auto does not work here: {reason}; give a number of tokens") from None
     by_token = max(1.0, (large - small) / (rows * longest))
     by_pair = mask_bytes(1, training.model) if training.speed.block_mask else 0
     available = _free_bytes(inputs.device, training.weights if loaded else 0)

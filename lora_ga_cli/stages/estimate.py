@@ -25,15 +25,15 @@ from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.speed import speed_of
-from lora_ga_cli.model.targets import ALL_LINEAR, find_targets, small_layers
+from lora_ga_cli.model.targets import Target, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
-from lora_ga_cli.report.console import step, warn
+from lora_ga_cli.report.console import number, step, warn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
-from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.training.passes import Limits, in_order
 
 DEFAULT_CAPACITY = 32
@@ -55,13 +55,14 @@ class Request:
     Args:
         min_capacity: singular vectors that a stored artifact must keep.
         capacity: singular vectors to keep if it is computed.
+        targets: of a model without weights.
     """
 
     key: str
     min_capacity: int
     capacity: int
     rows: list[dict[str, Any]]
-    targets: list[str]
+    targets: dict[str, Target]
 
 
 def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
@@ -76,11 +77,11 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     """
     config, options = inputs.config, inputs.config.gradient
     empty = inputs.empty_model()
-    targets = find_targets(empty, config.target_modules)
     method = method_of(config)
+    targets = method.targets(empty)
     shapes = {name: target.shape for name, target in targets.items()}
-    ranks, named = method.gradient_ranks(targets), config.target_modules != ALL_LINEAR
-    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=named)
+    ranks = method.gradient_ranks(targets)
+    small_layers(shapes, ranks, vectors=method.gradient_vectors, named=method.names_targets)
     rows = sample(inputs)
     identity = identity_after_merges(base_identity(config), merged)
     if inputs.num_labels is not None:
@@ -102,7 +103,7 @@ def request(inputs: Inputs, merged: Sequence[str] = ()) -> Request:
     )
     largest = method.largest_rank
     min_capacity = max(2 * largest, options.capacity or 0)
-    return Request(key, min_capacity, capacity_for(largest, options.capacity), rows, list(targets))
+    return Request(key, min_capacity, capacity_for(largest, options.capacity), rows, targets)
 
 
 def sample(inputs: Inputs) -> list[dict[str, Any]]:
@@ -176,6 +177,13 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
             f"estimated {wanted.key} from {len(wanted.rows)} rows in {seconds:.1f} s; "
             f"serves ranks up to {artifact.max_rank}",
         )
+    if artifact.unreached:
+        experts = sum(target.experts for target in wanted.targets.values())
+        step(
+            "gradient",
+            f"{number(len(artifact.unreached))} of {number(experts)} layers of experts have no gradient, because no "
+            "token of these rows was routed to them: they begin as in LoRA (gradient.samples takes more rows)",
+        )
     _warn_of_error(artifact, config)
     return artifact
 
@@ -186,6 +194,7 @@ def estimate_alone(config: Config) -> GradientArtifact:
     Raises:
         UserError: as `estimate`.
     """
+    check_folders(config, ("cache_dir",))
     join_processes(config)
     with tf32_products(config.trainer.tf32):
         artifact = estimate(prepare_inputs(config, splits=("train",)))
@@ -294,7 +303,8 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
         artifact = estimate_gradients(
             model,
             (collator(batch) for batch in of_process),
-            target_modules=wanted.targets,
+            target_modules=[name for name, target in wanted.targets.items() if target.is_module],
+            target_parameters=[name for name, target in wanted.targets.items() if not target.is_module],
             capacity=wanted.capacity,
             estimator=estimator,
             dropout=options.dropout,

@@ -17,6 +17,7 @@ from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
+from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import config_of, load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder, with_stored_rows
 
@@ -57,7 +58,7 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
     require_finished(run)
     return EvalTarget(
         run.path.resolve().name,
-        with_stored_rows(config, run),
+        with_saved_tokenizer(with_stored_rows(config, run), run.path),
         run.path,
         run.manifest["finished"],
         lambda inputs: load_trained(inputs, run),
@@ -99,6 +100,8 @@ def _of_adapter(folder: Path, config: Config) -> EvalTarget:
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
         return load_adapter(inputs.load_model(), folder, str(inputs.device))
 
+    if config.model.tokenizer is None:
+        config = with_saved_tokenizer(config, folder)
     files = sorted(file for pattern in ADAPTER_FILES for file in folder.glob(pattern))
     name, state = folder.resolve().name, _state(config, {file.name: sha256_file(file) for file in files})
     return EvalTarget(name, config, _results(config, name), state, load)

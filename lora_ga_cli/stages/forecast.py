@@ -15,10 +15,12 @@ from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.methods.base import Link, links_of, method_of
 from lora_ga_cli.model.forecast import Memory, measure_pace
 from lora_ga_cli.model.loading import pick_device
+from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import duration, number, out, say, size, step
-from lora_ga_cli.stages.costs import estimation_forecast, training_forecast
+from lora_ga_cli.stages.costs import empty_training, estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.experts import say_frozen_experts
+from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
@@ -37,6 +39,7 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
+    check_folders(config)
     check_speed(config, pick_device(config.device))
     inputs = prepare_inputs(config)
     run = find_run(config)
@@ -97,11 +100,17 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
     config, steps = inputs.config, inputs.total_steps
     found: dict[str, Any] = {"steps": steps}
     say_left_out(inputs.empty_model(), config)
+    say_frozen_experts(method_of(config), inputs.empty_model())
     pace = measure_pace(inputs.device, getattr(torch, config.model.dtype))
-    if method_of(config).needs_gradient:
-        found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
-    memory, step_seconds, model = training_forecast(inputs, pace)
-    found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
+    try:
+        if method_of(config).needs_gradient:
+            found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
+        memory, step_seconds, model = training_forecast(inputs, pace)
+        found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
+    except Unsupported as reason:
+        step("forecast", f"memory and time are not known: {reason}")
+        found["unknown"] = str(reason)
+        model = empty_training(inputs).model
     trained, total = trained_parameters(model), sum(item.numel() for item in model.parameters())
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():

@@ -22,12 +22,13 @@ from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, links_of, method_of
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.quantization import count_parameters
-from lora_ga_cli.model.targets import find_targets, fingerprint
+from lora_ga_cli.model.targets import fingerprint
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
-from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.experts import say_frozen_experts
+from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.training.run_folder import (
@@ -65,6 +66,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         UserError: as `prepare_inputs`.
     """
     run = find_run(config)
+    check_folders(config)
     join_processes(config)
     with run.locked(), tf32_products(config.trainer.tf32):
         if distributed.is_main():
@@ -129,7 +131,7 @@ def load_base(inputs: Inputs, run: RunFolder) -> PreTrainedModel:
     """
     model = inputs.load_model(to_train=True)
     if method_of(inputs.config).output.is_adapter:
-        actual = fingerprint(find_targets(model, inputs.config.target_modules))
+        actual = fingerprint(method_of(inputs.config).targets(model))
         if run.manifest.get("base_fingerprint", actual) != actual:
             raise RunError(
                 f"the base model is not the one that {run.path} was started with: give that one, or start the run "
@@ -216,6 +218,8 @@ def initialize_link(
         step("init", link.title)
     earlier = [run.link(other) for other in links[: link.index]]
     model = (bases or LinkBases(inputs, run)).base(earlier, again=bases is not None)
+    if link.index == 0:
+        say_frozen_experts(method, model)
     stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
     # of many links, the first tells for all of them whether the method leaves the logits as they are
     compared = method.output.is_adapter and (link.index == 0 or not is_one_of_many(link))

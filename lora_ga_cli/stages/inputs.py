@@ -13,14 +13,19 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lora_ga_cli import distributed, garbage
+from lora_ga_cli.config.row_forms import is_complete, row_form
 from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
+from lora_ga_cli.data.chat_template import with_chat_template
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
+from lora_ga_cli.files import cache_root, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
+    embedding_rows,
     empty_model,
     identify,
     load_config,
@@ -75,6 +80,17 @@ class Inputs:
         """Optimizer steps of the complete run."""
         return self.order.total_steps(self.config)
 
+    @cached_property
+    def ends(self) -> Ends:
+        """What ends an answer of the data set's rows."""
+        if (split := self.data.train or self.data.validation) is not None:
+            return split.ends
+        config = self.config
+        # where no row was read, the form may not be known
+        form = row_form(config.dataset, config.model.task) if is_complete(config.dataset) else Form
+        ends: Ends = form.ends(config.dataset, self.tokenizer)
+        return ends
+
     @property
     def collator(self) -> Collator:
         """Makes padded batches of rows."""
@@ -114,6 +130,7 @@ class Inputs:
             shards=distributed.count() if self.config.model.shard else 1,
             vocabulary=self.vocabulary,
         )
+        stop_also_at(model, self.ends.tokens)
         if to_train:
             speed = speed_up(model, self.config, self.device)
             if text := speed.text:
@@ -154,6 +171,19 @@ def join_processes(config: Config) -> None:
     distributed.join(cpu=device.type == "cpu")
 
 
+def check_folders(config: Config, options: Sequence[str] = ("output_dir", "cache_dir")) -> None:
+    """Checks that the folders that options name can be written, before anything is loaded.
+
+    Raises:
+        InvalidInput: a folder cannot be made or written, or its disk is full.
+    """
+    folders = {"output_dir": resolve_path(config.output_dir), "cache_dir": cache_root(config.cache_dir)}
+    problems = {option: folder_problem(folders[option]) for option in options}
+    faults = [system_fault(option, folders[option], error) for option, error in problems.items() if error is not None]
+    if faults:
+        raise InvalidInput(faults)
+
+
 def prepare_inputs(
     config: Config,
     splits: Sequence[str] = ("train", "validation"),
@@ -178,7 +208,7 @@ def prepare_inputs(
     device = pick_device(config.device)
     model_config = load_config(config.model)
     check_stored(config.model, model_config, to_train=to_train)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
     data = Data(None, None, label_names, config.dataset)
     if splits or (config.model.task == "sequence_classification" and label_names is None):
         data = load_data(
@@ -187,6 +217,7 @@ def prepare_inputs(
             tokenizer=tokenizer,
             seed=config.seed,
             max_positions=_positions(config, model_config),
+            vocabulary=_rows_of_embedding(config, model_config, tokenizer),
             splits=tuple(splits),
             num_labels=config.model.num_labels,
             store=_row_store(config),
@@ -195,11 +226,23 @@ def prepare_inputs(
         step("data", note)
     for split in (data.train, data.validation):
         if split is not None:
-            describe(split)
+            _say(split)
+    if data.train is not None:
+        for text in data.train.form.warnings(data.train.form.config, tokenizer):
+            warn(text)
     if (kind := dequantized_kind(model_config)) is not None:
         step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
-    found = config.model_copy(update={"dataset": data.config})
-    return Inputs(found, device, model_config, tokenizer, data)
+    # what was found in the rows; how many of a stream the steps need is no option of the user's
+    dataset = data.config.model_copy(update={"max_rows": config.dataset.max_rows})
+    return Inputs(config.model_copy(update={"dataset": dataset}), device, model_config, tokenizer, data)
+
+
+def _rows_of_embedding(config: Config, model_config: PreTrainedConfig, tokenizer: Any) -> int | None:
+    """The tokens that the model has rows for, with those that ``model.new_tokens`` adds."""
+    rows = embedding_rows(model_config)
+    if rows is None or not config.model.new_tokens:
+        return rows
+    return max(rows, vocabulary_of(tokenizer, config.model.new_tokens).size)
 
 
 def _with_rows_to_stream(config: Config) -> DatasetConfig:
@@ -210,11 +253,10 @@ def _with_rows_to_stream(config: Config) -> DatasetConfig:
     return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
 
 
-def describe(split: Split) -> None:
-    """Prints how many rows a split has, and what a user should know about how they were read."""
-    for note in split.notes:
-        step("data", note)
+def _say(split: Split) -> None:
     step("data", split.summary())
+    for note in split.notes:
+        step("data", f"{split.name}: {note}")
 
 
 def _row_store(config: Config) -> RowStore:
@@ -243,11 +285,12 @@ def evaluation_split(inputs: Inputs) -> Split:
             task=config.model.task,
             tokenizer=inputs.tokenizer,
             max_positions=_positions(config, inputs.model_config),
+            vocabulary=_rows_of_embedding(config, inputs.model_config, inputs.tokenizer),
             max_rows=options.limit,
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        describe(split)
+        _say(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"

@@ -9,8 +9,6 @@ from torch import nn
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.targets import ALL_LINEAR
-from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.report.console import step
 
 
@@ -20,9 +18,10 @@ def say_left_out(model: nn.Module, config: Config) -> None:
     Args:
         model: before it has an adapter, with or without weights.
     """
-    if "target_modules" not in method_of(config).uses or config.target_modules != ALL_LINEAR:
+    method = method_of(config)
+    if "target_modules" not in method.uses:
         return
-    reasons = unadaptable(model)
+    reasons = method.left_out(model)
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name in reasons if reasons[name] == reason]
         step("init", f"not adapted, because {reason}: {listed(names)}")

@@ -22,6 +22,7 @@ from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
@@ -53,6 +54,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     require_finished(run)
     _refuse_unmergeable(run, config)
     folder = _free_folder(options.output or run.path / "merged")
+    config = with_saved_tokenizer(config, run.path)
     quantization = config.model.quantization
     inputs = _inputs_of_base(run, config, options)
     model = load_trained(inputs, run)

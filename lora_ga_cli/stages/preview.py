@@ -15,10 +15,11 @@ def preview(config: Config, rows: int = 4) -> list[dict[str, Any]]:
     """Prints the first training rows; text without loss is dimmed. Returns their texts and lengths in tokens."""
     inputs = prepare_inputs(config)
     split, found = inputs.train, []
+    unit = "row" if split.read_rows in (None, len(split.rows)) else "example"
     for index in range(min(rows, len(split.rows))):
         row = split.rows[index]
         out.print()
-        out.print(f"[bold]row {index + 1}[/] · {row['length']} tokens", style="cyan")
+        out.print(f"[bold]{unit} {index + 1}[/] · {row['length']} tokens", style="cyan")
         shown = split.form.show(row)
         out.print(shown)
         found.append({"tokens": row["length"], "text": shown.plain})

@@ -17,15 +17,16 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
-from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, links_of, method_of
+from lora_ga_cli.model.generation import base_ends
 from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
-from lora_ga_cli.report.card import served_rank, write_card
+from lora_ga_cli.report.card import described_ends, has_own_tokenizer, served_rank, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
@@ -33,10 +34,11 @@ from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.costs import pass_limits
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.arguments import check_extra, training_arguments
 from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
 from lora_ga_cli.training.changed import sums_of_trained
 from lora_ga_cli.training.checkpoints import last_complete, step_of
@@ -55,6 +57,10 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    if config.trainer.extra:
+        check_extra(config)
+        given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
+        warn(f"trainer.extra is passed to transformers, and is untested here: {given}")
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
@@ -110,8 +116,6 @@ def _train(inputs: Inputs, run: RunFolder) -> Result:
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
     trainer.save_model(str(run.path))
-    if (not method.output.is_adapter or inputs.config.model.new_tokens) and distributed.is_main():
-        inputs.tokenizer.save_pretrained(run.path)
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
     )
@@ -203,7 +207,7 @@ def _fit(
     callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
-    callbacks.append(LastSteps())  # after what decides about evaluations
+    callbacks.append(LastSteps(link))  # after what decides about evaluations
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -285,18 +289,24 @@ def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
 
 def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -> None:
     config = inputs.config
+    if not method_of(config).output.is_adapter or has_own_tokenizer(config):
+        save_tokenizer(inputs, run)
+    source = find_source(config.model)
+    known = base_ends(source.path, inputs.model_config, source.arguments)
     loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
     run.update_manifest(
         **result.losses,
         adapter_rank=result.size,
         saved_difference=difference,
+        adapts_parameters=adapts_parameters(run.path),
         **({"truncation_error": result.truncation_error} if result.truncation_error else {}),
-        base=find_source(config.model).path,
+        base=source.path,
+        ends=described_ends(inputs.ends, known, inputs.tokenizer),
         embedding_rows=inputs.grown_rows,
         dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
-    write_card(run.card_file, run.path.name, config, run.manifest)
+    run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
 
 
@@ -325,7 +335,9 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
     if result.note:
         step("train", result.note)
-    step("saved", f"{run.path}: {_described(config, result.size)}")
+    step("saved", f"{run.path}: {_described(config, result.size, run)}")
+    if method_of(config).output.vllm and has_own_tokenizer(config):
+        step("saved", f"its tokenizer and chat template are beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
         step(
             "saved",
@@ -335,7 +347,7 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     step("saved", f"loss curve: {run.figure_file}")
 
 
-def _described(config: Config, size: int | None) -> str:
+def _described(config: Config, size: int | None, run: RunFolder) -> str:
     method = method_of(config)
     output = method.output
     if not output.is_adapter:
@@ -345,7 +357,9 @@ def _described(config: Config, size: int | None) -> str:
         detail = method.describe_saved(size)
         text += f" of {output.size} {size}" + (f" ({detail})" if detail else "")
     text += f" for {config.model.path}; {output.loads_in} loads it"
-    if output.vllm and size is not None:
+    if run.manifest["adapts_parameters"]:
+        text += "; merge it to serve it, because servers such as vLLM may ignore what it adds to experts"
+    elif output.vllm and size is not None:
         served = served_rank(size)
         text += (
             f", vLLM with --max-lora-rank {served}"

@@ -82,6 +82,18 @@ def test_an_empty_answer_is_malformed_unless_it_is_wanted(
     assert "train: 2 rows, " in loraga("train", *command(rows, "dataset.allow_empty_answers=true"), "--preview")
 
 
+def test_so_is_an_empty_turn_of_the_assistant(loraga: Loraga, command: Write) -> None:
+    def chat(answer: str) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": answer}]}
+
+    rows = [chat(""), chat("3")]
+    out = loraga("train", *command(rows), "--preview", code=2)
+    assert "rows.jsonl:1: message 2, of the assistant, is empty" in out
+    assert "dataset.allow_empty_answers=true" in out
+    assert "1 skipped: an empty answer" in loraga("train", *command(rows, "dataset.on_bad_row=skip"), "--preview")
+    assert "train: 2 rows, " in loraga("train", *command(rows, "dataset.allow_empty_answers=true"), "--preview")
+
+
 def test_columns_of_no_format_are_answered_with_how_to_rename_them(loraga: Loraga, command: Write) -> None:
     words = command([{"question": "1+2?", "response": "3"}])
     out = loraga("train", *words, "--preview", code=2)

@@ -35,6 +35,7 @@ REFUSED = {
     "a name above": ("name: ../evil\n", 4, "name"),
     "an absolute cache": ("cache_dir: /tmp/evil\n", 4, "cache_dir"),
     "an absolute data file": ("dataset:\n  train_file: /etc/passwd\n", 5, "dataset.train_file"),
+    "a chat template elsewhere": ("dataset:\n  chat_template: /etc/passwd\n", 5, "dataset.chat_template"),
     "a data file in a list": ("dataset:\n  train_file: [a.jsonl, ../b.jsonl]\n", 5, "../b.jsonl"),
     "a data file as an address": ("dataset:\n  train_file: file:///etc/passwd\n", 5, "dataset.train_file"),
     "a model at home": ("model:\n  path: ~/model\n", 5, "model.path"),

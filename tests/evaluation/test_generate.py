@@ -18,6 +18,7 @@ from lora_ga_cli.config.compose import compose
 from lora_ga_cli.errors import InvalidInput, ModelError
 from lora_ga_cli.evaluation.completions import append_completions, read_completions
 from lora_ga_cli.evaluation.generate import Generator
+from lora_ga_cli.evaluation.inputs import ModelInputs
 from lora_ga_cli.evaluation.prompt import check_conversation
 from lora_ga_cli.evaluation.tasks.base import Progress, Score
 from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem
@@ -94,6 +95,32 @@ def test_a_batch_answers_as_transformers_alone_does_one_by_one(answer: Answer, f
     assert [(completion.texts[0], completion.truncated) for completion in completions] == expected
     assert [completion.prompts for completion in completions] == [(prompt,) for prompt in PROMPTS]
     assert len({text for text, _ in expected}) > len(PROMPTS) / 2
+
+
+def test_an_answer_ends_where_the_chat_template_ends_a_turn(answer: Answer) -> None:
+    """Here with a text that is no token; the model writes the alphabet after the prompt's last letter."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{{ 'fg' if m.role == 'assistant' else ' a' }}{% endfor %}"
+    )
+    (completion,) = answer(alphabet(), Bench(["x"], chat=True), tokenizer=tokenizer, max_new_tokens=20)
+    assert (completion.texts, completion.truncated) == (("bcde",), False)
+
+
+def test_a_conversation_is_read_as_its_template_writes_it() -> None:
+    """And so it is trained: a beginning-of-text token that the template does not write is not put before it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.chat_template = TEMPLATE
+    inputs = ModelInputs(restless("llama"), tokenizer, "causal_lm", GenerationOptions(task="bench"), 0)
+    messages = [{"role": "user", "content": "q"}]
+    of_transformers = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    (chat,) = inputs.first_rows(Bench(["q"], chat=True))
+    (plain,) = inputs.first_rows(Bench(["q"]))
+    assert chat["input_ids"] == of_transformers
+    assert (
+        plain["input_ids"] == tokenizer("q")["input_ids"] == [0, *tokenizer("q", add_special_tokens=False)["input_ids"]]
+    )
 
 
 def test_a_trained_prefix_stays_beside_its_prompt(answer: Answer) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,36 @@ def test_a_layer_that_the_loss_does_not_reach_is_named(estimator: EstimatorType)
         model.model.layers[0].mlp.down_proj.weight.zero_()
     with pytest.raises(GradientError, match=r"no gradient reached model\.layers\.1\.mlp\.gate_proj.*target_modules"):
         estimate_gradients(model, [batch], estimator=estimator())
+
+
+class Experts(nn.Module):
+    """Blocks with a list of experts, each token of which goes to the experts of some numbers."""
+
+    def __init__(self, used: Sequence[int]):
+        super().__init__()
+        self.used = used
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(3)) for _ in range(2))
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Any:
+        for experts in self.layers:
+            inputs = inputs + sum(experts[number](inputs) for number in self.used)  # type: ignore[index]
+        return SimpleNamespace(loss=(inputs - labels).square().mean())
+
+
+@both_estimators
+def test_an_expert_that_no_token_is_routed_to_is_listed(estimator: EstimatorType) -> None:
+    torch.manual_seed(0)
+    batch = {"inputs": torch.randn(4, 6), "labels": torch.randn(4, 6)}
+    some, all_used = Experts([0, 2]), Experts([0, 1, 2])
+    artifact = estimate_gradients(some, [batch], estimator=estimator())
+    assert artifact.unreached == {"layers.0.1", "layers.1.1"}
+    assert set(artifact.factors) == {"layers.0.0", "layers.0.2", "layers.1.0", "layers.1.2"}
+    expected = torch.autograd.grad(some(**batch).loss, some.layers[1][2].weight)[0]
+    torch.testing.assert_close(multiplied(artifact.factors["layers.1.2"]), expected.double(), rtol=0.01, atol=1e-4)
+    assert not estimate_gradients(all_used, [batch], estimator=estimator()).unreached
+    artifact.check_serves({"layers.0.1"}, 3)
+    with pytest.raises(GradientError, match=r"no gradient for layers\.2\.0"):
+        artifact.check_serves({"layers.2.0"}, 3)
 
 
 @both_estimators

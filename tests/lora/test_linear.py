@@ -96,6 +96,19 @@ def test_one_operation_gives_what_two_do(form: str) -> None:
     assert calls(other, lambda: other(x)) == 0
 
 
+def test_a_model_may_change_the_result_in_place() -> None:
+    """The mixture of experts of Llama 4 adds to what its shared expert returns."""
+    model, x = adapted("direct"), torch.randn(2, 5, D_IN, dtype=torch.float64)
+    other = torch.randn(2, 5, D_IN, dtype=torch.float64)
+
+    def gradients(compute: Callable[[Any], Tensor], model: Any) -> list[Tensor]:
+        trained = [item for item in model.parameters() if item.requires_grad]
+        return list(torch.autograd.grad(compute(model).square().sum(), trained))
+
+    expected = gradients(lambda model: model(x) + other, separately(model))
+    torch.testing.assert_close(gradients(lambda model: model(x).add_(other), model), expected)
+
+
 def test_gradients_are_those_of_finite_differences() -> None:
     model = adapted("direct")
     layer: Any = lora_layers(model)["second"]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import T5Config
+from transformers import BloomConfig, BloomForCausalLM, ModernBertConfig, ModernBertModel, T5Config, XLNetConfig
 
 from lora_ga_cli.config.schema import ModelConfig
 from lora_ga_cli.errors import ModelError
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.loading import empty_model, find_source, identify, load_model, max_positions, pick_device
+from lora_ga_cli.model.targets import new_modules
 from tests.conftest import FAMILIES, TASKS, build_model
 
 CPU = torch.device("cpu")
@@ -99,6 +101,28 @@ def test_positions() -> None:
     assert max_positions(build_model("llama").config) == 256
     assert max_positions(build_model("gpt2").config) == 256
     assert max_positions(T5Config()) is None
+    assert max_positions(XLNetConfig()) is None  # which states -1
+
+
+def test_transformers_chooses_the_attention_unless_the_user_does(saved_bases: dict[str, Path], tmp_path: Path) -> None:
+    BloomForCausalLM(BloomConfig(vocab_size=259, hidden_size=32, n_layer=1, n_head=4)).save_pretrained(tmp_path)
+    llama, bloom = str(saved_bases["llama"]), str(tmp_path)
+
+    def chosen(path: str, attention: Any) -> str:
+        return str(load_model(ModelConfig(path=path, attention=attention), CPU).config._attn_implementation)
+
+    assert [chosen(llama, None), chosen(llama, "eager"), chosen(bloom, None)] == ["sdpa", "eager", "eager"]
+    with pytest.raises(ModelError, match=r"BloomForCausalLM has no attention of this kind; leave model\.attention out"):
+        chosen(bloom, "sdpa")
+
+
+def test_a_head_of_several_modules_may_be_new(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = ModernBertConfig(**sizes, num_attention_heads=4, pad_token_id=0, cls_token_id=1, sep_token_id=2)
+    ModernBertModel(config).save_pretrained(tmp_path)
+    options = ModelConfig(path=str(tmp_path), task="sequence_classification")
+    expected = ["classifier", "head"]
+    assert new_modules(load_model(options, CPU, 3)) == new_modules(empty_model(options, 3)) == expected
 
 
 def test_a_device_that_is_not_there() -> None:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.model.targets import check_rank, find_targets, fingerprint, shortest_names
+from lora_ga_cli.model.targets import (
+    check_rank,
+    classifier_heads,
+    find_targets,
+    fingerprint,
+    new_modules,
+    shortest_names,
+    small_layers,
+)
 from tests.conftest import build_model
 
 
@@ -74,6 +83,27 @@ def test_a_quantized_weight_has_the_shape_of_its_layer() -> None:
     assert packed.shape == (6, 10)
     assert not plain.quantized
     assert plain.shape == (4, 6)
+
+
+def test_the_head_of_a_classifier_is_what_it_has_beside_its_base() -> None:
+    sizes = {"vocab_size": 64, "dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4}
+    distilbert = DistilBertForSequenceClassification(DistilBertConfig(**sizes))
+    assert classifier_heads(distilbert) == ["pre_classifier", "classifier"]
+    assert new_modules(distilbert) == ["classifier", "pre_classifier"]
+    assert not any("classifier" in name for name in find_targets(distilbert))
+    assert classifier_heads(build_model("bert")) == ["classifier"]
+    assert classifier_heads(build_model("llama")) == []
+
+
+def test_a_few_layers_among_all_may_be_too_small() -> None:
+    """Layers that the user named, and a rank that is too large for half of the weights, are errors."""
+    shapes, ranks = {"gate": (1, 64), "wide": (64, 64)}, {"gate": 4, "wide": 4}
+    assert small_layers(shapes, ranks, vectors=2, named=False) == {"gate"}
+    with pytest.raises(TargetError, match=r"gate \(d_out 1, d_in 64\) has 1"):
+        small_layers(shapes, ranks, vectors=2, named=True)
+    with pytest.raises(TargetError, match=r"rank=40 needs 80 singular vectors, and wide .*: choose rank=32 or less"):
+        small_layers(shapes, {"gate": 40, "wide": 40}, vectors=2, named=False)
+    assert small_layers(shapes, {"gate": 1, "wide": 32}, vectors=1, named=True) == set()
 
 
 def test_a_rank_that_is_too_large_names_layer_and_largest_rank() -> None:

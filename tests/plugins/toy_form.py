@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.tokens import MASKED, plain_tokens
+from lora_ga_cli.data.tokens import MASKED, answer_tokens, prompt_tokens
 from lora_ga_cli.registry import EXAMPLES
 
 
@@ -35,7 +35,8 @@ class JoinedLines(Form):
     def tokenize(self, parts: Sequence[tuple[str, str]]) -> list[Example]:
         examples = []
         for prompt_text, reference in parts:
-            prompt, answer = plain_tokens(self.tokenizer, [prompt_text, reference])
+            (prompt,) = prompt_tokens(self.tokenizer, [prompt_text])
+            answer = answer_tokens(self.tokenizer, prompt, prompt_text, reference)
             row = {"input_ids": prompt + answer, "labels": [MASKED] * len(prompt) + answer}
             row |= {"length": len(prompt) + len(answer), "prompt_length": len(prompt)}
             examples.append(Example({**row, "prompt": prompt_text, "reference": reference}))

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ga_cli.data.collate import collate_tokens
+from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.flatten import flatten_tokens
 from lora_ga_cli.data.show import append_tokens
 from lora_ga_cli.data.template import Template, TemplateError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("prompt", "answer", "text", "text_pair")
 """Options of `dataset` that hold a template."""
-COLUMNS = ("messages", "label")
+COLUMNS = ("messages", "label", "tools")
 """Options of `dataset` that hold the name of a column."""
 
 
@@ -46,10 +47,12 @@ class Example:
     Args:
         row: the columns of `Split.rows`.
         keep: what the form needs to truncate the row later.
+        notes: what is to be said of the row, for people; each is counted and printed once for all rows.
     """
 
     row: dict[str, Any]
     keep: Any = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
 
 class Form(ABC):
@@ -123,6 +126,23 @@ class Form(ABC):
         return columns
 
     @classmethod
+    def columns_if_present(cls, config: DatasetConfig) -> Sequence[str]:
+        """Other columns (after renaming) that the form reads where there are any."""
+        return ()
+
+    @classmethod
+    def ends(cls, config: DatasetConfig, tokenizer: Any) -> Ends:
+        """What ends an answer of the rows, so that a model which learned them stops there. By default the end-of-text
+        token."""
+        end = tokenizer.eos_token_id
+        return Ends(() if end is None else (end,))
+
+    @classmethod
+    def warnings(cls, config: DatasetConfig, tokenizer: Any) -> list[str]:
+        """What a user should know before training on such rows, a line each."""
+        return []
+
+    @classmethod
     def _given(cls, config: DatasetConfig, options: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Those of the options that the form reads and the configuration gives."""
         for option in options:
@@ -148,12 +168,17 @@ class Form(ABC):
     def tokenize(self, parts: Sequence[Any]) -> list[Example]:
         """Examples of what `read` returned, whatever their length."""
 
+    def examples(self, parts: Sequence[Any]) -> list[list[Example]]:
+        """For each part that `read` returned its examples. A form whose rows may become several examples overrides
+        this; by default every row is one."""
+        return [[example] for example in self.tokenize(parts)]
+
     def truncate(self, example: Example, max_length: int) -> Example:
         """The example with only the first tokens. An end-of-text token goes too: the model must not learn to stop
         there."""
         row = example.row
         first = {name: row[name][:max_length] for name in ("input_ids", "labels")}
-        return Example({**row, **first, "length": len(first["input_ids"])}, keep=example.keep)
+        return replace(example, row={**row, **first, "length": len(first["input_ids"])})
 
     def learns(self, example: Example) -> bool:
         """Whether any token has a loss. A causal model predicts no first token, so that one does not count."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.data.tokens import leading_tokens, plain_tokens
+from lora_ga_cli.data.tokens import leading_tokens, prompt_tokens
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import EXAMPLES
 
@@ -53,9 +53,10 @@ class PlainText(Form):
         return text
 
     def tokenize(self, parts: Sequence[str]) -> list[Example]:
+        texts = prompt_tokens(self.tokenizer, parts, leading=self._start)
         return [
-            self._example(text, [*self._start, *tokens, self.tokenizer.eos_token_id])
-            for text, tokens in zip(parts, plain_tokens(self.tokenizer, parts), strict=True)
+            self._example(text, [*tokens, self.tokenizer.eos_token_id])
+            for text, tokens in zip(parts, texts, strict=True)
         ]
 
     def _example(self, text: str, tokens: list[int]) -> Example:

@@ -9,7 +9,7 @@ from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import EmptyAnswer
 from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.data.tokens import MASKED, leading_tokens, plain_tokens
+from lora_ga_cli.data.tokens import MASKED, extended_tokens, leading_tokens, prompt_tokens
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import EXAMPLES
 
@@ -53,9 +53,10 @@ class PromptAndAnswer(Form):
 class PromptAnswer(PromptAndAnswer):
     """``prompt`` then ``answer`` then the end-of-text token.
 
-    The two are tokenized apart: a tokenizer may merge the prompt's last characters with the answer's first, and then
-    the model would learn from other prompt tokens than it is shown when it generates. The prompt starts with what the
-    tokenizer puts at a text's start (often a beginning-of-text token) and never ends with what it puts at the end.
+    The prompt's tokens are those that the model is shown when it generates, and the tokens of both decode to both
+    texts. Where a tokenizer would merge the prompt's last characters with the answer's first, they are kept apart. The
+    prompt starts with what the tokenizer puts at a text's start (often a beginning-of-text token), once, and never ends
+    with what it puts at the end.
     """
 
     tasks = ("causal_lm",)
@@ -73,12 +74,13 @@ class PromptAnswer(PromptAndAnswer):
         return faults
 
     def tokenize(self, parts: Sequence[tuple[str, str]]) -> list[Example]:
-        prompts = plain_tokens(self.tokenizer, [prompt for prompt, _ in parts])
-        answers = plain_tokens(self.tokenizer, [answer for _, answer in parts])
-        return [
-            self._example(self._start + prompt, [*answer, self.tokenizer.eos_token_id], *texts)
-            for prompt, answer, texts in zip(prompts, answers, parts, strict=True)
-        ]
+        prompts = prompt_tokens(self.tokenizer, [prompt for prompt, _ in parts], leading=self._start)
+        together = prompt_tokens(self.tokenizer, ["".join(texts) for texts in parts], leading=self._start)
+        examples = []
+        for prompt, both, texts in zip(prompts, together, parts, strict=True):
+            answer = extended_tokens(self.tokenizer, prompt, texts[1], both)[len(prompt) :]
+            examples.append(self._example(prompt, [*answer, self.tokenizer.eos_token_id], *texts))
+        return examples
 
     def _example(self, prompt: list[int], answer: list[int], prompt_text: str, reference: str) -> Example:
         row = {

@@ -57,6 +57,8 @@ def _is_conversation(value: object) -> bool:
 
 TEXT = Kind("a text", _is_text)
 CONVERSATION = Kind("a list of messages", _is_conversation)
+CONVERSATION_OPTIONS = ("tools", "learn_turns", "chat_template")
+"""Options of `dataset` that go with any column of messages."""
 
 
 class RowFormat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_ga_cli.data.row_formats.base import CONVERSATION, RowFormat
+from lora_ga_cli.data.row_formats.base import CONVERSATION, CONVERSATION_OPTIONS, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class MessageRows(RowFormat):
     columns: ClassVar = {"messages": CONVERSATION}
     aliases: ClassVar = {"messages": ("conversation", "chat", "dialog", "dialogue", "turns")}
     precedence = 60
-    fields = ("messages",)
+    fields = ("messages", *CONVERSATION_OPTIONS)
 
     @classmethod
     def options(cls, rows: Sequence[Row]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.data.row_formats.base import CONVERSATION, TEXT, Kind, RowFormat
+from lora_ga_cli.data.row_formats.base import CONVERSATION, CONVERSATION_OPTIONS, TEXT, Kind, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PromptCompletionRows(RowFormat):
     columns: ClassVar = {"prompt": EITHER, "completion": EITHER}
     tasks = ("causal_lm", "seq2seq_lm")
     precedence = 50
-    fields = ("prompt", "answer", "messages")
+    fields = ("prompt", "answer", "messages", *CONVERSATION_OPTIONS)
 
     @classmethod
     def options(cls, rows: Sequence[Row]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from lora_ga_cli.data.row_formats.base import CONVERSATION, RowFormat
+from lora_ga_cli.data.row_formats.base import CONVERSATION, CONVERSATION_OPTIONS, RowFormat
 from lora_ga_cli.registry import ROW_FORMATS
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class ShareGptRows(RowFormat):
 
     columns: ClassVar = {"conversations": CONVERSATION}
     precedence = 55
-    fields = ("messages",)
+    fields = ("messages", *CONVERSATION_OPTIONS)
 
     @classmethod
     def options(cls, rows: Sequence[Row]) -> dict[str, str]:

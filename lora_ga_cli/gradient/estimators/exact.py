@@ -24,7 +24,8 @@ from lora_ga_cli.registry import ESTIMATORS
 
 @ESTIMATORS.register("exact")
 class ExactEstimator:
-    """Adds up ``G = Σ weight · dL/dW`` per target, as (d_out, d_in) in float32, whatever type the model computes in.
+    """Adds up ``G = Σ weight · dL/dW`` per target, as (d_out, d_in) in float32, whatever type the model computes in; of
+    E experts, as (E, d_out, d_in).
 
     Backpropagation hands over each weight's gradient as soon as it is ready. It is added to the sum and freed at once,
     so at most one layer's temporary gradient exists at a time. Sums take 4 bytes per target weight.
@@ -103,13 +104,14 @@ class ExactEstimator:
             return
         for target in self._targets.values():
             device = target.weight.device
-            local_sum = self._sums.get(target.name, torch.zeros(target.shape)).to(device)
+            empty = torch.zeros([target.experts] * bool(target.experts) + list(target.shape))
+            local_sum = self._sums.get(target.name, empty).to(device)
             reached = distributed.sum_number(float(target.name in self._sums), device)
             if reached:
                 self._sums[target.name] = distributed.sum_tensor(local_sum).to("cpu" if self.offload else device)
 
     def means(self, total: float) -> Iterator[tuple[str, Tensor]]:
-        """Each target's mean gradient over ``total`` items, (d_out, d_in) in float32.
+        """The mean gradient over ``total`` items of each target, or of each expert of it, (d_out, d_in) in float32.
 
         The sum becomes the mean in place and is then forgotten here.
 
@@ -117,12 +119,17 @@ class ExactEstimator:
             GradientError: a layer received no gradient (an expert that no token was routed to is left out).
         """
         for name in self._reached_layers():
-            yield name, self._sums.pop(name).div_(total)
+            target, mean = self._targets[name], self._sums.pop(name).div_(total)
+            if target.experts:
+                yield from zip((layer.name for layer in target.layers), mean, strict=True)
+            else:
+                yield name, mean
 
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
         refuse_zero_gradients([name for name in self._reached_layers() if not bool(self._sums[name].any())])
         for name, grad in self.means(total):
-            yield name, truncated_svd(grad, self._capacity)
+            if bool(grad.any()):  # it is zero for an expert that no token was routed to
+                yield name, truncated_svd(grad, self._capacity)
 
     def _reached_layers(self) -> list[str]:
         reached = [name for name in self._targets if name in self._sums]

@@ -9,19 +9,23 @@ of linear sketches of the same size, whose test matrices do not depend on the gr
 
 Further passes over the same rows project on the range found before: pass 2 computes ``Gᵀ U`` exactly, pass 3 ``G V``,
 and so on. Each is half a power iteration.
+
+The weights of experts, one parameter (E, d_out, d_in), are no linear layers whose inputs could be read: backpropagation
+forms their gradient, which is condensed as soon as it is there and freed. So one parameter's gradient exists at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lora_ga_cli import distributed
+from lora_ga_cli.errors import GradientError
 from lora_ga_cli.gradient.capture import capture_gradients, checkpoint_kinds
 from lora_ga_cli.gradient.estimator import (
     EstimatorOptions,
@@ -33,10 +37,12 @@ from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.gradient.lowrank import eigenvectors
 from lora_ga_cli.gradient.sketch_batch import (
     PROBES,
+    Gradients,
     LayerCall,
     SketchBatch,
     columns_of,
     condense,
+    condense_gradients,
     merge_micro_batches,
     project,
 )
@@ -58,8 +64,8 @@ class SketchEstimator:
     """Condenses the gradient of every target during backpropagation; the module describes the algorithm.
 
     Memory per target: ``1.25 · capacity · (d_out + d_in)`` numbers in float32, about twice (the sum and the current
-    micro-batch; `sketch_bytes` counts). The weights of the base model are not touched and need no gradients, so they
-    may be quantized or sharded.
+    micro-batch; `sketch_bytes` counts). The weights of linear layers are not touched and need no gradients, so they
+    may be quantized or sharded; those of experts may not.
 
     With several processes each one sees its own rows, all run the same number of micro-batches, and each merges the
     micro-batches of one round in the order of ranks. So the factors are the same in every process.
@@ -77,6 +83,7 @@ class SketchEstimator:
         self._batches: list[SketchBatch] = []
         self._position: dict[str, tuple[SketchBatch, int]] = {}  # a layer's batch and its index there
         self._wide: set[str] = set()
+        self._experts: list[set[str]] = []  # the layers of every parameter of experts
         self._queue: list[LayerCall] = []
         self._queue_bytes = self._last_input = 0
         self._queue_limit = QUEUE_BYTES
@@ -90,19 +97,33 @@ class SketchEstimator:
 
     @contextlib.contextmanager
     def watch(self, model: nn.Module, targets: Mapping[str, Target], capacity: int) -> Iterator[None]:
-        members: dict[tuple[tuple[int, int], torch.device], list[str]] = defaultdict(list)
-        for name, target in targets.items():
+        members: dict[tuple[tuple[int, int], torch.device, bool], list[str]] = defaultdict(list)
+        layers = [layer for target in targets.values() for layer in target.layers]
+        for layer in layers:
             # a wide gradient is sketched as its transpose, together with the tall ones of that shape
-            members[(max(target.shape), min(target.shape)), target.weight.device].append(name)
-        self._wide = {name for name, target in targets.items() if target.shape[0] < target.shape[1]}
-        self._batches = [SketchBatch(names, *key, capacity, self.seed) for key, names in members.items()]
+            shape = max(layer.shape), min(layer.shape)
+            members[shape, layer.weight.device, layer.is_module].append(layer.name)
+        self._wide = {layer.name for layer in layers if layer.shape[0] < layer.shape[1]}
+        self._batches = [
+            SketchBatch(names, shape, device, capacity, self.seed) for (shape, device, _), names in members.items()
+        ]
         positions = {name: (batch, index) for batch in self._batches for index, name in enumerate(batch.names)}
-        self._position = {name: positions[name] for name in targets}
+        self._position = {layer.name: positions[layer.name] for layer in layers}
+        self._experts = [{layer.name for layer in target.layers} for target in targets.values() if target.experts]
+        modules = {name: target for name, target in targets.items() if target.is_module}
         self._queue_limit = queue_bytes(self._batches[0].device, checkpointed=bool(checkpoint_kinds(model)))
+        hooks = contextlib.ExitStack()
         try:
-            with capture_gradients(model, targets, self._enqueue):
+            for target in targets.values():
+                if not target.is_module:
+                    if target.sharded:
+                        raise GradientError(f"{target.name} is sharded, so its gradient cannot be condensed")
+                    target.weight.requires_grad_(True)
+                    hooks.callback(target.weight.register_post_accumulate_grad_hook(self._grad_hook(target)).remove)
+            with capture_gradients(model, modules, self._enqueue):
                 yield
         finally:
+            hooks.close()
             self._queue, self._nonfinite, self._queue_bytes = [], [], 0
 
     @torch.no_grad()
@@ -138,6 +159,32 @@ class SketchEstimator:
         if self._queue_bytes > self._queue_limit:
             self._empty_queue()
 
+    def _grad_hook(self, target: Target) -> Callable[[Tensor], None]:
+        """A hook that condenses the gradient of a parameter as soon as backpropagation has formed it."""
+        layers = target.layers
+        batch = self._position[layers[0].name][0]
+
+        @torch.no_grad()
+        def hook(weight: Tensor) -> None:
+            grad, weight.grad = weight.grad, None
+            if grad is None:
+                return
+            gradients = target.oriented(grad).reshape(len(layers), *target.shape)
+            # the gradient of an expert that no token was routed to is zero
+            reached = gradients.flatten(1).any(1).nonzero().flatten().tolist()
+            if not reached:
+                return
+            chosen = gradients if len(reached) == len(layers) else gradients[reached]
+            chosen = chosen.mT if layers[0].name in self._wide else chosen
+            indices = tuple(self._position[layers[number].name][1] for number in reached)
+            stack = Gradients(batch, indices, chosen.float())
+            if self._pass == 1:
+                condense_gradients(stack, self._weight)
+            else:
+                batch.add_projection(stack, self._weight)
+
+        return hook
+
     def _empty_queue(self) -> None:
         queue, self._queue, self._queue_bytes = self._queue, [], 0
         process = condense if self._pass == 1 else project
@@ -167,22 +214,24 @@ class SketchEstimator:
 
     @torch.no_grad()
     def factors(self, total: float) -> Iterator[tuple[str, Factors]]:
-        unreached = {name for batch in self._batches for name in batch.layers_without_gradient()}
+        zero = {name for batch in self._batches for name in batch.layers_with_zero_gradient()}
+        # of the experts in one parameter, some may have no gradient, and all of them may not
+        without = {name for experts in self._experts if not experts <= zero for name in experts & zero}
+        unreached = {name for batch in self._batches for name in batch.layers_without_gradient()} - without
         refuse_unreached_layers(
             unreached,
-            self._position,
+            [name for name in self._position if name not in without],
             "the loss does not depend on it, or the model uses its weight without calling it (then gradient=exact)",
         )
-        zero = [name for batch in self._batches for name in batch.layers_with_zero_gradient()]
-        refuse_zero_gradients([name for name in zero if name not in unreached])
+        without |= unreached
+        refuse_zero_gradients([name for name in self._position if name in zero - without])
         factors: dict[str, Factors] = {}
         eigen = eigenvectors([batch.scaled_side for batch in self._batches])
         for batch, of_batch in zip(self._batches, eigen, strict=True):
             factors.update(batch.factors(of_batch, total))
         for name in self._position:
-            if name in unreached:
-                continue
-            yield name, factors[name].transposed() if name in self._wide else factors[name]
+            if name not in without:
+                yield name, factors[name].transposed() if name in self._wide else factors[name]
 
 
 def sketch_bytes(
