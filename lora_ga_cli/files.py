@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -34,6 +35,8 @@ CACHE_VARIABLES = (
     "MPLCONFIGDIR",
 )
 """Environment variables of loraga and its libraries that name a folder of a cache."""
+LEAST_ROOM = 2**20
+"""Bytes that have to be free on a disk before a run begins."""
 LONGEST_NAME = 200
 """Bytes of a name. File systems take 255, and temporary and replaced folders add to the name."""
 CLOCK_RESOLUTION = 2.0
@@ -95,6 +98,31 @@ def forget_empty_variables() -> None:
     for name in CACHE_VARIABLES:
         if os.environ.get(name) == "":
             del os.environ[name]
+
+
+def folder_problem(folder: Path) -> OSError | None:
+    """Why nothing can be written into a folder, which need not exist yet; None if nothing speaks against it.
+
+    Nothing is created.
+    """
+    for path in (folder.absolute(), *folder.absolute().parents):
+        try:
+            if not path.is_dir():
+                if path.exists():
+                    return OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+                path.stat()
+        except NotADirectoryError:
+            continue  # a part of the path is a file, which is looked at next
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return error
+        if not os.access(path, os.W_OK | os.X_OK):
+            return OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if shutil.disk_usage(path).free < LEAST_ROOM:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return None
+    return None
 
 
 @contextlib.contextmanager

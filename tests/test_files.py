@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,17 +154,61 @@ def test_file_sizes_are_of_all_files_below(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("configured", "variable", "expected"),
-    [("here", "there", "here"), (None, "there", "there"), (None, None, "xdg/loraga"), ("~/c", None, "home/c")],
+    [("here", "there", "here"), (None, "there", "there"), (None, None, "/xdg/loraga"), ("~/c", None, "home/c")],
 )
 def test_the_cache_is_as_configured_else_the_variable_else_the_systems(
     configured: str | None, variable: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "home")
-    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.delenv("LORAGA_CACHE", raising=False)
     if variable:
         monkeypatch.setenv("LORAGA_CACHE", variable)
     assert files.cache_root(configured) == Path(expected)
+
+
+@pytest.mark.parametrize("value", [None, "", "relative/folder"])
+def test_a_cache_variable_that_is_empty_or_relative_counts_as_not_set(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("LORAGA_CACHE", "")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert files.cache_root("") == files.cache_root(None) == Path("/home/me/.cache/loraga")
+
+
+def test_empty_variables_of_other_caches_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's library would write into the current folder."""
+    for name, value in {"HF_HOME": "", "XDG_CACHE_HOME": "", "TORCH_HOME": "/torch"}.items():
+        monkeypatch.setenv(name, value)
+    files.forget_empty_variables()
+    assert [name for name in ("HF_HOME", "XDG_CACHE_HOME", "TORCH_HOME") if name in os.environ] == ["TORCH_HOME"]
+
+
+def test_what_speaks_against_a_folder_is_found_without_creating_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    assert files.folder_problem(tmp_path / "new" / "deep") is None
+    codes = {
+        tmp_path / "file": errno.ENOTDIR,
+        tmp_path / "file" / "deep" / "er": errno.ENOTDIR,
+        tmp_path / ("x" * 300): errno.ENAMETOOLONG,
+    }
+    for folder, code in codes.items():
+        problem = files.folder_problem(folder)
+        assert problem is not None
+        assert problem.errno == code
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert files.folder_problem(tmp_path / "new").errno == errno.EACCES  # type: ignore[union-attr]
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_speaks_against_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert files.folder_problem(tmp_path).errno == errno.ENOSPC  # type: ignore[union-attr]
 
 
 def test_bundled_paths_are_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +228,14 @@ def test_bundled_paths_stay_in_the_package(path: str) -> None:
 def test_a_text_that_is_not_one_name_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="one plain name"):
         files.one_name(text)
+
+
+def test_a_name_leaves_room_for_what_is_added_to_it() -> None:
+    """Temporary and replaced folders have longer names; a character may take several bytes."""
+    assert files.one_name("x" * 200)
+    for text in ("x" * 201, "é" * 101):
+        with pytest.raises(ValueError, match=r"too long: 20[12] bytes, and a folder's name may have 200"):
+            files.one_name(text)
 
 
 def test_json_on_disk_is_plain_json(tmp_path: Path) -> None:

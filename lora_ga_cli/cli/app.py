@@ -10,7 +10,20 @@ import typer
 from typer.core import TyperGroup
 
 from lora_ga_cli import __version__, distributed, garbage
-from lora_ga_cli.cli import cache, convert, estimate_grad, evaluate, init, merge, recipes, reproduce, train
+from lora_ga_cli.cli import (
+    cache,
+    convert,
+    environment,
+    estimate_grad,
+    evaluate,
+    export,
+    init,
+    merge,
+    push,
+    recipes,
+    reproduce,
+    train,
+)
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
 from lora_ga_cli.files import forget_empty_variables
@@ -58,8 +71,11 @@ app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
+app.command("export")(export.command)
+app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
+app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")
 

@@ -11,10 +11,11 @@ import typer
 from lora_ga_cli.cli.output import Outcome, with_json
 
 if TYPE_CHECKING:
+    from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowsEntry, RowStore
     from lora_ga_cli.gradient.store import ArtifactStore, Entry
 
-app = typer.Typer(no_args_is_help=True, help="List, verify and prune stored gradients and tokenized rows.")
+app = typer.Typer(no_args_is_help=True, help="List, verify and prune stored gradients and rows.")
 CacheDir = Annotated[
     str | None,
     typer.Option(
@@ -28,39 +29,53 @@ class Kind(StrEnum):
 
     gradients = "gradients"
     rows = "rows"
+    sources = "sources"
 
 
 Only = Annotated[
-    Kind | None, typer.Option("--only", help="Only gradients, or only tokenized rows.", show_default=False)
+    Kind | None,
+    typer.Option(
+        "--only",
+        help="Only gradients, tokenized rows, or files and streams as read.",
+        show_default=False,
+    ),
 ]
 
 
-def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactStore | RowStore]:
+def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactStore | RowStore | SourceStore]:
+    from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
     root = cache_root(cache_dir)
-    stores: dict[Kind, ArtifactStore | RowStore] = {Kind.gradients: ArtifactStore(root), Kind.rows: RowStore(root)}
+    stores: dict[Kind, ArtifactStore | RowStore | SourceStore] = {
+        Kind.gradients: ArtifactStore(root),
+        Kind.rows: RowStore(root),
+        Kind.sources: SourceStore(root),
+    }
     return [store for kind, store in stores.items() if only in (None, kind)]
 
 
 @app.command("list")
 @with_json
 def list_entries(cache_dir: CacheDir = None) -> dict[str, Any]:
-    """List all stored gradients and tokenized rows, newest first."""
+    """List all stored gradients and rows, newest first."""
+    from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
     root = cache_root(cache_dir)
-    gradients, rows = ArtifactStore(root), RowStore(root)
+    gradients, rows, sources = ArtifactStore(root), RowStore(root), SourceStore(root)
     _list_gradients(gradients)
-    _list_rows(rows)
+    _list_rows(rows, "tokenized split")
+    _list_rows(sources, "large file or stream, as it was read", "large files and streams, as they were read")
     return {
         "folder": root,
         "gradients": [_plain(entry) for entry in gradients.entries()],
         "rows": [_plain(entry) for entry in rows.entries()],
+        "sources": [_plain(entry) for entry in sources.entries()],
     }
 
 
@@ -96,7 +111,7 @@ def _list_gradients(store: ArtifactStore) -> None:
     say(f"{len(entries)} stored {gradients} in {store.folder}: {size(sum(entry.size for entry in entries))}")
 
 
-def _list_rows(store: RowStore) -> None:
+def _list_rows(store: RowStore | SourceStore, one: str, several: str | None = None) -> None:
     from lora_ga_cli.report.console import say, size
     from lora_ga_cli.report.tables import print_table
     from lora_ga_cli.stores import age_in_days
@@ -117,8 +132,8 @@ def _list_rows(store: RowStore) -> None:
         for entry in entries
     ]
     print_table(["key", "split", "source", *numeric], rows, numeric=numeric)
-    splits = "tokenized split" if len(entries) == 1 else "tokenized splits"
-    say(f"{len(entries)} {splits} in {store.folder}: {size(sum(entry.size for entry in entries))}")
+    what = one if len(entries) == 1 else several or f"{one}s"
+    say(f"{len(entries)} {what} in {store.folder}: {size(sum(entry.size for entry in entries))}")
 
 
 @app.command("verify")
@@ -158,21 +173,25 @@ def prune_entries(
     only: Only = None,
     cache_dir: CacheDir = None,
 ) -> dict[str, Any]:
-    """Remove stored gradients and tokenized rows, and files left by interrupted writes."""
+    """Remove stored gradients and rows, and files left by interrupted writes."""
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.console import say, size, warn
     from lora_ga_cli.stores import age_in_days
 
-    entries: dict[ArtifactStore | RowStore, list[Entry | RowsEntry]] = {
+    entries: dict[ArtifactStore | RowStore | SourceStore, list[Entry | RowsEntry]] = {
         store: [*(store.verify() if damaged else store.entries())] for store in _stores(cache_dir, only)
     }
     known = [entry.key for some in entries.values() for entry in some]
     unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
     if unmatched:
         hint = "loraga cache list shows them"
-        kinds = {Kind.gradients: "no stored gradient {0}", Kind.rows: "no tokenized split {0}"}
+        kinds = {
+            Kind.gradients: "no stored gradient {0}",
+            Kind.rows: "no tokenized split {0}",
+            Kind.sources: "no stored file {0}",
+        }
         what = "there is " + " and ".join(text for kind, text in kinds.items() if only in (None, kind))
         raise InvalidInput([Fault("command line", what.format(key), hint) for key in unmatched])
     removed_keys: list[str] = []

@@ -115,6 +115,7 @@ def run_jobs(
         raise InvalidInput([Fault("command line", what, hint)])
 
     def task(config: Config, heading: str) -> None:
+        from lora_ga_cli.cli.paths import naming, paths_of
         from lora_ga_cli.config.listing import remember_options
         from lora_ga_cli.report import console
 
@@ -122,12 +123,13 @@ def run_jobs(
         if heading:
             console.title(heading)
         try:
-            if dry_run is not None:
-                from lora_ga_cli.stages.forecast import forecast
+            with naming(paths_of(config)):
+                if dry_run is not None:
+                    from lora_ga_cli.stages.forecast import forecast
 
-                results.append((heading, forecast(config, dry_run)))
-            else:
-                results.append((heading, job(config)))
+                    results.append((heading, forecast(config, dry_run)))
+                else:
+                    results.append((heading, job(config)))
         except Exception as error:
             if heading:
                 report_error(error)  # the sweep goes on, so the error is printed under the heading of its job

@@ -9,6 +9,7 @@ import typer
 
 from lora_ga_cli.cli.common import Debug
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.paths import naming
 
 
 @with_json
@@ -28,6 +29,7 @@ def command(
     """
     from lora_ga_cli.stages.convert import convert
 
-    done = convert(folder.expanduser(), output.expanduser())
+    with naming({"--output": output.expanduser()}):
+        done = convert(folder.expanduser(), output.expanduser())
     values = ("layers", "rank", "difference", "error_before", "error_after")
     return {"folder": output, **{name: getattr(done, name) for name in values}}

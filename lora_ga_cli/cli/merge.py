@@ -9,6 +9,7 @@ import typer
 
 from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.paths import naming
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -71,14 +72,18 @@ def command(
     if folders:
         from lora_ga_cli.stages.trained import config_of, folder_of
 
-        runs = [folder_of(folder) for folder in folders]
-        return {"merged": [_merged(run, merge(run, config_of(run, options, base), chosen)) for run in runs]}
+        merged = []
+        for run in [folder_of(folder) for folder in folders]:
+            with naming({"--output": output or run.path}):
+                merged.append(_merged(run, merge(run, config_of(run, options, base), chosen)))
+        return {"merged": merged}
 
     def job(config: Config) -> dict[str, Any]:
         from lora_ga_cli.stages.train import train
 
         run = train(config)
-        return {"merged": [_merged(run, merge(run, config, chosen))]}
+        with naming({"--output": output or run.path}):
+            return {"merged": [_merged(run, merge(run, config, chosen))]}
 
     return run_jobs(options, job)
 

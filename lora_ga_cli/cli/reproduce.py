@@ -12,6 +12,7 @@ import typer
 from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
 from lora_ga_cli.cli.common import user_dir as find_user_dir
 from lora_ga_cli.cli.output import Outcome, with_json
+from lora_ga_cli.cli.paths import naming
 
 if TYPE_CHECKING:
     from lora_ga_cli.reproduce.fill import TableJob
@@ -121,7 +122,8 @@ def command(
                 gpus=gpu_names,
             )
         )
-    result, complete = _run(table_jobs, dry_run=dry_run)
+    with naming({"--output": output.resolve()}):
+        result, complete = _run(table_jobs, dry_run=dry_run)
     return Outcome({"tables": result}, 0 if complete else 1)
 
 

@@ -21,6 +21,9 @@ from lora_ga_cli.config.aliases import MOVED_SECTIONS, RENAMED, hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
 from lora_ga_cli.errors import suggest
 
+LONGEST_SHOWN = 100
+"""Characters of a value in a message."""
+
 KeyPath = tuple[str, ...]
 
 
@@ -184,12 +187,15 @@ def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
     field = options.get(path)
     if field is None:
         return None
-    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)):
-        return f"{'.'.join(path)}={as_typed(value)} should be {kind_of(field.annotation)}"  # to Python, true is 1
+    kind = kind_of(field.annotation)
+    if isinstance(value, bool) and bool not in (field.annotation, *get_args(field.annotation)) and "text" not in kind:
+        return f"{'.'.join(path)}={as_typed(value)} should be {kind}"  # to Python, true is 1
     try:
         _adapter(id(field), field).validate_python(value)
     except ValidationError as error:
-        return explain(path, value, error.errors()[0], options)
+        first = error.errors()[0]
+        place = tuple(map(str, first["loc"])) if _section_in(field.annotation) else ()
+        return explain((*path, *place), first["input"] if place else value, first, options)
     return None
 
 
@@ -206,11 +212,17 @@ def _adapter(key: int, field: FieldInfo) -> TypeAdapter[Any]:
 def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
     """One line for a pydantic error."""
     option = next((path[:cut] for cut in range(len(path), 0, -1) if path[:cut] in options), path)
-    name, shown_value = ".".join(option), as_typed(value)
+    inside = _section_in(options[option].annotation) if option in options else None
+    name, shown_value = ".".join(option), shortened(as_typed(value))
+    if inside is not None and len(path) > len(option):
+        return _explain_inside(name, path[len(option) :], shown_value, error, inside)
     if error["type"] == "extra_forbidden":
         return unknown(path) or f"no option {name}"
     if error["type"] == "list_type":
         return f"{name}={shown_value} should be a list: {name}=[{shown_value}]"
+    if error["type"] == "string_type" and isinstance(value, bool | int | float):
+        kind = "true or false" if isinstance(value, bool) else "a number"
+        return f"{name}={shown_value} is read as {kind}; as a text it is written '{name}=\"{shown_value}\"'"
     annotation = options[option].annotation if option in options else None
     choices = _literals(annotation)
     if choices and _takes_numbers(annotation):
@@ -220,8 +232,34 @@ def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
         return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
             f" ({hint})" if hint.startswith("did") else ""
         )
+    return f"{name}={shown_value} {_message(error)}"
+
+
+def _message(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-    return f"{name}={shown_value} {message[0].lower()}{message[1:]}"
+    return message[:1].lower() + message[1:]
+
+
+def _explain_inside(name: str, place: KeyPath, shown_value: str, error: Any, section: type[Section]) -> str:
+    """One line for an error inside an option whose value is a list of groups.
+
+    Args:
+        place: the item's number from 0, and what is wrong in it if it is not the item itself.
+    """
+    item, field = f"{name}[{place[0]}]", ".".join(place[1:2])
+    if error["type"] == "extra_forbidden":
+        near = suggest(field, section.model_fields)
+        known = f"known: {', '.join(section.model_fields)}"
+        return f"{item} has no option {field} ({near if near.startswith('did') else known})"
+    return f"{item}{f'.{field}' if field else ''}={shown_value} {_message(error)}"
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The group of options that the items of an option's value are, if they are one."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = (_section_in(part) for part in get_args(annotation) if part is not type(None))
+    return next((section for section in found if section is not None), None)
 
 
 def options_in(text: str, options: Options) -> list[KeyPath]:
@@ -279,9 +317,16 @@ def kind_of(annotation: Any) -> str:
         return f"list of {kind_of(get_args(annotation)[0])}"
     if origin is dict:
         return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return "mapping"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true | false"}.get(
         annotation.__name__, str(annotation)
     )
+
+
+def shortened(text: str) -> str:
+    """A value as it is shown in a message."""
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 3] + "..."
 
 
 def as_typed(value: Any) -> str:
@@ -292,4 +337,6 @@ def as_typed(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return "[" + ",".join(as_typed(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}: {as_typed(item)}" for name, item in value.items()) + "}"
     return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

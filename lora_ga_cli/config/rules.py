@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lora_ga_cli.config.extra import extra_problems
 from lora_ga_cli.config.row_forms import form_problems, task_problems
 
 
@@ -40,11 +41,9 @@ def mix_source_problems(source: Any) -> list[str]:
     """Everything in one source of ``dataset.mix`` that does not go together."""
     given = [name for name in ("path", "train_file") if getattr(source, name) is not None]
     if len(given) != 1:
-        return [
-            f"dataset.mix: give path or train_file for a source, exactly one (given: {' and '.join(given) or 'none'})"
-        ]
+        return [f"wants path or train_file, exactly one (given: {' and '.join(given) or 'none'})"]
     hubs = [name for name in ("subset", "revision", "data_files") if getattr(source, name) is not None]
-    return [f"dataset.mix: {name} goes with path, a data set on the hub" for name in hubs if source.path is None]
+    return [f"gives {name}, which goes with path, a data set on the hub" for name in hubs if source.path is None]
 
 
 def _of_source(dataset: Any) -> Iterator[str]:
@@ -95,6 +94,7 @@ def _of_rows(config: Any) -> Iterator[str]:
 
 def _of_trainer(config: Any) -> Iterator[str]:
     trainer = config.trainer
+    yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):

@@ -193,9 +193,10 @@ class DatasetConfig(Section):
     pattern (``data/*.jsonl``) stands for all files that it matches, and ``hf://datasets/ORG/NAME/FILE`` for a single
     file on the hub."""
     mix: Annotated[list[MixSource], Field(min_length=1)] | None = None
-    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A weight says how often
-    an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows are
-    held out before weights count."""
+    """Several sources with weights: ``[{train_file: a.jsonl, weight: 2}, {path: org/name}]``. A source has
+    ``train_file``, or ``path`` with ``subset``, ``revision``, ``data_files`` and ``train_split``. A weight says how
+    often an epoch sees each row of its source: 2 is every row twice, 0.5 is half of the rows, drawn by ``seed``. Rows
+    are held out before weights count."""
     validation_file: str | list[str] | None = None
     """Local file or files to evaluate on."""
     validation_fraction: Fraction = 0.0
@@ -394,6 +395,9 @@ class TrainerConfig(Section):
     """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Fields of transformers' TrainingArguments that are no options here: ``{name: value}``. They are checked by that
+    class and passed on, and what they do together with loraga is untested."""
 
 
 class EndpointOptions(Section):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast, overload
 from lora_ga_cli.errors import DataError, system_fault
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
 
 Row = dict[str, Any]
 SMALL = 2**24
@@ -104,7 +104,7 @@ def _unnamed_file(folder: Path) -> BinaryIO:
 
 def mapped(file: BinaryIO) -> list[pa.RecordBatch]:
     """The record batches of an open Arrow stream file, mapped into memory."""
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from pyarrow.ipc import open_stream
 
     # the map is of the open file, which may have no name any more
@@ -121,7 +121,7 @@ def json_batches(
     Args:
         default: what to write for a value that JSON does not have.
     """
-    import pyarrow as pa
+    import pyarrow.lib as pa
 
     types = pa.schema([(ROW, pa.large_binary()), (PLACE, pa.int64())], metadata=JSON_ROWS)
     texts: list[bytes] = []

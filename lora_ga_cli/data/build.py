@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from lora_ga_cli.data.split import Split
 from lora_ga_cli.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
     from lora_ga_cli.config.schema import DatasetConfig
@@ -165,10 +166,10 @@ class Builder:
 
     def _stored(self, rows: list[dict[str, Any]]) -> list[pa.RecordBatch]:
         # tokens as Python integers take ten times the memory of a column, so each batch becomes columns at once
-        from datasets.arrow_dataset import Dataset
+        import pyarrow.lib as pa
 
         columns = {name: [row[name] for row in rows] for name in self.form.features}
-        batches: list[pa.RecordBatch] = Dataset.from_dict(columns, features=self.form.features).data.to_batches()
+        batches: list[pa.RecordBatch] = pa.Table.from_pydict(columns, self.form.features.arrow_schema).to_batches()
         return batches
 
 
@@ -182,7 +183,8 @@ def needed_columns(form: type[Form], config: DatasetConfig) -> dict[str, str]:
 
 
 def _dataset(batches: Sequence[pa.RecordBatch]) -> Dataset:
-    import pyarrow as pa
+    import pyarrow.lib as pa
     from datasets.arrow_dataset import Dataset
 
-    return Dataset(pa.Table.from_batches(batches))
+    # any fingerprint will do, since nothing is derived from it; the library would hash a copy of all rows for one
+    return Dataset(pa.Table.from_batches(batches), fingerprint=secrets.token_hex(8))

@@ -107,9 +107,8 @@ def _frames(raw: BinaryIO) -> Iterator[bytes]:
             try:
                 yield frame.decompress(chunk)
             except zstandard.ZstdError as error:
-                raise DamagedFile(
-                    f"damaged Zstandard file: {str(error).removeprefix('zstd decompress error: ')}"
-                ) from error
+                what = str(error).rpartition("error: ")[2]
+                raise DamagedFile(f"damaged Zstandard file: {what}") from error
             begun = not frame.eof
             chunk = frame.unused_data if frame.eof else b""
             frame = decompressor.decompressobj() if frame.eof else frame

@@ -20,7 +20,7 @@ from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.errors import suggest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
 
 Records = Iterator[tuple[int, Row | BadRow]]
 Names = Sequence[str] | None

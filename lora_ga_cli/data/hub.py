@@ -178,11 +178,13 @@ class _StreamedSplit:
         notes: dict[str, None] = {}
 
         def placed() -> Iterator[tuple[int, Row]]:
-            # as Arrow, so that no image or sound is decoded
-            tables = stream.take(rows).with_format("arrow").iter(batch_size=STREAM_BATCH)
+            # as Arrow, so that no image or sound is decoded; `take` would read ahead into the next file
+            tables = stream.with_format("arrow").iter(batch_size=min(rows, STREAM_BATCH))
             for place, row in enumerate((row for table in tables for row in table.to_pylist()), start=1):
                 columns.update(dict.fromkeys(row))
                 yield place, row
+                if place == rows:
+                    return
 
         spool.add(json_batches(placed(), partial(_as_json, notes)))
         return ReadRows(spool.finish(), list(columns), notes=list(notes), class_names=names)

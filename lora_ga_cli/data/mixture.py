@@ -27,7 +27,7 @@ class Mixture:
         self.name = f"{self.sources[0].name} and {len(self.sources) - 1} more"
         self.columns = list(dict.fromkeys(column for source in self.sources for column in source.columns))
         self.malformed = sum(source.malformed for source in self.sources)
-        self.notes = [note for source in self.sources for note in source.notes]
+        self.notes: Sequence[str] = [note for source in self.sources for note in source.notes]
         self.class_names = {
             column: names for source in reversed(self.sources) for column, names in source.class_names.items()
         }
@@ -76,7 +76,7 @@ class Mixture:
         """How many of these rows come from each source, a line each for people."""
         counts = Counter(self._numbers(indices).tolist())
         return [
-            f"{source.name}: {counts[number]:,} of the training rows (weight {weight:g}, {len(source):,} rows)"
+            f"{counts[number]:,} rows are of {source.name} (weight {weight:g}, {len(source):,} rows)"
             for number, (source, weight) in enumerate(zip(self.sources, self.weights, strict=True))
         ]
 

@@ -16,7 +16,7 @@ from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.stores import FolderStore, Notify
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.lib as pa
 
 FORMAT = 1
 

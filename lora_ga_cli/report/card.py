@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,13 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
 from lora_ga_cli.model.stored import DEQUANTIZED
+from lora_ga_cli.report.front_matter import front_matter, hub_base, results_table, shown_base
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM's --max-lora-rank takes (vLLM documentation, LoRA adapters)."""
+FILES = """`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software
+versions, and `metrics.jsonl` holds every logged point.
+"""
 AUTO_NAME = {
     "causal_lm": "AutoModelForCausalLM",
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
@@ -24,22 +32,45 @@ def served_rank(rank: int) -> int | None:
     return next((allowed for allowed in SERVED_RANKS if allowed >= rank), None)
 
 
-def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) -> None:
-    """Writes the card of a run with a name, from its configuration and manifest."""
+@dataclass(frozen=True)
+class Published:
+    """How a card that goes to the hub differs from that of the run's folder.
+
+    Args:
+        base: the base's name on the hub.
+        merged: it is the card of base and adapter in one model.
+        results: contents of result files of evaluations.
+    """
+
+    base: str
+    merged: bool = False
+    results: Sequence[Mapping[str, Any]] = ()
+
+
+def write_card(file: Path, name: str, config: Config, manifest: dict[str, Any]) -> str:
+    """Writes the card of a run with a name, from its configuration and manifest; returns the SHA-256 of its text."""
+    text = card(name, config, manifest)
     with atomic_file(file) as temporary:
-        temporary.write_text(card(name, config, manifest), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
-    """The text of the card, in Markdown."""
-    base, rank = manifest["base"], manifest["adapter_rank"]
-    output = method_of(config).output
-    adapter = output.is_adapter
-    hub = "hub" in manifest["base_identity"]
-    front = ["---", *([f"base_model: {base}"] if hub else []), f"library_name: {output.loads_in.lower()}"]
-    front += ["tags:", f"- {config.method.name.replace('_', '-')}", *(["- lora"] if output.vllm else []), "---", ""]
+def card(name: str, config: Config, manifest: dict[str, Any], published: Published | None = None) -> str:
+    """The text of the card, in Markdown.
+
+    Args:
+        name: the folder of the run; on the hub, the name of the repository.
+    """
+    base, rank = published.base if published else shown_base(manifest), manifest["adapter_rank"]
+    output, merged = method_of(config).output, published is not None and published.merged
+    adapter, results = output.is_adapter and not merged, published.results if published else ()
+    hub = published.base if published else hub_base(manifest)
+    front = [front_matter(name, config, manifest, output, base=hub, merged=merged, results=results), ""]
+    if merged:
+        output = dataclasses.replace(output, is_adapter=False, loads_in="transformers", vllm=False)
     what = f"{output.label[0].upper()}{output.label[1:]}" + (f" ({output.size} {rank})" if rank is not None else "")
     what = what if adapter else "A fine-tuned model"
+    files = [] if published else [FILES]
     lines = [
         *front,
         f"# {name}",
@@ -50,13 +81,12 @@ def card(name: str, config: Config, manifest: dict[str, Any]) -> str:
         "",
         "![Loss curve](loss.png)",
         "",
+        *results_table(results),
         "## Use",
         "",
-        *_use(name, config, manifest, output),
+        *_use(name, config, {**manifest, "base": base}, output),
         "",
-        "`config.yaml` is the resolved configuration, `manifest.json` lists the base, the data and the software",
-        "versions, and `metrics.jsonl` holds every logged point.",
-        "",
+        *files,
     ]
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
-from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.training.passes import Limits, in_order
 
 DEFAULT_CAPACITY = 32
@@ -194,6 +194,7 @@ def estimate_alone(config: Config) -> GradientArtifact:
     Raises:
         UserError: as `estimate`.
     """
+    check_folders(config, ("cache_dir",))
     join_processes(config)
     with tf32_products(config.trainer.tf32):
         artifact = estimate(prepare_inputs(config, splits=("train",)))

@@ -20,7 +20,7 @@ from lora_ga_cli.report.console import duration, number, out, say, size, step
 from lora_ga_cli.stages.costs import empty_training, estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.experts import say_frozen_experts
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
@@ -39,6 +39,7 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
+    check_folders(config)
     check_speed(config, pick_device(config.device))
     inputs = prepare_inputs(config)
     run = find_run(config)
@@ -108,6 +109,7 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
         found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
     except Unsupported as reason:
         step("forecast", f"memory and time are not known: {reason}")
+        found["unknown"] = str(reason)
         model = empty_training(inputs).model
     trained, total = trained_parameters(model), sum(item.numel() for item in model.parameters())
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")

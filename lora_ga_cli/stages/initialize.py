@@ -28,7 +28,7 @@ from lora_ga_cli.report.console import number, step
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.stages.estimate import estimate, sample_batches
 from lora_ga_cli.stages.experts import say_frozen_experts
-from lora_ga_cli.stages.inputs import Inputs, base_identity, join_processes, prepare_inputs
+from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.training.run_folder import (
@@ -65,6 +65,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         UserError: as `prepare_inputs`.
     """
     run = find_run(config)
+    check_folders(config)
     join_processes(config)
     with run.locked(), tf32_products(config.trainer.tf32):
         if distributed.is_main():

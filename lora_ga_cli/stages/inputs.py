@@ -17,8 +17,8 @@ from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.store import RowStore
-from lora_ga_cli.errors import DataError, Fault, InvalidInput
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
+from lora_ga_cli.files import cache_root, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import (
     empty_model,
@@ -154,6 +154,19 @@ def join_processes(config: Config) -> None:
     distributed.join(cpu=device.type == "cpu")
 
 
+def check_folders(config: Config, options: Sequence[str] = ("output_dir", "cache_dir")) -> None:
+    """Checks that the folders that options name can be written, before anything is loaded.
+
+    Raises:
+        InvalidInput: a folder cannot be made or written, or its disk is full.
+    """
+    folders = {"output_dir": resolve_path(config.output_dir), "cache_dir": cache_root(config.cache_dir)}
+    problems = {option: folder_problem(folders[option]) for option in options}
+    faults = [system_fault(option, folders[option], error) for option, error in problems.items() if error is not None]
+    if faults:
+        raise InvalidInput(faults)
+
+
 def prepare_inputs(
     config: Config,
     splits: Sequence[str] = ("train", "validation"),
@@ -193,7 +206,7 @@ def prepare_inputs(
         )
     for split in (data.train, data.validation):
         if split is not None:
-            describe(split)
+            _say(split)
     if (kind := dequantized_kind(model_config)) is not None:
         step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     return Inputs(config, device, model_config, tokenizer, data)
@@ -207,11 +220,10 @@ def _with_rows_to_stream(config: Config) -> DatasetConfig:
     return dataset.model_copy(update={"max_rows": steps * config.trainer.batch_size})
 
 
-def describe(split: Split) -> None:
-    """Prints how many rows a split has, and what a user should know about how they were read."""
-    for note in split.notes:
-        step("data", note)
+def _say(split: Split) -> None:
     step("data", split.summary())
+    for note in split.notes:
+        step("data", f"{split.name}: {note}")
 
 
 def _row_store(config: Config) -> RowStore:
@@ -244,7 +256,7 @@ def evaluation_split(inputs: Inputs) -> Split:
             label_names=inputs.data.label_names,
             store=_row_store(config),
         )
-        describe(split)
+        _say(split)
     if split is None:
         fault = Fault(
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"

@@ -36,7 +36,7 @@ from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.arguments import check_extra, training_arguments
 from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
 from lora_ga_cli.training.changed import sums_of_trained
 from lora_ga_cli.training.checkpoints import last_complete, step_of
@@ -55,6 +55,10 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    if config.trainer.extra:
+        check_extra(config)
+        given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
+        warn(f"trainer.extra is passed to transformers, and is untested here: {given}")
     with open_run(config) as (inputs, run):
         if run.finished:
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
@@ -203,7 +207,7 @@ def _fit(
     callbacks: list[Any] = [recorder, *method.callbacks(prepared.model), meter]
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
-    callbacks.append(LastSteps())  # after what decides about evaluations
+    callbacks.append(LastSteps(link))  # after what decides about evaluations
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -297,7 +301,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         dequantized=dequantized_kind(inputs.model_config),
         finished=now(),
     )
-    write_card(run.card_file, run.path.name, config, run.manifest)
+    run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
 
 

@@ -21,8 +21,22 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
 
-def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -> Config:
+def stored_config(run: RunFolder, options: Sequence[str] = ()) -> Config:
     """The configuration of a finished run, with what it reads found from where it began.
+
+    Args:
+        options: see `reconfigured`.
+
+    Raises:
+        RunError: the run has not finished.
+        InvalidInput: wrong options.
+    """
+    require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
+    return reconfigured(located(run.read_config(), run.began_in), options)
+
+
+def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -> Config:
+    """The configuration of a finished run whose base model is there.
 
     Args:
         options: see `reconfigured`.
@@ -32,8 +46,7 @@ def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -
         RunError: the run has not finished, or its base model is not where it was.
         InvalidInput: wrong options.
     """
-    require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
-    config = reconfigured(located(run.read_config(), run.began_in), options)
+    config = stored_config(run, options)
     if base is not None:
         config = _with_model(config, path=base, revision=None)
     if not method_of(config).output.is_adapter:  # the folder is the complete model

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.methods.base import Link, link_seed, method_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.learning_rate import warmup_steps
@@ -30,6 +33,26 @@ def adapter_dtype(config: Config) -> str:
     return options.adapter_dtype or ("bfloat16" if automatic else "float32")
 
 
+def check_extra(config: Config) -> None:
+    """Lets transformers check the values of ``trainer.extra``, before anything is computed.
+
+    Raises:
+        InvalidInput
+    """
+    extra = config.trainer.extra
+    try:
+        made = TrainingArguments(output_dir="unused", use_cpu=True, **{"report_to": "none", **extra})
+        made.get_process_log_level()  # looks the level up
+    except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
+        raise InvalidInput([Fault("trainer.extra", str(error).strip().splitlines()[0])]) from error
+    wanted = extra.get("report_to") or "none"
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    missing = set(wanted) - {"all", "none", *get_available_reporting_integrations()}
+    if missing:
+        what = f"report_to={', '.join(sorted(missing))}: transformers finds no such package"
+        raise InvalidInput([Fault("trainer.extra", what, "install it")])
+
+
 def training_arguments(
     config: Config, folder: Path, device: torch.device, *, learning_rate: float, validate: bool, link: Link
 ) -> TrainingArguments:
@@ -44,7 +67,7 @@ def training_arguments(
     options = config.trainer
     best = options.load_best or options.early_stopping_patience is not None
     chosen, scheduled_as_one = precision(config), method_of(config).continues_schedule
-    arguments = TrainingArguments(
+    values: dict[str, Any] = dict(
         output_dir=str(folder),
         **optimizer_of(config).arguments(),
         learning_rate=learning_rate,
@@ -82,5 +105,6 @@ def training_arguments(
         report_to="none",
         ddp_broadcast_buffers=False,  # initial factors are the same in every process
     )
+    arguments = TrainingArguments(**{**values, **options.extra})
     arguments._n_gpu = 1  # one process, one device: the Trainer would split each batch over all GPUs it sees
     return arguments

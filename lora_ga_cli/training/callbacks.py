@@ -105,10 +105,22 @@ class StepsOfRun(TrainerCallback):
 
 class LastSteps(TrainerCallback):
     """Logs the training loss of the last steps too, whatever ``logging_steps`` is, and wherever the validation loss is
-    computed, since training may stop there."""
+    computed, since training may stop there.
+
+    What is logged at the end is the mean over the last tenth of the steps, of at most ``logging_steps``: in a short run
+    the loss falls so fast that a mean over more steps would tell little about its end. (A chain logs the end of each
+    link, which may have few steps.)
+
+    Args:
+        link: the part of the run that is trained.
+    """
+
+    def __init__(self, link: Link):
+        self.link = link
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if control.should_evaluate or state.global_step >= state.max_steps:
+        last = min(int(args.logging_steps), max(state.max_steps // 10, 1)) if self.link.count == 1 else 0
+        if control.should_evaluate or state.global_step in (state.max_steps - last, state.max_steps):
             control.should_log = True
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

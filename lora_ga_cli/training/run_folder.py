@@ -215,6 +215,8 @@ def settings(config: Config) -> dict[str, Any]:
     chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
     chosen["trainer"]["adapter_dtype"] = adapter_dtype(config)  # ``speed`` may have decided it
+    if not chosen["trainer"]["extra"]:
+        chosen["trainer"].pop("extra")
     if chosen["trainer"]["learning_rate"] is not None:
         chosen["method"].pop("learning_rate")  # it has no effect
     for how in ("attention", "shard"):

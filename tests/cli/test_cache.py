@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.data.local import read_files
+from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.store import ROWS_FILE, RowStore
 from lora_ga_cli.gradient.artifact import FACTORS_FILE, MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.gradient.factors import truncated_svd
@@ -174,3 +176,23 @@ def test_tokenized_rows_are_listed_verified_and_removed(
     loraga("cache", "prune", "--all", "--only", "rows")
     assert list(rows.entries()) == []
     assert len(list(ArtifactStore(tmp_path / "cache").entries())) == 1
+
+
+def test_rows_of_large_files_are_listed_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loraga: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("LORAGA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("lora_ga_cli.data.local.SMALL", 0)
+    file = tmp_path / "d.csv"
+    file.write_text("q,a\nx,y\n")
+    sources = SourceStore(tmp_path / "cache")
+    read_files([str(file)], column_names=None, on_bad_row="error", store=sources)
+    (entry,) = sources.entries()
+    printed = loraga("cache", "list")
+    assert entry.key in printed
+    assert "1 large file or stream, as it was read" in printed
+    assert f"{entry.key}: ok" in loraga("cache", "verify")
+    loraga("cache", "prune", "--all", "--only", "rows")
+    assert list(sources.entries())
+    loraga("cache", "prune", entry.key[:6], "--only", "sources")
+    assert not list(sources.entries())

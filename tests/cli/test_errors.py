@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,6 +110,120 @@ def test_an_interruption_says_how_to_continue(
     training(interrupt)
     assert main(["train", QUICKSTART]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("output_dir={file}/x", "output_dir: {file}/x: not a directory (a part of this path is a file: give another"),
+        ("cache_dir={file}/x", "cache_dir: {file}/x: not a directory (a part of this path is a file: give another"),
+        ("output_dir=" + "x" * 300, "output_dir: " + "x" * 300 + ": file name too long (a shorter name: give another"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    option: str,
+    hint: str,
+    more: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    for stage in ("initialize", "forecast"):
+        monkeypatch.setattr(f"lora_ga_cli.stages.{stage}.prepare_inputs", failing(AssertionError("it was loaded")))
+    assert main(["train", QUICKSTART, option.format(file=tmp_path / "file"), *more]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error  {hint.format(file=tmp_path / 'file')}")
+    assert len(printed.splitlines()) == 1
+
+
+def test_all_folders_that_cannot_be_written_are_named_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    where = tmp_path / "file" / "x"
+    assert main(["train", QUICKSTART, f"output_dir={where}", f"cache_dir={where}"]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "error  output_dir",
+        "error  cache_dir",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "{folder}/runs/mine/README.md"),
+            "output_dir: {folder}/runs/mine/README.md: permission denied (allow it, or give another output_dir)",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "{folder}/cache/rows"),
+            "cache_dir: {folder}/cache/rows: read-only file system (nothing can be written there: give another",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "cache_dir: {folder}/cache: no space left on device (free some space there, or give another cache_dir)",
+        ),
+        (
+            RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "cache_dir: {folder}/cache: no space left on device (free some space there, or give another cache_dir)",
+        ),
+    ],
+    ids=["permission", "read-only", "full", "full, said by a library"],
+)
+def test_an_error_of_the_system_during_a_run_names_the_option(
+    error: Exception,
+    message: str,
+    tmp_path: Path,
+    training: Callable[[Training], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk of the cache has the least room here."""
+    if isinstance(error, OSError) and error.filename:
+        error.filename = error.filename.format(folder=tmp_path)
+    (tmp_path / "cache").mkdir()
+    room = {tmp_path / "cache": 0}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=room.get(Path(path), 10**9)))
+    training(failing(error))
+    folders = [f"output_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    assert main(["train", QUICKSTART, *folders]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error  {message.format(folder=tmp_path)}")
+    assert len(printed.splitlines()) == 1
+
+
+def test_an_error_about_a_path_that_no_option_names_stays_unexpected(
+    training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    training(failing(PermissionError(errno.EACCES, "Permission denied", "/elsewhere/x")))
+    assert main(["train", QUICKSTART]) == 1
+    assert "unexpected PermissionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("value", "kind"), [("20240101", "a number"), ("1e3", "a number"), ("true", "true or false")])
+def test_a_text_that_looks_like_another_value_says_how_it_is_written(
+    value: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", QUICKSTART, f"name={value}"]) == 2
+    printed = capsys.readouterr().err
+    assert f"is read as {kind}; as a text it is written 'name=\"" in printed
+
+
+def test_the_advice_for_a_text_works(training: Callable[[Training], None]) -> None:
+    names = []
+    training(lambda config: names.append(config.name))
+    assert main(["train", QUICKSTART, 'name="20240101"']) == 0
+    assert names == ["20240101"]
+
+
+def test_a_name_that_is_too_long_is_refused_with_the_other_faults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", QUICKSTART, f"name={'x' * 250}", "rank=0"]) == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 2
+    assert "is too long: 250 bytes, and a folder's name may have 200" in printed[0]
+    assert len(printed[0]) < 200
 
 
 def test_full_memory_names_the_options_to_lower(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,20 @@ from lora_ga_cli.config.listing import list_options
 from tests.config import lay_out
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate")
-COMMANDS = ("estimate-grad", "init", "train", "eval", "merge", "convert", "reproduce", "recipes", "cache")
+COMMANDS = (
+    "estimate-grad",
+    "init",
+    "train",
+    "eval",
+    "merge",
+    "export",
+    "push",
+    "convert",
+    "reproduce",
+    "env",
+    "recipes",
+    "cache",
+)
 SCRIPT = """
 import json, sys
 from lora_ga_cli.cli.app import main

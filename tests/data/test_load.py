@@ -177,6 +177,17 @@ class TestBadRows:
             "such rows out and counts them)",
         ]
 
+    def test_the_first_ten_are_those_of_the_file_in_its_order(self, tokenizer: Any, jsonl: Write) -> None:
+        """Rows are read in the order for training; a person looks for them in the file."""
+        rows = [{"q": "x", "a": None} for _ in range(300)] + [{"q": "x" * 2000, "a": "x"} for _ in range(20)]
+        faults = faults_of(tokenizer, config(train_file=jsonl("d.jsonl", rows)))
+        places = [fault.split(":")[1] for fault in faults]
+        more = [" and 290 more of the same kind (fix them, or dataset.on_bad_row=skip leaves such rows out and counts "]
+        assert places[:10] == [str(number) for number in range(1, 11)]
+        assert faults[10].startswith(f"d.jsonl:{more[0]}")
+        assert places[11:21] == [str(number) for number in range(301, 311)]
+        assert faults[21].startswith("d.jsonl: and 10 more of the same kind (dataset.max_length=")
+
     def test_or_skipped_and_counted_whenever_they_are_found(self, tokenizer: Any, mixed: str) -> None:
         train = load(tokenizer, config(train_file=mixed, on_bad_row="skip")).train
         assert train is not None

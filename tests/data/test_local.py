@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lora_ga_cli.data.local import files_faults, read_files
+from lora_ga_cli.data.local import files_faults, listed, read_files
 from lora_ga_cli.data.source import FileRows
 from lora_ga_cli.errors import DataError
 
@@ -245,6 +245,40 @@ def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> N
     ]
     (fault,) = files_faults([str(tmp_path / "nowhere" / "d.csv")], None)
     assert str(fault).endswith(f"no such file (there is no folder {tmp_path}/nowhere)")
+
+
+def test_a_pattern_stands_for_all_files_that_it_matches_sorted(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "deep/d.jsonl", "deep/er/e.jsonl", ".hidden.jsonl"):
+        write(name, "")
+
+    def found(*patterns: str) -> list[str]:
+        return [name.removeprefix(f"{tmp_path}/") for name in listed([f"{tmp_path}/{name}" for name in patterns])]
+
+    assert found("*.jsonl") == ["a.jsonl", "b.jsonl"]
+    assert found("c.csv", "[ab].jsonl") == ["c.csv", "a.jsonl", "b.jsonl"]
+    assert found("deep/**/*.jsonl") == ["deep/d.jsonl", "deep/er/e.jsonl"]
+    assert found("*.tsv") == ["*.tsv"]
+
+
+def test_brackets_in_the_name_of_a_file_are_no_pattern(write: Write) -> None:
+    write("d1.jsonl", "")
+    path = write("d[1].jsonl", "")
+    assert listed(path) == [path]
+
+
+def test_a_pattern_that_matches_nothing_and_a_folder_are_faults(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("data/a.jsonl.zst", "data/b.jsonl.zst", "data/notes.md"):
+        write(name, "")
+    names = [str(tmp_path / name) for name in ("*.csv", "nowhere/*.csv")]
+    messages = [str(fault).replace(f"{tmp_path}/", "") for fault in files_faults([*names, f"{tmp_path}/data/"], None)]
+    assert messages == [
+        "*.csv: matches no file",
+        f"nowhere/*.csv: matches no file (there is no folder {tmp_path}/nowhere)".replace(f"{tmp_path}/", ""),
+        "data/: is a folder (its files are data/*.jsonl.zst)",
+    ]
 
 
 def test_bundled_files_are_found_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import Data, load_data, load_file_split
+from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.data.identity import rows_hash, tokenizer_identity
 from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, RowStore
@@ -354,3 +355,21 @@ def test_a_part_of_a_split_has_an_identity_of_its_own(file: str, tokenizer: Any,
     assert train is not None
     part = dataclasses.replace(train, rows=train.rows.select(range(3)))
     assert part.sha256 == rows_hash([train.rows[number] for number in range(3)]) != train.sha256
+
+
+def test_many_rows_are_collected_in_a_file_and_come_out_the_same(
+    file: str, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(config(file), tokenizer, None)
+    monkeypatch.setattr("lora_ga_cli.data.build.BATCH", 3)
+    monkeypatch.setattr("lora_ga_cli.data.build.Spool", lambda folder: Spool(folder, 0))
+    unwritable = tmp_path / "file"
+    unwritable.touch()
+    for folder in (tmp_path / "cache", unwritable):
+        made = load(config(file), tokenizer, RowStore(folder, lambda _: None))
+        for name in ("train", "validation"):
+            one, other = getattr(made, name), getattr(expected, name)
+            assert one.rows.to_list() == other.rows.to_list()
+            assert one.rows.features == other.rows.features
+            assert one.summary() == other.summary()
+    assert RowStore(tmp_path / "cache").leftovers() == []

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.report.card import card, write_card
+from lora_ga_cli.report.card import Published, card, write_card
 
 MANIFEST: dict[str, Any] = {
     "learning_rate": 1e-3,
@@ -45,7 +45,13 @@ def front(text: str) -> dict[str, Any]:
 
 def test_the_front_matter_names_base_library_and_method() -> None:
     text = card("my-run", configure(), MANIFEST)
-    assert front(text) == {"base_model": "org/base", "library_name": "peft", "tags": ["lora-ga", "lora"]}
+    assert front(text) == {
+        "base_model": "org/base",
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["loraga", "lora-ga", "lora"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,8 +95,42 @@ def test_it_is_written_into_the_run(tmp_path: Path) -> None:
 
 def test_a_local_base_is_no_hub_metadata() -> None:
     """A path of the machine it was made on would be wrong for everyone else."""
-    text = card("my-run", configure(), MANIFEST | {"base_identity": {"weights_sha256": "00"}})
+    local = {"base_identity": {"weights_sha256": "00"}, "base": "/home/someone/models/mine"}
+    text = card("my-run", configure(), MANIFEST | local)
     assert "base_model" not in front(text)
+    assert "/home/someone" not in text
+    assert 'from_pretrained("PATH/TO/mine")' in text
+
+
+def test_a_base_in_the_hubs_own_cache_keeps_its_name() -> None:
+    local = {"base_identity": {"weights_sha256": "00"}, "base": "/c/hub/models--org--base-7B/snapshots/0123abcd"}
+    text = card("my-run", configure(), MANIFEST | local)
+    assert front(text)["base_model"] == "org/base-7B"
+    assert 'from_pretrained("org/base-7B")' in text
+
+
+def test_results_of_evaluations_stand_in_front_and_in_the_text() -> None:
+    result = {
+        "values": {"accuracy": 0.25, "seconds": 3.0},
+        "shares": ["accuracy"],
+        "rows": 8,
+        "split": "gsm8k",
+        "options": {"task": "gsm8k"},
+    }
+    text = card("mine", configure(), MANIFEST, Published("org/base", results=[result]))
+    (entry,) = front(text)["model-index"]
+    assert entry["name"] == "mine"
+    assert entry["results"][0]["dataset"] == {"name": "gsm8k", "type": "gsm8k"}
+    assert {metric["type"]: metric["value"] for metric in entry["results"][0]["metrics"]} == result["values"]
+    assert "| gsm8k | 8 | accuracy | 25.00% |" in text
+    assert "config.yaml" not in text
+
+
+def test_a_merged_model_is_a_finetune_that_transformers_loads() -> None:
+    text = card("mine", configure(), MANIFEST, Published("org/base", merged=True))
+    assert (front(text)["base_model_relation"], front(text)["library_name"]) == ("finetune", "transformers")
+    assert "PeftModel" not in text
+    assert 'from_pretrained("mine")' in text
 
 
 def test_classes_are_counted_for_the_reader() -> None:
