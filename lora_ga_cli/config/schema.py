@@ -6,6 +6,7 @@ documentation, and what `loraga recipes options` prints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -71,11 +72,11 @@ READ_BY = (
 
 def _with_line_ends(text: str) -> str:
     # on a command line, a person writes a line end so; Hydra hands the two characters on
-    return text.replace("\\n", "\n")
+    return re.sub(r"(\\?)\\n", lambda found: r"\n" if found[1] else "\n", text)
 
 
 TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
-"""A text with ``{column}`` fields, in which ``\\n`` is a line end."""
+"""A text with ``{column}`` fields, in which ``\\n`` is a line end, and ``\\\\n`` a backslash and an n."""
 
 
 class Section(BaseModel):

@@ -83,6 +83,21 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
     return changes
 
 
+def with_alpha_1(config: LoraConfig, changes: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The tensors of an adapter with B times the rank and s, and an alpha of 1, for a program that knows no other s
+    than ``alpha / rank``. The configuration is changed in place.
+
+    Args:
+        changes: as `read_adapter` gives them, with s inside.
+    """
+    tensors = {}
+    for name, change in changes.items():
+        key_a, key_b = lora_keys(name)
+        tensors[key_a], tensors[key_b] = change.right.contiguous(), (change.left * change.rank).contiguous()
+    config.lora_alpha, config.use_rslora, config.alpha_pattern = 1, False, {}
+    return tensors
+
+
 def layer_scaling(config: LoraConfig, name: str, rank: int) -> float:
     """The s of a layer of a saved adapter, as PEFT finds it: it matches the patterns against the layer's name."""
     patterns: dict[str, Any] = config.alpha_pattern or {}

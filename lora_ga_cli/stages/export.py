@@ -17,8 +17,7 @@ from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes, read_json
 from lora_ga_cli.lora.convert import check_convertible
 from lora_ga_cli.lora.export import WEIGHTS_FILE, write_adapter
-from lora_ga_cli.lora.layers import lora_keys
-from lora_ga_cli.lora.links import read_adapter
+from lora_ga_cli.lora.links import read_adapter, with_alpha_1
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import find_source, load_model
 from lora_ga_cli.report.console import quiet, size, step, warn
@@ -157,15 +156,10 @@ def _write_adapter(run: RunFolder, config: Config, converter: Path, file: Path, 
     """Converts the adapter.
 
     (llama.cpp multiplies ``B A`` by alpha / rank, and its converter reads ``lora_alpha`` alone: with rank-stabilized
-    scaling, or with an alpha of its own for a layer, the adapter would be scaled wrongly. So B is written with its s
-    inside, times the rank, beside an alpha of 1.)
+    scaling, or with an alpha of its own for a layer, the adapter would be scaled wrongly. So it gets an alpha of 1.)
     """
     peft = check_convertible(run.path)
-    tensors = {}
-    for name, change in read_adapter(run.path).items():
-        key_a, key_b = lora_keys(name)
-        tensors[key_a], tensors[key_b] = change.right.contiguous(), (change.left * change.rank).contiguous()
-    peft.lora_alpha, peft.use_rslora, peft.alpha_pattern = 1, False, {}
+    tensors = with_alpha_1(peft, read_adapter(run.path))
     source = find_source(config.model)
     base = ["--base", source.path] if source.local else ["--base-model-id", source.path]
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=run.path) as parent:
