@@ -121,6 +121,16 @@ def test_text_and_label_are_for_a_classifier(paired: Any, jsonl: Jsonl) -> None:
     ]
 
 
+@pytest.mark.parametrize("column", ["conversations", "messages", "dialog"])
+def test_the_choice_for_conversations_recognizes_them(column: str, jsonl: Jsonl, loraga: Callable[..., str]) -> None:
+    """A column with another name is named by an option."""
+    turns = [{"from": "human", "value": "1+2?"}, {"from": "gpt", "value": "3"}]
+    file = jsonl("d.jsonl", [{column: turns}] * 2)
+    named = ["dataset.messages=dialog"] if column == "dialog" else []
+    out = loraga("train", "model=tiny", "dataset=chat", f"dataset.train_file={file}", *named, "--preview")
+    assert "row 1" in out
+
+
 CONVERSATIONS = {"prompt": [USER], "completion": [ASSISTANT]}
 
 
