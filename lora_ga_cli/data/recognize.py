@@ -55,8 +55,9 @@ def with_row_format(
         name, others = config.format, list[str]()
     else:
         name, *others = _common_formats(sources, rows_of, config, task)
-    if what := ROW_FORMATS[name].refused(rows, config.keep):
-        raise DataError([Fault(sources[0].name, what)])
+    refused = [ROW_FORMATS[name].refused(some, config.keep) for some in rows_of]
+    if any(refused):
+        raise DataError([Fault(source.name, what) for source, what in zip(sources, refused, strict=True) if what])
     chosen = config.model_copy(update={"format": name, **_open_options(name, config, rows)})
     chosen, notes = _with_optional_columns(chosen, task)
     if chosen.messages is not None and any(task_problems(chosen, task)):

@@ -150,8 +150,9 @@ def test_a_text_among_messages_is_named_by_its_column(chatty: Any, jsonl: Jsonl)
 @pytest.mark.parametrize("option", ["keep", "extract"])
 def test_patterns_are_for_texts_and_not_for_messages(chatty: Any, jsonl: Jsonl, option: str) -> None:
     file = jsonl("d.jsonl", [CONVERSATIONS])
+    options: dict[str, Any] = {option: {"prompt": "(a)"}}
     with pytest.raises(DataError, match=rf"dataset.{option}.prompt: the column holds lists of messages"):
-        load(chatty, file, **{option: {"prompt": "(a)"}})
+        load(chatty, file, **options)
 
 
 def test_a_source_may_lack_a_renamed_column_that_is_optional(tokenizer: Any, jsonl: Jsonl) -> None:
