@@ -290,7 +290,6 @@ class TestTools:
             "of which the chat template leaves out a part (the call of add)",
         )
 
-
     @pytest.mark.parametrize(
         ("written", "arguments", "missing"),
         [
