@@ -66,9 +66,10 @@ def _files_from(folder: Path, value: Any, path: str) -> Any:
         return [_files_from(folder, item, path) for item in value]
     if "/" in path or not _depends_on_folder(value):
         return value
-    pattern = str(Path(glob.escape(str(folder))) / value)
+    # a method of Path refuses some patterns that `datasets` takes, such as **.jsonl
+    found = glob.glob(value, root_dir=folder, recursive=True)  # noqa: PTH207
     there = folder / value
-    return str(there) if there.exists() or glob.glob(pattern, recursive=True) else value
+    return str(there) if found or there.exists() else value
 
 
 def _depends_on_folder(value: Any) -> bool:
