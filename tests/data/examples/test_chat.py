@@ -284,7 +284,9 @@ class TestTools:
         assert learned_text(tokenizer, example) == 'add{"a": 1}<|end|>3<|end|>'
 
     def test_a_template_without_a_place_for_them_is_told_of(self, chatty: Any) -> None:
-        example = one_example(chat_form(chatty), self.row([self.TOOL]))
+        row = self.row([self.TOOL])
+        row["m"][1]["content"] = "I add."
+        example = one_example(chat_form(chatty), row)
         assert example.notes == (
             "with tools that the model is not shown: the chat template has no place for them",
             "of which the chat template leaves out a part (the call of add)",
@@ -424,3 +426,11 @@ class TestATemplateOfTheUsers:
 def test_an_empty_answer_is_a_bad_row(chatty: Any) -> None:
     with pytest.raises(BadRow, match="message 2, of the assistant, is empty"):
         chat_form(chatty).read(say("user:a", "assistant: "))
+
+
+def test_a_call_that_the_template_leaves_out_is_no_answer(make_tokenizer: Callable[..., Any], chatty: Any) -> None:
+    """It would be learned as an answer of nothing but its end."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    row = {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    with pytest.raises(BadRow, match="nothing but a call of a tool, which the chat template leaves out"):
+        chat_form(chatty).read(row)
