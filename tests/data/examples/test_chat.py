@@ -285,7 +285,7 @@ class TestTools:
 
     def test_a_template_without_a_place_for_them_is_told_of(self, chatty: Any) -> None:
         row = self.row([self.TOOL])
-        row["m"][1]["content"] = "I add."
+        row["m"][1]["content"] = "I count."
         example = one_example(chat_form(chatty), row)
         assert example.notes == (
             "with tools that the model is not shown: the chat template has no place for them",
