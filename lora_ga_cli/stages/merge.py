@@ -23,7 +23,7 @@ from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
-from lora_ga_cli.stages.trained import load_trained, require_finished
+from lora_ga_cli.stages.trained import load_trained, of_complete_model, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -54,6 +54,8 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     require_finished(run)
     _refuse_unmergeable(run, config)
     folder = _free_folder(options.output or run.path / "merged")
+    if not method_of(config).output.is_adapter:
+        config = of_complete_model(config, run)
     config = with_saved_tokenizer(config, run.path)
     quantization = config.model.quantization
     inputs = _inputs_of_base(run, config, options)

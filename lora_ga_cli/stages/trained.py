@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -49,8 +50,8 @@ def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -
     config = stored_config(run, options)
     if base is not None:
         config = _with_model(config, path=base, revision=None)
-    if not method_of(config).output.is_adapter:  # the folder is the complete model
-        return _with_model(config, path=str(run.path.resolve()), revision=None, tokenizer=None)
+    if not method_of(config).output.is_adapter:
+        return of_complete_model(config, run)
     if "hub" not in run.manifest["base_identity"] and not resolve_path(config.model.path).is_dir():
         raise RunError(
             f"{run.path} was trained on {config.model.path}, and there is no such folder now: give the place of this "
@@ -59,7 +60,13 @@ def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -
     return config
 
 
-def _with_model(config: Config, **changes: str | None) -> Config:
+def of_complete_model(config: Config, run: RunFolder) -> Config:
+    """The configuration of a run whose folder is the complete model, which has its own tokenizer and the rows of new
+    tokens."""
+    return _with_model(config, path=str(run.path.resolve()), revision=None, tokenizer=None, new_tokens=[])
+
+
+def _with_model(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 
