@@ -13,13 +13,23 @@ from lora_ga_cli.config.began import located
 from lora_ga_cli.config.compose import reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.files import resolve_path, sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder, require_format
+
+MARK_FILE = "merged_from.json"
+"""Tells of a merged model which run it is of."""
+
+
+def identity_of_run(run: RunFolder) -> str:
+    """A hash that tells a finished run from all others, and from a later one in the same folder."""
+    manifest = run.manifest
+    told = ("settings", "data", "base_identity", "label_names", "started", "finished")
+    return sha256_json({name: manifest.get(name) for name in told})
 
 
 def stored_config(run: RunFolder, options: Sequence[str] = ()) -> Config:
