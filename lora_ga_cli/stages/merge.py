@@ -174,7 +174,9 @@ def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel
 def _check_finite(weights: Mapping[str, Any]) -> None:
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(weight.isfinite().all()):
-            raise EqualityError(f"{name} is not finite after merging; with --dtype float16 large weights overflow")
+            raise EqualityError(
+                f"{name} is not finite after merging: float16 has no place for large weights, and other types have"
+            )
 
 
 def _coarseness(dtype: torch.dtype) -> float:
