@@ -93,6 +93,8 @@ WITHOUT_EFFECT = (
     "do_eval",
     "do_predict",
     "disable_tqdm",
+    "torch_empty_cache_steps",
+    "accelerator_config",
 )
 """Fields that do nothing here, since loraga computes losses, reads batches and shows progress itself."""
 FIXED = (

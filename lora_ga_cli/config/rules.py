@@ -60,6 +60,13 @@ def _of_source(dataset: Any) -> Iterator[str]:
         for option in ("data_files", "streaming"):
             if getattr(dataset, option):
                 yield f"dataset.{option} goes with dataset.path, a data set on the hub"
+    if not dataset.shuffle and len(dataset.mix or []) > 1:
+        for option in ("max_rows", "validation_fraction"):
+            if getattr(dataset, option):
+                yield (
+                    f"dataset.{option} with dataset.shuffle=false would not take from every source of dataset.mix: "
+                    "dataset.shuffle=true"
+                )
     yield from _of_stream(dataset)
 
 

@@ -515,7 +515,7 @@ class EvalOptions(Section):
     """Local file or files to score on, instead of the data set's validation rows or the benchmark's files on the
     hub."""
     limit: Positive | None = None
-    """Score only the first rows or problems, at most this many."""
+    """Score only the first rows or problems, at most this many; a row may become several examples."""
     batch_size: Positive = 16
     """Rows per forward pass or generation batch."""
     endpoint: EndpointOptions = EndpointOptions()

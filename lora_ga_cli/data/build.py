@@ -74,7 +74,8 @@ class Builder:
         self._bad = RowFaults(self.source.name)
         self._notes = RowNotes()
         self._kept = array("q")
-        self._faulty: set[int] = set()
+        self._counted: set[tuple[str, int]] = set()
+        self._unlearned = RowNotes("example", "examples")
         spool = Spool(self.folder)
         kept = position = 0
         # a faulty row counts for `limit`: no other row is drawn in its place, since the run ends anyway
@@ -103,7 +104,7 @@ class Builder:
             self.form,
             self.source.name,
             read_rows=kept,
-            notes=[*self.source.notes, *self._shares(), *self._notes.lines()],
+            notes=[*self.source.notes, *self._shares(), *self._notes.lines(), *self._unlearned.lines()],
         )
 
     def _examples(self, indices: Sequence[int]) -> Iterator[list[Example]]:
@@ -118,7 +119,7 @@ class Builder:
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
             row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
             if row is None:
-                self._skipped[LEFT_OUT] += 1
+                self._skip(LEFT_OUT, index)
                 continue
             try:
                 part = self.form.read(row if row_format is None else row_format.convert(row, read))
@@ -132,7 +133,8 @@ class Builder:
         for index, examples in zip(places, self.form.examples(parts), strict=True):
             if fitting := self._fitting(index, examples):
                 for note in examples[0].notes:
-                    self._notes.add(note, self.source.where(index))
+                    if self._is_new(note, index):
+                        self._notes.add(note, self.source.where(index))
                 self._kept.append(index)
                 yield fitting
 
@@ -147,7 +149,7 @@ class Builder:
                 self._fault("long", index, what)
                 return []
             if self.config.on_long_row == "skip":
-                self._skipped[f"longer than {self.config.max_length} tokens"] += 1
+                self._skip(f"longer than {self.config.max_length} tokens", index)
                 return []
             examples = [self._truncated_to_fit(example) for example in examples]
         learned = [example for example in examples if self.form.learns(example)]
@@ -157,7 +159,11 @@ class Builder:
             return []
         if self.vocabulary is not None:
             self._check_vocabulary(index, learned, self.vocabulary)
-        self._truncated += is_truncated
+        if is_truncated and self._is_new("truncated", index):
+            self._truncated += 1
+        if len(learned) < len(examples) and self._is_new("unlearned", index):
+            for _ in range(len(examples) - len(learned)):
+                self._unlearned.add(f"left out of rows that are kept: {NOTHING_LEFT}", self.source.where(index))
         return learned
 
     def _truncated_to_fit(self, example: Example) -> Example:
@@ -182,16 +188,25 @@ class Builder:
 
     def _bad_row(self, kind: str, index: int, what: str) -> None:
         if self.config.on_bad_row == "skip":
-            self._skipped[kind] += 1
+            self._skip(kind, index)
         else:
             self._fault(kind, index, what)
 
     def _fault(self, kind: str, index: int, what: str) -> None:
-        if isinstance(self.source, Mixture):  # which may give a row several times
-            if index in self._faulty:
-                return
-            self._faulty.add(index)
-        self._bad.add(kind, self.source.where(index), what, index)
+        if self._is_new("faulty", index):
+            self._bad.add(kind, self.source.where(index), what, index)
+
+    def _skip(self, reason: str, index: int) -> None:
+        if self._is_new(reason, index):
+            self._skipped[reason] += 1
+
+    def _is_new(self, what: str, index: int) -> bool:
+        """Whether a row is to be counted: a mixture may give it several times, and it counts once."""
+        if not isinstance(self.source, Mixture):
+            return True
+        is_new = (what, index) not in self._counted
+        self._counted.add((what, index))
+        return is_new
 
     def _shares(self) -> list[str]:
         """How many rows come from each source."""

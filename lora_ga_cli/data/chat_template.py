@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -212,10 +212,12 @@ class ChatTemplate:
 
 
 def left_out(conversation: Conversation, texts: Sequence[str]) -> str:
-    """What is said of a conversation of which no text holds a message, for people; empty if all are there.
+    """What is said of a conversation of which no text holds a part, for people; empty if all is there.
 
-    White space and how JSON escapes a text do not count. Only what is learned of the assistant is looked for: templates
-    drop the reasoning of its earlier turns on purpose.
+    Looked for are the texts and names of messages, and of the assistant's learned messages every text that they have
+    besides, such as ``reasoning_content``, and their calls with the arguments. White space and how JSON escapes a text
+    do not count. Of the assistant, only what is learned is looked for: templates drop the reasoning of its earlier
+    turns on purpose.
     """
     together = "".join("".join(text.split()) for text in texts)
 
@@ -223,20 +225,35 @@ def left_out(conversation: Conversation, texts: Sequence[str]) -> str:
         escaped = json.dumps(content, ensure_ascii=False)[1:-1]
         return any("".join(form.split()) in together for form in (content, escaped))
 
-    wanted = [
-        message["role"]
-        for message, learned in zip(conversation.messages, conversation.learned, strict=True)
-        if (learned or message["role"] != ASSISTANT) and not is_there(message.get("content", ""))
-    ]
-    called = [
-        call["function"]["name"]
-        for message, learned in zip(conversation.messages, conversation.learned, strict=True)
-        for call in message.get(CALLS, [])
-        if learned
-    ]
-    roles = list(dict.fromkeys(wanted))
-    missing = [f"of the {role}" for role in roles] + [f"the call of {name}" for name in called if name not in together]
+    missing = []
+    for message, learned in zip(conversation.messages, conversation.learned, strict=True):
+        role = message["role"]
+        if not learned and role == ASSISTANT:
+            continue
+        if not is_there(message.get("content", "")):
+            missing.append(f"of the {role}")
+        keys = sorted(message.keys() - {"role", "content"}) if learned else ["name"]
+        missing += [
+            f"{key} of the {role}" for key in keys if isinstance(text := message.get(key), str) and not is_there(text)
+        ]
+        for call in message.get(CALLS, []) if learned else []:
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            if not is_there(name):
+                missing.append(f"the call of {name}")
+            elif not all(map(is_there, _texts(arguments))):
+                missing.append(f"arguments of the call of {name}")
     return f"of which the chat template leaves out a part ({', '.join(dict.fromkeys(missing))})" if missing else ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts and numbers in the arguments of a call; how a template writes true and false is not known."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
 
 
 def with_chat_template(config: DatasetConfig, tokenizer: Any) -> Any:

@@ -65,9 +65,14 @@ class RowFaults:
 
 
 class RowNotes:
-    """What is said of rows that are kept: how many there are of each kind, and where the first one is."""
+    """What is said of rows that are kept: how many there are of each kind, and where the first one is.
 
-    def __init__(self) -> None:
+    Args:
+        one, many: what is counted.
+    """
+
+    def __init__(self, one: str = "row", many: str = "rows") -> None:
+        self._one, self._many = one, many
         self._first: dict[str, str] = {}
         self._counts: dict[str, int] = {}
 
@@ -78,7 +83,7 @@ class RowNotes:
     def lines(self) -> list[str]:
         """A line for each kind, in the order met."""
         return [
-            f"{count:,} {'row' if count == 1 else 'rows'} {note} (first: {self._first[note]})"
+            f"{count:,} {self._one if count == 1 else self._many} {note} (first: {self._first[note]})"
             for note, count in self._counts.items()
         ]
 

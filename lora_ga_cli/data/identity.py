@@ -14,6 +14,7 @@ from lora_ga_cli.files import remembered_sha256, sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.data.examples.base import Form
+    from lora_ga_cli.data.row_formats.base import RowFormat
 
 LENGTHS = {"length", "prompt_length"}
 """Columns of a row that follow from the others."""
@@ -95,9 +96,9 @@ def _token(value: Any) -> str:
     return repr(value)
 
 
-def form_identity(form: type[Form]) -> list[str] | None:
-    """The name of a form of a row, and a hash of the code that reads rows; None for a form that is not shipped, whose
-    code may be anywhere."""
+def code_identity(form: type[Form] | type[RowFormat]) -> list[str] | None:
+    """The name of a form or format of a row, and a hash of the code that reads rows; None for one that is not shipped,
+    whose code may be anywhere."""
     if not form.__module__.startswith("lora_ga_cli."):
         return None
     return [f"{form.__module__}.{form.__qualname__}", code_hash()]

@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 TRAIN = "train"
 VALIDATION = "validation"
+OF_SOURCES = {
+    "path",
+    "subset",
+    "revision",
+    "data_files",
+    "streaming",
+    "shuffle_buffer",
+    "train_split",
+    "validation_split",
+    "validation_file",
+    "validation_fraction",
+    "mix",
+}
+"""Options of `dataset` that say where its rows are, which other files do not have."""
 
 
 def load_data(
@@ -121,8 +135,8 @@ def load_file_split(
     Raises:
         DataError: as `load_data`.
     """
-    elsewhere = {"path": None, "mix": None, "validation_file": None, "train_file": listed(files)}
-    config, _ = with_row_format(config.model_copy(update=elsewhere), task)
+    defaults = {name: field.get_default() for name, field in type(config).model_fields.items() if name in OF_SOURCES}
+    config, _ = with_row_format(config.model_copy(update={**defaults, "train_file": listed(files)}), task)
     names = list(label_names) if label_names is not None else config.label_names
     loader = Loader(config, task, tokenizer, max_positions, None, names, vocabulary, store)
     loader.check_options({name: listed(files)})
@@ -304,6 +318,7 @@ class Loader:
             tokenizer=self.tokenizer,
             task=self.task,
             form=self.form,
+            row_format=format_of_rows(self.config),
             num_labels=self.num_labels,
             label_names=self.given_names,
             vocabulary=self.vocabulary,
@@ -352,6 +367,26 @@ class Loader:
             for name, option in needed_columns(self.form, self.config).items():
                 if name not in columns and name not in optional:
                     faults.append(Fault(option, f"{source.name} has no column {name!r}", near_column(name, columns)))
+        if faults:
+            raise DataError(faults)
+        self._check_class_names(sources)
+
+    def _check_class_names(self, sources: Sequence[Source]) -> None:
+        """Refuses sources that number their classes differently."""
+        if not self.named or self.config.label is None:
+            return
+        first: tuple[str, list[str]] | None = None
+        faults = []
+        for source in sources:
+            column = renamed(source, self.config.columns).get(self.config.label)
+            names = source.class_names.get(column) if column is not None else None
+            if names is None:
+                continue
+            first = first or (source.name, names)
+            if names != first[1]:
+                what = f"{source.name} has the classes {', '.join(names)}, and {first[0]} {', '.join(first[1])}"
+                hint = "the sources of a data set have the same classes in the same order"
+                faults.append(Fault("dataset.label", what, hint))
         if faults:
             raise DataError(faults)
 

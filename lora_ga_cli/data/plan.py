@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_ga_cli.data.faults import all_of
-from lora_ga_cli.data.identity import KEY_LENGTH, files_identity, form_identity, tokenizer_identity
+from lora_ga_cli.data.identity import KEY_LENGTH, code_identity, files_identity, tokenizer_identity
 from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.errors import DataError, Fault
@@ -20,6 +20,7 @@ from lora_ga_cli.files import sha256_json
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig
     from lora_ga_cli.data.examples.base import Form
+    from lora_ga_cli.data.row_formats.base import RowFormat
 
 PLACES = {
     "path",
@@ -163,6 +164,7 @@ def split_key(
     tokenizer: Any,
     task: str,
     form: type[Form],
+    row_format: type[RowFormat] | None,
     num_labels: int | None,
     label_names: Sequence[str] | None,
     vocabulary: int | None = None,
@@ -177,7 +179,8 @@ def split_key(
         memo: where the hashes of large files are remembered.
 
     Returns:
-        None if the content of the source, the tokenizer or the form is not known, so that the split cannot be stored.
+        None if the content of the source, the tokenizer, the form or the format is not known, so that the split cannot
+        be stored.
 
     Raises:
         DataError: a data set on the hub cannot be loaded.
@@ -185,7 +188,8 @@ def split_key(
     parts = {
         "source": plan.reading.identity(memo),
         "tokenizer": tokenizer_identity(tokenizer),
-        "form": form_identity(form),
+        "form": code_identity(form),
+        "format": code_identity(row_format) if row_format is not None else "",
         "naming": naming.identity(memo) if naming is not None else "",
     }
     if any(part is None for part in parts.values()):

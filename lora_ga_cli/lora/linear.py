@@ -51,13 +51,16 @@ class AdaptedLinear(torch.autograd.Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, hidden if ctx.needs_input_grad[2] else None)
         # not saved as tensors: the base's weight stays, and the factors are written again, with the same values, by a
         # second forward pass
-        ctx.factors, ctx.parameters, ctx.weight, ctx.input = factors, (of_a, of_b), weight, (x.dtype, x.shape)
+        ctx.factors, ctx.parameters, ctx.input = factors, (of_a, of_b), (x.dtype, x.shape)
+        ctx.weight, ctx.version = weight, weight._version
         return result
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         factors: Factors = ctx.factors
+        if ctx.weight._version != ctx.version:
+            raise RuntimeError("a weight of the base changed between the forward and the backward pass")
         x, hidden = ctx.saved_tensors
         input_dtype, input_shape = ctx.input
         rows = as_matrix(grad, factors.left.dtype)  # (tokens, d_out)

@@ -101,7 +101,9 @@ def with_alpha_1(config: LoraConfig, changes: Mapping[str, LowRank]) -> dict[str
 def layer_scaling(config: LoraConfig, name: str, rank: int) -> float:
     """The s of a layer of a saved adapter, as PEFT finds it: it matches the patterns against the layer's name."""
     patterns: dict[str, Any] = config.alpha_pattern or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
+    # a layer that PEFT adapts as a parameter is known to it by the name of its weight
+    keys = (get_pattern_key(list(patterns), known) for known in (name, f"{name}.weight"))
+    alpha = next((patterns[key] for key in keys if key in patterns), config.lora_alpha)
     return float(alpha) / (rank**0.5 if config.use_rslora else rank)
 
 

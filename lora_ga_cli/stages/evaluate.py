@@ -126,8 +126,18 @@ class LazyInputs:
         validates = task_of(self._given).needs_rows and self._given.eval.file is None
         label_names = None if self._target is None else self._target.label_names
         return prepare_inputs(
-            self._given, splits=("validation",) if validates else (), label_names=label_names, to_train=False
+            _limited(self._given),
+            splits=("validation",) if validates else (),
+            label_names=label_names,
+            to_train=False,
         )
+
+
+def _limited(config: Config) -> Config:
+    """The configuration whose validation rows are at most ``eval.limit``."""
+    counts = [count for count in (config.eval.limit, config.dataset.max_validation_rows) if count is not None]
+    dataset = config.dataset.model_copy(update={"max_validation_rows": min(counts, default=None)})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -270,7 +269,7 @@ def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:
 
 
 def evaluation_split(inputs: Inputs) -> Split:
-    """The rows to score: ``eval.file``, else the data set's validation rows; at most ``eval.limit``.
+    """The rows to score: at most ``eval.limit`` of ``eval.file``, else the data set's validation rows as loaded.
 
     Raises:
         DataError: there are none.
@@ -296,6 +295,4 @@ def evaluation_split(inputs: Inputs) -> Split:
             "configuration", "there are no rows to evaluate on", "eval.file=FILE, or dataset.validation_fraction=0.05"
         )
         raise DataError([fault])
-    if options.limit is not None and options.limit < len(split.rows):
-        return dataclasses.replace(split, rows=split.rows.select(range(options.limit)))
     return split

@@ -93,6 +93,7 @@ class TestARowOfWhichOneExampleIsTooLong:
         assert split is not None
         assert list(split.rows["reference"]) == ["2", "2"]
         assert split.truncated == 1
+        assert f"1 example left out of rows that are kept: no token left to learn from (first: {file}:1)" in split.notes
 
 
 class TestTools:

@@ -149,6 +149,41 @@ def test_classes_are_counted_in_all_sources(paired: Any, jsonl: Write) -> None:
     assert load(paired, settings, task="sequence_classification").label_names == ["0", "1"]
 
 
+def test_sources_that_number_their_classes_differently_are_refused(
+    paired: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_dataset(path: str, **options: Any) -> datasets.Dataset:
+        names = ["neg", "pos"] if path == "org/one" else ["pos", "neg"]
+        features = datasets.Features({"q": datasets.Value("string"), "y": datasets.ClassLabel(names=names)})
+        return datasets.Dataset.from_dict({"q": ["a", "b"], "y": [0, 1]}, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    def classes(*paths: str, **options: Any) -> DatasetConfig:
+        mix = [{"path": path} for path in paths]
+        return DatasetConfig(**{"mix": mix, "text": "{q}", "label": "y", **options})
+
+    for options in ({}, {"label_names": ["neg", "pos"]}):
+        with pytest.raises(DataError) as error:
+            load(paired, classes("org/one", "org/two", **options), task="sequence_classification")
+        assert str(error.value.faults[0]) == (
+            "dataset.label: org/two (train) has the classes pos, neg, and org/one (train) neg, pos (the sources of a "
+            "data set have the same classes in the same order)"
+        )
+    same = load(paired, classes("org/one", "org/one"), task="sequence_classification")
+    assert same.label_names == ["neg", "pos"]
+
+
+def test_a_row_that_is_given_several_times_is_counted_once(tokenizer: Any, jsonl: Write) -> None:
+    good = jsonl("good.jsonl", [{"q": "x", "a": "y"}])
+    other = jsonl("other.jsonl", [{"q": "x", "a": None}, {"q": "x", "a": "y" * 40}, {"q": "out", "a": "y"}])
+    options = {"on_bad_row": "skip", "on_long_row": "truncate", "max_length": 16, "keep": {"q": "x"}}
+    train = load(tokenizer, config((good, other), (1, 3), **options)).train
+    assert train is not None
+    assert train.skipped == {"malformed": 1, "dataset.keep or dataset.extract does not match": 1}
+    assert (train.truncated, len(train.rows)) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -159,6 +194,14 @@ def test_classes_are_counted_in_all_sources(paired: Any, jsonl: Write) -> None:
         ({"mix": [{"train_file": "c", "weight": 0}]}, "greater than 0"),
         ({"mix": [{"train_file": "c"}], "train_file": "d"}, r"exactly one, .* \(given: train_file and mix\)"),
         ({"mix": [{"path": "a/b"}], "validation_split": "v"}, "validation_split goes with dataset.path"),
+        (
+            {"mix": [{"path": "a/b"}, {"path": "c/d"}], "shuffle": False, "max_rows": 3},
+            "max_rows with dataset.shuffle=false would not take from every source",
+        ),
+        (
+            {"mix": [{"path": "a/b"}, {"path": "c/d"}], "shuffle": False, "validation_fraction": 0.1},
+            "validation_fraction with dataset.shuffle=false would not take from every source",
+        ),
         ({"mix": [{"path": "a/b"}], "streaming": True, "max_rows": 3}, "dataset.streaming goes with dataset.path"),
     ],
 )

@@ -16,6 +16,7 @@ from lora_ga_cli.data import Data, load_data, load_file_split
 from lora_ga_cli.data.arrow import Spool
 from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.data.identity import rows_hash, tokenizer_identity
+from lora_ga_cli.data.row_formats.alpaca import AlpacaRows
 from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, RowStore
 from lora_ga_cli.errors import DataError
 
@@ -196,6 +197,17 @@ def test_code_of_others_is_not_stored(file: str, make_tokenizer: Callable[..., A
     tokenizer = make_tokenizer()
     tokenizer.__class__ = Own
     assert tokenizer_identity(tokenizer) is None
+    load(config(file), tokenizer, store)
+    assert keys(store) == set()
+
+
+def test_rows_of_a_format_of_others_are_not_stored(
+    file: str, tokenizer: Any, store: RowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Own(AlpacaRows):
+        pass
+
+    monkeypatch.setattr("lora_ga_cli.data.load.format_of_rows", lambda _: Own)
     load(config(file), tokenizer, store)
     assert keys(store) == set()
 

@@ -180,3 +180,13 @@ def test_one_operation_launches_less() -> None:
         layer.lora_B.to(torch.bfloat16)
     layers = len(lora_layers(model))
     assert operations(model).total() + layers - 1 <= operations(separately(model)).total()
+
+
+def test_a_weight_that_changed_since_the_forward_pass_is_refused() -> None:
+    """As autograd refuses it, and unlike a wrong gradient of the input."""
+    model, x = adapted("direct"), torch.randn(3, D_IN, dtype=torch.float64, requires_grad=True)
+    loss = model(x).sum()
+    with torch.no_grad():
+        lora_layers(model)["first"].get_base_layer().weight.mul_(2)
+    with pytest.raises(RuntimeError, match="a weight of the base changed"):
+        loss.backward()

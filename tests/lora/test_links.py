@@ -13,7 +13,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_ga_cli.lora.export import export_adapter
-from lora_ga_cli.lora.links import LowRank, Total, merge_layers, read_adapter, summed, write_sum
+from lora_ga_cli.lora.links import (
+    LowRank,
+    Total,
+    layer_scaling,
+    merge_layers,
+    read_adapter,
+    summed,
+    write_sum,
+)
 from lora_ga_cli.lora.offset import compute_init, install
 from tests.conftest import build_batch, build_model
 from tests.helpers import add_links
@@ -247,3 +255,10 @@ def test_layers_that_keep_their_rank_count_in_the_error_of_a_truncation(tmp_path
     norm = sum(float(total[name].product().norm()) ** 2 for name in total) ** 0.5
     assert error == pytest.approx(lost / norm, rel=1e-5)
     assert error > 0
+
+
+def test_the_scale_of_a_layer_that_peft_adapts_as_a_parameter() -> None:
+    """PEFT's patterns name such a layer by its weight."""
+    config = LoraConfig(r=4, lora_alpha=32, alpha_pattern={"mlp.gate_proj.weight": 8})
+    assert layer_scaling(config, "model.layers.0.mlp.gate_proj", 4) == 2.0
+    assert layer_scaling(config, "model.layers.0.mlp.up_proj", 4) == 8.0

@@ -22,6 +22,7 @@ from lora_ga_cli.evaluation.judge import JudgeOptions
 from lora_ga_cli.report import console
 from lora_ga_cli.stages.eval_targets import find_target
 from tests.conftest import byte_tokenizer
+from tests.data.chat_templates import FAMILIES
 from tests.evaluation.models import going_on, restless
 from tests.helpers import Arguments, Loraga
 
@@ -381,6 +382,46 @@ def test_other_rows_are_scored_without_the_training_data(loraga: Loraga, home: P
     loraga("eval", "runs/r", *BENCHMARK)
     loraga("eval", "runs/r", f"eval.file={home / 'rows.jsonl'}")
     assert "held.jsonl" in loraga("eval", "runs/r", code=2)
+
+
+@pytest.mark.parametrize("source", ["mix", "data_files"])
+def test_the_sources_of_a_run_are_found_from_any_folder(
+    loraga: Loraga, home: Path, arguments: Arguments, source: str
+) -> None:
+    Path("data").mkdir()
+    shutil.copy(home / "rows.jsonl", "data/a.jsonl")
+    options = {
+        "mix": ["dataset.mix=[{train_file: data/a.jsonl, weight: 2}, {path: json, data_files: data/a.jsonl}]"],
+        "data_files": ["dataset.path=json", "dataset.data_files={train: data/a.jsonl}"],
+    }[source]
+    words = [word for word in arguments("llama", "method=lora", "name=r") if "train_file" not in word]
+    loraga("train", *words, *options, "dataset.validation_fraction=0.25")
+    own = json.loads(Path("runs/r/manifest.json").read_text())["validation_loss"]
+    Path("elsewhere").mkdir()
+    with contextlib.chdir("elsewhere"):
+        loraga("eval", "../runs/r")
+    assert json.loads(Path("runs/r/eval.json").read_text())["values"]["loss"] == pytest.approx(own, rel=1e-4)
+
+
+def test_a_run_on_a_stream_scores_a_file(loraga: Loraga, home: Path, arguments: Arguments) -> None:
+    shutil.copy(home / "rows.jsonl", "a.jsonl")
+    words = [word for word in arguments("llama", "method=lora", "name=r") if "train_file" not in word]
+    stream = ["dataset.path=json", "dataset.data_files=a.jsonl", "dataset.streaming=true", "dataset.shuffle_buffer=8"]
+    validation = ["dataset.validation_split=train", "dataset.max_validation_rows=4", "dataset.validation_fraction=0"]
+    loraga("train", *words, *stream, *validation)
+    loraga("eval", "runs/r", "eval.file=a.jsonl", "eval.limit=7")
+    assert json.loads(Path("runs/r/eval.json").read_text())["rows"] == 7
+
+
+def test_a_limit_counts_rows_where_one_becomes_several_examples(loraga: Loraga) -> None:
+    turns = [{"role": role, "content": text} for role, text in (("user", "1"), ("assistant", "2"))]
+    Path("chats.jsonl").write_text((json.dumps({"messages": turns * 2}) + "\n") * 3)
+    Path("chat.jinja").write_text(FAMILIES["forgets reasoning"].template)
+    data = ["dataset.train_file=chats.jsonl", "dataset.validation_file=chats.jsonl", "dataset.chat_template=chat.jinja"]
+    loraga("train", "model=tiny", *data, "method=lora", "name=r", "rank=4", "trainer.max_steps=1", "device=cpu")
+    for options in ([], ["eval.file=chats.jsonl"]):
+        assert "4 examples of 2 rows" in loraga("eval", "runs/r", "eval.limit=2", *options)
+        assert json.loads(Path("runs/r/eval.json").read_text())["rows"] == 4
 
 
 def test_a_project_that_was_moved_finds_its_data(loraga: Loraga, home: Path, arguments: Arguments) -> None:

@@ -109,9 +109,16 @@ class Form(ABC):
         faults = []
         for option, text in cls._given(config, TEMPLATES):
             try:
-                Template(text)
+                constant = not Template(text).columns
             except TemplateError as error:
                 faults.append(Fault(f"dataset.{option}", str(error)))
+                continue
+            # a prompt may be the same for all rows, and is then more than a word
+            if constant and (option != "prompt" or text.isidentifier()):
+                hint = f"""to insert a column: 'dataset.{option}="{{{text if text.isidentifier() else "column"}}}"'"""
+                faults.append(
+                    Fault(f"dataset.{option}", f"{text!r} inserts no column, so all rows would have it", hint)
+                )
         return faults
 
     @classmethod

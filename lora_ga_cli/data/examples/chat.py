@@ -120,9 +120,25 @@ class Chat(Form):
         if len(made) > 1:
             notes.append(TURN_BY_TURN)
         read = _up_to_last_learned(conversation)
+        if not self.config.allow_empty_answers:
+            self._refuse_turns_of_nothing(made)
         if missing := left_out(read, [script.text for script in made]):
             notes.append(missing)
         return ChatRow(made, tuple(notes))
+
+    def _refuse_turns_of_nothing(self, made: Sequence[Script]) -> None:
+        """Refuses a learned turn of which the template writes nothing but its end.
+
+        Raises:
+            EmptyAnswer
+        """
+        ends = self._template.ends
+        nothing = {"", ends.text.strip(), *self.tokenizer.convert_ids_to_tokens(ends.tokens)}
+        if any(turn.reference.strip() in nothing for script in made for turn in script.turns):
+            raise EmptyAnswer(
+                "a turn of the assistant is nothing but a call of a tool, which the chat template leaves out, so it "
+                "would teach to answer nothing (dataset.chat_template=FILE takes another template)"
+            )
 
     def _chosen(self, conversation: Conversation) -> Conversation:
         """The conversation with only those turns learned that ``dataset.learn_turns`` chooses."""

@@ -284,11 +284,47 @@ class TestTools:
         assert learned_text(tokenizer, example) == 'add{"a": 1}<|end|>3<|end|>'
 
     def test_a_template_without_a_place_for_them_is_told_of(self, chatty: Any) -> None:
-        example = one_example(chat_form(chatty), self.row([self.TOOL]))
+        row = self.row([self.TOOL])
+        row["m"][1]["content"] = "The sum."
+        example = one_example(chat_form(chatty), row)
         assert example.notes == (
             "with tools that the model is not shown: the chat template has no place for them",
             "of which the chat template leaves out a part (the call of add)",
         )
+
+    @pytest.mark.parametrize(
+        ("written", "arguments", "missing"),
+        [
+            ("{{ c.function.name }}({{ c.function.arguments.keys() | list }})", {"city": "Oslo"}, True),
+            ("{{ c.function.name }}({{ c.function.arguments | tojson }})", {"city": 'Os"lo', "days": [2, 3.5]}, False),
+            ("{{ c.function.name }}({{ c.function.arguments | tojson }})", {"city": "Øslo\n", "warm": True}, False),
+        ],
+    )
+    def test_arguments_that_the_template_leaves_out_are_told_of(
+        self, make_tokenizer: Callable[..., Any], written: str, arguments: dict[str, Any], missing: bool
+    ) -> None:
+        template = (
+            "{% for m in messages %}{{ m.role }}:{{ m.content or '' }}"
+            "{% for c in m.tool_calls or [] %}" + written + "{% endfor %};{% endfor %}"
+            "{% if add_generation_prompt %}assistant:{% endif %}"
+        )
+        row = say("user:q", "assistant:")
+        row["m"][1] = {"role": "assistant", "tool_calls": [{"function": {"name": "find", "arguments": arguments}}]}
+        notes = one_example(chat_form(make_tokenizer(chat=template)), row).notes
+        told = ("of which the chat template leaves out a part (arguments of the call of find)",)
+        assert notes == (told if missing else ())
+
+
+def test_a_reasoning_or_a_name_that_the_template_leaves_out_is_told_of(chatty: Any) -> None:
+    row = say("user:a", "assistant:b", "user:c", "assistant:d")
+    row["m"][0]["name"] = "Zoe"
+    row["m"][3]["reasoning_content"] = "since"
+    assert one_example(chat_form(chatty), row).notes == (
+        "of which the chat template leaves out a part (name of the user, reasoning_content of the assistant)",
+    )
+    row["m"][3]["weight"] = 0  # what is not learned may go
+    del row["m"][0]["name"]
+    assert one_example(chat_form(chatty), row).notes == ()
 
 
 def test_a_message_that_the_template_leaves_out_is_told_of(make_tokenizer: Callable[..., Any]) -> None:
@@ -414,3 +450,11 @@ class TestATemplateOfTheUsers:
 def test_an_empty_answer_is_a_bad_row(chatty: Any) -> None:
     with pytest.raises(BadRow, match="message 2, of the assistant, is empty"):
         chat_form(chatty).read(say("user:a", "assistant: "))
+
+
+def test_a_call_that_the_template_leaves_out_is_no_answer(make_tokenizer: Callable[..., Any], chatty: Any) -> None:
+    """It would be learned as an answer of nothing but its end."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    row = {"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    with pytest.raises(BadRow, match="nothing but a call of a tool, which the chat template leaves out"):
+        chat_form(chatty).read(row)

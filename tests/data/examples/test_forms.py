@@ -182,3 +182,19 @@ def test_only_a_causal_form_that_makes_the_usual_batches_is_flattened() -> None:
     assert flattened == {"PromptAnswer": True, "Chat": True, "TextToText": False, "Classification": False}
     assert not OwnBatches.flattens(), "its batches have an entry that flatten_tokens would leave out"
     assert BothOwn.flattens()
+
+
+@pytest.mark.parametrize(
+    ("options", "inserts_none"),
+    [
+        ({"prompt": "question", "answer": "{a}"}, "dataset.prompt"),
+        ({"prompt": "{q}", "answer": "answer"}, "dataset.answer"),
+        ({"prompt": "Write a poem.\n", "answer": "{a}"}, ""),
+        ({"prompt": "", "answer": "{a}"}, ""),
+    ],
+)
+def test_a_column_without_braces_is_a_fault(tokenizer: Any, options: dict[str, str], inserts_none: str) -> None:
+    """Every row would have the column's name for a text. A prompt may be the same for all rows."""
+    config = DatasetConfig(train_file="d.jsonl", **options)
+    faults = row_form(config, "causal_lm").faults(config, tokenizer)
+    assert [fault.where for fault in faults] == ([inserts_none] if inserts_none else [])
