@@ -19,7 +19,8 @@ def hub_names(config: DatasetConfig) -> list[str]:
 
 
 def _names(config: DatasetConfig) -> Iterator[str]:
-    for source in (config, *(config.mix or [])):
+    sources: list[DatasetConfig | MixSource] = [config, *(config.mix or [])]
+    for source in sources:
         files = list(_texts([source.train_file, source.data_files]))
         yield from _repositories(files)
         if _is_on_hub(source):
