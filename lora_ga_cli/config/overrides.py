@@ -105,8 +105,25 @@ def parse_override(text: str) -> Override:
 
 def how_to_write(text: str) -> str:
     """The hint for a text that is not an override."""
-    quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
-    return quote if "=" in text else "write option=value"
+    option, given, value = text.partition("=")
+    if not given:
+        return "write option=value"
+    written = quoted(option, value)
+    try:
+        if any(sign in value for sign in "'\"{}"):
+            raise HydraException
+        parse_override(written.strip('"'))
+    except HydraException:
+        return "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
+    return f"quote it: {written}"
+
+
+def quoted(option: str, value: str) -> str:
+    """``option=value`` as it is typed in a shell, where Hydra cannot read the value, or an item of a list, bare."""
+    if value.startswith("[") and value.endswith("]"):
+        items = (item.strip() for item in value[1:-1].split(","))
+        return f'"{option}=[{",".join(map(repr, items))}]"'
+    return f"\"{option}='{value}'\""
 
 
 def is_hydras(key: str) -> bool:
