@@ -167,6 +167,11 @@ def test_an_unknown_flag_is_refused(flag: str) -> None:
     assert fault.startswith(f"command line: no option {flag.partition('=')[0]}")
 
 
+def test_a_flag_of_another_tool_is_answered_with_the_option() -> None:
+    (fault,) = refused(QUICKSTART, "--learning-rate=1e-3")
+    assert fault == "command line: no option --learning-rate=1e-3 (write trainer.learning_rate=…)"
+
+
 @pytest.mark.parametrize("arguments", [["--cfg", "jobs"], ["--cfg"], ["--config-dir"]])
 def test_a_flag_with_a_wrong_or_missing_value_is_a_fault_like_any_other(arguments: list[str]) -> None:
     (fault,) = refused(QUICKSTART, *arguments)
