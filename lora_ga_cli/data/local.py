@@ -157,11 +157,7 @@ def read_files(
         None,
         list(dict.fromkeys(column for part in parts for column in part.columns)),
         malformed=skipped,
-        notes=[
-            f"{file}{'' if note.startswith(':') else ' '}{note}"
-            for file, part in zip(files, parts, strict=True)
-            for note in part.notes
-        ],
+        notes=[_noted(file, note) for file, part in zip(files, parts, strict=True) for note in part.notes],
     )
 
 

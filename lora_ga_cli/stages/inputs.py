@@ -246,9 +246,7 @@ def _warn_of_same_file(config: Config) -> None:
     train = [file for files in given.values() for file in listed(files)]
     if (same := same_file(validation, train)) is not None:
         what = "is" if same[0] == same[1] else f"has the content of {same[1]}, which is"
-        warn(
-            f"{same[0]} {what} trained on, so that the validation loss does not show what is learned beyond these rows"
-        )
+        warn(f"{same[0]} {what} trained on: the validation loss says nothing about other rows")
 
 
 def _rows_of_embedding(config: Config, model_config: PreTrainedConfig, tokenizer: Any) -> int | None:

@@ -101,6 +101,13 @@ def test_only_a_line_feed_ends_a_line(write: Write) -> None:
     assert rows_of(read(write("d.jsonl", '{"q": "' + text.replace("\x0c", "") + '"}'))) == [{"q": "a\u2028b\x85cd"}]
 
 
+@pytest.mark.parametrize(("content", "sign"), [("q;a\n1;2\n", "semicolons"), ("q\ta\n1\t2\n", "tabs")])
+def test_another_separator_than_the_comma_is_named(write: Write, content: str, sign: str) -> None:
+    (fault,) = faults_of(write("d.csv", content))
+    assert fault.startswith("d.csv:1: the header ")
+    assert f"{sign} stand between its names (the separator of .csv is a comma" in fault
+
+
 def test_a_file_without_header_takes_column_names(write: Write) -> None:
     source = read(write("d.tsv", "x\t1\ny\t2\n"), names=["q", "n"])
     assert rows_of(source) == [{"q": "x", "n": "1"}, {"q": "y", "n": "2"}]
