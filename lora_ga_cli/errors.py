@@ -10,6 +10,7 @@ import difflib
 import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 class UserError(Exception):
@@ -91,6 +92,8 @@ class SweepError(UserError):
         jobs: the number of jobs; None if a launcher ran them in other processes and reported only the first failure.
         """
         self.failures, self.jobs = list(failures), jobs
+        self.results: list[dict[str, Any]] = []
+        """The result or error of each job as plain data, where they are collected."""
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
         super().__init__(f"{share} jobs failed; run the same command again to repeat only those")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.output import Output
+from lora_ga_cli.cli.output import Output, error_as_data
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -102,10 +102,11 @@ def run_jobs(
         The result of the only job; of a sweep, ``jobs`` with the result of each that this process did.
 
     Raises:
+        SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
     from lora_ga_cli.config.launch import launch
-    from lora_ga_cli.errors import Fault, InvalidInput
+    from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 
     results: list[tuple[str, Mapping[str, Any]]] = []
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
@@ -113,6 +114,12 @@ def run_jobs(
         hint = "leave one of them out; each run's manifest.json has its result"
         what = f"--json collects results in this process, and {launcher} makes them in others"
         raise InvalidInput([Fault("command line", what, hint)])
+
+    def jobs() -> list[dict[str, Any]]:
+        return [{"job": heading, **result} for heading, result in results]
+
+    def failed(error: Exception, heading: str) -> None:
+        results.append((heading, {"error": error_as_data(error)}))
 
     def task(config: Config, heading: str) -> None:
         from lora_ga_cli.cli.paths import naming, paths_of
@@ -132,12 +139,14 @@ def run_jobs(
                     results.append((heading, job(config)))
         except Exception as error:
             if heading:
+                failed(error, heading)
                 report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
             raise
 
     def invalid(error: InvalidInput, heading: str) -> None:
         from lora_ga_cli.report import console
 
+        failed(error, heading)
         console.title(heading)
         report_error(error)
 
@@ -146,10 +155,12 @@ def run_jobs(
 
         console.warn(text)
 
-    launch(list(arguments or []), task, invalid, note)
-    if len(results) == 1 and not results[0][0]:
-        return dict(results[0][1])
-    return {"jobs": [{"job": heading, **result} for heading, result in results]}
+    try:
+        launch(list(arguments or []), task, invalid, note)
+    except SweepError as error:
+        error.results = jobs()
+        raise
+    return dict(results[0][1]) if len(results) == 1 and not results[0][0] else {"jobs": jobs()}
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

@@ -10,6 +10,8 @@ import typer
 
 from lora_ga_cli.cli.common import Code, Debug
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.paths import naming
+from lora_ga_cli.stages.file_types import FileType
 
 
 class Format(StrEnum):
@@ -17,15 +19,6 @@ class Format(StrEnum):
 
     gguf = "gguf"
     gguf_lora = "gguf-lora"
-
-
-class FileType(StrEnum):
-    """The type of the written weights."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
 
 
 @with_json
@@ -56,5 +49,6 @@ def command(
     from lora_ga_cli.stages.trained import config_of, folder_of
 
     folder = folder_of(run)
-    chosen = ExportOptions(form is Format.gguf_lora, output, file_type.value, llama_cpp, base)
-    return export(folder, config_of(folder, (), base), chosen)
+    chosen = ExportOptions(form is Format.gguf_lora, output, file_type, llama_cpp, base)
+    with naming({"--output": output or folder.path}):
+        return export(folder, config_of(folder, (), base), chosen)

@@ -42,7 +42,7 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
 
     Returns:
         The command with one more parameter. With the flag, standard output has only the result, or else an object with
-        ``error``.
+        ``error``, and with ``jobs`` where some jobs of a sweep finished.
     """
 
     @functools.wraps(command)
@@ -56,8 +56,9 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
             with contextlib.redirect_stdout(sys.stderr):
                 outcome = command(*arguments, **options)
         except Exception as error:
-            if (found := _error(error)) is not None:
-                _print({"error": found}, stdout)
+            if (found := error_as_data(error)) is not None:
+                results = getattr(error, "results", None)  # of the jobs of a sweep
+                _print({**({"jobs": results} if results else {}), "error": found}, stdout)
             raise
         finally:
             Output.as_json = False
@@ -80,7 +81,7 @@ def _end(outcome: Any) -> None:
         raise typer.Exit(outcome.code)
 
 
-def _error(error: Exception) -> dict[str, Any] | None:
+def error_as_data(error: Exception) -> dict[str, Any] | None:
     """An error as plain data; None for what Typer raises, which has its own messages."""
     from lora_ga_cli.errors import InvalidInput, UserError
 

@@ -29,7 +29,7 @@ from lora_ga_cli.config.validation import common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import METHODS
 
-REQUIRED = {"model": frozenset[str](), "dataset": frozenset({"dataset.train_file", "dataset.path"})}
+REQUIRED = {"model": frozenset[str](), "dataset": frozenset({"dataset.train_file", "dataset.path", "dataset.mix"})}
 """Groups of which a recipe or the command line chooses a file, with the options that need no such choice."""
 
 

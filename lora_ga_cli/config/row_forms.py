@@ -42,6 +42,16 @@ def ways_to_read(task: str) -> str:
     return _listed(name for name in EXAMPLES.names() if task in EXAMPLES[name].tasks)
 
 
+def forms_for(task: str) -> list[Any]:
+    """The classes of the forms that serve a task and that options select."""
+    return [EXAMPLES[name] for name in EXAMPLES.names() if task in EXAMPLES[name].tasks and EXAMPLES[name].required]
+
+
+def forms_of(dataset: Any) -> list[Any]:
+    """The classes of the forms that the options of a data set select, whatever the task."""
+    return [EXAMPLES[name] for name in _selected(dataset)]
+
+
 def row_form(dataset: Any, task: str) -> Any:
     """The class of the form that a data set's rows have for a task.
 

@@ -115,13 +115,14 @@ class Builder:
         names = [*needed_columns(type(self.form), self.config), *self.form.columns_if_present(self.config)]
         needed = {name: self.lookup[name] for name in names if name in self.lookup}
         row_format = format_of_rows(self.config)
+        read = self.form.columns(self.config)
         for index, raw in zip(indices, self.source.take(indices, list(needed.values())), strict=True):
             row = patterns({name: raw[old] for name, old in needed.items() if old in raw})
             if row is None:
                 self._skip(LEFT_OUT, index)
                 continue
             try:
-                part = self.form.read(row if row_format is None else row_format.convert(row))
+                part = self.form.read(row if row_format is None else row_format.convert(row, read))
             except EmptyAnswer as bad:
                 self._bad_row(EMPTY, index, str(bad))
             except BadRow as bad:

@@ -147,6 +147,20 @@ class ChatTemplate:
         return Ends((ids[0],)) if added else Ends(text=end)
 
     @cached_property
+    def learned_header(self) -> str:
+        """What the template writes before an answer and not at the end of the prompt for generation, where it has no
+        such prompt: it is learned with the answer. Empty if there is nothing."""
+        asked = [{"role": "user", "content": "a"}]
+        try:
+            before, prompt = self.text(asked), self.text(asked, for_generation=True)
+            text = self.text([*asked, {"role": ASSISTANT, "content": PROBE}])
+        except BadRow:
+            return ""
+        if before != prompt or not text.startswith(prompt) or PROBE not in text or self.marks_answers():
+            return ""
+        return text[len(prompt) : text.rfind(PROBE)].strip()
+
+    @cached_property
     def _end(self) -> str:
         """The template's text after an answer, up to and including the first special token; without one, all of it but
         the white space at its end."""

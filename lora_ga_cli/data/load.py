@@ -296,7 +296,7 @@ class Loader:
             ]
             read = all_of({str(number): partial(source_of, reading) for number, reading in enumerate(needed)})
             sources = list(read.values())
-            self.check_columns([part for source in sources for part in parts(source)])
+            self.check_columns([part for source in sources for part in parts(source)], trained=TRAIN in missing)
             if needed and needed[0] is readings[0]:
                 self.name_classes(sources[0])
             made |= all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
@@ -345,13 +345,25 @@ class Loader:
         split.remember(stored.sha256)
         return split
 
-    def check_columns(self, sources: Sequence[Source]) -> None:
-        """Checks that every column that the configuration names is there."""
-        faults = [fault for source in sources for fault in renames_faults(source, self.config.columns)]
+    def check_columns(self, sources: Sequence[Source], *, trained: bool) -> None:
+        """Checks that every column that the configuration names is there. An optional one need not be in each source.
+
+        Args:
+            trained: rows to train on are among the sources, so that each new name has to have a column in one of them.
+        """
+        row_format, renames = format_of_rows(self.config), self.config.columns
+        optional = row_format.optional if row_format is not None else ()
+        somewhere = {column for source in sources for column in source.columns}
+        faults = []
         for source in sources:
-            columns = list(renamed(source, self.config.columns))
-            row_format = format_of_rows(self.config)
-            optional = row_format.optional if row_format is not None else ()
+            may_lack = {
+                new
+                for new, old in renames.items()
+                if new in optional and old not in source.columns and (old in somewhere or not trained)
+            }
+            faults += renames_faults(source, {new: old for new, old in renames.items() if new not in may_lack})
+        for source in sources:
+            columns = [*renamed(source, renames), *renames]
             for name, option in needed_columns(self.form, self.config).items():
                 if name not in columns and name not in optional:
                     faults.append(Fault(option, f"{source.name} has no column {name!r}", near_column(name, columns)))

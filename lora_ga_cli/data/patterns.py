@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.data.recognize import format_of_rows
 from lora_ga_cli.data.source import Row
 from lora_ga_cli.errors import Fault
 
@@ -49,9 +50,15 @@ def _search(pattern: re.Pattern[str], cell: object) -> re.Match[str] | None:
 def pattern_faults(config: DatasetConfig) -> list[Fault]:
     """What is wrong with the patterns themselves."""
     faults = []
+    row_format = format_of_rows(config)
+    conversations = [] if config.messages is None else [config.messages]
+    if row_format is not None:
+        conversations = row_format.source_columns(conversations)
     for option, patterns, needs_group in (("keep", config.keep, False), ("extract", config.extract, True)):
         for column, pattern in patterns.items():
             where = f"dataset.{option}.{column}"
+            if column in conversations:
+                faults.append(Fault(where, "the column holds lists of messages, and patterns are for texts"))
             try:
                 group_count = re.compile(pattern).groups
             except re.error as error:

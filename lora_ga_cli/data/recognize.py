@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.config.row_forms import is_complete, ways_to_read
+from lora_ga_cli.config.row_forms import ROW_OPTIONS, forms_for, forms_of, is_complete, task_problems, ways_to_read
 from lora_ga_cli.data.formats import Unreadable
 from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
 from lora_ga_cli.data.local import files_faults, listed, read_files, read_first_rows
@@ -19,6 +19,7 @@ from lora_ga_cli.registry import ROW_FORMATS
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig, MixSource
+    from lora_ga_cli.data.examples.base import Form
 
 FIRST_ROWS = 50
 """How many rows are looked at."""
@@ -43,21 +44,57 @@ def with_row_format(
     """
     if is_complete(config):
         return _with_optional_columns(config, task)
-    source = first_rows(config, validation=validation, store=store)
-    if faults := renames_faults(source, config.columns):
-        raise DataError(faults)
-    rows = [_renamed(row, config.columns) for row in source.rows]
-    columns = list(dict.fromkeys([*(name for row in rows for name in row), *_renamed_names(source, config)]))
+    own_source = config.validation_file is not None or config.validation_split is not None
+    count = 1 if config.mix is None or (validation and own_source) else len(config.mix)
+    sources = [first_rows(config, part, validation=validation, store=store) for part in range(count)]
+    rows_of = [[_renamed(row, config.columns) for row in source.rows] for source in sources]
+    rows = [row for some in rows_of for row in some]
+    names = [name for source in sources for name in _renamed_names(source, config)]
+    columns = list(dict.fromkeys([*(name for row in rows for name in row), *names]))
     if config.format != AUTO:
         name, others = config.format, list[str]()
     else:
-        fitting = [name for name in _formats(task) if columns and _fits(name, config, rows)]
-        if not fitting:
-            raise DataError([_not_recognized(source.name, config, task, columns, rows)])
-        name, *others = fitting
+        name, *others = _common_formats(sources, rows_of, config, task)
+    refused = [ROW_FORMATS[name].refused(some, config.keep) for some in rows_of]
+    if any(refused):
+        raise DataError([Fault(source.name, what) for source, what in zip(sources, refused, strict=True) if what])
     chosen = config.model_copy(update={"format": name, **_open_options(name, config, rows)})
     chosen, notes = _with_optional_columns(chosen, task)
-    return chosen, [_described(name, config, chosen, columns, others), *notes]
+    if chosen.messages is not None and any(task_problems(chosen, task)):
+        what = f"{sources[0].name} holds lists of messages (format {name}), which are for model.task=causal_lm"
+        raise DataError([Fault("model.task", what, f"model=causal_lm, or give {ways_to_read(task)}")])
+    unread = [column for column in columns if column not in _read_columns(name, chosen)]
+    if config.format == AUTO:
+        notes = [*notes, *_unread_of_others(name, task, unread)]
+    return chosen, [
+        _described(name, config, [column for column in columns if column not in unread], unread, others),
+        *notes,
+    ]
+
+
+def _common_formats(
+    sources: Sequence[FileRows], rows_of: Sequence[Sequence[Row]], config: DatasetConfig, task: str
+) -> list[str]:
+    """The formats that the rows of all sources fit, the more specific ones first.
+
+    Raises:
+        DataError: there are none.
+    """
+    fitting = []
+    for source, rows in zip(sources, rows_of, strict=True):
+        columns = list(dict.fromkeys([*(name for row in rows for name in row), *_renamed_names(source, config)]))
+        fitting.append([name for name in _formats(task) if columns and _fits(name, config, rows)])
+        if not fitting[-1]:
+            # a wrong old name may be the reason
+            raise DataError(
+                renames_faults(source, config.columns) or [_not_recognized(source.name, config, task, columns, rows)]
+            )
+    common = [name for name in fitting[0] if all(name in names for names in fitting)]
+    if not common:
+        found = ", ".join(f"{source.name} of {names[0]}" for source, names in zip(sources, fitting, strict=True))
+        hint = "write the rows of all sources in one format, or train on the sources one after another"
+        raise DataError([Fault("dataset.mix", f"its sources are of different formats: {found}", hint)])
+    return common
 
 
 def format_of_rows(config: DatasetConfig) -> type[RowFormat] | None:
@@ -65,10 +102,13 @@ def format_of_rows(config: DatasetConfig) -> type[RowFormat] | None:
     return None if config.format == AUTO else ROW_FORMATS[config.format]
 
 
-def first_rows(config: DatasetConfig, *, validation: bool = False, store: SourceStore | None = None) -> FileRows:
-    """The first rows of a data set that can be read; of several sources, those of the first.
+def first_rows(
+    config: DatasetConfig, part: int = 0, *, validation: bool = False, store: SourceStore | None = None
+) -> FileRows:
+    """The first rows of a data set that can be read.
 
     Args:
+        part: the number of the source, of several ones.
         store: where rows of a stream are looked up, and kept if they are not there.
 
     Raises:
@@ -76,7 +116,7 @@ def first_rows(config: DatasetConfig, *, validation: bool = False, store: Source
     """
     if faults := files_faults([file for files in config.files.values() for file in listed(files)], config.column_names):
         raise DataError(faults)
-    source = config if config.mix is None else config.mix[0]
+    source = config if config.mix is None else config.mix[part]
     files = config.validation_file if validation and config.validation_file is not None else source.train_file
     if files is None:
         return _first_of_hub(config, source, validation, store)
@@ -176,7 +216,11 @@ def _with_optional_columns(config: DatasetConfig, task: str) -> tuple[DatasetCon
         inserted = {column for text in given.values() for column in Template(text).columns}
         names = _formats(task) if config.format == AUTO and config.form is None else []
         found = [
-            name for name in names if ROW_FORMATS[name].optional and inserted >= {*_all_columns(ROW_FORMATS[name])}
+            name
+            for name in names
+            if ROW_FORMATS[name].optional
+            and inserted >= {*_all_columns(ROW_FORMATS[name])}
+            and _row_options(config) <= set(ROW_FORMATS[name].fields)
         ]
         name = found[0] if found else config.format
         optional = ROW_FORMATS[name].optional if name != AUTO else ()
@@ -193,16 +237,11 @@ def _with_optional_columns(config: DatasetConfig, task: str) -> tuple[DatasetCon
 
 
 def _described(
-    name: str, config: DatasetConfig, chosen: DatasetConfig, columns: Sequence[str], others: Sequence[str]
+    name: str, config: DatasetConfig, read: Sequence[str], unread: Sequence[str], others: Sequence[str]
 ) -> str:
     """The line that says how rows are read."""
-    row_format = ROW_FORMATS[name]
-    given = [f"dataset.{option}" for option in row_format.fields if getattr(config, option) is not None]
-    values = {option: getattr(chosen, option) for option in row_format.fields if getattr(chosen, option) is not None}
-    read = {column for option in values for column in _columns_or_none(values, option)}
-    read = set(row_format.source_columns(read))
-    line = f"format {name} (columns {', '.join(column for column in columns if column in read)}"
-    unread = [column for column in columns if column not in read]
+    given = [f"dataset.{option}" for option in ROW_FORMATS[name].fields if getattr(config, option) is not None]
+    line = f"format {name} (columns {', '.join(read)}"
     line += f"; not read: {_some(unread)})" if unread else ")"
     line += f", with your {' and '.join(given)}" if given else ""
     if others:
@@ -210,9 +249,33 @@ def _described(
     return line
 
 
+def _read_columns(name: str, chosen: DatasetConfig) -> set[str]:
+    """The columns that are read, those that rows may lack included."""
+    given = {option: getattr(chosen, option) for option in (*TEMPLATES, *COLUMNS)}
+    given = {option: value for option, value in given.items() if value is not None}
+    read = {column for option in given for column in _columns_or_none(given, option)}
+    if_present = {column for form in forms_of(chosen) for column in form.columns_if_present(chosen)}
+    return {*ROW_FORMATS[name].source_columns(read), *if_present}
+
+
+def _unread_of_others(name: str, task: str, unread: Sequence[str]) -> list[str]:
+    """Lines about columns that are not read and that a more specific format has, whose other columns are missing."""
+    lines = []
+    for column in unread:
+        others = [other for other in _formats(task) if column in ROW_FORMATS[other].columns]
+        others = [other for other in others if ROW_FORMATS[other].precedence > ROW_FORMATS[name].precedence]
+        if others:
+            formats = " and ".join(f"{other} ({_shown_columns(ROW_FORMATS[other])})" for other in others)
+            lines.append(
+                f"column {column} is not read, and is one of the columns of {formats}: dataset.columns={{new: old}} "
+                f"names the others, dataset.format={name} says that this is right"
+            )
+    return lines
+
+
 def _columns_or_none(options: Mapping[str, Any], option: str) -> list[str]:
     try:
-        return _columns_of(options, option) if option in (*TEMPLATES, *COLUMNS) else []
+        return _columns_of(options, option)
     except TemplateError:
         return []
 
@@ -229,17 +292,40 @@ def _not_recognized(
     what = f"the columns of {source} ({_some(columns)}) are those of no row format for model.task={task}: {known}"
     if all(new == old for new, old in renames.items()):
         held = next(
-            f"column {column!r} holds {_kind(row.get(column))}, not {kind.name}"
-            for row in rows
-            for column, kind in ROW_FORMATS[nearest].columns.items()
-            if not kind.fits(row.get(column))
+            (
+                f"column {column!r} holds {_kind(row.get(column))}, not {kind.name}"
+                for row in rows
+                for column, kind in ROW_FORMATS[nearest].columns.items()
+                if not kind.fits(row.get(column))
+            ),
+            None,
         )
+        if held is None:
+            return _incomplete(source, config, nearest, task)
         hint = f"dataset.format={nearest} names every row that does not fit"
         return Fault("dataset.format", f"{source} is not of the format {nearest}, whose columns it has: {held}", hint)
     changed = ", ".join(f"{new}: {old or 'COLUMN'}" for new, old in renames.items() if new != old)
     near = f"the nearest is {nearest}: dataset.columns={{{changed}}}" if share else "dataset.columns={new: old} renames"
     hint = f"{near}; or say how a row is read: {ways_to_read(task)}"
     return Fault("dataset.format", what, hint)
+
+
+def _incomplete(source: str, config: DatasetConfig, fitting: str, task: str) -> Fault:
+    """Rows fit a format, and options are given that do not go with it."""
+    given = [option for option in ROW_OPTIONS if option in _row_options(config)]
+    options = " and ".join(f"dataset.{option}" for option in given)
+    what = f"{source} is of the format {fitting}, and {options} {'are' if len(given) > 1 else 'is'} not read with it"
+    ways = [missing for form in forms_for(task) if (missing := _missing(form, given)) is not None]
+    wanted = ", or ".join(" and ".join(f"dataset.{option}" for option in missing) for missing in ways)
+    hint = f"leave {options} out"
+    return Fault(f"dataset.{given[0]}", what, f"give {wanted} too, or {hint}" if wanted else hint)
+
+
+def _missing(form: type[Form], given: Sequence[str]) -> list[str] | None:
+    """The options that a form needs besides those that are given; None where it does not read these."""
+    if not {*given} <= {*form.required, *form.optional}:
+        return None
+    return [option for option in form.required if option not in given]
 
 
 def _renames(row_format: type[RowFormat], columns: Sequence[str]) -> dict[str, str | None]:

@@ -27,6 +27,12 @@ def remote_fault(file: str) -> Fault | None:
     return Fault(file, "names no file of a data set", "spell it hf://datasets/ORG/NAME/PATH")
 
 
+def repository_of(file: str) -> str | None:
+    """The name of the data set that a file on the hub belongs to; None for any other file."""
+    found = _FILE.fullmatch(file)
+    return found["repo"] if found else None
+
+
 def local_path(file: str) -> Path:
     """The file on this machine; one on the hub is fetched unless it is in the hub's cache.
 

@@ -100,7 +100,8 @@ def renames_faults(source: Source, renames: Mapping[str, str]) -> list[Fault]:
 def renamed(source: Source, renames: Mapping[str, str]) -> dict[str, str]:
     """Every column's name after ``dataset.columns``, with its name in the source."""
     gone = set(renames.values())
-    return {name: name for name in source.columns if name not in gone} | dict(renames)
+    found = {new: old for new, old in renames.items() if old in source.columns}
+    return {name: name for name in source.columns if name not in gone} | found
 
 
 def near_column(name: str, columns: Sequence[str]) -> str:

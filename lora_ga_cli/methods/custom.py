@@ -18,10 +18,11 @@ from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method, Model
+from lora_ga_cli.model.loading import CUSTOM_ADAPTER_FILE
 from lora_ga_cli.model.targets import new_modules
 
 WEIGHTS_FILE = "custom_adapter.safetensors"
-CONFIG_FILE = "custom_adapter.json"
+CONFIG_FILE = CUSTOM_ADAPTER_FILE
 
 
 class CustomAdapter(Method):

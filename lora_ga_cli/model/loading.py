@@ -31,6 +31,9 @@ AUTO_CLASS = {
     "sequence_classification": transformers.AutoModelForSequenceClassification,
 }
 
+CUSTOM_ADAPTER_FILE = "custom_adapter.json"
+"""What describes an adapter that PEFT does not load."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -67,7 +70,7 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
 
 def adapter_refusal(folder: Path) -> str:
     """Why a folder cannot be a base model, where it holds an adapter; else empty."""
-    files = [folder / name for name in ("adapter_config.json", "custom_adapter.json") if (folder / name).is_file()]
+    files = _adapter_descriptions(folder)
     if not files or (folder / "config.json").is_file():
         return ""
     base = read_json(files[0]).get("base_model_name_or_path")
@@ -76,6 +79,10 @@ def adapter_refusal(folder: Path) -> str:
         merge if (folder / "manifest.json").is_file() else "merge it into its base first, with PEFT's merge_and_unload"
     )
     return f"model.path={folder} holds an adapter" + (f" for {base}" if base else "") + f", and no model: {way}"
+
+
+def _adapter_descriptions(folder: Path) -> list[Path]:
+    return [folder / name for name in ("adapter_config.json", CUSTOM_ADAPTER_FILE) if (folder / name).is_file()]
 
 
 def load_config(config: ModelConfig) -> PreTrainedConfig:
@@ -108,7 +115,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     with _as_model_error(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.arguments)
     if config.new_tokens:
-        add_tokens(tokenizer, config.new_tokens, load_config(config).get_text_config().vocab_size)
+        rows = load_config(config).get_text_config().vocab_size
+        beside = source.local and bool(_adapter_descriptions(Path(source.path)))
+        add_tokens(tokenizer, config.new_tokens, rows, saved_beside_adapter=beside)
     return tokenizer
 
 

@@ -32,7 +32,9 @@ class Vocabulary:
         return max(self.ids.values(), default=-1) + 1
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], rows: int) -> None:
+def add_tokens(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], rows: int, *, saved_beside_adapter: bool = False
+) -> None:
     """Adds tokens to a tokenizer, in place. Each is found in a text wherever it stands, and is never divided.
 
     (They are no special tokens: a text that is decoded without special tokens still has them.) A token that the
@@ -40,11 +42,14 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], rows: 
 
     Args:
         rows: of the model's embeddings.
+        saved_beside_adapter: the tokenizer was saved with an adapter, so it has the tokens that it was trained with.
 
     Raises:
         InvalidInput: the tokenizer has one of them already, and the model its row.
     """
     known = tokenizer.get_vocab()
+    if saved_beside_adapter:
+        tokens = [token for token in tokens if token not in known]
     faults = [
         Fault(
             "model.new_tokens",

@@ -124,9 +124,9 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
             "```",
         ]
     options = f", num_labels={len(names)}" if names else ""
-    if config.model.revision:
+    if config.model.revision and manifest["base_identity"].get("hub") == base:  # it may be published with another base
         options += f', revision="{config.model.revision}"'
-    own = has_own_tokenizer(config)
+    own = own_parts(config)
     rows, kind = manifest.get("embedding_rows"), manifest.get("dequantized")
     how = DEQUANTIZED[kind] if kind is not None else ""
     options += f", quantization_config={how}(dequantize=True)" if how else ""
@@ -153,7 +153,7 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}"
         lines += ["", f"vLLM: `{serve}{f' --tokenizer {folder}' if own else ''}`"]
     if own:
-        lines += ["", "It was trained with the tokenizer and the chat template beside it, not with the base's."]
+        lines += ["", f"It was trained with the {' and the '.join(own)} beside it, not with the base's."]
     return lines
 
 
@@ -176,10 +176,10 @@ def _classes(names: Sequence[str]) -> list[str]:
     return ["## Classes", "", "| number | class |", "|---|---|", *rows, ""]
 
 
-def has_own_tokenizer(config: Config) -> bool:
-    """Whether a result needs another tokenizer than its base has, or another chat template."""
-    own = config.model.tokenizer or config.dataset.chat_template or config.model.new_tokens
-    return bool(own)
+def own_parts(config: Config) -> list[str]:
+    """What a result needs beside it, because its base has another one: the tokenizer, the chat template; in words."""
+    tokenizer = bool(config.model.tokenizer or config.model.new_tokens)
+    return ["tokenizer"] * tokenizer + ["chat template"] * bool(config.dataset.chat_template)
 
 
 def described_ends(ends: Ends, base_ends: Sequence[int], tokenizer: Any) -> dict[str, Any]:

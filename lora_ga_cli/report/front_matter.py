@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.methods.base import AdapterOutput
@@ -60,21 +62,28 @@ def front_matter(
     data = ModelCardData(
         base_model=base,
         base_model_relation=("adapter" if adapter else "finetune") if base else None,
-        datasets=hub_datasets(config) or None,
+        datasets=hub_datasets(manifest) or None,
         library_name=library,
         pipeline_tag=pipeline,
         tags=tags,
         model_name=name if results else None,
-        eval_results=[item for result in results for item in _entries(result, pipeline, config)] or None,
+        eval_results=[item for result in results for item in _entries(result, pipeline, manifest)] or None,
     )
     text = yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True)
     return f"---\n{text}---"
 
 
-def hub_datasets(config: Config) -> list[str]:
-    """The names on the hub of the data sets that a run was trained on."""
-    path = config.dataset.path
-    return [path] if path is not None and not Path(path).exists() else []
+def hub_datasets(manifest: Mapping[str, Any]) -> list[str]:
+    """The names on the hub of the data sets that a run was trained on, as the run found them when it began."""
+    return [name for name in manifest.get("hub_datasets", []) if _is_repository(name)]
+
+
+def _is_repository(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -85,19 +94,26 @@ def results_table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for result in results:
         for metric, value in result["values"].items():
             shown = f"{value:.2%}" if metric in result["shares"] else f"{value:.4f}"
-            lines.append(f"| {result['split']} | {result['rows']} | {metric} | {shown} |")
+            lines.append(f"| {_scored_on(result)} | {result['rows']} | {metric} | {shown} |")
     return [*lines, ""]
 
 
-def _entries(result: Mapping[str, Any], pipeline: str, config: Config) -> list[EvalResult]:
+def _scored_on(result: Mapping[str, Any]) -> str:
+    """The rows of an evaluation: the names of the files that were given, without their folders, or the split."""
+    files = result["options"].get("file") if result["options"]["task"] == "rows" else None
+    named = [files] if isinstance(files, str) else files or []
+    return ", ".join(Path(file).name for file in named) or str(result["split"])
+
+
+def _entries(result: Mapping[str, Any], pipeline: str, manifest: Mapping[str, Any]) -> list[EvalResult]:
     of_rows = result["options"]["task"] == "rows"
-    datasets = hub_datasets(config)
+    datasets = [] if result["options"].get("file") else hub_datasets(manifest)
     kind = (datasets[0] if datasets else "custom") if of_rows else str(result["options"]["task"])
     return [
         EvalResult(
             task_type=pipeline,
             dataset_type=kind,
-            dataset_name=str(result["split"]),
+            dataset_name=_scored_on(result),
             metric_type=metric,
             metric_value=value,
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
@@ -15,13 +15,15 @@ from transformers import AutoTokenizer
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes, read_json
-from lora_ga_cli.lora.convert import check_convertible
-from lora_ga_cli.lora.export import WEIGHTS_FILE, write_adapter
+from lora_ga_cli.lora.convert import FACTOR_A, FACTOR_B, check_convertible
+from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters, write_adapter
 from lora_ga_cli.lora.links import read_adapter, with_alpha_1
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.loading import find_source, load_model
+from lora_ga_cli.model.generation import base_ends
+from lora_ga_cli.model.loading import find_source, load_config, load_model, load_tokenizer
 from lora_ga_cli.report.console import quiet, size, step, warn
 from lora_ga_cli.report.front_matter import shown_base
+from lora_ga_cli.stages.file_types import MERGED_DTYPE, FileType
 from lora_ga_cli.stages.llama_cpp import (
     ADAPTER_CONVERTER,
     MODEL_CONVERTER,
@@ -31,13 +33,10 @@ from lora_ga_cli.stages.llama_cpp import (
     run_converter,
 )
 from lora_ga_cli.stages.merge import MergeOptions, merge
+from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.training.run_folder import RunFolder
 
 MODELFILE = "Modelfile"
-FACTORS = (".lora_A.weight", ".lora_B.weight")
-FileType = Literal["f32", "f16", "bf16", "q8_0"]
-MERGED_DTYPE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": None}
-"""The type of the model that is converted, by the type of the file's weights; None for the base's."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class ExportOptions:
 
     adapter: bool = False
     output: Path | None = None
-    file_type: FileType = "f16"
+    file_type: FileType = FileType.f16
     llama_cpp: Path | None = None
     base: str | None = None
 
@@ -83,13 +82,13 @@ def export(run: RunFolder, config: Config, options: ExportOptions) -> dict[str, 
     with atomic_folder(folder) as temporary:
         if options.adapter:
             _write_adapter(run, config, converter, temporary / name, options.file_type)
-            text, difference = _adapter_modelfile(name, run), None
+            text, difference = _adapter_modelfile(name, run, config), None
         else:
-            with _merged(run, config, options) as model:
+            with _merged(run, config, options, folder.parent) as model:
                 given = [str(model), "--outfile", str(temporary / name), "--outtype", options.file_type]
                 run_converter(converter, given)
                 difference = _checked(temporary / name, model, config, options)
-                text = _modelfile(name, model)
+                text = _modelfile(name, model, run)
         if not (temporary / name).is_file():
             raise RunError(f"llama.cpp's {converter.name} ended without an error, and wrote no {name}")
         (temporary / MODELFILE).write_text(text, encoding="utf-8")
@@ -107,22 +106,24 @@ def _faults(run: RunFolder, config: Config, folder: Path, options: ExportOptions
         return
     output = method_of(config).output
     whole = "--format gguf writes base and adapter in one file" if output.mergeable else ""
+    if adapts_parameters(run.path):
+        what = "its adapter changes parameters of experts, and a LoRA adapter in GGUF changes linear layers only"
+        yield Fault(str(run.path), what, f"loraga merge makes a plain model of it; {whole}")
+        return
     try:
         check_convertible(run.path)
     except RunError:
         yield Fault(str(run.path), f"holds {output.label}, and GGUF has LoRA adapters only", whole)
         return
-    others = [
-        name for name in load_file(run.path / WEIGHTS_FILE) if not name.endswith((".lora_A.weight", ".lora_B.weight"))
-    ]
+    others = [name for name in load_file(run.path / WEIGHTS_FILE) if not name.endswith((FACTOR_A, FACTOR_B))]
     if others:
         yield Fault(str(run.path), f"its adapter has more than LoRA's factors ({others[0]}), and GGUF has not", whole)
 
 
 @contextlib.contextmanager
-def _merged(run: RunFolder, config: Config, options: ExportOptions) -> Iterator[Path]:
-    """A folder with the merged model, which is removed in the end."""
-    with tempfile.TemporaryDirectory(prefix=".merged-", dir=run.path) as parent:
+def _merged(run: RunFolder, config: Config, options: ExportOptions, place: Path) -> Iterator[Path]:
+    """A folder with the merged model, inside a place that has room for it; it is removed in the end."""
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=place) as parent:
         model = Path(parent) / "model"
         with quiet():
             merge(run, config, MergeOptions(model, MERGED_DTYPE[options.file_type], "1000GB", options.base))
@@ -152,7 +153,7 @@ def _cpu() -> Any:
     return torch.device("cpu")
 
 
-def _write_adapter(run: RunFolder, config: Config, converter: Path, file: Path, file_type: str) -> None:
+def _write_adapter(run: RunFolder, config: Config, converter: Path, file: Path, file_type: FileType) -> None:
     """Converts the adapter.
 
     (llama.cpp multiplies ``B A`` by alpha / rank, and its converter reads ``lora_alpha`` alone: with rank-stabilized
@@ -162,30 +163,48 @@ def _write_adapter(run: RunFolder, config: Config, converter: Path, file: Path, 
     tensors = with_alpha_1(peft, read_adapter(run.path))
     source = find_source(config.model)
     base = ["--base", source.path] if source.local else ["--base-model-id", source.path]
-    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=run.path) as parent:
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=file.parent.parent) as parent:
         write_adapter(Path(parent), tensors, peft)
         run_converter(converter, [parent, *base, "--outfile", str(file), "--outtype", file_type])
 
 
-def _modelfile(name: str, model: Path) -> str:
+def _modelfile(name: str, model: Path, run: RunFolder) -> str:
     """What Ollama reads: the file, the template and the tokens that end an answer."""
     tokenizer: Any = AutoTokenizer.from_pretrained(str(model))
     lines = [f"FROM ./{name}"]
     if tokenizer.chat_template is None:  # with one, Ollama takes it from the file
         lines.append('TEMPLATE """{{ .Prompt }}"""')
-    lines += [f'PARAMETER stop "{token}"' for token in _ends(tokenizer, model)]
-    return "\n".join(lines) + "\n"
-
-
-def _ends(tokenizer: Any, model: Path) -> list[str]:
-    """The tokens that end an answer, as texts."""
     file = model / "generation_config.json"
     stored = read_json(file).get("eos_token_id") if file.is_file() else None
     ids = stored if isinstance(stored, list) else [stored]
+    return "\n".join([*lines, *_stops(tokenizer, ids, run)]) + "\n"
+
+
+def _stops(tokenizer: Any, ids: Sequence[int | None], run: RunFolder) -> list[str]:
+    """The lines of a Modelfile for all that ends an answer: tokens, and a text that is no token.
+
+    Args:
+        ids: the tokens at which the model stops, beside its tokenizer's end.
+    """
     named = [tokenizer.convert_ids_to_tokens(token) for token in [*ids, tokenizer.eos_token_id] if token is not None]
-    return [token for token in dict.fromkeys(named) if isinstance(token, str)]
+    texts = [token for token in named if isinstance(token, str)]
+    if text := (run.manifest.get("ends") or {}).get("text"):
+        texts.append(text)
+    return [f"PARAMETER stop {_quoted(text)}" for text in dict.fromkeys(texts)]
 
 
-def _adapter_modelfile(name: str, run: RunFolder) -> str:
+def _quoted(text: str) -> str:
+    """A text in a Modelfile, which knows no escapes: one that has quotes, or is of several lines, stands in three."""
+    quotes = '"""' if '"' in text or "\n" in text else '"'
+    return f"{quotes}{text}{quotes}"
+
+
+def _adapter_modelfile(name: str, run: RunFolder, config: Config) -> str:
+    """As `_modelfile`, with the adapter. The base does not stop by itself at what the run's answers end with."""
+    config = with_saved_tokenizer(config, run.path)
+    source = find_source(config.model)
+    ids = base_ends(source.path, load_config(config.model), source.arguments)
+    ids += (run.manifest.get("ends") or {}).get("tokens", [])
     base = shown_base(run.manifest)
-    return f"# BASE.gguf is the base of this adapter as GGUF: {base}\nFROM ./BASE.gguf\nADAPTER ./{name}\n"
+    lines = [f"# BASE.gguf is the base of this adapter as GGUF: {base}", "FROM ./BASE.gguf", f"ADAPTER ./{name}"]
+    return "\n".join([*lines, *_stops(load_tokenizer(config.model), ids, run)]) + "\n"

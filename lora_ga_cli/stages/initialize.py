@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.data.hub_names import hub_names
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json, sha256_file
 from lora_ga_cli.gradient.artifact import GradientArtifact
@@ -101,6 +102,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
             settings=settings(given),
             seed=config.seed,
             data=actual,
+            hub_datasets=hub_names(config.dataset),
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),
             started=now(),

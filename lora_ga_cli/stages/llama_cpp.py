@@ -15,13 +15,11 @@ from torch import Tensor, nn
 
 from lora_ga_cli.errors import EqualityError, Fault, InvalidInput, UserError
 from lora_ga_cli.model.probe import PROBE_TEXTS
+from lora_ga_cli.stages.file_types import TOLERANCE, FileType
 
 MODEL_CONVERTER = "convert_hf_to_gguf.py"
 ADAPTER_CONVERTER = "convert_lora_to_gguf.py"
 VARIABLE = "LORAGA_LLAMA_CPP"
-TOLERANCE = {"f32": 2e-2, "bf16": 0.5, "f16": 0.1, "q8_0": 1.0}
-"""The largest difference of a next token's log-probability (nats) that is allowed, by the type of the file's weights.
-llama.cpp rounds what it computes with too."""
 LIKELY = 5
 """How many of the likeliest next tokens are compared."""
 
@@ -68,13 +66,12 @@ def can_load() -> bool:
 
 @torch.no_grad()
 def check_file(
-    file: Path, model: nn.Module, tokenizer: Any, file_type: str, *, adapter: Path | None = None
+    file: Path, model: nn.Module, tokenizer: Any, file_type: FileType, *, adapter: Path | None = None
 ) -> tuple[float, bool]:
     """Loads a GGUF file with llama.cpp on the CPU, and compares what comes next after two texts.
 
     Args:
         model: what was converted, in transformers.
-        file_type: a key of `TOLERANCE`.
         adapter: a GGUF file of an adapter, which is put on the model in ``file``.
 
     Returns:

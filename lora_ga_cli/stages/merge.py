@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import atomic_folder, file_sizes
+from lora_ga_cli.files import atomic_folder, file_sizes, write_json
 from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
@@ -23,7 +23,7 @@ from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
-from lora_ga_cli.stages.trained import load_trained, require_finished
+from lora_ga_cli.stages.trained import MARK_FILE, identity_of_run, load_trained, of_complete_model, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -54,6 +54,8 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     require_finished(run)
     _refuse_unmergeable(run, config)
     folder = _free_folder(options.output or run.path / "merged")
+    if not method_of(config).output.is_adapter:
+        config = of_complete_model(config, run)
     config = with_saved_tokenizer(config, run.path)
     quantization = config.model.quantization
     inputs = _inputs_of_base(run, config, options)
@@ -62,7 +64,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     dtype = getattr(torch, options.dtype or config.model.dtype)
     write_more = method_of(config).merge(model, dtype)
     model = _merged(model, run, inputs, dtype)
-    difference = _write(model, folder, inputs, expected, options.max_shard_size, write_more)
+    difference = _write(model, folder, inputs, expected, options.max_shard_size, write_more, run)
     if quantization is not None:
         warn(
             f"the adapter was trained on the base in {quantization} and is merged into the base in "
@@ -140,16 +142,19 @@ def _write(
     expected: Tensor,
     max_shard_size: str,
     write_more: Callable[[Path], Path] | None,
+    run: RunFolder,
 ) -> float:
     """Writes a merged model, once what is written computes the expected logits; returns the relative difference.
 
     Args:
         write_more: writes the method's own file into the folder.
+        run: the run that is merged, of which the folder gets a mark.
     """
     dtype = model.dtype
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
         inputs.tokenizer.save_pretrained(temporary)
+        write_json(temporary / MARK_FILE, {"run": identity_of_run(run)})
         if write_more is not None:
             step("merged", f"{folder / write_more(temporary).name} is written too")
         actual = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
@@ -169,7 +174,9 @@ def _reload(folder: Path, inputs: Inputs, dtype: torch.dtype) -> PreTrainedModel
 def _check_finite(weights: Mapping[str, Any]) -> None:
     for name, weight in weights.items():
         if weight.is_floating_point() and not bool(weight.isfinite().all()):
-            raise EqualityError(f"{name} is not finite after merging; with --dtype float16 large weights overflow")
+            raise EqualityError(
+                f"{name} is not finite after merging: float16 has no place for large weights, and other types have"
+            )
 
 
 def _coarseness(dtype: torch.dtype) -> float:

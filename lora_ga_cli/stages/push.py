@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +15,10 @@ from huggingface_hub import CommitOperationAdd
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from lora_ga_cli.config.safety import READ_PATHS, WRITE_PATHS
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
-from lora_ga_cli.files import read_json
+from lora_ga_cli.files import read_json, resolve_path
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
@@ -23,6 +26,7 @@ from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base
 from lora_ga_cli.report.tables import print_table
+from lora_ga_cli.stages.trained import MARK_FILE, identity_of_run
 from lora_ga_cli.training.run_folder import RunFolder
 
 TOKENIZER_FILES = (
@@ -35,9 +39,13 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+MERGED_FILES = (*MODEL_FILES, "*.safetensors")
+"""A method may merge into more than the model, such as a file of quantized weights."""
 TEXTS = (".json", ".jinja", ".md", ".txt")
 LARGEST_TEXT = 50 * 2**20
 """Bytes of a file above which no path is looked for in it: it is a vocabulary."""
+NO_NAME_GOES_ON = r"(?![\w-]|\.\w)"
+"""What follows a path that is complete: another folder or file may begin with the same letters."""
 CARD, FIGURE = "README.md", "loss.png"
 
 
@@ -140,12 +148,16 @@ def _prepared(
         faults.append(Fault("base model", what, "--base-model ORG/NAME names what readers have to load"))
     folder = options.merged or run.path
     adapter = options.merged is None and method_of(config).output.is_adapter
-    patterns = (*(ADAPTER_FILES if adapter else MODEL_FILES), *TOKENIZER_FILES)
+    own = ADAPTER_FILES if adapter else MODEL_FILES if options.merged is None else MERGED_FILES
+    patterns = (*own, *TOKENIZER_FILES)
     chosen = {file.name: file for pattern in patterns for file in sorted(folder.glob(pattern)) if file.is_file()}
     if not any(name.endswith(".safetensors") for name in chosen):
         what = "holds no adapter" if adapter else "holds no model"
         hint = "loraga merge RUN --output FOLDER writes one" if options.merged is not None else ""
         faults.append(Fault(str(folder), what, hint))
+    elif options.merged is not None and not _is_of(run, folder):
+        what = f"does not tell that it is the merged model of {run.path}, whose card would go up with it"
+        faults.append(Fault(str(folder), what, f"loraga merge {run.path} --output FOLDER writes one that does"))
     if faults or base is None:
         raise InvalidInput(faults)
     files: dict[str, bytes | Path] = {name: _published(file, base) for name, file in sorted(chosen.items())}
@@ -153,9 +165,15 @@ def _prepared(
     files[CARD] = text.encode()
     if run.figure_file.is_file() and run.figure_file.stat().st_size:
         files[FIGURE] = run.figure_file
-    if found := list(_paths_in(files, run)):
+    if found := _paths_in(files, run, config):
         raise InvalidInput(found)
     return files, text
+
+
+def _is_of(run: RunFolder, folder: Path) -> bool:
+    """Whether a folder is a merged model of a run."""
+    mark = folder / MARK_FILE
+    return mark.is_file() and read_json(mark).get("run") == identity_of_run(run)
 
 
 def _name_faults(where: str, name: str) -> list[Fault]:
@@ -196,10 +214,12 @@ def _card(run: RunFolder, config: Config, repository: str, published: Published)
     return card(repository, config, run.manifest, published)
 
 
-def _paths_in(files: Mapping[str, bytes | Path], run: RunFolder) -> list[Fault]:
-    """A fault for every text file that names a folder of this machine."""
+def _paths_in(files: Mapping[str, bytes | Path], run: RunFolder, config: Config) -> list[Fault]:
+    """A fault for every text file that names a folder of this machine, or a file that the configuration names."""
     here = {Path.home(), Path.cwd(), run.began_in, run.path.resolve(), Path(str(run.manifest["base"]))}
+    here |= set(_configured_paths(config))
     folders = sorted(str(folder) for folder in here if folder.is_absolute() and len(folder.parts) > 1)
+    patterns = {folder: re.compile(re.escape(folder) + NO_NAME_GOES_ON) for folder in folders}
     faults = []
     for name, item in files.items():
         if Path(name).suffix not in TEXTS:
@@ -207,7 +227,28 @@ def _paths_in(files: Mapping[str, bytes | Path], run: RunFolder) -> list[Fault]:
         if isinstance(item, Path) and item.stat().st_size > LARGEST_TEXT:
             continue
         text = (item if isinstance(item, bytes) else item.read_bytes()).decode("utf-8", errors="replace")
-        found = next((folder for folder in folders if f"{folder}/" in text or f'{folder}"' in text), None)
+        found = next((folder for folder, pattern in patterns.items() if pattern.search(text)), None)
         if found is not None:
-            faults.append(Fault(name, f"names {found}, a folder of this machine", "remove it from the file"))
+            what = "file" if Path(found).is_file() else "folder"
+            faults.append(Fault(name, f"names {found}, a {what} of this machine", "remove it from the file"))
     return faults
+
+
+def _configured_paths(config: Config) -> Iterator[Path]:
+    """The paths of what a configuration reads and writes; of a pattern of files, the folder before it."""
+    stored = config.model_dump(mode="json")
+    for option in (*READ_PATHS, *WRITE_PATHS):
+        value: Any = stored
+        for name in option:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        for text in _texts(value):
+            path = resolve_path(text)
+            yield next((folder for folder in (path, *path.parents) if not has_magic(str(folder))), path)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)

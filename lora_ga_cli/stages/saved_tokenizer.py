@@ -26,9 +26,8 @@ def with_saved_tokenizer(config: Config, folder: Path) -> Config:
 
     So neither the file nor the folder that the run was given has to be there any more.
     """
-    other = config.model.tokenizer is not None or config.dataset.chat_template is not None
-    if not has_tokenizer(folder) or (config.model.new_tokens and not other):
-        return config  # new tokens are added to the base's tokenizer again
+    if not has_tokenizer(folder):
+        return config
     model = config.model.model_copy(update={"tokenizer": str(folder.resolve())})
     dataset = config.dataset.model_copy(update={"chat_template": None})
     return config.model_copy(update={"model": model, "dataset": dataset})

@@ -26,7 +26,7 @@ from lora_ga_cli.model.probe import check_equal, probe_logits, relative_differen
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
-from lora_ga_cli.report.card import described_ends, has_own_tokenizer, served_rank, serving_obstacle, write_card
+from lora_ga_cli.report.card import described_ends, own_parts, served_rank, serving_obstacle, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
@@ -289,7 +289,7 @@ def _difference(inputs: Inputs, run: RunFolder, result: Result) -> float:
 
 def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -> None:
     config = inputs.config
-    if not method_of(config).output.is_adapter or has_own_tokenizer(config):
+    if not method_of(config).output.is_adapter or own_parts(config):
         save_tokenizer(inputs, run)
     source = find_source(config.model)
     known = base_ends(source.path, inputs.model_config, source.arguments)
@@ -337,8 +337,9 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
         step("train", result.note)
     step("saved", f"{run.path}: {_described(config, result.size, run)}")
     output = method_of(config).output
-    if output.vllm and not serving_obstacle(config, output) and has_own_tokenizer(config):
-        step("saved", f"its tokenizer and chat template are beside it: vLLM with --tokenizer {run.path}")
+    if output.vllm and not serving_obstacle(config, output) and (own := own_parts(config)):
+        verb = "is" if len(own) == 1 else "are"
+        step("saved", f"its {' and '.join(own)} {verb} beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
         step(
             "saved",

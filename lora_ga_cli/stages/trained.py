@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -12,13 +13,23 @@ from lora_ga_cli.config.began import located
 from lora_ga_cli.config.compose import reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.files import resolve_path, sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_folder import RunFolder, require_format
+
+MARK_FILE = "merged_from.json"
+"""Tells of a merged model which run it is of."""
+
+
+def identity_of_run(run: RunFolder) -> str:
+    """A hash that tells a finished run from all others, and from a later one in the same folder."""
+    manifest = run.manifest
+    told = ("settings", "data", "base_identity", "label_names", "started", "finished")
+    return sha256_json({name: manifest.get(name) for name in told})
 
 
 def stored_config(run: RunFolder, options: Sequence[str] = ()) -> Config:
@@ -49,8 +60,8 @@ def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -
     config = stored_config(run, options)
     if base is not None:
         config = _with_model(config, path=base, revision=None)
-    if not method_of(config).output.is_adapter:  # the folder is the complete model
-        return _with_model(config, path=str(run.path.resolve()), revision=None, tokenizer=None)
+    if not method_of(config).output.is_adapter:
+        return of_complete_model(config, run)
     if "hub" not in run.manifest["base_identity"] and not resolve_path(config.model.path).is_dir():
         raise RunError(
             f"{run.path} was trained on {config.model.path}, and there is no such folder now: give the place of this "
@@ -59,7 +70,13 @@ def config_of(run: RunFolder, options: Sequence[str], base: str | None = None) -
     return config
 
 
-def _with_model(config: Config, **changes: str | None) -> Config:
+def of_complete_model(config: Config, run: RunFolder) -> Config:
+    """The configuration of a run whose folder is the complete model, which has its own tokenizer and the rows of new
+    tokens."""
+    return _with_model(config, path=str(run.path.resolve()), revision=None, tokenizer=None, new_tokens=[])
+
+
+def _with_model(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update=changes)})
 
 

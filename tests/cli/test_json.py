@@ -88,6 +88,17 @@ def test_the_jobs_of_a_sweep_are_in_one_object(answer: Answer, arguments: Argume
     assert "makes them in others" in out["error"]["message"]
 
 
+def test_a_sweep_keeps_the_results_of_the_jobs_that_finished(
+    answer: Answer, arguments: Arguments, sums_file: Path
+) -> None:
+    files = f"dataset.train_file={sums_file},missing.jsonl"
+    found = answer("train", *arguments("llama", "method=lora", "trainer.max_steps=1"), files, "-m", code=1)
+    done, failed = found["jobs"]
+    assert done["training_loss"] > 0
+    assert failed["error"]["faults"][0]["where"] == "missing.jsonl"
+    assert found["error"]["kind"] == "SweepError"
+
+
 def test_an_error_is_an_object_with_its_faults(answer: Answer, capsys: pytest.CaptureFixture[str]) -> None:
     error = answer("train", "recipe=quickstart", "rnk=3", "model.dtype=x", code=2)["error"]
     assert (error["kind"], error["exit_code"]) == ("InvalidInput", 2)

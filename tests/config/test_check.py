@@ -137,6 +137,11 @@ def test_model_and_dataset_do_without_a_recipe() -> None:
     assert compose(["model=tiny", "dataset=quickstart"]).recipe is None
 
 
+@pytest.mark.parametrize("rows", ["train_file=a.jsonl", "path=a/b", "mix=[{train_file: a.jsonl},{path: a/b}]"])
+def test_a_source_of_rows_needs_no_choice_of_a_dataset(rows: str) -> None:
+    assert compose(["model=tiny", f"dataset.{rows}"]).dataset.train_file != "???"
+
+
 def test_recipe_null_is_the_same_as_no_recipe() -> None:
     assert compose(["recipe=null", "model=tiny", "dataset=quickstart"]).recipe is None
 

@@ -43,7 +43,10 @@ def test_a_validation_file_replaces_the_fraction_that_the_data_set_holds_out() -
         (["dataset=gsm8k", "dataset.validation_file=a.jsonl"], ["dataset.validation_split"]),
         (["dataset=quickstart", "dataset.validation_fraction=0.1"], ["dataset.validation_file"]),
         (["dataset=quickstart", "dataset.path=a/b", "dataset.validation_split=x"], ["dataset.train_file"]),
-        (["dataset=chat", "dataset.train_file=a.jsonl", "dataset.prompt=x", "dataset.answer=y"], ["dataset.messages"]),
+        (
+            ["dataset=quickstart", "dataset.train_file=a.jsonl", "dataset.messages=x"],
+            ["dataset.prompt", "dataset.answer"],
+        ),
         (["dataset=gsm8k", "dataset.format=alpaca"], ["dataset.prompt", "dataset.answer"]),
         (["dataset=quickstart", "method=qlora", "model.quantization=int8"], ["model.double_quantization"]),
         (["dataset=quickstart", "method=apollo", "trainer.optimizer=adamw"], ["trainer.optimizer_options"]),

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
+from lora_ga_cli.config.row_forms import form_problems
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import recognize
 from lora_ga_cli.data.hub import HubRows
@@ -129,3 +130,87 @@ def test_files_that_cannot_be_read_are_reported_together(tmp_path: Path) -> None
 def test_no_two_formats_have_the_same_precedence() -> None:
     names = ROW_FORMATS.names()
     assert len({ROW_FORMATS[name].precedence for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "said"),
+    [
+        (
+            {"text": "a"},
+            {"prompt": "{text}"},
+            "dataset.prompt: {file} is of the format text, and dataset.prompt is not ",
+        ),
+        ({"text": "a", "label": "b"}, {"label": "label"}, "(give dataset.prompt and dataset.answer too, or leave dat"),
+        ({"text": "a"}, {"prompt": "{text}"}, "(give dataset.answer too, or leave dataset.prompt out)"),
+    ],
+)
+def test_an_option_that_needs_another_one_names_it(
+    row: dict[str, Any], options: dict[str, Any], said: str, jsonl: Jsonl
+) -> None:
+    file = jsonl("d.jsonl", [row])
+    assert said.replace("{file}", file) in fault_of(settings(file, **options))
+
+
+def test_a_renamed_column_may_come_after_the_first_rows(jsonl: Jsonl) -> None:
+    rows = [*[{"instruction": "Say hi.", "output": "hi"}] * 60, ALPACA | {"context": "1 and 2"}]
+    file = jsonl("d.jsonl", [{key: value for key, value in row.items() if key != "input"} for row in rows])
+    config, _ = with_row_format(settings(file, columns={"input": "context"}), "causal_lm")
+    assert config.format == "alpaca"
+
+
+def test_a_wrong_old_name_is_named_where_no_format_fits(jsonl: Jsonl) -> None:
+    file = jsonl("d.jsonl", [{"question": "1+2?", "answer": "3"}])
+    assert "has no column 'qestion'" in fault_of(settings(file, columns={"prompt": "qestion"}))
+
+
+def test_templates_with_the_columns_of_a_format_go_with_a_label() -> None:
+    templates = {"prompt": "{instruction}\n\n### Input:\n{input}\n\n", "answer": "{output}", "label": "category"}
+    config, _ = with_row_format(settings("never_read.jsonl", **templates), "causal_lm")
+    assert config.format == "alpaca"
+    assert not [*form_problems(config)]
+
+
+def test_columns_that_are_read_where_there_are_any_are_not_called_unread(jsonl: Jsonl) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    _, (note,) = with_row_format(settings(jsonl("d.jsonl", [{"messages": messages, "tools": []}])), "causal_lm")
+    assert note == "format messages (columns messages, tools)"
+
+
+def test_conversations_are_for_causal_models(jsonl: Jsonl) -> None:
+    turn = {"role": "user", "content": "a"}
+    file = jsonl("d.jsonl", [{"prompt": [turn], "completion": [turn]}])
+    fault = fault_of(settings(file), "seq2seq_lm")
+    assert "holds lists of messages (format prompt_completion), which are for model.task=causal_lm" in fault
+
+
+def test_an_unread_column_of_a_more_specific_format_has_a_line(jsonl: Jsonl) -> None:
+    file = jsonl("d.jsonl", [{"prompt": "1+2=", "text": "3"}])
+    config, notes = with_row_format(settings(file), "causal_lm")
+    assert config.format == "text"
+    assert notes[1].startswith("column prompt is not read, and is one of the columns of prompt_completion (prompt, com")
+    assert len(with_row_format(settings(file, format="text"), "causal_lm")[1]) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "prompt_completion"}])
+def test_rated_completions_are_not_all_learned(options: dict[str, Any], jsonl: Jsonl) -> None:
+    file = jsonl("d.jsonl", [{"prompt": "1+2=", "completion": "4", "label": False}])
+    assert 'dataset.keep={label: "True"} learns the good ones' in fault_of(settings(file, **options))
+    kept, _ = with_row_format(settings(file, keep={"label": "True"}, **options), "causal_lm")
+    assert kept.format == "prompt_completion"
+
+
+def mixed(*files: str) -> DatasetConfig:
+    return DatasetConfig(mix=[{"train_file": file} for file in files])  # type: ignore[misc]
+
+
+def test_a_mixture_has_a_format_that_all_its_sources_fit(jsonl: Jsonl) -> None:
+    both = jsonl("a.jsonl", [ALPACA | {"text": "all of it"}])
+    config, _ = with_row_format(mixed(both, jsonl("b.jsonl", [{"text": "one"}])), "causal_lm")
+    assert config.format == "text"
+
+
+def test_sources_of_different_formats_are_named(jsonl: Jsonl) -> None:
+    files = jsonl("a.jsonl", [ALPACA]), jsonl("b.jsonl", [{"text": "one"}])
+    said = f"dataset.mix: its sources are of different formats: {files[0]} of alpaca, {files[1]} of text"
+    assert fault_of(mixed(*files)).startswith(said)
+    assert f"the columns of {files[1]} (foo)" in fault_of(mixed(files[0], jsonl("b.jsonl", [{"foo": "one"}])))

@@ -148,9 +148,12 @@ def test_a_link_trains_the_layers_that_are_drawn_for_it() -> None:
 
 
 REFUSED = {
-    "decide the same": ["method.link_steps=4"],
+    "decide the same": ["method.links=2", "method.link_steps=4"],
     "needs method.links or method.link_steps": ["method.links=null"],
-    r"method.link_warmup=2 does nothing without method.link_schedule=run": ["method.link_schedule=link"],
+    r"method.link_warmup=2 does nothing without method.link_schedule=run": [
+        "method.link_schedule=link",
+        "method.link_warmup=2",
+    ],
     "method.merged_rank=2 does nothing with method.links=1": ["method.links=1", "method.merged_rank=2"],
     "has 3 ranks for method.links=2": ["method.links=2", "method.link_ranks=[4, 2, 1]"],
     "rank_pattern does nothing with method.link_ranks": ["method.link_ranks=[4]", "rank_pattern={q_proj: 2}"],

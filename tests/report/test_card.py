@@ -126,6 +126,55 @@ def test_results_of_evaluations_stand_in_front_and_in_the_text() -> None:
     assert "config.yaml" not in text
 
 
+def test_data_sets_are_those_that_the_run_found_on_the_hub() -> None:
+    manifest = MANIFEST | {"hub_datasets": ["org/rows", "/data/private/rows"]}
+    assert front(card("mine", configure(), manifest))["datasets"] == ["org/rows"]
+
+
+def test_evaluations_on_several_files_are_told_apart() -> None:
+    results = [
+        {
+            "values": {"loss": 1.0},
+            "shares": [],
+            "rows": 8,
+            "split": "file",
+            "options": {"task": "rows", "file": f"/data/private/{name}.jsonl"},
+        }
+        for name in ("easy", "hard")
+    ]
+    manifest = MANIFEST | {"hub_datasets": ["org/rows"]}
+    text = card("mine", configure(), manifest, Published("org/base", results=results))
+    assert "| easy.jsonl | 8 |" in text
+    assert "| hard.jsonl | 8 |" in text
+    assert "private" not in text
+    entries = front(text)["model-index"][0]["results"]
+    assert {entry["dataset"]["type"] for entry in entries} == {"custom"}
+
+
+def test_the_revision_is_that_of_the_base_which_was_trained_on() -> None:
+    config = configure()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"revision": "v2"})})
+    assert 'revision="v2"' in card("mine", config, MANIFEST, Published("org/base"))
+    assert "revision=" not in card("mine", config, MANIFEST, Published("other/base"))
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "named"),
+    [
+        ({"new_tokens": ["<think>"]}, {}, "the tokenizer beside"),
+        ({}, {"chat_template": "t.jinja"}, "the chat template beside"),
+        ({"tokenizer": "org/own"}, {"chat_template": "t.jinja"}, "the tokenizer and the chat template beside"),
+    ],
+)
+def test_only_what_differs_from_the_base_is_said_to_be_beside(
+    model: dict[str, Any], dataset: dict[str, Any], named: str
+) -> None:
+    config = configure()
+    changes = {"model": config.model.model_copy(update=model), "dataset": config.dataset.model_copy(update=dataset)}
+    text = card("mine", config.model_copy(update=changes), MANIFEST)
+    assert f"It was trained with {named} it, not with the base's." in text
+
+
 def test_a_merged_model_is_a_finetune_that_transformers_loads() -> None:
     text = card("mine", configure(), MANIFEST, Published("org/base", merged=True))
     assert (front(text)["base_model_relation"], front(text)["library_name"]) == ("finetune", "transformers")

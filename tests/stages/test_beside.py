@@ -256,3 +256,32 @@ def test_a_token_without_a_row_gets_one(
     out = loraga("train", *arguments("llama", *options))
     assert "with the rows of 2 tokens" in out
     assert AutoTokenizer.from_pretrained(only_run()).convert_tokens_to_ids(["<think>", "</think>"]) == [259, 260]
+
+
+def test_a_complete_model_with_new_tokens_is_scored_and_merged(
+    loraga: Loraga, arguments: Arguments, thoughts: Path
+) -> None:
+    rows = [NEW, f"dataset.train_file={thoughts}", "dataset.validation_fraction=0.2"]
+    loraga("train", *arguments("llama", "method=full", *rows))
+    assert "loss" in loraga("eval", str(only_run()))
+    loraga("merge", str(only_run()), "--output", "plain")
+    assert AutoTokenizer.from_pretrained("plain").convert_tokens_to_ids(["<think>", "</think>"]) == [259, 260]
+    loraga("merge", *arguments("llama", "method=full", *rows), "--output", "again")
+
+
+def test_new_tokens_of_an_own_tokenizer_keep_the_spare_rows_that_they_got(
+    loraga: Loraga, arguments: Arguments, thoughts: Path, tmp_path: Path
+) -> None:
+    """The embeddings of this base have more rows than its tokenizer has tokens."""
+    base = build_model("llama")
+    base.resize_token_embeddings(320)
+    base.save_pretrained(tmp_path / "spare")
+    for name in ("spare", "own"):
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    rows = [NEW, f"dataset.train_file={thoughts}", "dataset.validation_fraction=0.2", "method=lora"]
+    places = [f"model.path={tmp_path / 'spare'}", f"model.tokenizer={tmp_path / 'own'}"]
+    loraga("train", *arguments("llama", *rows, *places))
+    shutil.rmtree(tmp_path / "own")
+    assert "loss" in loraga("eval", str(only_run()))
+    loraga("merge", str(only_run()), "--output", "plain")
+    assert AutoTokenizer.from_pretrained("plain").convert_tokens_to_ids(["<think>", "</think>"]) == [259, 260]

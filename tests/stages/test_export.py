@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lora_ga_cli.model.probe import PROBE_TEXTS
 from lora_ga_cli.stages import export as stage
+from lora_ga_cli.stages.file_types import FileType
 from lora_ga_cli.stages.llama_cpp import check_file, run_converter
+from tests.conftest import byte_tokenizer
 from tests.helpers import Arguments, Loraga
 
 SOURCE = os.environ.get("LORAGA_LLAMA_CPP")
@@ -124,6 +126,43 @@ def test_what_gguf_has_no_place_for_is_refused(
     assert message in loraga("export", "runs/r", "--format", form, "--llama-cpp", str(fake), code=2)
 
 
+def test_all_that_ends_an_answer_is_a_stop(loraga: Loraga, run: str, fake: Path) -> None:
+    """A Modelfile knows no escapes: a text with quotes stands in three of them."""
+    file = Path(run, "manifest.json")
+    ends = {"tokens": [13], "names": ["x"], "base": [2], "text": '\n"end"'}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ends": ends}))
+    for form in ("gguf", "gguf-lora"):
+        loraga("export", run, "--format", form, "--llama-cpp", str(fake), "--output", form)
+        text = Path(form, "Modelfile").read_text()
+        assert 'PARAMETER stop "</s>"\n' in text
+        assert 'PARAMETER stop """\n"end""""\n' in text
+    (named,) = byte_tokenizer().convert_ids_to_tokens([13])
+    assert f'PARAMETER stop "{named}"\n' in text
+
+
+def test_what_is_converted_lies_beside_the_output_while_it_is_written(loraga: Loraga, run: str, fake: Path) -> None:
+    for form in ("gguf", "gguf-lora"):
+        loraga("export", run, "--format", form, "--llama-cpp", str(fake), "--output", f"out/{form}")
+        source = Path(json.loads((fake / "given.json").read_text())[0])
+        assert Path("out").resolve() in source.resolve().parents
+    assert {item.name for item in Path("out").iterdir()} == {"gguf", "gguf-lora"}
+
+
+def test_an_output_that_cannot_be_a_folder_is_a_fault_of_its_option(loraga: Loraga, run: str, fake: Path) -> None:
+    Path("taken").touch()
+    for output in ("taken", "taken/out"):
+        out = loraga("export", run, "--format", "gguf", "--llama-cpp", str(fake), "--output", output, code=2)
+        assert "--output: taken" in out
+
+
+def test_an_adapter_of_experts_is_merged_instead(loraga: Loraga, run: str, fake: Path) -> None:
+    file = Path(run, "adapter_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"target_parameters": ["experts.down_proj"]}))
+    out = loraga("export", run, "--format", "gguf-lora", "--llama-cpp", str(fake), code=2)
+    assert "its adapter changes parameters of experts" in out
+    assert "--format gguf writes base and adapter in one file" in out
+
+
 def llama_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of the kind that Llama 2 has, which llama.cpp knows: single characters, and bytes for all others."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -189,6 +228,6 @@ def test_llama_cpp_computes_what_the_adapter_does(loraga: Loraga, real: str) -> 
     with torch.no_grad():
         tuned = model(**tokenizer(PROBE_TEXTS[0], return_tensors="pt")).logits[0, -1].log_softmax(-1)
     assert float((plain - tuned).abs().max()) > 0.5
-    worst, same_tokens = check_file(Path("base.gguf"), model, tokenizer, "f32", adapter=Path("lora/r-f32.gguf"))
+    worst, same_tokens = check_file(Path("base.gguf"), model, tokenizer, FileType.f32, adapter=Path("lora/r-f32.gguf"))
     assert worst < 2e-2
     assert same_tokens

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from peft import PeftConfig
 
+from lora_ga_cli.config.compose import compose
 from lora_ga_cli.stages import push as stage
 from tests.helpers import Arguments, Loraga
 
@@ -124,3 +125,33 @@ def test_the_data_and_the_base_need_not_be_there(loraga: Loraga, run: str, hub: 
     shutil.move(run, "elsewhere")
     loraga("push", "elsewhere", REPOSITORY, "--base-model", "org/base")
     assert (hub.folder / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("around", ["\n{}\n", "`{}`", "({})", "'{}'", '"{}"', "{}/a", "see {}."])
+def test_a_path_that_the_configuration_names_is_found(
+    loraga: Loraga, arguments: Arguments, hub: FakeHub, tmp_path_factory: pytest.TempPathFactory, around: str
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("cache")
+    run = stage.RunFolder(Path("r"))
+    run.path.mkdir()
+    (run.path / "manifest.json").write_text('{"base": "org/base"}')
+    config = compose([*arguments("llama"), f"cache_dir={elsewhere}"])
+    (fault,) = stage._paths_in({"README.md": around.format(elsewhere).encode()}, run, config)
+    assert f"names {elsewhere}, a folder of this machine" in str(fault)
+    assert stage._paths_in({"README.md": f"{elsewhere}_other and {elsewhere}.old".encode()}, run, config) == []
+
+
+def test_a_merged_model_of_another_run_is_refused(loraga: Loraga, run: str, arguments: Arguments, hub: FakeHub) -> None:
+    loraga("train", *arguments("llama", "name=other", "seed=5", "trainer.max_steps=1"))
+    loraga("merge", "runs/other", "--output", "plain")
+    out = loraga("push", run, REPOSITORY, "--base-model", "org/base", "--merged", "plain", code=2)
+    assert "plain: does not tell that it is the merged model of runs/r" in out
+    assert hub.created == []
+
+
+def test_all_that_a_method_merges_into_goes_up(loraga: Loraga, arguments: Arguments, hub: FakeHub) -> None:
+    options = ["method=qa_lora", "method.group_size=8", "rank=2", "trainer.max_steps=1"]
+    loraga("train", *arguments("llama", "name=q", *options))
+    loraga("merge", "runs/q", "--output", "plain")
+    loraga("push", "runs/q", REPOSITORY, "--base-model", "org/base", "--merged", "plain")
+    assert {file.name for file in hub.folder.glob("*.safetensors")} == {"model.safetensors", "quantized.safetensors"}

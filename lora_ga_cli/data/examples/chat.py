@@ -88,17 +88,26 @@ class Chat(Form):
 
     @classmethod
     def warnings(cls, config: DatasetConfig, tokenizer: Any) -> list[str]:
+        header = ChatTemplate(tokenizer).learned_header if tokenizer.chat_template else ""
+        found = []
+        if header:
+            found = [
+                f"the chat template has no prompt for generation, so the model learns to write {header!r} before its "
+                "answers (dataset.chat_template=FILE takes a template with add_generation_prompt)"
+            ]
         ends = cls.ends(config, tokenizer)
         if ends.tokens:
-            return []
+            return found
         way = "dataset.chat_template=FILE takes a template that ends turns with a token"
         if not ends.text:
             return [
-                f"the chat template writes nothing after the assistant's turns: no end of an answer is learned ({way})"
+                *found,
+                f"the chat template writes nothing after the assistant's turns: no end of an answer is learned ({way})",
             ]
         return [
+            *found,
             f"the chat template ends the assistant's turns with the text {ends.text!r}, which is no token of this "
-            f"tokenizer: loraga eval stops there, and other programs need it as a stop string ({way})"
+            f"tokenizer: loraga eval stops there, and other programs need it as a stop string ({way})",
         ]
 
     def read(self, row: Row) -> ChatRow:

@@ -32,7 +32,7 @@ class AlpacaRows(RowFormat):
     aliases: ClassVar = {"output": ("response",)}
     tasks = ("causal_lm", "seq2seq_lm")
     precedence = 40
-    fields = ("prompt", "answer")
+    fields = ("prompt", "answer", "label", "label_names")
 
     @classmethod
     def options(cls, rows: Sequence[Row]) -> dict[str, str]:

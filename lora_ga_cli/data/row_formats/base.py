@@ -96,13 +96,26 @@ class RowFormat:
         return all(column in row and cls.columns[column].fits(row[column]) for column in needed)
 
     @classmethod
+    def refused(cls, rows: Sequence[Row], kept: Collection[str]) -> str:
+        """Why rows with these columns must not be learned, for people; empty if they may.
+
+        Args:
+            rows: the first rows of the data set.
+            kept: the columns by which ``dataset.keep`` selects rows.
+        """
+        return ""
+
+    @classmethod
     def source_columns(cls, columns: Collection[str]) -> list[str]:
         """The columns that are read from the source, of those that the form reads. For formats that `convert`."""
         return list(columns)
 
     @classmethod
-    def convert(cls, row: Row) -> Row:
+    def convert(cls, row: Row, columns: Collection[str]) -> Row:
         """The row as the options of `options` read it.
+
+        Args:
+            columns: those that the form reads.
 
         Raises:
             BadRow: it is not of this format.

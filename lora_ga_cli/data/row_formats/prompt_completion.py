@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EITHER = Kind("a text or a list of messages", lambda value: TEXT.fits(value) or CONVERSATION.fits(value))
 MESSAGES = "messages"
+RATING = "label"
+"""A column of truth values in rows for KTO, which are not learned from here."""
 
 
 @ROW_FORMATS.register("prompt_completion")
@@ -32,9 +34,20 @@ class PromptCompletionRows(RowFormat):
 
     @classmethod
     def options(cls, rows: Sequence[Row]) -> dict[str, str]:
-        if rows and all(CONVERSATION.fits(row.get("prompt")) for row in rows[:1]):
-            return {"messages": MESSAGES}
-        return {"prompt": "{prompt}", "answer": "{completion}"}
+        conversations = sum(CONVERSATION.fits(row.get("prompt")) for row in rows)
+        # a JSON text of messages is both
+        texts = sum(TEXT.fits(row.get("prompt")) for row in rows if not CONVERSATION.fits(row.get("prompt")))
+        return {"messages": MESSAGES} if conversations > texts else {"prompt": "{prompt}", "answer": "{completion}"}
+
+    @classmethod
+    def refused(cls, rows: Sequence[Row], kept: Collection[str]) -> str:
+        rated = sum(isinstance(row.get(RATING), bool) for row in rows)
+        if RATING in kept or 2 * rated <= len(rows):
+            return ""
+        return (
+            f"column {RATING!r} says whether a completion is a good one, and all completions would be learned: "
+            f'dataset.keep={{{RATING}: "True"}} learns the good ones'
+        )
 
     @classmethod
     def source_columns(cls, columns: Collection[str]) -> list[str]:
@@ -42,9 +55,9 @@ class PromptCompletionRows(RowFormat):
         return [*joined, *(name for name in columns if name != MESSAGES)]
 
     @classmethod
-    def convert(cls, row: Row) -> Row:
-        """The row with both lists as one in ``messages``, where they are lists."""
-        if CONVERSATION.fits(row.get("prompt")):
+    def convert(cls, row: Row, columns: Collection[str]) -> Row:
+        """The row with both lists as one in ``messages``, where these are read."""
+        if MESSAGES in columns:
             parts = {name: _messages(row, name) for name in cls.columns}
             unlearned = [message | {"weight": 0} for message in parts["prompt"]]
             return {**row, MESSAGES: [*unlearned, *parts["completion"]]}

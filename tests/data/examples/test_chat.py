@@ -382,6 +382,30 @@ class TestAnEndThatIsNoToken:
         assert warning.startswith("the chat template writes nothing after the assistant's turns")
 
 
+class TestWithoutAPromptForGeneration:
+    """What stands before an answer and not in the prompt is learned, and served models have to write it."""
+
+    HEADED = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+
+    def test_a_header_that_is_learned_is_told_of(self, make_tokenizer: Callable[..., Any]) -> None:
+        tokenizer = make_tokenizer(chat=self.HEADED)
+        example = one_example(chat_form(tokenizer), say("user:a", "assistant:b"))
+        assert learned_text(tokenizer, example) == "<assistant>b</s>"
+        (warning,) = row_form(CONFIG, "causal_lm").warnings(CONFIG, tokenizer)
+        assert "no prompt for generation, so the model learns to write '<assistant>' before its answers" in warning
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            HEADED + "{% if add_generation_prompt %}<assistant>{% endif %}",
+            "{% for m in messages %}{{ '[INST]' + m.content + '[/INST]' if m.role == 'user' else ' ' + m.content + "
+            "eos_token }}{% endfor %}",
+        ],
+    )
+    def test_a_template_without_one_needs_no_line(self, make_tokenizer: Callable[..., Any], template: str) -> None:
+        assert row_form(CONFIG, "causal_lm").warnings(CONFIG, make_tokenizer(chat=template)) == []
+
+
 def test_padding_with_the_end_token_hides_no_learned_end(make_tokenizer: Callable[..., Any], chatty: Any) -> None:
     tokenizer = make_tokenizer(chat=chatty.chat_template.replace("<|end|>", "{{ eos_token }}"))
     assert tokenizer.pad_token is None  # so that batches are padded with the end-of-text token

@@ -9,7 +9,9 @@ import pytest
 
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import load_data
+from lora_ga_cli.data.load import load_file_split
 from lora_ga_cli.data.split import Data, Split
+from lora_ga_cli.errors import DataError
 
 Jsonl = Callable[..., str]
 USER = {"role": "user", "content": "1+2?"}
@@ -117,3 +119,60 @@ def test_text_and_label_are_for_a_classifier(paired: Any, jsonl: Jsonl) -> None:
         "format text_label (columns text, label)",
         "2 classes: 0 neg, 1 pos (found in column label; dataset.label_names orders)",
     ]
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages", "dialog"])
+def test_the_choice_for_conversations_recognizes_them(column: str, jsonl: Jsonl, loraga: Callable[..., str]) -> None:
+    """A column with another name is named by an option."""
+    turns = [{"from": "human", "value": "1+2?"}, {"from": "gpt", "value": "3"}]
+    file = jsonl("d.jsonl", [{column: turns}] * 2)
+    named = ["dataset.messages=dialog"] if column == "dialog" else []
+    out = loraga("train", "model=tiny", "dataset=chat", f"dataset.train_file={file}", *named, "--preview")
+    assert "row 1" in out
+
+
+CONVERSATIONS = {"prompt": [USER], "completion": [ASSISTANT]}
+
+
+def test_one_malformed_row_does_not_decide_whether_prompts_are_messages(chatty: Any, jsonl: Jsonl) -> None:
+    rows = [{"prompt": None, "completion": [ASSISTANT]}, CONVERSATIONS, CONVERSATIONS]
+    data = load(chatty, jsonl("d.jsonl", rows), on_bad_row="skip")
+    assert learned(chatty, data) == "3<|end|>"
+    assert train_of(data).skipped == {"malformed": 1}
+
+
+def test_a_text_among_messages_is_named_by_its_column(chatty: Any, jsonl: Jsonl) -> None:
+    file = jsonl("d.jsonl", [CONVERSATIONS, CONVERSATIONS, {"prompt": "1+2?", "completion": "3"}])
+    with pytest.raises(DataError, match=r"d.jsonl:3.*column 'prompt' holds no list of messages, as the other rows do"):
+        load(chatty, file)
+
+
+@pytest.mark.parametrize("option", ["keep", "extract"])
+def test_patterns_are_for_texts_and_not_for_messages(chatty: Any, jsonl: Jsonl, option: str) -> None:
+    file = jsonl("d.jsonl", [CONVERSATIONS])
+    options: dict[str, Any] = {option: {"prompt": "(a)"}}
+    with pytest.raises(DataError, match=rf"dataset.{option}.prompt: the column holds lists of messages"):
+        load(chatty, file, **options)
+
+
+def test_a_source_may_lack_a_renamed_column_that_is_optional(tokenizer: Any, jsonl: Jsonl) -> None:
+    rows = [{"instruction": "Add.", "context": "1 and 2", "output": "3"}]
+    other = jsonl("v.jsonl", [{"instruction": "Say hi.", "output": "hi"}])
+    config = DatasetConfig(train_file=jsonl("d.jsonl", rows), columns={"input": "context"}, validation_file=other)
+    data = load_data(config, task="causal_lm", tokenizer=tokenizer, seed=0)
+    assert pairs(data) == [(WITH_INPUT, "3")]
+    assert data.validation is not None
+    assert data.validation.rows["prompt"][:] == [WITHOUT_INPUT]
+    split = load_file_split(config, other, task="causal_lm", tokenizer=tokenizer)
+    assert split.rows["prompt"][:] == [WITHOUT_INPUT]
+
+
+def test_a_renamed_column_that_comes_after_the_first_rows_is_read(tokenizer: Any, jsonl: Jsonl) -> None:
+    rows = [*[{"instruction": "Say hi.", "output": "hi"}] * 60, {"instruction": "Add.", "it": "1 and 2", "output": "3"}]
+    assert pairs(load(tokenizer, jsonl("d.jsonl", rows), columns={"input": "it"}))[60] == (WITH_INPUT, "3")
+
+
+def test_a_renamed_column_that_no_row_has_is_a_fault(tokenizer: Any, jsonl: Jsonl) -> None:
+    file = jsonl("d.jsonl", [{"instruction": "Say hi.", "output": "hi"}])
+    with pytest.raises(DataError, match=r"dataset.columns.input: .* has no column 'contxt'"):
+        load(tokenizer, file, columns={"input": "contxt"})
