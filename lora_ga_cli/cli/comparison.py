@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lora_ga_cli.cli.output import Outcome
+
 if TYPE_CHECKING:
     from lora_ga_cli.stages.eval_targets import EvalTarget
 
@@ -15,13 +17,14 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def compare(folders: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
-    If there are several, those that cannot be scored are left out with a warning.
+    If there are several, those that cannot be scored are left out with a warning, and the exit code is 1.
 
     Returns:
-        ``results``, what was scored with its settings and its result's file; ``figure``, the picture's path or None.
+        ``results``, what was scored with its settings and its result's file; ``left_out``, the folders that could not
+        be scored, with the reason; ``figure``, the picture's path or None.
 
     Raises:
         UserError: none can be scored, or options are wrong.
@@ -32,14 +35,15 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
     from lora_ga_cli.stages.eval_targets import find_target
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
-    targets = _each(folders, lambda folder: find_target(folder, options))
+    named, missing = _each(folders, str, lambda folder: (folder, find_target(folder, options)))
+    targets = [target for _, target in named]
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
     ):
         what = "several models are scored, and all answers would be those of one"
         hint = "leave it out: each is asked for by its own name"
         raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
-    scored = _each(targets, lambda target: (target, evaluate(target)))
+    scored, failed = _each(named, lambda item: item[0], lambda item: (item[1], evaluate(item[1])))
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
     print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)
@@ -49,29 +53,43 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
         compare_curves(runs, picture)
         say()
         step("figure", str(picture))
-    results = [{"name": target.name, "folder": target.folder, **_row(target), **result} for target, result in scored]
-    return {"results": results, "figure": picture}
+    results = [
+        {"name": target.name, "folder": target.folder, **_settings(target), **result} for target, result in scored
+    ]
+    left_out = [{"folder": folder, "reason": reason} for folder, reason in {**missing, **failed}.items()]
+    return Outcome({"results": results, "left_out": left_out, "figure": picture}, 1 if left_out else 0)
 
 
-def _row(target: EvalTarget) -> dict[str, Any]:
-    """The columns of a target before its scores."""
+def _settings(target: EvalTarget) -> dict[str, Any]:
+    """What a target was trained with: texts and numbers, None where there is none."""
     from lora_ga_cli.methods.base import method_of
 
     config, run = target.config, target.run
     if run is None:
-        return {"run": target.name, "method": "–", "rank": "–", "learning rate": "–", "steps": "–", "seed": "–"}
+        return {"run": target.name, **dict.fromkeys(("method", "rank", "learning_rate", "steps", "seed"))}
     return {
         "run": target.name,
         "method": config.method.name,
-        "rank": str(config.rank) if method_of(config).output.size and "rank" in config.shared_uses else "–",
-        "learning rate": "the method's" if (rate := config.trainer.learning_rate) is None else f"{rate:g}",
-        "steps": str(run.manifest["steps"]),
-        "seed": str(config.seed),
+        "rank": config.rank if method_of(config).output.size and "rank" in config.shared_uses else None,
+        "learning_rate": run.manifest["learning_rate"],
+        "steps": run.manifest["steps"],
+        "seed": config.seed,
     }
 
 
-def _each(items: Iterable[Item], do: Callable[[Item], Done]) -> list[Done]:
-    """The results for all items, with a warning for each item whose run or model fails.
+def _row(target: EvalTarget) -> dict[str, Any]:
+    """The columns of a target before its scores."""
+    shown = {None: "–"}
+    return {
+        name.replace("_", " "): f"{value:g}" if isinstance(value, float) else shown.get(value, str(value))
+        for name, value in _settings(target).items()
+    }
+
+
+def _each(
+    items: Iterable[Item], name: Callable[[Item], str], do: Callable[[Item], Done]
+) -> tuple[list[Done], dict[str, str]]:
+    """The results for all items, and why others have none, by name. Each item whose run or model fails is warned of.
 
     Raises:
         UserError: every item fails, or the error concerns all of them, such as a wrong option.
@@ -80,14 +98,14 @@ def _each(items: Iterable[Item], do: Callable[[Item], Done]) -> list[Done]:
     from lora_ga_cli.report.console import warn
 
     done: list[Done] = []
-    problems: list[ModelError | RunError] = []
+    problems: dict[str, ModelError | RunError] = {}
     for item in items:
         try:
             done.append(do(item))
         except (ModelError, RunError) as error:
-            problems.append(error)
+            problems[name(item)] = error
     if not done:
-        raise problems[0]
-    for problem in problems:
+        raise next(iter(problems.values()))
+    for problem in problems.values():
         warn(f"left out: {problem}")
-    return done
+    return done, {folder: str(problem) for folder, problem in problems.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,9 +153,17 @@ def list_options(
 ) -> dict[str, Any]:
     """List every option: its type, default and meaning."""
     from lora_ga_cli.config.listing import list_options as all_options
+    from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.tables import print_table
 
-    options = [option for option in all_options() if option.path.startswith(prefix)]
+    every = list(all_options())
+    options = [option for option in every if option.path.startswith(prefix)]
+    if not options:
+        near = difflib.get_close_matches(prefix, [option.path for option in every], n=3, cutoff=0.5)
+        inside = [option.path for option in every if prefix in option.path][:3]
+        names = list(dict.fromkeys([*inside, *near]))
+        hint = f"did you mean {', '.join(names)}?" if names else "loraga recipes options lists all"
+        raise InvalidInput([Fault("command line", f"no option begins with {prefix}", hint)])
     rows = []
     for option in options:
         # in front of the meaning: a column of its own would leave too little room for it

@@ -263,8 +263,11 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 
 def options_in(text: str, options: Options) -> list[KeyPath]:
-    """The options that a message names."""
-    words = (tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text))
+    """The options that a message names; if it begins with a key inside a mapping, such as an argument in
+    ``trainer.extra``, only that key."""
+    words = [tuple(word.split(".")) for word in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)*", text)]
+    if words and words[0] not in options and text.startswith(".".join(words[0])) and mapping_around(words[0]):
+        return words[:1]
     return [path for path in words if path in options]
 
 

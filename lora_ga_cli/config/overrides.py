@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
+from lora_ga_cli.config.aliases import RENAMED
 from lora_ga_cli.errors import Fault, InvalidInput
 
 COMMAND_LINE = "command line"
@@ -62,7 +64,9 @@ def refused_flags(parsed: argparse.Namespace, others: Iterable[str]) -> Iterator
     """Faults for unknown flags, for flags that exclude each other, and for flags that loraga does not hand to Hydra."""
     for flag in others:
         if flag.startswith("-"):
-            yield Fault(COMMAND_LINE, f"no option {flag}", "see --help")
+            option = RENAMED.get(flag.lstrip("-").partition("=")[0].replace("-", "_"), "")
+            hint = f"write {option}=…" if re.fullmatch(r"[a-z_.]+", option) else option or "see --help"
+            yield Fault(COMMAND_LINE, f"no option {flag}", hint)
     modes = [f"--{name.replace('_', '-')}" for name in MODE_FLAGS if getattr(parsed, name)]
     if len(modes) > 1:
         yield Fault(COMMAND_LINE, f"{' and '.join(modes)} do not go together", "give one of them")
@@ -105,8 +109,25 @@ def parse_override(text: str) -> Override:
 
 def how_to_write(text: str) -> str:
     """The hint for a text that is not an override."""
-    quote = "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
-    return quote if "=" in text else "write option=value"
+    option, given, value = text.partition("=")
+    if not given:
+        return "write option=value"
+    written = quoted(option, value)
+    try:
+        if any(sign in value for sign in "'\"{}"):
+            raise HydraException
+        parse_override(written.strip('"'))
+    except HydraException:
+        return "quote values with spaces or , : { } [ ] inside: 'option=\"value\"'"
+    return f"quote it: {written}"
+
+
+def quoted(option: str, value: str) -> str:
+    """``option=value`` as it is typed in a shell, where Hydra cannot read the value, or an item of a list, bare."""
+    if value.startswith("[") and value.endswith("]"):
+        items = (item.strip() for item in value[1:-1].split(","))
+        return f'"{option}=[{",".join(map(repr, items))}]"'
+    return f"\"{option}='{value}'\""
 
 
 def is_hydras(key: str) -> bool:

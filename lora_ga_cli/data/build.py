@@ -188,7 +188,8 @@ class Builder:
 
     def _bad_row(self, kind: str, index: int, what: str) -> None:
         if self.config.on_bad_row == "skip":
-            self._skip(kind, index)
+            if self._skip(kind, index):
+                self._notes.add(f"skipped: {kind}", f"{self.source.where(index)}: {what}")
         else:
             self._fault(kind, index, what)
 
@@ -196,9 +197,11 @@ class Builder:
         if self._is_new("faulty", index):
             self._bad.add(kind, self.source.where(index), what, index)
 
-    def _skip(self, reason: str, index: int) -> None:
-        if self._is_new(reason, index):
-            self._skipped[reason] += 1
+    def _skip(self, reason: str, index: int) -> bool:
+        """Counts a row that is skipped; whether it is counted for the first time."""
+        is_new = self._is_new(reason, index)
+        self._skipped[reason] += is_new
+        return is_new
 
     def _is_new(self, what: str, index: int) -> bool:
         """Whether a row is to be counted: a mixture may give it several times, and it counts once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,7 +186,28 @@ def _tab_fields(line: bytes) -> list[str] | BadRow:
 
 
 def _read_csv(file: BinaryIO, names: Names) -> Records:
-    return _records(_csv_fields(file), names)
+    return _records(_with_commas(_csv_fields(file)) if names is None else _csv_fields(file), names)
+
+
+def _with_commas(
+    fields: Iterator[tuple[int, int, list[str] | BadRow]],
+) -> Iterator[tuple[int, int, list[str] | BadRow]]:
+    """The same, where the header does not look like one whose names another sign than a comma separates.
+
+    Raises:
+        Unreadable: it does.
+    """
+    for number, (line, last, values) in enumerate(fields):
+        if number == 0 and not isinstance(values, BadRow) and len(values) == 1:
+            for sign, called in ((";", "semicolons"), ("\t", "tabs")):
+                parts = values[0].split(sign)
+                if len(parts) > 1 and all(re.fullmatch(r"[\w .-]{1,40}", part) for part in parts):
+                    what = f"the header {values[0]!r} is one column, and {called} stand between its names"
+                    hint = "the separator of .csv is a comma: save it with commas" + (
+                        ", or name the file .tsv" if sign == "\t" else ", or with tabs as .tsv"
+                    )
+                    raise Unreadable(what, line=line, hint=hint)
+        yield line, last, values
 
 
 def _csv_fields(file: BinaryIO) -> Iterator[tuple[int, int, list[str] | BadRow]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import filecmp
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -18,8 +20,11 @@ from lora_ga_cli.data.identity import KEY_LENGTH, SMALL, code_hash
 from lora_ga_cli.data.remote import is_remote, local_path, matching, remote_fault
 from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.data.source_store import ReadRows, SourceStore
-from lora_ga_cli.errors import DataError, Fault, suggest
+from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_json
+
+NEAR_FILE = 0.7
+"""How similar two names of files are (`difflib`) if one may be a misspelling of the other."""
 
 
 def listed(files: str | Sequence[str]) -> list[str]:
@@ -76,6 +81,21 @@ def _missing(file: str) -> Fault | None:
     return Fault(file, "no such file", _near_file(path))
 
 
+def same_file(files: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
+    """The first of ``files`` that has the content of one of ``others``, with that one. Files of the hub are not
+    read."""
+    for file in files:
+        for other in others:
+            if file == other:
+                return file, other
+            if is_remote(file) or is_remote(other):
+                continue
+            with contextlib.suppress(OSError):
+                if filecmp.cmp(resolve_path(file), resolve_path(other), shallow=False):
+                    return file, other
+    return None
+
+
 def _usual_suffix(folder: Path) -> str:
     """The extension that most files of a folder have, of those that can be read."""
     counts: Counter[str] = Counter()
@@ -94,9 +114,9 @@ def _near_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
-    return suggest(
-        path.name, (file.name for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    )
+    names = [file.name for file in folder.iterdir() if file.is_file() and file.suffix == path.suffix]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=NEAR_FILE)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 def read_files(
@@ -137,8 +157,12 @@ def read_files(
         None,
         list(dict.fromkeys(column for part in parts for column in part.columns)),
         malformed=skipped,
-        notes=[f"{file} {note}" for file, part in zip(files, parts, strict=True) for note in part.notes],
+        notes=[_noted(file, note) for file, part in zip(files, parts, strict=True) for note in part.notes],
     )
+
+
+def _noted(file: str, note: str) -> str:
+    return f"{file}{note}" if note.startswith(":") else f"{file} {note}"  # a line of the file, or all of it
 
 
 def read_first_rows(files: Sequence[str], column_names: Sequence[str] | None, count: int) -> list[Row]:
@@ -208,6 +232,10 @@ def _read(
         faults.append(Fault(error.option or place_of_fault, what, error.hint))
     except OSError as error:
         faults.append(Fault(file, f"cannot be read: {error.strerror or error}"))
+    if on_bad_row == "skip" and len(bad) and not faults:
+        first = bad.faults({})[0]
+        place = first.where.removeprefix(file)  # rows are stored by their content, and the file may be renamed
+        rows.notes.append(f"{place}: skipped, the first malformed row: {first.what}")
     if on_bad_row == "error":
         faults += bad.faults({"malformed": FIX_ROWS})
     if faults:

@@ -78,7 +78,11 @@ def renames_faults(source: Source, renames: Mapping[str, str]) -> list[Fault]:
     """What is wrong with ``dataset.columns`` for these rows: an old name that is not there, a new one that is."""
     faults = []
     for new, old in renames.items():
-        if old not in source.columns:
+        if old not in source.columns and new in source.columns:
+            what = f"{source.name} has no column {old!r} to be called {new!r}, but a column {new!r}"
+            hint = f"the new name comes first, {{new: old}}: dataset.columns={{{old}: {new}}}"
+            faults.append(Fault(f"dataset.columns.{new}", what, hint))
+        elif old not in source.columns:
             faults.append(
                 Fault(
                     f"dataset.columns.{new}", f"{source.name} has no column {old!r}", near_column(old, source.columns)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lora_ga_cli.config.overrides import quoted
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.scoring import ScoringContext
@@ -42,8 +43,10 @@ def exact_match(context: ScoringContext) -> Score:
     """
     rows, pattern = context.split.rows, context.answer_pattern
     if all(extract(reference, pattern) is None for reference in rows["reference"]):
-        text = f"eval.answer_pattern={pattern} is in no reference, such as {rows['reference'][0]!r}"
-        raise DataError([Fault("configuration", text, "eval.answer_pattern='(.+)' takes the last line")])
+        text = f"{pattern} is in no reference, such as {rows['reference'][0]!r}"
+        raise DataError(
+            [Fault("eval.answer_pattern", text, f"{quoted('eval.answer_pattern', '(.+)')} takes the last line")]
+        )
     verdicts: list[dict[str, Any]] = []
     for row, text in zip(rows, context.texts(), strict=True):
         expected, answer = reference_answer(row["reference"], pattern), extract(text, pattern)

@@ -83,6 +83,7 @@ def card(name: str, config: Config, manifest: dict[str, Any], published: Publish
         "![Loss curve](loss.png)",
         "",
         *results_table(results),
+        *_classes(manifest["label_names"] or ()),
         "## Use",
         "",
         *_use(name, config, {**manifest, "base": base}, output),
@@ -144,13 +145,35 @@ def _use(folder: str, config: Config, manifest: dict[str, Any], output: AdapterO
         tokens = ", ".join(f"`{token}`" for token in config.model.new_tokens)
         lines += ["", f"The tokenizer in this folder has the new tokens {tokens}: load it instead of the base's."]
     ignored = manifest.get("adapts_parameters", False)  # servers may ignore adapters of experts
-    served = served_rank(rank) if output.vllm and rank is not None and not ignored else None
-    if served and config.model.task == "causal_lm":
+    obstacle = serving_obstacle(config, output)
+    served = served_rank(rank) if not obstacle and rank is not None and not ignored else None
+    if obstacle:
+        lines += ["", f"{obstacle}."]
+    if served:
         serve = f"vllm serve {base} --enable-lora --max-lora-rank {served} --lora-modules tuned={folder}"
         lines += ["", f"vLLM: `{serve}{f' --tokenizer {folder}' if own else ''}`"]
     if own:
         lines += ["", f"It was trained with the {' and the '.join(own)} beside it, not with the base's."]
     return lines
+
+
+def serving_obstacle(config: Config, output: AdapterOutput) -> str:
+    """Why vLLM does not serve an adapter that PEFT loads, as a sentence; empty if it does."""
+    if config.model.task == "sequence_classification":
+        return "vLLM does not serve this adapter, because a classifier's head is trained and saved with it"
+    if config.model.task != "causal_lm":
+        return "vLLM does not serve this adapter, because its base is no causal model"
+    if not output.vllm:
+        return f"vLLM does not serve this adapter, because it is not a standard LoRA adapter, but {output.label}"
+    return ""
+
+
+def _classes(names: Sequence[str]) -> list[str]:
+    """What each number of a classifier means."""
+    if not names:
+        return []
+    rows = (f"| {number} | {name} |" for number, name in enumerate(names))
+    return ["## Classes", "", "| number | class |", "|---|---|", *rows, ""]
 
 
 def own_parts(config: Config) -> list[str]:

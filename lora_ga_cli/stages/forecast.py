@@ -107,6 +107,7 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
             found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
         memory, step_seconds, model = training_forecast(inputs, pace)
         found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
+        step("forecast", "memory counts the tensors on the device: the process, with its libraries, takes more")
     except Unsupported as reason:
         step("forecast", f"memory and time are not known: {reason}")
         found["unknown"] = str(reason)

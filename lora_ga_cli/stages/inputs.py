@@ -18,6 +18,7 @@ from lora_ga_cli.data import Data, Split, load_data, load_file_split
 from lora_ga_cli.data.chat_template import with_chat_template
 from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.examples.base import Form
+from lora_ga_cli.data.local import listed, same_file
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
 from lora_ga_cli.files import cache_root, folder_problem, resolve_path
@@ -229,11 +230,23 @@ def prepare_inputs(
     if data.train is not None:
         for text in data.train.form.warnings(data.train.form.config, tokenizer):
             warn(text)
+        if data.validation is not None:
+            _warn_of_same_file(config)
     if (kind := dequantized_kind(model_config)) is not None:
         step("model", f"the weights in {kind} of its files are dequantized to {config.model.dtype}")
     # what was found in the rows; how many of a stream the steps need is no option of the user's
     dataset = data.config.model_copy(update={"max_rows": config.dataset.max_rows})
     return Inputs(config.model_copy(update={"dataset": dataset}), device, model_config, tokenizer, data)
+
+
+def _warn_of_same_file(config: Config) -> None:
+    """Warns where a file to evaluate on is one that is trained on."""
+    given = config.dataset.files
+    validation = listed(given.pop("dataset.validation_file", []))
+    train = [file for files in given.values() for file in listed(files)]
+    if (same := same_file(validation, train)) is not None:
+        what = "is" if same[0] == same[1] else f"has the content of {same[1]}, which is"
+        warn(f"{same[0]} {what} trained on: the validation loss says nothing about other rows")
 
 
 def _rows_of_embedding(config: Config, model_config: PreTrainedConfig, tokenizer: Any) -> int | None:

@@ -26,7 +26,7 @@ from lora_ga_cli.model.probe import check_equal, probe_logits, relative_differen
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.report import console
-from lora_ga_cli.report.card import described_ends, own_parts, served_rank, write_card
+from lora_ga_cli.report.card import described_ends, own_parts, served_rank, serving_obstacle, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
@@ -336,7 +336,8 @@ def _say_result(run: RunFolder, config: Config, result: Result, difference: floa
     if result.note:
         step("train", result.note)
     step("saved", f"{run.path}: {_described(config, result.size, run)}")
-    if method_of(config).output.vllm and (own := own_parts(config)):
+    output = method_of(config).output
+    if output.vllm and not serving_obstacle(config, output) and (own := own_parts(config)):
         verb = "is" if len(own) == 1 else "are"
         step("saved", f"its {' and '.join(own)} {verb} beside it: vLLM with --tokenizer {run.path}")
     if result.truncation_error:
@@ -360,6 +361,8 @@ def _described(config: Config, size: int | None, run: RunFolder) -> str:
     text += f" for {config.model.path}; {output.loads_in} loads it"
     if run.manifest["adapts_parameters"]:
         text += "; merge it to serve it, because servers such as vLLM may ignore what it adds to experts"
+    elif output.loads_in == "PEFT" and (obstacle := serving_obstacle(config, output)):
+        text += f". {obstacle}"
     elif output.vllm and size is not None:
         served = served_rank(size)
         text += (

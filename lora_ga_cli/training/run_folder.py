@@ -235,7 +235,7 @@ def run_name(config: Config) -> str:
     command, the same folder."""
     if config.name:
         return config.name
-    subject = config.recipe or Path(config.model.path).name
+    subject = config.recipe or Path(config.model.path).name.replace(":", "-")  # of bundled:X, which name= refuses
     rank = f"-r{config.rank}" if method_of(config).output.size and "rank" in config.shared_uses else ""
     return f"{subject}-{config.method.name}{rank}-{sha256_json(settings(config))[:6]}"
 

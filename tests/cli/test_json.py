@@ -65,8 +65,15 @@ def test_every_step_of_a_run_tells_its_result(answer: Answer, arguments: Argumen
         "adapter_rank": 8,
         "steps": 6,
     }
-    scored = answer("eval", "runs/r")["results"][0]
+    answered = answer("eval", "runs/r", "runs/nosuch", code=1)
+    (left_out,) = answered["left_out"]
+    assert left_out["folder"] == "runs/nosuch"
+    assert "no such run folder" in left_out["reason"]
+    (scored,) = answered["results"]
     assert (scored["name"], scored["rows"]) == ("r", 6)
+    used = {name: manifest[name] for name in ("learning_rate", "steps")} | {"rank": 4, "seed": 42}
+    assert {name: scored[name] for name in used} == used
+    assert not [key for key in scored if " " in key]
     assert scored["values"]["loss"] == pytest.approx(trained["validation_loss"], rel=1e-4)
     (merged,) = answer("merge", "runs/r")["merged"]
     assert merged["folder"].endswith("runs/r/merged")

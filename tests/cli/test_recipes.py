@@ -96,6 +96,12 @@ def test_options_are_selected_by_the_beginning_of_their_names(capsys: pytest.Cap
     assert "trainer" not in printed
 
 
+@pytest.mark.parametrize(("typed", "hint"), [("learning_rate", "trainer.learning_rate"), ("zzz", "lists all")])
+def test_a_beginning_that_no_option_has_is_refused(typed: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "options", typed]) == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_every_optimizer_is_listed_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "optimizers"]) == 0
     printed = capsys.readouterr().out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from lora_ga_cli.config.compose import compose
+from lora_ga_cli.config.overrides import parse_override
 from tests.config import BASE, lay_out, refused
 
 QUICKSTART = "recipe=quickstart"
@@ -154,10 +156,25 @@ def test_what_cannot_be_parsed_is_quoted_with_how_to_write_it(text: str) -> None
     assert "(" in fault
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("model.new_tokens=[<think>,</think>]", ["<think>", "</think>"]), ("eval.answer_pattern=(.+)", "(.+)")],
+)
+def test_what_needs_quotes_is_answered_with_a_line_for_the_shell(text: str, value: object) -> None:
+    (fault,) = refused(QUICKSTART, text)
+    (typed,) = shlex.split(fault.partition("quote it: ")[2].removesuffix(")"))
+    assert parse_override(typed).value() == value
+
+
 @pytest.mark.parametrize("flag", ["--nope", "-x", "--rnk=3"])
 def test_an_unknown_flag_is_refused(flag: str) -> None:
     (fault,) = refused(QUICKSTART, flag)
     assert fault.startswith(f"command line: no option {flag.partition('=')[0]}")
+
+
+def test_a_flag_of_another_tool_is_answered_with_the_option() -> None:
+    (fault,) = refused(QUICKSTART, "--learning-rate=1e-3")
+    assert fault == "command line: no option --learning-rate=1e-3 (write trainer.learning_rate=…)"
 
 
 @pytest.mark.parametrize("arguments", [["--cfg", "jobs"], ["--cfg"], ["--config-dir"]])

@@ -43,6 +43,7 @@ def test_what_is_wrong_is_said(extra: dict[str, Any], problem: str) -> None:
 
 def test_all_faults_come_together_and_before_anything_is_loaded(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments("llama", "trainer.extra={seed: 3, nonsense: 1}"), code=2)
+    assert out.count("command line: trainer.extra.") == 2  # and not the file of the empty default
     assert "trainer.extra.seed is an option here: seed" in out
     assert "trainer.extra.nonsense: transformers' TrainingArguments have no such field" in out
 

@@ -191,6 +191,7 @@ class TestBadRows:
         train = load(tokenizer, config(train_file=mixed, on_bad_row="skip")).train
         assert train is not None
         assert (sorted(train.rows["reference"]), train.skipped) == (["3", "y"], {"malformed": 3})
+        assert any("skipped: malformed (first: " in note for note in train.notes)
 
     def test_nothing_left_is_an_error(self, tokenizer: Any, write: Write) -> None:
         path = write("d.jsonl", '{"q": "x", "a": null}\n{"q": "xxxxxxxxxxx", "a": "y"}')
@@ -228,6 +229,13 @@ class TestColumns:
             "dataset.columns.b: d.jsonl has no column 'anser' (did you mean answer? columns: q, answer, a)",
             "dataset.columns.a: d.jsonl has a column 'a' already (choose another new name)",
         ]
+
+    def test_the_wrong_way_round_is_answered_with_the_right_one(self, tokenizer: Any, jsonl: Write) -> None:
+        path = jsonl("d.jsonl", [{"question": "x", "a": "y"}])
+        assert faults_of(tokenizer, config(train_file=path, columns={"question": "q"}))[0] == (
+            "dataset.columns.question: d.jsonl has no column 'q' to be called 'question', but a column 'question' "
+            "(the new name comes first, {new: old}: dataset.columns={q: question})"
+        )
 
 
 class TestLabels:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lora_ga_cli.data.local import files_faults, listed, read_files
+from lora_ga_cli.data.local import files_faults, listed, read_files, same_file
 from lora_ga_cli.data.source import FileRows
 from lora_ga_cli.errors import DataError
 
@@ -101,6 +101,13 @@ def test_only_a_line_feed_ends_a_line(write: Write) -> None:
     assert rows_of(read(write("d.jsonl", '{"q": "' + text.replace("\x0c", "") + '"}'))) == [{"q": "a\u2028b\x85cd"}]
 
 
+@pytest.mark.parametrize(("content", "sign"), [("q;a\n1;2\n", "semicolons"), ("q\ta\n1\t2\n", "tabs")])
+def test_another_separator_than_the_comma_is_named(write: Write, content: str, sign: str) -> None:
+    (fault,) = faults_of(write("d.csv", content))
+    assert fault.startswith("d.csv:1: the header ")
+    assert f"{sign} stand between its names (the separator of .csv is a comma" in fault
+
+
 def test_a_file_without_header_takes_column_names(write: Write) -> None:
     source = read(write("d.tsv", "x\t1\ny\t2\n"), names=["q", "n"])
     assert rows_of(source) == [{"q": "x", "n": "1"}, {"q": "y", "n": "2"}]
@@ -141,6 +148,10 @@ def test_a_malformed_row_is_named_by_its_line_with_the_fix(write: Write, name: s
 def test_or_skipped_and_counted(write: Write, name: str, content: bytes, fault: str) -> None:
     source = read(write(name, content), bad="skip")
     assert (len(source), source.malformed) == (1, 1)
+    place, _, reason = fault.partition(": ")
+    assert any(
+        f"{place}: skipped, the first malformed row: {reason.partition(' (fix')[0]}" in note for note in source.notes
+    )
 
 
 def test_the_rows_after_a_malformed_one_keep_their_lines(write: Write) -> None:
@@ -226,14 +237,16 @@ def test_a_damaged_gzip_file(write: Write, tmp_path: Path) -> None:
 def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> None:
     write("train.jsonl", "{}")
     write("notes.txt", "")
+    write("nosuch.csv", "")  # of another format
     (tmp_path / "f.csv").mkdir()
     write("f.csv/a.jsonl", "{}")
-    names = ["trian.jsonl", "notes.txt", "train.josnl", "d.parquet.gz", "plain", "f.csv", "train.jsonl"]
+    names = ["trian.jsonl", "nosuch.jsonl", "notes.txt", "train.josnl", "d.parquet.gz", "plain", "f.csv", "train.jsonl"]
     faults = files_faults([str(tmp_path / name) for name in names], ["a", "a"])
     messages = [str(fault).replace(f"{tmp_path}/", "") for fault in faults]
     known = "known: .jsonl, .json, .csv, .tsv, .parquet, the text formats also .gz and .zst"
     assert messages == [
         "trian.jsonl: no such file (did you mean train.jsonl?)",
+        "nosuch.jsonl: no such file",
         f"notes.txt: no reader for the extension '.txt' ({known})",
         f"train.josnl: no reader for the extension '.josnl' (did you mean .jsonl? {known})",
         f"d.parquet.gz: no reader for the extension '.parquet.gz' ({known})",
@@ -245,6 +258,12 @@ def test_files_are_checked_before_any_is_read(write: Write, tmp_path: Path) -> N
     ]
     (fault,) = files_faults([str(tmp_path / "nowhere" / "d.csv")], None)
     assert str(fault).endswith(f"no such file (there is no folder {tmp_path}/nowhere)")
+
+
+def test_a_copy_of_a_file_is_found_by_its_content(write: Write) -> None:
+    train, copy, other = (write(f"{name}.jsonl", text) for name, text in (("t", "{}"), ("c", "{}"), ("o", "[]")))
+    assert same_file([other, copy], [train]) == (copy, train)
+    assert same_file([other], [train]) is None
 
 
 def test_a_pattern_stands_for_all_files_that_it_matches_sorted(write: Write, tmp_path: Path) -> None:

@@ -184,7 +184,19 @@ def test_a_merged_model_is_a_finetune_that_transformers_loads() -> None:
 
 def test_classes_are_counted_for_the_reader() -> None:
     manifest = MANIFEST | {"label_names": ["negative", "positive"]}
-    assert "num_labels=2" in card("my-run", configure("sequence_classification"), manifest)
+    text = card("my-run", configure("sequence_classification"), manifest)
+    assert "num_labels=2" in text
+    assert "| 0 | negative |\n| 1 | positive |" in text
+    assert "vllm serve" not in text
+    assert "vLLM does not serve this adapter, because a classifier's head" in text
+
+
+def test_trained_modules_beside_an_adapter_are_why_vllm_does_not_serve_it() -> None:
+    config = configure(method="lora")
+    config = config.model_copy(update={"method": config.method.model_copy(update={"modules_to_save": ["lm_head"]})})
+    text = card("my-run", config, MANIFEST)
+    assert "vllm serve" not in text
+    assert "not a standard LoRA adapter, but trained modules and a LoRA adapter" in text
 
 
 ENDS = {"tokens": [5], "names": ["<|im_end|>"], "base": [2]}

@@ -126,3 +126,4 @@ def test_an_answer_pattern_that_matches_no_reference_is_an_error(loraga: Loraga,
     loraga("train", *arguments())
     out = loraga("eval", str(only_run()), "eval=exact_match", "eval.answer_pattern='= (.+)'", code=2)
     assert "is in no reference, such as '#### " in out
+    assert "(\"eval.answer_pattern='(.+)'\" takes the last line)" in " ".join(out.split())  # as a shell takes it

@@ -214,7 +214,7 @@ def test_a_model_that_cannot_be_loaded_is_left_out(loraga: Loraga, model: Path, 
     rows = [{"question": "a", "answer": "#### 1"}]
     benchmark = ["eval=gsm8k", f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.max_new_tokens=2"]
     folders = [str(tmp_path / "weightless"), str(tmp_path / "headless"), str(model)]
-    out = loraga("eval", *folders, *benchmark, "device=cpu")
+    out = loraga("eval", *folders, *benchmark, "device=cpu", code=1)
     assert "no weights there" in out
     assert "1 weights are not in its files (lm_head.weight" in out
     assert out.count("left out: ") == 2
@@ -228,7 +228,7 @@ def test_a_model_without_room_for_a_prompt_is_left_out(loraga: Loraga, model: Pa
     byte_tokenizer().save_pretrained(tmp_path / "roomy")
     rows = [{"question": "a" * 300, "answer": "#### 1"}]
     benchmark = ["eval=gsm8k", f"eval.file={write(tmp_path / 'rows.jsonl', rows)}", "eval.max_new_tokens=2"]
-    out = loraga("eval", str(model), str(tmp_path / "roomy"), *benchmark, "device=cpu")
+    out = loraga("eval", str(model), str(tmp_path / "roomy"), *benchmark, "device=cpu", code=1)
     assert "left out: problem" in out
     assert "and the model 256 positions" in " ".join(out.split())
     assert " roomy: accuracy" in out

@@ -127,3 +127,12 @@ def test_the_tokens_that_fit_fill_the_memory_that_is_free(
     assert training.memory(1, tokens).total <= room.total * 1.05
     assert limit(0) == max(inputs.order.lengths)
     assert limit(2**40) <= step_tokens  # type: ignore[operator]
+
+
+def test_the_file_that_is_trained_on_is_no_validation_file(
+    loraga: Loraga, arguments: Arguments, sums_file: Path
+) -> None:
+    validation = ["dataset.validation_fraction=0", f"dataset.validation_file={sums_file}"]
+    out = " ".join(loraga("train", *arguments("llama", *validation), "--dry-run").split())
+    assert "is trained on: the validation loss says nothing about other rows" in out
+    assert "memory counts the tensors on the device" in out

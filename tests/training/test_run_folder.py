@@ -79,6 +79,12 @@ def test_without_a_recipe_the_name_begins_with_the_model() -> None:
     assert run_name(configure(recipe=None)).startswith("model-lora_ga-r64-")
 
 
+def test_the_name_that_is_made_for_a_bundled_model_can_be_given() -> None:
+    name = run_name(configure(recipe=None, model={"path": "bundled:tiny_base"}))
+    assert name.startswith("bundled-tiny_base-")
+    assert run_name(configure(name=name)) == name
+
+
 def test_full_fine_tuning_has_no_rank_in_its_name() -> None:
     full = configure(method={"name": "full", "type": "full"}, rank=8)
     assert run_name(full).startswith("mine-full-")
