@@ -41,7 +41,7 @@ PLACEHOLDERS = {"NAME", "TABLE", "…"}
 MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
 RUN_FILES = re.compile(
-    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config)\.(safetensors|json)"
+    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from)\.(safetensors|json)"
 )
 """Files of a run's folder and of merged models, and of folders that earlier versions wrote."""
 

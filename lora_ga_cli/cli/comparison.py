@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_ga_cli.cli.output import Outcome
 
 if TYPE_CHECKING:
+    from lora_ga_cli.errors import ModelError, RunError
     from lora_ga_cli.stages.eval_targets import EvalTarget
 
 VALUE_KINDS = ("lower_is_better", "unranked", "shares")
@@ -20,7 +21,8 @@ Done = TypeVar("Done")
 def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
     """Scores every folder, prints one table, and draws one picture when there are several.
 
-    If there are several, those that cannot be scored are left out with a warning, and the exit code is 1.
+    If there are several, those that cannot be scored are left out with a warning, and the exit code is 1, unless they
+    are only other files and folders that a pattern such as ``runs/*`` named.
 
     Returns:
         ``results``, what was scored with its settings and its result's file; ``left_out``, the folders that could not
@@ -32,7 +34,7 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
-    from lora_ga_cli.stages.eval_targets import find_target
+    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
 
     named, missing = _each(folders, str, lambda folder: (folder, find_target(folder, options)))
@@ -56,8 +58,10 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
     results = [
         {"name": target.name, "folder": target.folder, **_settings(target), **result} for target, result in scored
     ]
-    left_out = [{"folder": folder, "reason": reason} for folder, reason in {**missing, **failed}.items()]
-    return Outcome({"results": results, "left_out": left_out, "figure": picture}, 1 if left_out else 0)
+    problems = {**missing, **failed}
+    left_out = [{"folder": folder, "reason": str(problem)} for folder, problem in problems.items()]
+    failures = [problem for problem in problems.values() if not isinstance(problem, NothingToScore)]
+    return Outcome({"results": results, "left_out": left_out, "figure": picture}, 1 if failures else 0)
 
 
 def _settings(target: EvalTarget) -> dict[str, Any]:
@@ -88,7 +92,7 @@ def _row(target: EvalTarget) -> dict[str, Any]:
 
 def _each(
     items: Iterable[Item], name: Callable[[Item], str], do: Callable[[Item], Done]
-) -> tuple[list[Done], dict[str, str]]:
+) -> tuple[list[Done], dict[str, ModelError | RunError]]:
     """The results for all items, and why others have none, by name. Each item whose run or model fails is warned of.
 
     Raises:
@@ -108,4 +112,4 @@ def _each(
         raise next(iter(problems.values()))
     for problem in problems.values():
         warn(f"left out: {problem}")
-    return done, {folder: str(problem) for folder, problem in problems.items()}
+    return done, problems

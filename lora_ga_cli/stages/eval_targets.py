@@ -66,6 +66,10 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
     )
 
 
+class NothingToScore(RunError):
+    """A file or folder that is there, and no run, adapter or model: a pattern such as ``runs/*`` names such too."""
+
+
 def find_target(text: str, options: Sequence[str]) -> EvalTarget:
     """The target that a word on the command line names.
 
@@ -73,7 +77,8 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
         options: changes to a run's ``eval`` options; for others, overrides of a complete configuration.
 
     Raises:
-        RunError: the word names nothing that can be scored, or a run that has not finished.
+        NothingToScore: the word names something else.
+        RunError: it names nothing, or a run that has not finished.
         InvalidInput: wrong options.
     """
     folder = Path(text).expanduser()
@@ -89,11 +94,13 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
         return _of_model(folder.resolve().name, _composed(options, str(folder.resolve())))
     if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
         return _of_model(text.replace("/", "--"), _composed(options, text))
+    if not folder.exists():
+        raise RunError(f"{text}: no such run folder, adapter or model")
     if folder.is_dir():
         what = "no run folder, adapter or model (neither manifest.json, adapter_config.json nor config.json is there)"
     else:
-        what = "a file, not a run folder" if folder.exists() else "no such run folder, adapter or model"
-    raise RunError(f"{text}: {what}")
+        what = "a file, not a run folder"
+    raise NothingToScore(f"{text}: {what}")
 
 
 def _of_adapter(folder: Path, config: Config) -> EvalTarget:

@@ -255,7 +255,7 @@ def test_runs_adapters_and_models_are_in_one_table(
     loraga: Loraga, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.out, "_width", 160)
-    out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK)
+    out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK, code=1)
     table = out[out.index(" run ") :].splitlines()
     assert [line.split()[:3] for line in table[2:5]] == [
         ["plain", "lora", "4"],
