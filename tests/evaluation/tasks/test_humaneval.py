@@ -343,6 +343,7 @@ class TestPublished:
             completions(list(problems), *([text_of(solutions[item.id])] for item in problems)), counting
         )
 
+    @pytest.mark.slow  # half a minute
     def test_all_canonical_solutions_pass(self) -> None:
         score = self.score(lambda row: row["canonical_solution"])
         assert [verdict for verdict in score.verdicts if not verdict["passed"]] == []
