@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.arrow import Spool, mapped
-from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, Damaged, RowsEntry, entry_of
+from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, Damaged, StoreOfRows
 from lora_ga_cli.errors import DataError, system_fault
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
-from lora_ga_cli.stores import FolderStore, Notify
+from lora_ga_cli.stores import Notify
 
 if TYPE_CHECKING:
     import pyarrow.lib as pa
@@ -43,7 +42,7 @@ class ReadRows:
         return sum(batch.num_rows for batch in self.batches)
 
 
-class SourceStore(FolderStore):
+class SourceStore(StoreOfRows):
     """Rows by key, in ``root/sources/<key>``.
 
     Args:
@@ -113,18 +112,8 @@ class SourceStore(FolderStore):
             write_json(folder / MANIFEST_FILE, manifest)
         return rows
 
-    def entries(self) -> Iterator[RowsEntry]:
-        """All stored rows, newest first."""
-        yield from sorted((entry_of(folder) for folder in self.stored()), key=lambda entry: -entry.created)
-
-    def verify(self) -> Iterator[RowsEntry]:
-        """All stored rows, with their bytes checked against their manifests."""
-        for entry in self.entries():
-            try:
-                load(entry.path)
-                yield entry
-            except Damaged as error:
-                yield dataclasses.replace(entry, damage=str(error))
+    def check(self, folder: Path) -> None:
+        load(folder)
 
 
 class _NotKept(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,32 @@ class RowsEntry:
     """What is wrong with it; empty if no damage is known."""
 
 
-class RowStore(FolderStore):
+class StoreOfRows(FolderStore, ABC):
+    """Folders by content, each with rows in a file of Arrow and a manifest."""
+
+    def entries(self) -> Iterator[RowsEntry]:
+        """All stored rows, newest first."""
+        yield from sorted((entry_of(folder) for folder in self.stored()), key=lambda entry: -entry.created)
+
+    def verify(self) -> Iterator[RowsEntry]:
+        """All stored rows, with their bytes checked against their manifests."""
+        for entry in self.entries():
+            try:
+                self.check(entry.path)
+                yield entry
+            except Damaged as error:
+                yield dataclasses.replace(entry, damage=str(error))
+
+    @abstractmethod
+    def check(self, folder: Path) -> None:
+        """Reads the rows of a folder.
+
+        Raises:
+            Damaged: a file is missing, is not what was written, or cannot be read.
+        """
+
+
+class RowStore(StoreOfRows):
     """Tokenized splits by key, in ``root/rows/<key>``.
 
     Args:
@@ -129,18 +155,8 @@ class RowStore(FolderStore):
         kept.remember(split.sha256)
         return kept
 
-    def entries(self) -> Iterator[RowsEntry]:
-        """All stored rows, newest first."""
-        yield from sorted((entry_of(folder) for folder in self.stored()), key=lambda entry: -entry.created)
-
-    def verify(self) -> Iterator[RowsEntry]:
-        """All stored rows, with their bytes checked against their manifests."""
-        for entry in self.entries():
-            try:
-                load(entry.path)
-                yield entry
-            except Damaged as error:
-                yield dataclasses.replace(entry, damage=str(error))
+    def check(self, folder: Path) -> None:
+        load(folder)
 
 
 def load(folder: Path) -> StoredRows:

@@ -119,3 +119,16 @@ def common_prefix_length(one: str, two: str) -> int:
     """How many characters at the beginning of two texts are the same."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((index for index, (left, right) in pairs if left != right), min(len(one), len(two)))
+
+
+def end_faults(tokenizer: Any, ended: str) -> list[Fault]:
+    """A fault where a tokenizer has no end-of-text token.
+
+    Args:
+        ended: what the token ends, for the message: ``answer`` or ``text``.
+    """
+    if tokenizer.eos_token_id is not None:
+        return []
+    return [
+        Fault("model.tokenizer", f"the tokenizer has no end-of-text token, which ends each {ended}", "take another")
+    ]

@@ -259,7 +259,7 @@ def max_positions(settings: PreTrainedConfig) -> int | None:
     return int(limit)
 
 
-def embedding_rows(settings: PreTrainedConfig) -> int | None:
+def vocabulary_size(settings: PreTrainedConfig) -> int | None:
     """The number of tokens that the model's embedding has rows for; None if the configuration does not say."""
     try:
         rows = getattr(settings.get_text_config(), "vocab_size", None)

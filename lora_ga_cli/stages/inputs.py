@@ -25,7 +25,6 @@ from lora_ga_cli.files import cache_root, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
-    embedding_rows,
     empty_model,
     identify,
     load_config,
@@ -34,6 +33,7 @@ from lora_ga_cli.model.loading import (
     max_positions,
     pick_device,
     quiet,
+    vocabulary_size,
 )
 from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
@@ -251,7 +251,7 @@ def _warn_of_same_file(config: Config) -> None:
 
 def _rows_of_embedding(config: Config, model_config: PreTrainedConfig, tokenizer: Any) -> int | None:
     """The tokens that the model has rows for, with those that ``model.new_tokens`` adds."""
-    rows = embedding_rows(model_config)
+    rows = vocabulary_size(model_config)
     if rows is None or not config.model.new_tokens:
         return rows
     return max(rows, vocabulary_of(tokenizer, config.model.new_tokens).size)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.data.tokens import leading_tokens, prompt_tokens
+from lora_ga_cli.data.tokens import end_faults, leading_tokens, prompt_tokens
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import EXAMPLES
 
@@ -35,11 +35,7 @@ class PlainText(Form):
 
     @classmethod
     def faults(cls, config: DatasetConfig, tokenizer: Any) -> list[Fault]:
-        faults = super().faults(config, tokenizer)
-        if tokenizer.eos_token_id is None:
-            what = "the tokenizer has no end-of-text token, which ends each text"
-            faults.append(Fault("model.tokenizer", what, "take another"))
-        return faults
+        return [*super().faults(config, tokenizer), *end_faults(tokenizer, "text")]
 
     def read(self, row: Row) -> str:
         """The text.

@@ -9,7 +9,7 @@ from lora_ga_cli.data.examples.base import Example, Form
 from lora_ga_cli.data.faults import EmptyAnswer
 from lora_ga_cli.data.labels import LabelWriter
 from lora_ga_cli.data.template import Template
-from lora_ga_cli.data.tokens import MASKED, extended_tokens, leading_tokens, prompt_tokens
+from lora_ga_cli.data.tokens import MASKED, end_faults, extended_tokens, leading_tokens, prompt_tokens
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.registry import EXAMPLES
 
@@ -67,11 +67,7 @@ class PromptAnswer(PromptAndAnswer):
 
     @classmethod
     def faults(cls, config: DatasetConfig, tokenizer: Any) -> list[Fault]:
-        faults = super().faults(config, tokenizer)
-        if tokenizer.eos_token_id is None:
-            what = "the tokenizer has no end-of-text token, which ends each answer"
-            faults.append(Fault("model.tokenizer", what, "take another"))
-        return faults
+        return [*super().faults(config, tokenizer), *end_faults(tokenizer, "answer")]
 
     def tokenize(self, parts: Sequence[tuple[str, str]]) -> list[Example]:
         prompts = prompt_tokens(self.tokenizer, [prompt for prompt, _ in parts], leading=self._start)
