@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Split
-from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
 from lora_ga_cli.files import atomic_file, read_json, sha256_json, write_json
 from lora_ga_cli.report.console import step, warn
@@ -19,7 +19,7 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, evaluation_split, prepare_inputs
-from lora_ga_cli.training import metrics
+from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -149,7 +149,11 @@ def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:
 def _stored(file: Path, identity: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
-    stored = read_json(file)
+    try:
+        stored = read_json(file)
+    except DamagedFile as error:
+        warn(f"{error}; it is evaluated again")
+        return None
     if stored.get("identity") != identity:
         return None
     step("eval", f"reused {file}")
@@ -172,7 +176,7 @@ def _write(target: EvalTarget, file: Path, identity: str, result: Result) -> dic
         "time": now(),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, content)
+    write_json(file, content, digest=True)
     return content
 
 
@@ -186,7 +190,7 @@ def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def compare_curves(runs: Sequence[RunFolder], file: Path) -> None:
     """Draws the loss curves of several runs into one picture."""
     labels = _labels(runs)
-    curves = {label: metrics.read(run.metrics_file) for label, run in zip(labels, runs, strict=True)}
+    curves = {label: points_of(run) for label, run in zip(labels, runs, strict=True)}
     loss_curves(curves, file, title=f"{len(runs)} runs")
 
 

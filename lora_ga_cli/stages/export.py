@@ -34,6 +34,7 @@ from lora_ga_cli.stages.llama_cpp import (
 )
 from lora_ga_cli.stages.merge import MergeOptions, merge
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 MODELFILE = "Modelfile"
@@ -69,6 +70,8 @@ def export(run: RunFolder, config: Config, options: ExportOptions) -> dict[str, 
         InvalidInput: all that is wrong, before anything is merged.
         UserError: the converter fails, or what it wrote does not compute the same.
     """
+    if options.adapter:
+        check_result(run)
     folder = options.output or run.path / ("gguf-lora" if options.adapter else "gguf")
     faults = list(_faults(run, config, folder, options))
     converter = None
