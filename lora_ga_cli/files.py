@@ -238,28 +238,36 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remembered_sha256(file: Path, memo: Path, notify: Callable[[str], None] = lambda _: None) -> str:
+def remembered_sha256(file: Path, memo: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, remembered in ``memo`` (JSON) by path, size and time of change.
 
-    A damaged memo is begun again, with a message. A file that has just changed is not remembered, since it may change
-    once more within the resolution of the file system's clock.
+    A damaged memo is begun again. A file that has just changed is not remembered, since it may change once more within
+    the resolution of the file system's clock.
     """
     stat = file.stat()
     entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     digests: dict[str, str] = {}
-    try:
+    with contextlib.suppress(FileNotFoundError, DamagedFile):
         found = read_json(memo)
         digests = found if isinstance(found, dict) else {}
-    except FileNotFoundError:
-        pass
-    except DamagedFile as error:
-        notify(f"{error}; it is begun again")
     if entry in digests:
         return digests[entry]
     digest = sha256_file(file)
     if time.time() - stat.st_mtime > CLOCK_RESOLUTION:
         write_json(memo, digests | {entry: digest}, digest=True)
     return digest
+
+
+def drop_damaged(memo: Path, notify: Callable[[str], None]) -> None:
+    """Removes what `remembered_sha256` remembers if it is damaged, with a message."""
+    try:
+        read_json(memo)
+    except FileNotFoundError:
+        return
+    except DamagedFile as error:
+        notify(f"{error}; the digests in it are computed again")
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            memo.unlink()
 
 
 def sha256_json(value: Any) -> str:

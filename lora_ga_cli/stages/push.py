@@ -22,11 +22,12 @@ from lora_ga_cli.files import read_json, resolve_path
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
+from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_weights
 from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base
 from lora_ga_cli.report.tables import print_table
-from lora_ga_cli.stages.trained import MARK_FILE, identity_of_run
+from lora_ga_cli.stages.trained import identity_of_run
 from lora_ga_cli.training.result_files import MODEL_FILES, TOKENIZER_FILES
 from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
@@ -140,6 +141,8 @@ def _prepared(
         faults.append(Fault("base model", what, "--base-model ORG/NAME names what readers have to load"))
     if options.merged is None:
         check_result(run)
+    else:
+        check_weights(options.merged)
     folder = options.merged or run.path
     adapter = options.merged is None and method_of(config).output.is_adapter
     own = ADAPTER_FILES if adapter else MODEL_FILES if options.merged is None else MERGED_FILES
@@ -166,8 +169,8 @@ def _prepared(
 
 def _is_of(run: RunFolder, folder: Path) -> bool:
     """Whether a folder is a merged model of a run."""
-    mark = folder / MARK_FILE
-    return mark.is_file() and read_json(mark).get("run") == identity_of_run(run)
+    mark = folder / MERGED_MARK
+    return mark.is_file() and read_json(mark, MERGE_AGAIN).get("run") == identity_of_run(run)
 
 
 def _name_faults(where: str, name: str) -> list[Fault]:

@@ -22,9 +22,6 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
-MARK_FILE = "merged_from.json"
-"""Tells of a merged model which run it is of."""
-
 
 def identity_of_run(run: RunFolder) -> str:
     """A hash that tells a finished run from all others, and from a later one in the same folder."""
@@ -90,12 +87,12 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
         DamagedFile: a file of the result is not what was written.
         ModelError
     """
-    check_result(run)
-    if not method_of(inputs.config).output.is_adapter:
+    if not method_of(inputs.config).output.is_adapter:  # whose weights are checked when they are loaded
         config = inputs.config.model.model_copy(update={"path": str(run.path.resolve()), "revision": None})
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
     check_base(base, inputs, run)
+    check_result(run)
     return load_adapter(base, run.path, str(inputs.device))
 
 

@@ -16,16 +16,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
-WEIGHTS = (".safetensors", ".bin")
-"""Endings of the files that hold weights, which may be large."""
 
 
 def result_files(folder: Path) -> list[str]:
     """The names of the files that a run's result consists of."""
     patterns = (*ADAPTER_FILES, *MODEL_FILES, *TOKENIZER_FILES)
     return sorted({file.name for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-
-
-def holds_weights(name: str) -> bool:
-    """Whether a file holds weights, by its name."""
-    return name.endswith(WEIGHTS)

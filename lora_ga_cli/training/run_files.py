@@ -12,9 +12,10 @@ from typing import Any
 from lora_ga_cli.digests import check_file, check_files, damage, written, written_in
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.files import write_json
+from lora_ga_cli.model.written import holds_weights
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.result_files import holds_weights, result_files
+from lora_ga_cli.training.result_files import result_files
 from lora_ga_cli.training.run_folder import START_AGAIN, LinkFolder, RunFolder
 
 FINISH_AGAIN = "run its train command again, which makes it anew from the last checkpoint"
