@@ -70,7 +70,8 @@ def stored_completions(
         lines = file.with_suffix(".jsonl")
         try:
             result = read_json(file) if lines.is_file() else {}
-        except DamagedFile:
+        except DamagedFile as error:
+            warn(f"{error}; the answers beside it are not used")
             continue
         if result.get("answers") != answers:
             continue

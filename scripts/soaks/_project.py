@@ -63,9 +63,15 @@ def make_rows(file: Path) -> None:
     """Writes sums as prompt and answer."""
     draw = random.Random(0)
     pairs = [(draw.randrange(50), draw.randrange(50)) for _ in range(ROWS)]
-    rows = [{"prompt": f"{a}+{b}=", "answer": f"{a + b}"} for a, b in pairs]
+    rows = [{"prompt": f"{a}+{b}=", "answer": f"#### {a + b}"} for a, b in pairs]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     os.utime(file, (1, 1))
+
+
+def make_problems(file: Path, added: int) -> None:
+    """Writes questions of GSM8K's form; their solutions are off by ``added``."""
+    rows = [{"question": f"{a}+{a}=", "answer": f"#### {2 * a + added}"} for a in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def options(folder: Path) -> list[str]:

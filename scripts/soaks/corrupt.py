@@ -22,15 +22,29 @@ from typing import Any
 from unittest import mock
 
 from safetensors.torch import load_file
+
 from soaks._figure import Figure, at_least, at_most
-from soaks._project import Done, files_below, inside, loraga, make_base, make_rows, must, options, quickly
+from soaks._project import (
+    Done,
+    files_below,
+    inside,
+    loraga,
+    make_base,
+    make_problems,
+    make_rows,
+    must,
+    options,
+    quickly,
+)
 
 RUN = Path("runs/mine")
 CHECKPOINT = "checkpoints/checkpoint-4"
 REMOVABLE = ("init.safetensors", "manifest.json", "adapter_model.safetensors")
 """Files that are removed, and not cut, in one of three cases. Without others a command begins anew."""
 MENDED, REFUSED, UNNAMED, SILENT, UNEXPECTED = "mended", "refused", "unnamed", "silent", "unexpected"
-EVALUATION = ["eval=exact_match", "eval.max_new_tokens=4", "eval.batch_size=2", "device=cpu"]
+LOSS = ["eval=loss", "device=cpu"]
+ANSWERS = ["eval=gsm8k", "eval.prompt='{question}'", "eval.max_new_tokens=4", "eval.batch_size=2", "device=cpu"]
+PROBLEMS, REGRADED = "eval.file=../problems.jsonl", "eval.file=../regraded.jsonl"
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,6 @@ class Scene:
     Args:
         files: those that the command reads, relative to the state.
         result: what the command makes, as something that can be compared.
-        lasting: whether the files are the user's only ones: a cache may be made again.
     """
 
     name: str
@@ -88,10 +101,13 @@ def make_scenes(home: Path) -> list[Scene]:
     """Makes the project in every state, below ``home/states``."""
     make_base(home / "base")
     make_rows(home / "rows.jsonl")
+    (home / "states").mkdir()
+    make_problems(home / "states" / "problems.jsonl", 0)
+    make_problems(home / "states" / "regraded.jsonl", 1)
     plain, chain = [*options(home), "method=lora_ga"], [*options(home), "method=relora", "method.links=2"]
     states = home / "states"
     for name, train, saved in (("stopped", plain, 2), ("chain", chain, 2)):
-        (states / name).mkdir(parents=True)
+        (states / name).mkdir()
         with inside(states / name):
             _train_until(saved, train)
     shutil.copytree(states / "stopped", states / "finished")
@@ -100,18 +116,20 @@ def make_scenes(home: Path) -> list[Scene]:
         shutil.copytree("../finished", "../again")
         must("merge", str(RUN), "--output", "merged")
         shutil.copytree("../finished", "../partial")
-        must("eval", str(RUN), *EVALUATION)
+        must("eval", str(RUN), *LOSS)
+        must("eval", str(RUN), *ANSWERS, PROBLEMS)
     with inside(states / "partial"):
         _evaluate_until_interrupted()
     shutil.copytree(states / "partial", states / "cached")
     shutil.rmtree(states / "cached" / "runs")
+    shutil.copytree(states / "cached", states / "sources")
+    shutil.rmtree(states / "sources" / "cache" / "rows")  # which would be read in their place
     run_files = ["manifest.json", "config.yaml"]
     resumed = [*run_files, "init.safetensors", "metrics.jsonl", "cost.json", f"{CHECKPOINT}/*"]
     of_chain = [*run_files, "metrics.jsonl", "links/*/init.safetensors", "links/0/adapter/*", "links/0/*.safetensors",
                 "links/*/link.json", "links/1/cost.json", "links/1/checkpoints/checkpoint-2/*"]  # fmt: skip
     of_result = ["adapter*", "tokenizer*"]
-    cached = ["cache/*.json", "cache/gradients/*/*.json", "cache/gradients/*/*.safetensors", "cache/rows/*/*",
-              "cache/sources/*/*"]  # fmt: skip
+    cached = ["cache/*.json", "cache/gradients/*/*.json", "cache/gradients/*/*.safetensors", "cache/rows/*/*"]
 
     def scene(
         name: str, state: str, patterns: Sequence[str], command: Sequence[str], result: Callable[[], Any]
@@ -121,17 +139,20 @@ def make_scenes(home: Path) -> list[Scene]:
     def in_run(patterns: Sequence[str]) -> list[str]:
         return [f"{RUN}/{pattern}" for pattern in patterns]
 
-    score = ["eval", str(RUN), *EVALUATION]
+    score = ["eval", str(RUN)]
     return [
         scene("resume", "stopped", in_run(resumed), ["train", *plain], _adapter),
         scene("resume a chain", "chain", in_run(of_chain), ["train", *chain], _adapter),
         scene("train again", "again", in_run([*run_files, *of_result]), ["train", *plain], _adapter),
-        scene("score", "again", in_run([*run_files, *of_result]), score, _values),
-        scene("score again", "finished", in_run(["manifest.json", "config.yaml", "eval/*.json"]), score, _values),
-        scene("go on scoring", "partial", in_run(["eval/*.partial.jsonl"]), score, _values),
+        scene("score", "again", in_run([*run_files, *of_result]), [*score, *LOSS], _values),
+        scene("score again", "finished", in_run([*run_files, "eval.json"]), [*score, *LOSS], _values),
+        scene("answer", "partial", in_run(["eval/*.partial.jsonl"]), [*score, *ANSWERS, PROBLEMS], _answers),
+        scene("answer again", "finished", in_run(["eval/*.json"]), [*score, *ANSWERS, PROBLEMS], _answers),
+        scene("grade again", "finished", in_run(["eval/*"]), [*score, *ANSWERS, REGRADED], _regraded),
         scene("merge", "again", in_run([*run_files, *of_result]), ["merge", str(RUN), "--output", "out"], _merged),
-        scene("merged model", "partial", ["merged/*"], ["eval", "merged", *EVALUATION, *_data(plain)], _values),
+        scene("merged model", "partial", ["merged/*"], ["eval", "merged", *LOSS, *_data(plain)], _values),
         scene("cache", "cached", cached, ["init", *plain], _start),
+        scene("cache of rows as read", "sources", ["cache/sources/*/*"], ["init", *plain], _start),
     ]
 
 
@@ -173,7 +194,7 @@ def _evaluate_until_interrupted() -> None:
             raise UserError("stopped here")
 
     with mock.patch.object(generate, "append_completions", appending):
-        done = loraga("eval", str(RUN), *EVALUATION)
+        done = loraga("eval", str(RUN), *ANSWERS, PROBLEMS)
     if "stopped here" not in done.text:
         raise RuntimeError(done.text)
 
@@ -191,7 +212,25 @@ def _merged() -> Any:
 
 
 def _values() -> Any:
-    return [json.loads(file.read_text())["values"] for file in sorted(Path("runs").glob("*/eval/*.json"))]
+    return [json.loads(file.read_text())["values"] for file in sorted(Path("runs").glob("*/eval.json"))]
+
+
+def _answers(problems: str = PROBLEMS) -> Any:
+    """The values and the answers of the results on a file of problems."""
+    found = []
+    for file in sorted((RUN / "eval").glob("gsm8k-*.json")):
+        try:
+            result = json.loads(file.read_bytes())
+        except ValueError:
+            continue  # an earlier result, which was damaged and not used
+        if problems == f"eval.file={result['options']['file']}":
+            lines = file.with_suffix(".jsonl").read_text().splitlines()
+            found.append((result["values"], [json.loads(line) for line in lines]))
+    return found
+
+
+def _regraded() -> Any:
+    return _answers(REGRADED)
 
 
 def _tensors(file: Path) -> dict[str, Any]:
@@ -206,7 +245,7 @@ def _expected(scene: Scene, home: Path) -> Any:
 
 
 def _copy(scene: Scene, home: Path) -> Any:
-    work = home / "work"
+    work = home / "states" / "work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(scene.state, work)
     return inside(work)
