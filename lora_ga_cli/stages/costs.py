@@ -105,8 +105,15 @@ class Training:
 
     def memory(self, rows: int, tokens: int) -> Memory:
         """The peak with passes of these rows and columns."""
-        task, every = self.config.model.task, self.checkpoint_every
-        kept = activation_bytes(self.model, rows, tokens, task=task, checkpoint_every=every, speed=self.speed)
+        kept = activation_bytes(
+            self.model,
+            rows,
+            tokens,
+            task=self.config.model.task,
+            checkpoint_every=self.checkpoint_every,
+            offload=self.config.trainer.gradient_checkpointing_offload,
+            speed=self.speed,
+        )
         return Memory(self.weights, self.states, kept)
 
 
