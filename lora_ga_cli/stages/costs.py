@@ -141,6 +141,17 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     return memory, len(shapes) / steps * pace.seconds(work, passes), training.model
 
 
+def training_memory(inputs: Inputs) -> Memory:
+    """Peak memory of training, which its largest pass needs.
+
+    Raises:
+        Unsupported: the model does not run without weights.
+    """
+    training = empty_training(inputs)
+    shapes, _ = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
+    return training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+
+
 def pass_limits(inputs: Inputs, *, flatten: bool, training: Training | None = None) -> Limits:
     """What fits into one forward and backward pass of training.
 
