@@ -25,6 +25,7 @@ FLOORS = (
     {"model", "data"},
     {"gradient", "evaluation"},
     {"lora"},
+    {"inspection"},
     {"optimizers"},
     {"theory"},
     {"methods"},
