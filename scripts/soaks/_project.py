@@ -133,14 +133,14 @@ def inside(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def quickly() -> Iterator[None]:
     """One thread, which is the fastest for tiny products and always adds in one order; and figures stay empty."""
-    threads, drawn = torch.get_num_threads(), figures._save
+    threads, drawn = torch.get_num_threads(), figures.save_figure
     torch.set_num_threads(1)
-    figures._save = lambda figure, file, title: file.touch()
+    figures.save_figure = lambda figure, file, title: file.touch()
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        figures._save = drawn
+        figures.save_figure = drawn
 
 
 def files_below(folder: Path, patterns: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from lora_ga_cli.files import read_json, sha256_file, write_json
@@ -42,7 +41,7 @@ def inspect_run(run: RunFolder, *, with_base: bool, share: float = 0.9) -> dict[
         "gradient": None if artifact is None else gradient_part(artifact, share=share, vectors=vectors_of(config)),
         "adapter": inspect_adapter(run, with_base=with_base),
     }
-    write_json(run.path / INSPECTION_FILE, found)
+    write_json(run.path / INSPECTION_FILE, found, digest=True)
     return found
 
 
@@ -51,7 +50,7 @@ def read_inspection(run: RunFolder) -> dict[str, Any] | None:
     try:
         found = read_json(run.path / INSPECTION_FILE)
         current = found["format"] == FORMAT and found["of"]["adapter_sha256"] == _adapter_digest(run)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
     return dict(found) if current else None
 
