@@ -89,7 +89,8 @@ def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     rank = _most_frequent(ranks.values())
     kinds: dict[str, dict[str, int]] = {}
     for name, value in ranks.items():
-        kinds.setdefault(kind_of(name), {})[name] = value
+        kind = kind_of(name)
+        kinds.setdefault(kind if name.endswith(kind) else name, {})[name] = value
     pattern: dict[str, int] = {}
     for kind in sorted(kinds, key=len):
         usual = _most_frequent(kinds[kind].values())
@@ -100,10 +101,13 @@ def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
 
 
 def kind_of(name: str) -> str:
-    """The part of a layer's name behind its last number: ``self_attn.q_proj``; the whole name if it has none."""
+    """The part of a layer's name behind its last number: ``self_attn.q_proj``; the whole name if it has none. A number
+    at the end, that of an expert, is left out."""
     parts = name.split(".")
+    while len(parts) > 1 and parts[-1].isdigit():
+        parts.pop()
     behind = max((index for index, part in enumerate(parts) if part.isdigit()), default=-1) + 1
-    return ".".join(parts[behind:]) or name
+    return ".".join(parts[behind:])
 
 
 def block_of(name: str) -> str:
