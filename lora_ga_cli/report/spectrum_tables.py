@@ -67,7 +67,7 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
 def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> None:
     """Prints which ranks follow the wanted share of the gradient, and what that tells."""
     advice = found["advice"]
-    share = f"{advice['share']:.0%} of ‖G‖²"
+    share = f"{100 * advice['share']:g}% of ‖G‖²"
     if advice["uniform"] is None:
         step("advice", advice["note"])
     else:
