@@ -14,8 +14,8 @@ reaches this bound. It needs no inverse of C, which may be singular, in contrast
 2403.07378) and CorDA (arXiv 2406.05223), which give the same X where C is invertible. With ``C = I`` it is the
 truncated singular value decomposition.
 
-With ``ΔW = U S Vᵀ``, Y is U times the left singular vectors of ``S (Vᵀ C V)^½``. So of C no more is needed than the second
-moment ``Vᵀ C V`` (k, k) of the inputs' coordinates ``Vᵀ x``, for a rank k of ΔW.
+With ``ΔW = U S Vᵀ``, Y is U times the left singular vectors of ``S (Vᵀ C V)^½``. So of C no more is needed
+than the second moment ``Vᵀ C V`` (k, k) of the inputs' coordinates ``Vᵀ x``, for a rank k of ΔW.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def cut(change: Decomposed, rank: int, moment: Tensor | None = None, *, by_outpu
     if moment is None:
         return found
     whole = torch.diag(change.singular)
-    return Cut(
-        found.change, found.squared_error, found.squared_norm, _expected(lost, moment), _expected(whole, moment)
-    )
+    return Cut(found.change, found.squared_error, found.squared_norm, _expected(lost, moment), _expected(whole, moment))
 
 
 def _leading(change: Decomposed, moment: Tensor, size: int) -> Tensor:

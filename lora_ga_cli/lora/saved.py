@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import read_json
-from lora_ga_cli.lora.convert import FACTOR_A, FACTOR_B, UNSUPPORTED_OPTIONS
+from lora_ga_cli.lora.convert import FACTOR_A, UNSUPPORTED_OPTIONS
 from lora_ga_cli.lora.experts import experts_of, unpack
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX, base_targets, factor_keys, lora_keys, lora_layers
@@ -57,7 +57,7 @@ class SavedLayer:
 
     def packed(self, changes: Sequence[LowRank]) -> dict[str, Tensor]:
         """The tensors of the file for other changes of one rank."""
-        a, b = (torch.stack(list(factors)) for factors in zip(*((item.right, item.left) for item in changes)))
+        a, b = torch.stack([item.right for item in changes]), torch.stack([item.left for item in changes])
         if self.is_experts:  # see `lora.experts`
             a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
         else:

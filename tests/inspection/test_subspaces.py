@@ -31,7 +31,9 @@ def test_a_subspace_is_contained_in_itself_and_orthogonal_to_others() -> None:
 
 def test_random_subspaces_agree_by_chance() -> None:
     """The mean over many draws, within three times its standard error."""
-    draws = torch.stack([similarities(random_basis(30, 2, seed), random_basis(30, 5, 999 - seed)) for seed in range(400)])
+    draws = torch.stack(
+        [similarities(random_basis(30, 2, seed), random_basis(30, 5, 999 - seed)) for seed in range(400)]
+    )
     mean, error = draws.mean(0), draws.std(0) / 400**0.5
     for i, j in ((1, 1), (2, 2), (1, 5), (2, 5)):
         assert float(mean[i - 1, j - 1]) == pytest.approx(
