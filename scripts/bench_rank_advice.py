@@ -52,7 +52,8 @@ import torch
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.store import ArtifactStore
-from lora_ga_cli.inspection.advice import block_of, followed, kind_of
+from lora_ga_cli.inspection.advice import followed
+from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.inspection.spectrum import captured
 from lora_ga_cli.lora.allocation import allocate_by_energy, factor_parameters
 
@@ -186,10 +187,9 @@ def pattern(ranks: Mapping[str, int]) -> str:
 def jobs_of(options: argparse.Namespace, artifact: GradientArtifact) -> list[Job]:
     """All jobs, the more telling ones first."""
     names, shapes = list(artifact.factors), artifact.shapes
-    kinds, blocks = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    kinds, blocks = by_kind(names), defaultdict[str, list[str]](list)
     for name in names:
-        kinds[kind_of(name)].append(name)
-        blocks[block_of(name) or name].append(name)
+        blocks[block_name(name) or name].append(name)
     found: list[Job] = []
     for part in options.parts:
         for method in options.methods:

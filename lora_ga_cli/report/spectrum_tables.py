@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.inspection.advice import block_of, kind_of
+from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.report.console import number, say, size, step
 from lora_ga_cli.report.energy_figure import energy_heatmaps
 from lora_ga_cli.report.tables import print_table
@@ -53,12 +53,12 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
     if every_layer:
         _table("layer", {name: [name] for name in layers}, layers, shown, ranks)
     else:
-        _table("kind of layer", _grouped(layers, kind_of), layers, shown, ranks)
-        _table("block", _grouped(layers, lambda name: block_of(name) or "no block"), layers, shown, ranks)
+        _table("kind of layer", by_kind(layers), layers, shown, ranks)
+        _table("block", _grouped(layers, lambda name: block_name(name) or "no block"), layers, shown, ranks)
     say(MEANINGS[found["directions_per_rank"]])
     kinds = {
-        kind: {block: _followed(of_block, layers, shown) for block, of_block in _grouped(names, block_of).items()}
-        for kind, names in _grouped(layers, kind_of).items()
+        kind: {block: _followed(of_block, layers, shown) for block, of_block in _grouped(names, block_name).items()}
+        for kind, names in by_kind(layers).items()
     }
     energy_heatmaps(kinds, [int(rank) for rank in shown], file, f"{info.get('model', '')} {artifact.key}".strip())
     step("figure", str(file))
