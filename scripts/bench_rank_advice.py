@@ -412,7 +412,7 @@ def _print_groups(groups: Groups) -> None:
         print(f"\n## {part}, {method}\n")
         print("| adapters | seed | rate | parameters | ‖G‖² of the layers | followed | validation loss |")
         print("|---|---|---|---|---|---|---|")
-        ordered = items if part == "rank" else sorted(items, key=lambda item: item.loss)
+        ordered = items if part in ("rank", "budget") else sorted(items, key=lambda item: item.loss)
         for item in ordered:
             rate = "default" if item.rate is None else f"{item.rate:g}"
             print(
@@ -437,6 +437,7 @@ def coefficients(part: str, items: Sequence[Measured]) -> Iterator[str]:
     parameters = [float(item.parameters) for item in items]
     yield f"Spearman, followed energy and lower loss: {spearman(energy, lower)}"
     if part == "rank":
+        yield "(that of any two quantities which grow with the rank is +1; what follows depends on how they grow)"
         losses = defaultdict[str, list[float]](list)
         for item in items:
             losses[item.label].append(item.loss)

@@ -16,6 +16,7 @@ from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import followed
 from lora_ga_cli.lora.links import read_adapter
+from lora_ga_cli.stages.inspect.gradient import gradient_part
 from lora_ga_cli.stages.inspect.run import read_inspection
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.helpers import Arguments, Loraga
@@ -125,3 +126,19 @@ def test_methods_that_begin_without_the_gradient_are_told_so(loraga: Loraga, arg
     printed = loraga("inspect", *arguments("llama", "method=lora"))
     assert "in the first N singular directions" in printed
     assert "its first step follows about N / d_in" in printed
+
+
+def test_experts_of_one_parameter_get_one_rank() -> None:
+    """`rank_pattern` names parameters, and the experts in one have its rank; a layer whose name is a number has its
+    own."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["h.0.experts.up.0", "h.0.experts.up.1", "h.0.q", "net.0", "net.2"]
+    factors = {
+        name: truncated_svd(torch.randn(24, 16, generator=generator) * 10.0**-number, 8)
+        for number, name in enumerate(names)
+    }
+    info = {"target_modules": ["h.0.q", "net.0", "net.2"]}
+    advice = gradient_part(GradientArtifact(factors, 8, info), share=0.5)["advice"]
+    assert advice["rank_pattern"] == {"experts.up": advice["uniform"]["rank"]}
+    costs = 40 * (2 * advice["uniform"]["rank"] + 3 * advice["rank"])
+    assert advice["parameters"] == costs
