@@ -123,11 +123,22 @@ def empty_training(inputs: Inputs) -> Training:
     return Training(config, model, weights + weight_bytes(model), states, speed)
 
 
+def training_memory(inputs: Inputs, limits: Limits, training: Training) -> Memory:
+    """Peak memory of training with these passes.
+
+    Args:
+        training: of `empty_training`.
+    """
+    shapes, _ = _pass_shapes(inputs, limits)
+    return training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+
+
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
     """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
     training = empty_training(inputs)
-    shapes, steps = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
-    memory = training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+    limits = pass_limits(inputs, flatten=training.speed.flatten, training=training)
+    shapes, steps = _pass_shapes(inputs, limits)
+    memory = training_memory(inputs, limits, training)
     work = _pass_work(training.model, shapes, inputs.order.lengths, inputs.config.model.task)
     every = training.checkpoint_every
     passes = (3 if method_of(inputs.config).trains_all_weights else 2) + (1 / every if every else 0)

@@ -11,14 +11,16 @@ from typing import Any
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import read_json
 from lora_ga_cli.report.console import size, step, warn
+from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.cost import COST_NAMES, read_cost
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
-FILE = "report.html"
 TABLE_FILE = "table.json"
 """What `loraga reproduce` writes beside a table, for programs."""
+WRITTEN = (page.FILE, "comparison.png")
+"""Files around runs that loraga writes, which a pattern such as ``runs/*`` names too."""
 MANIFEST_COSTS = (*COST_NAMES, "training_seconds", "forecast_peak_memory_bytes")
 
 
@@ -50,13 +52,12 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
         InvalidInput: ``output`` is a folder.
     """
     if output is not None and output.is_dir():
-        raise InvalidInput([Fault("--output", f"{output} is a folder", f"give a file: {output / FILE}")])
+        raise InvalidInput([Fault("--output", f"{output} is a folder", f"give a file: {output / page.FILE}")])
     sources, left_out = _found(words)
-    for folder, problem in left_out.items():
-        if not isinstance(problem, NothingToReport):
-            warn(f"left out: {folder}: {problem}")
-    file = output or _place(words, sources) / FILE
-    length = _write(sources, file)
+    for problem in left_out.values():
+        warn(f"left out: {problem}")
+    file = output or _place(words, sources) / page.FILE
+    length = page.write_page(_report(sources), file)
     step("report", f"{file} ({size(length)})")
     reasons = [{"folder": folder, "reason": str(problem)} for folder, problem in left_out.items()]
     failed = any(not isinstance(problem, NothingToReport) for problem in left_out.values())
@@ -65,19 +66,12 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
 
 def write_run_report(run: RunFolder) -> None:
     """Writes the report of a run into its folder. If that fails, the reason is a warning: the run is complete."""
-    file = run.path / FILE
-    try:
-        _write(Sources([run]), file)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warn(f"no report was written ({reason}); loraga report {run.path} tries it again")
-    else:
-        step("saved", f"report: {file}")
+    page.write_beside(run.path, lambda: _report(Sources([run])))
 
 
 def renew_run_report(run: RunFolder) -> None:
     """Writes the report of a run again, if it has one: there is something new to show."""
-    if (run.path / FILE).exists():
+    if (run.path / page.FILE).exists():
         write_run_report(run)
 
 
@@ -93,7 +87,7 @@ def collect(run: RunFolder, name: str) -> RunRecord:
     require_format(run)
     manifest = run.manifest
     results = _results(run)
-    cost = read_cost(run.path / "cost.json")
+    cost = read_cost(run.path / "cost.json")  # of a run that is not finished; of another one, the manifest has all
     known = {} if cost is None else dict(cost.entries)
     return RunRecord(
         name=name,
@@ -107,14 +101,12 @@ def collect(run: RunFolder, name: str) -> RunRecord:
     )
 
 
-def _write(sources: Sources, file: Path) -> int:
-    """Writes the report of what was found; returns its size in bytes."""
-    from lora_ga_cli.report.html.page import write_page
-
+def _report(sources: Sources) -> Report:
+    """Reads everything that a report of these folders shows."""
     names = _names([run.path for run in sources.runs])
     runs = [collect(run, name) for run, name in zip(sources.runs, names, strict=True)]
     tables = [_table(folder) for folder in sources.tables]
-    return write_page(Report(_title(runs, tables), runs, tables), file)
+    return Report(_title(runs, tables), runs, tables)
 
 
 def _title(runs: Sequence[RunRecord], tables: Sequence[TableRecord]) -> str:
@@ -152,17 +144,23 @@ def _found(words: Sequence[str]) -> tuple[Sources, dict[str, RunError]]:
     tables: dict[Path, None] = {}
     problems: dict[str, RunError] = {}
     for word in words:
+        if Path(word).name in WRITTEN and Path(word).is_file():
+            continue
         try:
             of_word = _sources_of(Path(word).expanduser())
-            for run in of_word.runs:
+        except RunError as problem:
+            problems[word] = problem
+            continue
+        tables |= dict.fromkeys(of_word.tables)
+        for run in of_word.runs:
+            try:
                 require_format(run)
                 run.read_config()
                 runs.setdefault(run.path.resolve(), run)
-            tables |= dict.fromkeys(of_word.tables)
-        except RunError as problem:
-            problems[word] = problem
+            except RunError as problem:
+                problems[str(run.path)] = problem
     if not runs and not tables:
-        raise next(iter(problems.values()))
+        raise next(iter(problems.values()), NothingToReport(f"{' '.join(words)}: neither a run nor a table"))
     return Sources(list(runs.values()), list(tables)), problems
 
 
