@@ -81,8 +81,8 @@ def _loss_bytes(config: Any, rows: int, tokens: int, task: str, speed: Speed, el
     if not speed.chunked_loss or not vocabulary:
         return rows * tokens * vocabulary * 4
     chunk = min(rows * tokens, chunk_size(vocabulary))
-    # logits and their gradient in the model's type and in float32, and the probabilities between them
-    return chunk * vocabulary * (2 * element + 3 * 4) + rows * tokens * int(config.hidden_size) * element
+    # logits and their gradient in the model's type, and one copy in float32 (autograd has two more if the head trains)
+    return chunk * vocabulary * (2 * element + 4) + rows * tokens * int(config.hidden_size) * element
 
 
 def kept_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, loss: bool = True) -> Kept:
