@@ -130,7 +130,7 @@ def training_memory(inputs: Inputs, limits: Limits, training: Training) -> Memor
         training: of `empty_training`.
     """
     shapes, _ = _pass_shapes(inputs, limits)
-    return training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+    return training.memory(*_largest(shapes))
 
 
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
@@ -138,7 +138,7 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     training = empty_training(inputs)
     limits = pass_limits(inputs, flatten=training.speed.flatten, training=training)
     shapes, steps = _pass_shapes(inputs, limits)
-    memory = training_memory(inputs, limits, training)
+    memory = training.memory(*_largest(shapes))
     work = _pass_work(training.model, shapes, inputs.order.lengths, inputs.config.model.task)
     every = training.checkpoint_every
     passes = (3 if method_of(inputs.config).trains_all_weights else 2) + (1 / every if every else 0)
@@ -227,6 +227,10 @@ def _pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]],
     chosen = [rows for number, rows in enumerate(steps) if number < LOOKED_AT or longest in rows]
     shares = [divide(rows, order.lengths, limits, processes)[0] for rows in chosen]
     return [limits.shape(rows, order.lengths) for share in shares for rows in share], len(chosen)
+
+
+def _largest(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
 def _base_bytes(base: PreTrainedModel, targets: Mapping[str, Target], config: Config) -> int:

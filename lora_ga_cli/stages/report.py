@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,18 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
     return {"report": file, "runs": [run.path for run in sources.runs], "left_out": reasons, "failed": failed}
 
 
-def write_run_report(run: RunFolder) -> None:
-    """Writes the report of a run into its folder. If that fails, the reason is a warning: the run is complete."""
-    page.write_beside(run.path, lambda: _report(Sources([run])))
+def write_run_report(run: RunFolder, before: Callable[[], None] = lambda: None) -> None:
+    """Writes the report of a run into its folder. If that fails, the reason is a warning: the run is complete.
+
+    Args:
+        before: adds to the run what only its report needs.
+    """
+
+    def make() -> Report:
+        before()
+        return _report(Sources([run]))
+
+    page.write_beside(run.path, make)
 
 
 def renew_run_report(run: RunFolder) -> None:

@@ -273,14 +273,14 @@ def _limits(inputs: Inputs, run: RunFolder, *, flatten: bool) -> Limits:
     return limits
 
 
-def _forecast_peak(inputs: Inputs, run: RunFolder) -> int | None:
-    """Bytes that training was to need at its peak, to be read beside those that it needed; None if that is not known."""
-    try:
+def _note_forecast(inputs: Inputs, run: RunFolder) -> None:
+    """Writes into the manifest the forecast of the peak of memory, on devices where the peak was measured."""
+    if run.manifest.get("peak_memory_bytes") is None:
+        return
+    with contextlib.suppress(Unsupported):
         training = empty_training(inputs)
         limits = _limits(inputs, run, flatten=training.speed.flatten)
-        return training_memory(inputs, limits, training).total
-    except Unsupported:
-        return None
+        run.update_manifest(forecast_peak_memory_bytes=training_memory(inputs, limits, training).total)
 
 
 def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:
@@ -321,9 +321,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
     if config.trainer.report:
-        if run.manifest.get("peak_memory_bytes") is not None:
-            run.update_manifest(forecast_peak_memory_bytes=_forecast_peak(inputs, run))
-        write_run_report(run)
+        write_run_report(run, before=lambda: _note_forecast(inputs, run))
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
