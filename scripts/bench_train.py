@@ -108,6 +108,8 @@ def table_rows(max_tokens: int, gpus: int) -> dict[str, Row]:
         rows[name] = Row(text, overrides)
     defaults = ["trainer.micro_batch_size=null", f"trainer.max_tokens={max_tokens}"]
     rows["auto"] = Row("loraga, speed=auto", ["method=lora", *defaults])
+    offload = ["trainer.gradient_checkpointing=true", "trainer.gradient_checkpointing_offload=true"]
+    rows["offload"] = Row("the same, checkpoints in the CPU's memory", ["method=lora", *defaults, *offload])
     rows["lora_ga"] = Row("loraga, speed=auto, LoRA-GA", ["method=lora_ga", *defaults])
     if gpus > 1:
         rows["ddp"] = Row(f"speed=auto, {gpus} GPUs", ["method=lora", *defaults], gpus)
