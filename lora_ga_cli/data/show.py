@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.tokens import common_prefix_length
@@ -38,12 +38,9 @@ def segments(shown: Text) -> list[Segment]:
     """The parts of a row as `Form.show` returns it, in order; together they are its text."""
     borders = sorted({0, len(shown), *(end for span in shown.spans for end in (span.start, span.end))})
     parts = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         styles = {
-            word
-            for span in shown.spans
-            if span.start <= start and end <= span.end
-            for word in str(span.style).split()
+            word for span in shown.spans if span.start <= start and end <= span.end for word in str(span.style).split()
         }
         parts.append(Segment(shown.plain[start:end], MASKED_STYLE not in styles, SPECIAL_STYLE in styles))
     return parts
