@@ -83,7 +83,6 @@ class LmEval(Task):
         problems = {(verdict["task"], verdict["doc_id"]) for verdict in verdicts}
         return Result(_score(results), len(problems), names, verdicts)
 
-
     @classmethod
     def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Those of tasks that generate text; others compare probabilities."""

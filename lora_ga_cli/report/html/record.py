@@ -56,7 +56,7 @@ class RunRecord:
         evaluations: contents of the files of results.
         answers: what it answered in them, of each task.
         gradient: the gradient that initialized it: ``key``, ``capacity``, ``directions_per_rank``, ``rank`` (of the
-            run), ``rows`` (of which it was estimated), and by ``layers`` the entries of `inspection.spectrum.described`.
+            run), ``rows`` (of which it was estimated), and ``layers``, as `inspection.spectrum.described` gives them.
         inspection: content of ``inspection.json``.
         rows: some training rows.
         lengths: of the training rows: ``lengths`` (tokens of each row), ``labelled_share`` and ``padding_share`` (of
