@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def answers_of(run: RunFolder) -> tuple[list[Answered], str]:
         task = str(content["options"]["task"])
         name = str(file.relative_to(run.path))
         try:
-            answers = answers_in(file)
+            title, answers = answers_in(file)
         except UserError as error:
             problems.append(f"{name}: {error}")
             continue
@@ -44,9 +45,8 @@ def answers_of(run: RunFolder) -> tuple[list[Answered], str]:
             continue
         if not answers:
             continue
-        earlier = found.get(task)
-        if earlier is None:
-            found[task] = Answered(task, answers, name)
+        if task in found:
+            found[task] = replace(found[task], left_out=found[task].left_out + 1)
         else:
-            found[task] = Answered(task, earlier.answers, earlier.file, earlier.left_out + 1)
+            found[task] = Answered(task, title, answers, name)
     return list(found.values()), " ".join(f"{problem}." for problem in problems)

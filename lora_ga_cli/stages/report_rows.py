@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from pyarrow.types import is_nested
 
 from lora_ga_cli.data.tokens import MASKED
 from lora_ga_cli.report.html.record import ShownRow
@@ -16,7 +17,7 @@ FIRST_ROWS = 8
 """Rows from the beginning of the data set that are shown, besides the shortest and the longest one."""
 LOOKED_AT = 5_000
 """Rows whose labels are counted, evenly spaced over all."""
-STEPS = 100
+STEPS = 40
 """Optimizer steps, from the first one, whose padding is counted."""
 
 
@@ -64,11 +65,10 @@ def _labelled(labels: Any) -> int | None:
 
 
 def _labelled_share(inputs: Inputs, places: list[int]) -> float | None:
-    """Tokens with a loss in some rows, over all tokens that the model reads or writes there."""
-    rows = inputs.train.rows.select(places)
-    counts = [_labelled(labels) for labels in rows["labels"]]
-    if None in counts:
+    """Tokens with a loss in some rows, over all tokens that the model reads or writes there; None for classes."""
+    columns = inputs.train.rows.select(places).select_columns(["input_ids", "labels"]).with_format("arrow")[:]
+    if not is_nested(columns["labels"].type):
         return None
-    read = sum(len(ids) for ids in rows["input_ids"])
-    written = sum(len(labels) for labels in rows["labels"]) if inputs.config.model.task == "seq2seq_lm" else 0
-    return sum(count or 0 for count in counts) / (read + written)
+    read, labels = (columns[name].combine_chunks().flatten().to_numpy() for name in ("input_ids", "labels"))
+    tokens = len(read) + (len(labels) if inputs.config.model.task == "seq2seq_lm" else 0)
+    return float((labels != MASKED).sum() / tokens)

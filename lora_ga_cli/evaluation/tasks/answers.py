@@ -40,20 +40,20 @@ class Answer:
     is_code: bool = False
 
 
-def answers_in(result: Path) -> list[Answer]:
-    """The answers beside a stored result; none if its task keeps none in text.
+def answers_in(result: Path) -> tuple[str, list[Answer]]:
+    """What a stored result is of, in a few words, and the answers beside it; none if its task keeps none in text.
 
     Raises:
         OSError, ValueError, KeyError, TypeError: a file is missing or is not what a task writes.
         InvalidInput: no task of this name is registered.
     """
     options = read_json(result)["options"]
-    task: type[Task] = TASKS[options["task"]]
-    lines = task(task.Options.model_validate(options)).lines_file(result)
-    if not lines.is_file():
-        return []
+    found: type[Task] = TASKS[options["task"]]
+    task = found(found.Options.model_validate(options))
+    lines = task.lines_file(result)
     # as bytes: texts may hold Unicode line breaks
-    return task.answers([json.loads(line) for line in lines.read_bytes().split(b"\n") if line])
+    stored = lines.read_bytes().split(b"\n") if lines.is_file() else []
+    return task.summary, task.answers([json.loads(line) for line in stored if line])
 
 
 def verdict_of(correct: bool, missing: bool = False) -> str:

@@ -33,12 +33,14 @@ class Answered:
 
     Args:
         task: name of the task.
+        title: what the task scores, in a few words.
         answers: in order.
         file: where they are stored.
         left_out: other results of the same task that the run has, which are not shown.
     """
 
     task: str
+    title: str
     answers: Sequence[Answer]
     file: str
     left_out: int = 0

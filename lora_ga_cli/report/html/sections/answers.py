@@ -71,14 +71,12 @@ class OfTask:
     """All questions of a task that are shown.
 
     Args:
-        total: of all questions, also of those that are not shown.
         counts: what each run has: its name, right answers, answers that are right or wrong, the file.
         notes: what a reader has to know.
     """
 
-    task: str
+    title: str
     questions: Sequence[Question]
-    total: int
     counts: Sequence[tuple[str, str, str]]
     notes: Sequence[str]
     judged: bool
@@ -131,7 +129,8 @@ def _of_task(task: str, runs: Sequence[RunRecord], room: int) -> OfTask:
     ]
     counts = [(name, *_counts(answered)) for name, answered in found.items()]
     judged = any(answer.correct is not None for one in found.values() for answer in one.answers)
-    return OfTask(task, [_question(item, list(found)) for item in chosen], len(by_question), counts, notes, judged)
+    title = next(iter(found.values())).title
+    return OfTask(title, [_question(item, list(found)) for item in chosen], counts, notes, judged)
 
 
 def _counts(answered: Answered) -> tuple[str, str]:
