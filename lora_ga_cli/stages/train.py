@@ -34,6 +34,7 @@ from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.costs import pass_limits
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.report import write_run_report
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
@@ -308,6 +309,8 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     )
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
+    if config.trainer.report:
+        write_run_report(run)
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
