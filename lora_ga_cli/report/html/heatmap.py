@@ -19,11 +19,13 @@ MAX_LOG_RATIO = 30.0
 CELL_HEIGHT = 22
 LETTER = 6.6
 """Width of a letter of a label, in pixels."""
-WIDTHS = ((8, 34), (12, 26), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
+WIDTHS = ((8, 34), (12, 30), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
 """Width of a cell in pixels, by the largest number of blocks for which it is taken."""
 LEAST_WIDTH = 4
-WITH_TEXT = 26
+WITH_TEXT = 30
 """The narrowest cell that has room for its value."""
+NARROW, MEDIUM = 340, 560
+"""Pixels up to which the heatmaps of a figure have room in a third or a half of the page."""
 Values = Mapping[str, float | None]
 """A value by full name of the layer; None where it was not computed."""
 
@@ -56,10 +58,10 @@ class Scale:
     def short(self, value: float) -> str:
         """A value that has room in a cell."""
         if self.share:
-            return f"{100 * value:.0f}"
+            return "100" if value >= 0.9995 else f"{100 * value:.1f}"
         if value and not 0.01 <= abs(value) < 1000:
             return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-        return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
+        return f"{value:.{2 if abs(value) < 1 else 1 if abs(value) < 100 else 0}f}"
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,22 @@ class Figure:
     def levels(self) -> range:
         return range(LEVELS)
 
+    @property
+    def room(self) -> str:
+        """The room that it needs in the page: ``narrow``, ``medium`` or ``wide``."""
+        width = sum(max((map.width for map in column.maps), default=0) for column in self.columns)
+        return "narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"
+
 
 def scale_of(values: Iterable[float | None], *, share: bool = False) -> Scale:
-    """A scale from the smallest to the largest value."""
+    """A scale that does not make small differences look large: it begins at 0, or for large shares at a multiple of a
+    tenth. Positive values that are orders of magnitude apart have a logarithmic scale, between the extreme ones."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min(known, default=0.0), max(known, default=0.0)
+    if share and high > 0.1:
+        return Scale(math.floor(10 * low) / 10, math.ceil(10 * high) / 10, share)
     log = not share and low > 0 and high > MAX_LOG_RATIO * low
-    return Scale(low, high, share, log)
+    return Scale(low if log or low < 0 else 0.0, high, share, log)
 
 
 def figure(
@@ -149,13 +160,15 @@ def figure(
     """A measure of runs as heatmaps.
 
     Args:
-        runs: values of each run that has some.
-        scale: of colors; None for one from the smallest to the largest value.
+        runs: values of each run; one without any has no heatmaps.
+        scale: of colors; None for that of `scale_of`.
         changes: whether a script changes the values, so that each heatmap needs an id.
     """
     scale = scale or scale_of((value for values in runs.values() for value in values.values()), share=share)
     columns = []
     for run, (name, values) in enumerate(runs.items()):
+        if all(value is None for value in values.values()):
+            continue
         parts = enumerate(grids(values))
         maps = [heatmap(grid, values, scale, f"{id}-{run}-{number}" if changes else "") for number, grid in parts]
         columns.append(Column(name, maps))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MOST_BARS = 40
-WIDTH, HEIGHT = 560, 140
+WIDTH, HEIGHT = 440, 130
 LEFT, BOTTOM, TOP = 44, 34, 8
 """Room for labels around the bars, in pixels."""
 

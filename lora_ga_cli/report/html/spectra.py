@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lora_ga_cli.report.html.heatmap import LEVELS
 from lora_ga_cli.report.html.layers import grids
 
-WIDTH, HEIGHT = 204, 132
-LEFT, RIGHT, TOP, BOTTOM = 36, 8, 22, 18
+WIDTH, HEIGHT = 156, 118
+LEFT, RIGHT, TOP, BOTTOM = 32, 4, 22, 18
 """Room for labels, in pixels."""
 FIRST_LEVEL = 4
 """The palest color of a line, which still stands out from the page."""

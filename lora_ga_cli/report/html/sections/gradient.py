@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.html.heatmap import Figure, Scale, figure, values_by_rank
+from lora_ga_cli.report.html.heatmap import Figure, Scale, figure, scale_of, values_by_rank
 from lora_ga_cli.report.html.number_table import NumberTable
 from lora_ga_cli.report.html.record import RunRecord
 from lora_ga_cli.report.html.section import Section, SectionContent
@@ -97,9 +97,8 @@ def _figures(shown: Mapping[str, Content], rank: int) -> list[Figure]:
             for name, content in shown.items()
         }
 
-    every = [
-        value for content in shown.values() for one in content["layers"].values() for value in one["alignment"].values()
-    ]
+    layers = [one for content in shown.values() for one in content["layers"].values()]
+    every = [value for one in layers for value in one["alignment"].values()]
     figures = [
         figure(
             ENERGY,
@@ -118,14 +117,14 @@ def _figures(shown: Mapping[str, Content], rank: int) -> list[Figure]:
                 "Alignment",
                 "How well the first step follows the best one of this rank; below 100% where the estimate is coarse.",
                 values("alignment"),
-                scale=Scale(min(every), 1.0, share=True),
+                scale=scale_of(every, share=True),
                 share=True,
                 changes=True,
             )
         )
     norms = {name: {layer: one["norm"] for layer, one in content["layers"].items()} for name, content in shown.items()}
-    about = "The Frobenius norm of the gradient of the loss by the layer's weight."
-    return [*figures, figure(NORM, "‖G‖", about, norms, unit="loss by weight")]
+    about = "The Frobenius norm of the gradient, in units of loss per unit of weight."
+    return [*figures, figure(NORM, "‖G‖", about, norms)]
 
 
 def _columns(content: Content) -> list[int]:

@@ -110,7 +110,8 @@ class Inspection(Section):
     scripts = ("heatmap.js",)
 
     def content(self, runs: Sequence[RunRecord]) -> SectionContent | None:
-        adapters = {run.name: layers for run in runs if (layers := _layers(run))}
+        order = [name for run in runs if run.gradient for name in run.gradient["layers"]]
+        adapters = {run.name: layers for run in runs if (layers := _layers(run, order))}
         absent = [(run.name, run.absent["inspection"]) for run in runs if "inspection" in run.absent]
         if not adapters and not absent:
             return None
@@ -118,7 +119,8 @@ class Inspection(Section):
         ranks = sorted({rank for layers in shown.values() for rank in _cut_ranks(layers)})
         start = ranks[len(ranks) // 2] if ranks else 0
         values = {
-            "figures": [*_figures(shown), *([_cut_figure(shown, start)] if ranks else [])],
+            "figures": _figures(shown),
+            "cut": _cut_figure(shown, start) if ranks else None,
             "start": start,
             "position": ranks.index(start) if ranks else 0,
             "last": len(ranks) - 1,
@@ -137,9 +139,17 @@ class Inspection(Section):
         return SectionContent(values, data)
 
 
-def _layers(run: RunRecord) -> dict[str, Layer]:
+def _layers(run: RunRecord, order: Sequence[str]) -> dict[str, Layer]:
+    """The layers of a run's adapter.
+
+    Args:
+        order: names of layers in their order in the model, as far as it is known.
+    """
     adapter = None if run.inspection is None else run.inspection.get("adapter")
-    return dict(adapter["layers"]) if adapter else {}
+    if not adapter:
+        return {}
+    layers = adapter["layers"]
+    return {name: layers[name] for name in dict.fromkeys([*order, *layers]) if name in layers}
 
 
 def _measured(shown: Mapping[str, Mapping[str, Layer]]) -> list[Measure]:
@@ -181,7 +191,7 @@ def _cut_figure(shown: Mapping[str, Mapping[str, Layer]], rank: int) -> Figure:
     return figure(
         CUT,
         "Error of a cut",
-        "‖ΔW − ΔWᵣ‖ / ‖ΔW‖ of the best change of rank r, which loraga export --rank makes.",
+        "‖ΔW − ΔWᵣ‖ / ‖ΔW‖ of the best change of rank r.",
         {run: {name: _cut(layer, rank) for name, layer in layers.items()} for run, layers in shown.items()},
         scale=scale_of([0.0, *every], share=True),
         share=True,

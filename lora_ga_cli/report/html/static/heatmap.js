@@ -33,7 +33,7 @@
       cell.querySelector("rect").setAttribute("class", value === null ? "none" : `l${level}`);
       const said = value === null ? "not computed" : `${(100 * value).toFixed(1)}%`;
       title.textContent = `${title.textContent.slice(0, title.textContent.lastIndexOf(": "))}: ${said}`;
-      if (text) text.textContent = value === null ? "" : (100 * value).toFixed(0);
+      if (text) text.textContent = value === null ? "" : value >= 0.9995 ? "100" : (100 * value).toFixed(1);
     });
   };
   for (const slider of document.querySelectorAll('.rank input[type="range"]')) {
