@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import read_json
 from lora_ga_cli.report.console import size, step, warn
+from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report_answers import results_of
@@ -19,9 +20,10 @@ from lora_ga_cli.training import metrics
 from lora_ga_cli.training.cost import COST_NAMES, read_cost
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
-FILE = "report.html"
 TABLE_FILE = "table.json"
 """What `loraga reproduce` writes beside a table, for programs."""
+WRITTEN = (page.FILE, "comparison.png")
+"""Files around runs that loraga writes, which a pattern such as ``runs/*`` names too."""
 MANIFEST_COSTS = (*COST_NAMES, "training_seconds", "forecast_peak_memory_bytes")
 
 
@@ -53,38 +55,36 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
         InvalidInput: ``output`` is a folder.
     """
     if output is not None and output.is_dir():
-        raise InvalidInput([Fault("--output", f"{output} is a folder", f"give a file: {output / FILE}")])
+        raise InvalidInput([Fault("--output", f"{output} is a folder", f"give a file: {output / page.FILE}")])
     sources, left_out = _found(words)
-    for folder, problem in left_out.items():
-        if not isinstance(problem, NothingToReport):
-            warn(f"left out: {folder}: {problem}")
-    file = output or _place(words, sources) / FILE
-    length = _write(sources, file)
+    for problem in left_out.values():
+        warn(f"left out: {problem}")
+    file = output or _place(words, sources) / page.FILE
+    length = page.write_page(_report(sources), file)
     step("report", f"{file} ({size(length)})")
     reasons = [{"folder": folder, "reason": str(problem)} for folder, problem in left_out.items()]
     failed = any(not isinstance(problem, NothingToReport) for problem in left_out.values())
     return {"report": file, "runs": [run.path for run in sources.runs], "left_out": reasons, "failed": failed}
 
 
-def write_run_report(run: RunFolder, inputs: Inputs | None = None) -> None:
+def write_run_report(run: RunFolder, inputs: Inputs | None = None, before: Callable[[], None] = lambda: None) -> None:
     """Writes the report of a run into its folder. If that fails, the reason is a warning: the run is complete.
 
     Args:
         inputs: of the run, if they are loaded.
+        before: adds to the run what only its report needs.
     """
-    file = run.path / FILE
-    try:
-        _write(Sources([run]), file, inputs)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warn(f"no report was written ({reason}); loraga report {run.path} tries it again")
-    else:
-        step("saved", f"report: {file}")
+
+    def make() -> Report:
+        before()
+        return _report(Sources([run]), inputs)
+
+    page.write_beside(run.path, make)
 
 
 def renew_run_report(run: RunFolder) -> None:
     """Writes the report of a run again, if it has one: there is something new to show."""
-    if (run.path / FILE).exists():
+    if (run.path / page.FILE).exists():
         write_run_report(run)
 
 
@@ -102,7 +102,7 @@ def collect(run: RunFolder, name: str, parts: Parts, inputs: Inputs | None = Non
     require_format(run)
     manifest = run.manifest
     results = results_of(run)
-    cost = read_cost(run.path / "cost.json")
+    cost = read_cost(run.path / "cost.json")  # of a run that is not finished; of another one, the manifest has all
     known = {} if cost is None else dict(cost.entries)
     return RunRecord(
         name=name,
@@ -116,19 +116,17 @@ def collect(run: RunFolder, name: str, parts: Parts, inputs: Inputs | None = Non
     )
 
 
-def _write(sources: Sources, file: Path, inputs: Inputs | None = None) -> int:
-    """Writes the report of what was found; returns its size in bytes.
+def _report(sources: Sources, inputs: Inputs | None = None) -> Report:
+    """Reads everything that a report of these folders shows.
 
     Args:
         inputs: of the only run, if they are loaded.
     """
-    from lora_ga_cli.report.html.page import write_page
-
     names = _names([run.path for run in sources.runs])
     parts = Parts()
     runs = [collect(run, name, parts, inputs) for run, name in zip(sources.runs, names, strict=True)]
     tables = [_table(folder) for folder in sources.tables]
-    return write_page(Report(_title(runs, tables), runs, tables), file)
+    return Report(_title(runs, tables), runs, tables)
 
 
 def _title(runs: Sequence[RunRecord], tables: Sequence[TableRecord]) -> str:
@@ -152,17 +150,23 @@ def _found(words: Sequence[str]) -> tuple[Sources, dict[str, RunError]]:
     tables: dict[Path, None] = {}
     problems: dict[str, RunError] = {}
     for word in words:
+        if Path(word).name in WRITTEN and Path(word).is_file():
+            continue
         try:
             of_word = _sources_of(Path(word).expanduser())
-            for run in of_word.runs:
+        except RunError as problem:
+            problems[word] = problem
+            continue
+        tables |= dict.fromkeys(of_word.tables)
+        for run in of_word.runs:
+            try:
                 require_format(run)
                 run.read_config()
                 runs.setdefault(run.path.resolve(), run)
-            tables |= dict.fromkeys(of_word.tables)
-        except RunError as problem:
-            problems[word] = problem
+            except RunError as problem:
+                problems[str(run.path)] = problem
     if not runs and not tables:
-        raise next(iter(problems.values()))
+        raise next(iter(problems.values()), NothingToReport(f"{' '.join(words)}: neither a run nor a table"))
     return Sources(list(runs.values()), list(tables)), problems
 
 

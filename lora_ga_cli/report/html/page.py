@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,12 +21,14 @@ from markupsafe import Markup
 
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.console import duration, number, size
+from lora_ga_cli.report.console import duration, number, size, step, warn
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.report.html.section import Section, SectionContent
 from lora_ga_cli.report.provenance import now, version
 
 HERE = Path(__file__).parent
+FILE = "report.html"
+"""The name of a report in the folder of what it shows."""
 STYLES = ("report.css",)
 SCRIPTS = ("report.js",)
 """The files in ``static/`` that every page has."""
@@ -50,6 +52,22 @@ def write_page(report: Report, file: Path) -> int:
     with atomic_file(file) as temporary:
         temporary.write_bytes(content)
     return len(content)
+
+
+def write_beside(run: Path, make: Callable[[], Report]) -> None:
+    """Writes the report of a run that is complete without it: if that fails, the reason is a warning.
+
+    Args:
+        run: the run's folder, into which it is written.
+        make: collects what it shows.
+    """
+    try:
+        write_page(make(), run / FILE)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warn(f"no report was written ({reason}); loraga report {run} tries it again")
+    else:
+        step("saved", f"report: {run / FILE}")
 
 
 def render(report: Report) -> str:

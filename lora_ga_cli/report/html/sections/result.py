@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.console import duration
 from lora_ga_cli.report.html.command import command_of, is_sweep
-from lora_ga_cli.report.html.record import RunRecord
+from lora_ga_cli.report.html.record import Report, RunRecord
 from lora_ga_cli.report.html.scores import evaluations, losses
 from lora_ga_cli.report.html.section import Section, SectionContent
 
@@ -22,19 +21,33 @@ class Line:
     """The result of a run.
 
     Args:
+        name: of the run.
         what: what was trained.
         values: names and values, the most important one first.
         how_long: steps and time.
         rest: what else a reader has to know; empty if nothing.
-        command: empty where it is not known.
     """
 
-    run: RunRecord
+    name: str
     what: str
     values: Sequence[tuple[str, str]]
     how_long: str
     rest: str
-    command: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, and what it gives.
+
+    Args:
+        folder: where it was given; empty where that is not known.
+        runs: the names of the runs that it began.
+        sweep: whether it may have begun others too.
+    """
+
+    text: str
+    folder: str
+    runs: Sequence[str]
     sweep: bool
 
 
@@ -42,24 +55,40 @@ class Line:
 class Result(Section):
     name, title, position = "result", "Result", 0
 
+    def of(self, report: Report) -> SectionContent | None:
+        if report.tables:  # the table is the result
+            return SectionContent({"lines": [], "runs": len(report.runs), "commands": commands_of(report.runs)})
+        return super().of(report)
+
     def content(self, runs: Sequence[RunRecord]) -> SectionContent:
-        shown = runs if len(runs) <= MAX_LINES else [_best(runs)]
-        commands = [(run.name, command_of(run.manifest)) for run in runs] if len(shown) < len(runs) else []
-        return SectionContent({"lines": [_line(run) for run in shown], "runs": len(runs), "commands": commands})
+        lines = [_line(run) for run in (runs if len(runs) <= MAX_LINES else [_best(runs)])]
+        return SectionContent({"lines": lines, "runs": len(runs), "commands": commands_of(runs)})
+
+
+def commands_of(runs: Sequence[RunRecord]) -> list[Command]:
+    """The commands that began the runs, each once."""
+    found: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in runs:
+        folder = (run.manifest.get("working_folder") or {}).get("path", "")
+        found.setdefault((command_of(run.manifest), str(folder)), []).append(run)
+    return [
+        Command(text, folder, [run.name for run in begun], any(is_sweep(run.manifest) for run in begun))
+        for (text, folder), begun in found.items()
+        if text
+    ]
 
 
 def _line(run: RunRecord) -> Line:
     scores = [*evaluations([run]), *losses([run])]
     values = [(item.name, item.of_runs[0].text) for item in scores if item.of_runs[0] is not None]
-    return Line(run, _what(run), values, _how_long(run), _rest(run), command_of(run.manifest), is_sweep(run.manifest))
+    return Line(run.name, _what(run), values, _how_long(run), _rest(run))
 
 
 def _what(run: RunRecord) -> str:
-    config = run.config
-    method = config.get("method", {}).get("name", "a run")
+    method = run.config.get("method", {}).get("name", "a run")
     rank = run.manifest.get("adapter_rank")
     size = f", an adapter of rank {rank}" if isinstance(rank, int) else ""
-    return f"{method} on {config.get('model', {}).get('path', 'a model')}{size}"
+    return f"{method} on {run.config.get('model', {}).get('path', 'a model')}{size}"
 
 
 def _how_long(run: RunRecord) -> str:
@@ -77,11 +106,13 @@ def _rest(run: RunRecord) -> str:
 
 
 def _best(runs: Sequence[RunRecord]) -> RunRecord:
-    """The run of the lowest validation loss, or else training loss."""
+    """The run of the lowest validation loss, or of the lowest training loss if none has one."""
 
-    def order(run: RunRecord) -> tuple[bool, float]:
-        found: Mapping[str, Any] = run.manifest
-        loss = found.get("validation_loss", found.get("training_loss"))
-        return not isinstance(loss, int | float), loss if isinstance(loss, int | float) else 0.0
+    def order(run: RunRecord) -> tuple[int, float]:
+        for place, name in enumerate(("validation_loss", "training_loss")):
+            loss = run.manifest.get(name)
+            if isinstance(loss, int | float):
+                return place, loss
+        return 2, 0.0
 
     return min(runs, key=order)

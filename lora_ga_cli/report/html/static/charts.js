@@ -118,7 +118,7 @@
           y: logarithmic ? { distr: 3 } : {},
         },
         axes: [
-          { ...axis, size: 44, label: spec.xTitle, labelSize: 18, labelFont: axis.font, space: narrow ? 44 : 60 },
+          { ...axis, size: 30, label: spec.xTitle, labelSize: 18, labelFont: axis.font, space: narrow ? 44 : 60 },
           { ...axis, size: 62, values: (_, values) => ticks(values) },
         ],
         cursor: { y: false, drag: { x: true, y: false, setScale: false, dist: 6 }, focus: { prox: 24 }, points: { size: 7 } },
@@ -180,9 +180,9 @@
         .map((row) => ({ ...row, distance: Math.abs(self.valToPos(table[row.found.index][row.found.at], "y") - top) }));
       if (!rows.length) { tip.hidden = true; return; }
       const shown = new Set([...rows].sort((a, b) => a.distance - b.distance).slice(0, NEAREST));
-      const step = document.createElement("div");
-      step.textContent = `step ${steps[idx].toLocaleString("en-US")}`;
-      tip.replaceChildren(step, ...rows.filter((row) => shown.has(row)).map(tipRow));
+      const heading = document.createElement("div");
+      heading.textContent = `step ${steps[idx].toLocaleString("en-US")}`;
+      tip.replaceChildren(heading, ...rows.filter((row) => shown.has(row)).map((row) => tipRow(row, steps[idx])));
       tip.hidden = false;
       const right = left > self.over.clientWidth / 2;
       tip.style.left = right ? "auto" : `${left + 14}px`;
@@ -190,7 +190,7 @@
       tip.style.top = `${Math.max(0, Math.min(top - 20, self.over.clientHeight - tip.offsetHeight))}px`;
     }
 
-    function tipRow({ line, found }) {
+    function tipRow({ line, found }, step) {
       const row = document.createElement("div");
       row.className = group.classes(line.run);
       const swatch = document.createElement("i");
@@ -198,6 +198,7 @@
       const name = document.createElement("span");
       name.className = "name";
       name.textContent = [group.several ? group.name(line.run) : null, line.name].filter(Boolean).join(", ");
+      if (steps[found.at] !== step) name.textContent += ` (step ${steps[found.at].toLocaleString("en-US")})`;
       const value = document.createElement("b");
       value.textContent = short(table[found.index][found.at]);
       row.append(swatch, name, value);

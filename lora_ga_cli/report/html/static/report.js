@@ -31,6 +31,7 @@
       const button = document.createElement("button");
       button.type = "button";
       button.append(...heading.childNodes);
+      if (!button.textContent.trim()) button.setAttribute("aria-label", "Name");
       heading.append(button);
       button.addEventListener("click", () => {
         const down = heading.getAttribute("aria-sort") === "ascending";

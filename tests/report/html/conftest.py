@@ -1,0 +1,124 @@
+"""Chromium, records of runs that were never trained, and text that tries to run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_ga_cli.report.html.record import Report, RunRecord, Segment, ShownRow, TableRecord
+
+HOSTILE = (
+    "</script><script>window.ran = 1</script>",
+    "<img src=x onerror=window.ran=1>",
+    "<svg onload=window.ran=1>",
+    "javascript:window.ran=1",
+    '" onmouseover="window.ran=1" autofocus onfocus="window.ran=1',
+    "' onclick='window.ran=1",
+    "<!-- <script> window.ran=1",
+    "]]> {{ 7 * 7 }} {% raw %} ${7*7}",
+    "line\u2028separated\u2029text",
+    "right\u202eto left\u200f",
+    "&lt;b&gt; &amp;",
+    "</style><style>body { display: none }</style>",
+    "w" * 400,
+)
+"""Texts that run, hide something or widen the page where they are not escaped."""
+HOSTILE_TEXT = " ".join(HOSTILE)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium, driven over the DevTools protocol."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium here (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def points(steps: int = 40, scale: float = 1.0) -> list[dict[str, Any]]:
+    """What a run logs: a training loss at every step, a validation loss at every tenth."""
+    found: list[dict[str, Any]] = []
+    for step in range(1, steps + 1):
+        loss = scale * (0.3 + 2 * math.exp(-step / 8))
+        found.append({"step": step, "loss": loss, "learning_rate": 1e-3 * (1 - step / steps), "tokens_per_second": 900})
+        if step % 10 == 0:
+            found.append({"step": step, "eval_loss": loss + 0.05})
+    return found
+
+
+def record(name: str = "mine", *, rank: int = 8, **changes: Any) -> RunRecord:
+    """A finished run."""
+    manifest = {
+        "started": "2026-01-02T03:04:05+00:00",
+        "finished": "2026-01-02T03:14:05+00:00",
+        "provenance": {
+            "loraga": "0.1.0",
+            "python": "3.11.7",
+            "packages": {"torch": "2.13.0", "peft": "0.21.2"},
+            "command": ["/usr/bin/python3", "/usr/bin/loraga", "train", "recipe=quickstart", f"rank={rank}"],
+            "git": {"commit": "0123abcd", "modified": True},
+        },
+        "data": {"train": {"rows": 3168, "sha256": "5e" * 32}},
+        "working_folder": {"path": "/home/me", "from_run": "../.."},
+        "adapter_rank": rank,
+        "steps": 40,
+        "learning_rate": 1e-3,
+        "training_seconds": 99.0,
+        "training_loss": 0.31,
+        "validation_loss": 0.35 + rank / 1000,
+        "peak_memory_bytes": 3 * 2**30,
+        "forecast_peak_memory_bytes": 2**31,
+    }
+    config = {"name": name, "rank": rank, "method": {"name": "lora_ga"}, "model": {"path": "base"}, "seed": 42}
+    return RunRecord(
+        **{"name": name, "folder": Path("runs") / name, "manifest": manifest, "config": config, "points": points()}
+        | changes
+    )
+
+
+def hostile_report(folder: Path) -> Report:
+    """A report in which every text is hostile.
+
+    Args:
+        folder: where the answers of an evaluation are written.
+    """
+    text = HOSTILE_TEXT
+    result = {"values": {text: 0.5}, "options": {"task": text}, "rows": 2, "split": text, "time": text}
+    result["shares"], result["lower_is_better"], result["unranked"] = [], [], []
+    answers = folder / "gsm8k-0123.json"
+    answers.write_text(json.dumps(result))
+    lines = [{"prompt": text, "answer": text, "expected": text, "question": text, "right": False}] * 2
+    answers.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def run(number: int) -> RunRecord:
+        plain = record(f"{number} {text}")
+        manifest = {
+            **plain.manifest,
+            "provenance": {"loraga": text, "packages": {text: text}, "command": ["loraga", "train", text], "git": None},
+            "working_folder": {"path": text},
+            "data": {text: {"sha256": text, "number": number}},
+            "started": text,
+        }
+        return record(
+            plain.name,
+            manifest=manifest,
+            config={"method": {"name": text}, "model": {"path": text}, text: [text], "number": number},
+            answers=[answers],
+            evaluations=[result],
+            rows=[ShownRow([Segment(text, False), Segment(text, True), Segment(text, True, special=True)], 12)],
+            lengths={"lengths": [12, 14], "labelled": [3, 4], "padding_share": 0.1},
+            absent={"gradient": text, "inspection": text},
+        )
+
+    table = TableRecord(text, ["", text], [[text, text]], [text])
+    return Report(text, [run(1), run(2)], [table])
