@@ -13,6 +13,9 @@ from lora_ga_cli.files import read_json
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
+from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.report_answers import results_of
+from lora_ga_cli.stages.report_parts import Parts
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.cost import COST_NAMES, read_cost
 from lora_ga_cli.training.run_folder import RunFolder, require_format
@@ -64,16 +67,17 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
     return {"report": file, "runs": [run.path for run in sources.runs], "left_out": reasons, "failed": failed}
 
 
-def write_run_report(run: RunFolder, before: Callable[[], None] = lambda: None) -> None:
+def write_run_report(run: RunFolder, inputs: Inputs | None = None, before: Callable[[], None] = lambda: None) -> None:
     """Writes the report of a run into its folder. If that fails, the reason is a warning: the run is complete.
 
     Args:
+        inputs: of the run, if they are loaded.
         before: adds to the run what only its report needs.
     """
 
     def make() -> Report:
         before()
-        return _report(Sources([run]))
+        return _report(Sources([run]), inputs)
 
     page.write_beside(run.path, make)
 
@@ -84,18 +88,20 @@ def renew_run_report(run: RunFolder) -> None:
         write_run_report(run)
 
 
-def collect(run: RunFolder, name: str) -> RunRecord:
+def collect(run: RunFolder, name: str, parts: Parts, inputs: Inputs | None = None) -> RunRecord:
     """Reads what a report shows of a run, from its folder and the cache. No model is loaded.
 
     Args:
         name: what the report calls it.
+        parts: collects what is not in its own files.
+        inputs: of the run, if they are loaded.
 
     Raises:
         RunError: there is no run, or one of an earlier version.
     """
     require_format(run)
     manifest = run.manifest
-    results = _results(run)
+    results = results_of(run)
     cost = read_cost(run.path / "cost.json")  # of a run that is not finished; of another one, the manifest has all
     known = {} if cost is None else dict(cost.entries)
     return RunRecord(
@@ -105,15 +111,20 @@ def collect(run: RunFolder, name: str) -> RunRecord:
         config=run.read_config(),
         points=metrics.read(run.metrics_file),
         cost=known | {key: manifest[key] for key in MANIFEST_COSTS if key in manifest},
-        answers=list(results),
         evaluations=list(results.values()),
+        **parts.of(run, results, inputs),
     )
 
 
-def _report(sources: Sources) -> Report:
-    """Reads everything that a report of these folders shows."""
+def _report(sources: Sources, inputs: Inputs | None = None) -> Report:
+    """Reads everything that a report of these folders shows.
+
+    Args:
+        inputs: of the only run, if they are loaded.
+    """
     names = _names([run.path for run in sources.runs])
-    runs = [collect(run, name) for run, name in zip(sources.runs, names, strict=True)]
+    parts = Parts()
+    runs = [collect(run, name, parts, inputs) for run, name in zip(sources.runs, names, strict=True)]
     tables = [_table(folder) for folder in sources.tables]
     return Report(_title(runs, tables), runs, tables)
 
@@ -122,20 +133,6 @@ def _title(runs: Sequence[RunRecord], tables: Sequence[TableRecord]) -> str:
     if tables:
         return tables[0].title if len(tables) == 1 else f"{len(tables)} tables"
     return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-
-
-def _results(run: RunFolder) -> dict[Path, dict[str, Any]]:
-    """The results of evaluations beside a run, by file."""
-    found = {}
-    for file in sorted((run.path / "eval").glob("*.json")):
-        try:
-            content = read_json(file)
-        except (OSError, ValueError) as error:
-            warn(f"left out: {file} cannot be read ({error})")
-            continue
-        if isinstance(content, dict) and isinstance(content.get("values"), dict):
-            found[file] = content
-    return found
 
 
 def _table(folder: Path) -> TableRecord:

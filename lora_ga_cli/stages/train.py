@@ -320,7 +320,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
     if config.trainer.report:
-        write_run_report(run, before=lambda: _note_forecast(inputs, run))
+        write_run_report(run, inputs, before=lambda: _note_forecast(inputs, run))
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:

@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lora_ga_cli.gradient.artifact import GradientArtifact
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A piece of a row's text.
-
-    Args:
-        learned: whether the loss counts its tokens.
-        special: whether its tokens are special ones, such as the end of the text.
-    """
-
-    text: str
-    learned: bool
-    special: bool = False
+from lora_ga_cli.data.show import Segment
+from lora_ga_cli.evaluation.tasks.answers import Answer
 
 
 @dataclass(frozen=True)
@@ -31,10 +17,33 @@ class ShownRow:
 
     Args:
         tokens: how many tokens it has.
+        labelled: how many of them the loss counts; None where it counts no token, but a class.
+        title: which row it is.
     """
 
     segments: Sequence[Segment]
     tokens: int
+    labelled: int | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers of a run to the questions of a task.
+
+    Args:
+        task: name of the task.
+        title: what the task scores, in a few words.
+        answers: in order.
+        file: where they are stored.
+        left_out: other results of the same task that the run has, which are not shown.
+    """
+
+    task: str
+    title: str
+    answers: Sequence[Answer]
+    file: str
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,14 @@ class RunRecord:
         manifest, config: contents of its files.
         points: what was logged, in order.
         cost: what training cost, as its files say, and ``forecast_peak_memory_bytes``.
-        answers: the result file of each evaluation; the answers are in the file beside it that ends in ``.jsonl``.
-        evaluations: contents of these files, in the same order.
-        gradient: the gradient that initialized it.
+        evaluations: contents of the files of results.
+        answers: what it answered in them, of each task.
+        gradient: the gradient that initialized it: ``key``, ``capacity``, ``directions_per_rank``, ``rank`` (of the
+            run), ``rows`` (of which it was estimated), and ``layers``, as `inspection.spectrum.described` gives them.
         inspection: content of ``inspection.json``.
         rows: some training rows.
-        lengths: ``lengths`` and ``labelled``, both numbers of tokens by row, and ``padding_share``.
+        lengths: of the training rows: ``lengths`` (tokens of each row), ``labelled_share`` and ``padding_share`` (of
+            tokens, or None), ``looked_at`` (rows of which these two are), ``truncated``, ``skipped`` (rows by reason).
         absent: why something is not here and how to get it, as a sentence, by the name of the field.
     """
 
@@ -61,9 +72,9 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     points: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
-    answers: Sequence[Path] = ()
     evaluations: Sequence[Mapping[str, Any]] = ()
-    gradient: GradientArtifact | None = None
+    answers: Sequence[Answered] = ()
+    gradient: Mapping[str, Any] | None = None
     inspection: Mapping[str, Any] | None = None
     rows: Sequence[ShownRow] = ()
     lengths: Mapping[str, Any] | None = None
