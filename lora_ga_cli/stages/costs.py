@@ -130,16 +130,6 @@ def empty_training(inputs: Inputs) -> Training:
     return Training(config, model, weights + weight_bytes(model), states, speed)
 
 
-def training_memory(inputs: Inputs, limits: Limits, training: Training) -> Memory:
-    """Peak memory of training with these passes.
-
-    Args:
-        training: of `empty_training`.
-    """
-    shapes, _ = _pass_shapes(inputs, limits)
-    return training.memory(*_largest(shapes))
-
-
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
     """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
     training = empty_training(inputs)
@@ -152,15 +142,19 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     return memory, len(shapes) / steps * pace.seconds(work, passes), training.model
 
 
-def training_memory(inputs: Inputs) -> Memory:
+def training_memory(inputs: Inputs, limits: Limits | None = None) -> Memory:
     """Peak memory of training, which its largest pass needs.
+
+    Args:
+        limits: what fits into a pass, if that is known already.
 
     Raises:
         Unsupported: the model does not run without weights.
     """
     training = empty_training(inputs)
-    shapes, _ = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
-    return training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+    limits = limits or pass_limits(inputs, flatten=training.speed.flatten, training=training)
+    shapes, _ = _pass_shapes(inputs, limits)
+    return training.memory(*_largest(shapes))
 
 
 def pass_limits(inputs: Inputs, *, flatten: bool, training: Training | None = None) -> Limits:

@@ -32,12 +32,12 @@ from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.costs import empty_training, pass_limits, training_memory
+from lora_ga_cli.stages.costs import pass_limits, training_memory
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report import write_run_report
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
-from lora_ga_cli.stages.speed import compile_trained
+from lora_ga_cli.stages.speed import compile_trained, expected_speed
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import check_extra, training_arguments
@@ -278,9 +278,8 @@ def _note_forecast(inputs: Inputs, run: RunFolder) -> None:
     if run.manifest.get("peak_memory_bytes") is None:
         return
     with contextlib.suppress(Unsupported):
-        training = empty_training(inputs)
-        limits = _limits(inputs, run, flatten=training.speed.flatten)
-        run.update_manifest(forecast_peak_memory_bytes=training_memory(inputs, limits, training).total)
+        limits = _limits(inputs, run, flatten=expected_speed(inputs.config, inputs.device).flatten)
+        run.update_manifest(forecast_peak_memory_bytes=training_memory(inputs, limits).total)
 
 
 def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:

@@ -69,7 +69,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Report]:
 def test_a_run_writes_its_report_unless_that_is_switched_off() -> None:
     text = Path("runs/one/report.html").read_text()
     assert "lora on " in text
-    assert "name=one" in text
+    assert "name: one" in text
     assert 'id="loss"' in text
     assert not Path("runs/two/report.html").exists()
 
