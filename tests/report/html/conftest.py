@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_ga_cli.report.html.record import Report, RunRecord, Segment, ShownRow, TableRecord
+from lora_ga_cli.data.show import Segment
+from lora_ga_cli.evaluation.tasks.answers import Answer
+from lora_ga_cli.report.html.record import Answered, Report, RunRecord, ShownRow, TableRecord
 
 HOSTILE = (
     "</script><script>window.ran = 1</script>",
@@ -43,6 +45,16 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+LENGTHS = {
+    "lengths": [12, 14, 14, 30],
+    "labelled_share": 0.4,
+    "padding_share": 0.1,
+    "looked_at": 4,
+    "truncated": 2,
+    "skipped": {},
+}
 
 
 def points(steps: int = 40, scale: float = 1.0) -> list[dict[str, Any]]:
@@ -86,19 +98,61 @@ def record(name: str = "mine", *, rank: int = 8, **changes: Any) -> RunRecord:
     )
 
 
-def hostile_report(folder: Path) -> Report:
-    """A report in which every text is hostile.
+LAYERS = tuple(f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj"))
 
-    Args:
-        folder: where the answers of an evaluation are written.
-    """
+
+def gradient(names: Sequence[str] = LAYERS, *, key: str = "0a1b", rank: int = 4) -> dict[str, Any]:
+    """A gradient whose captured energy is known: rank/8 in every layer but the last, and half of that there."""
+    layers = {
+        name: {
+            "shape": [48, 32],
+            "norm": 2.0,
+            "singular": [2.0**-number for number in range(8)],
+            "energy": {str(rank): rank / (16 if name == names[-1] else 8) for rank in (1, 2, 4, 8)},
+            "alignment": {str(rank): 1 - 0.02 * number for rank in (1, 2, 4, 8)},
+        }
+        for number, name in enumerate(names)
+    }
+    return {"key": key, "rank": rank, "capacity": 16, "directions_per_rank": 2, "rows": 64, "layers": layers}
+
+
+def inspection(names: Sequence[str] = LAYERS, *, norm: float = 1.0, **of_layers: Any) -> dict[str, Any]:
+    """The inspection of an adapter of rank 4, whose norms are multiples of ``norm``."""
+    layers = {
+        name: {
+            "shape": [48, 32],
+            "rank": 4,
+            "norm": norm * (number + 1),
+            "singular": [1.0, 0.5, 0.25, 0.125],
+            "stable_rank": 1.5,
+            "effective_rank": 2.5,
+            "within_start": {"left": 0.5, "right": 0.25, "both": 0.125, "either": 0.625},
+            "within_gradient": None,
+            "cut": {"1": 0.5, "2": 0.25, "4": 0.0},
+            "relative_norm": None,
+            "amplification": None,
+            "intruders": None,
+            **of_layers,
+        }
+        for number, name in enumerate(names)
+    }
+    return {"format": 1, "of": {}, "gradient": None, "adapter": {"layers": layers, "totals": {}}}
+
+
+def answer(number: int, *, correct: bool | None = True, text: str = "4", **changes: Any) -> Answer:
+    """An answer to the question of a number."""
+    verdict = {True: "right", False: "wrong", None: "rated 7 of 10"}[correct]
+    asked = Answer(f"q{number}", f"question {number}", f"What is {number} + 1?", text, "4", verdict, correct)
+    return replace(asked, **changes)
+
+
+def hostile_report() -> Report:
+    """A report in which every text is hostile."""
     text = HOSTILE_TEXT
     result = {"values": {text: 0.5}, "options": {"task": text}, "rows": 2, "split": text, "time": text}
     result["shares"], result["lower_is_better"], result["unranked"] = [], [], []
-    answers = folder / "gsm8k-0123.json"
-    answers.write_text(json.dumps(result))
-    lines = [{"prompt": text, "answer": text, "expected": text, "question": text, "right": False}] * 2
-    answers.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = [Answer(f"{text} {number}", text, text, text, text, text, False, number == 1) for number in range(2)]
+    names = [f"{text.replace('.', '')}.{number}.{kind}" for number in range(2) for kind in (HOSTILE[0], HOSTILE[1])]
 
     def run(number: int) -> RunRecord:
         plain = record(f"{number} {text}")
@@ -113,11 +167,13 @@ def hostile_report(folder: Path) -> Report:
             plain.name,
             manifest=manifest,
             config={"method": {"name": text}, "model": {"path": text}, text: [text], "number": number},
-            answers=[answers],
             evaluations=[result],
-            rows=[ShownRow([Segment(text, False), Segment(text, True), Segment(text, True, special=True)], 12)],
-            lengths={"lengths": [12, 14], "labelled": [3, 4], "padding_share": 0.1},
-            absent={"gradient": text, "inspection": text},
+            answers=[Answered(text, text, answers, text, 1)],
+            gradient=gradient(names, key=f"{number} {text}"),
+            inspection=inspection(names),
+            rows=[ShownRow([Segment(text, False), Segment(text, True), Segment(text, True, special=True)], 12, 3, text)],
+            lengths={**LENGTHS, "skipped": {text: 1}},
+            absent={"rows": text, "gradient": text, "inspection": text, "answers": text},
         )
 
     table = TableRecord(text, ["", text], [[text, text]], [text])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.report.html.page import write_page
-from lora_ga_cli.report.html.record import Report
-from tests.report.html.conftest import HOSTILE, hostile_report, points, record
+from lora_ga_cli.report.html.record import Answered, Report, RunRecord
+from tests.report.html.conftest import HOSTILE, answer, gradient, hostile_report, inspection, points, record
 
 WIDTHS = (1400, 390)
 """Pixels of a desktop's window, and of a phone."""
@@ -59,8 +59,8 @@ def several() -> Report:
     return Report("3 runs", [record(f"r{rank}", rank=rank, points=points(40, rank / 8)) for rank in (16, 4, 8)])
 
 
-def test_nothing_of_hostile_text_runs_and_all_of_it_is_shown(visit: Callable[..., Visit], tmp_path: Path) -> None:
-    opened = visit(hostile_report(tmp_path))
+def test_nothing_of_hostile_text_runs_and_all_of_it_is_shown(visit: Callable[..., Visit]) -> None:
+    opened = visit(hostile_report())
     page = opened.page
     page.evaluate("""() => {
         for (const item of document.querySelectorAll("details")) item.open = true;
@@ -145,6 +145,52 @@ def test_a_table_is_sorted_by_a_click_and_by_the_keyboard(visit: Callable[..., V
     assert column() == ["r16", "r8", "r4"]
 
 
+def with_answers(name: str, right: set[int]) -> RunRecord:
+    answers = [answer(number, correct=number in right, text=f"{name} says {number}") for number in range(6)]
+    parts = {"gradient": gradient(), "inspection": inspection()}
+    return record(name, answers=[Answered("sums", "sums", answers, "sums-1.json")], **parts)
+
+
+def test_answers_can_be_searched_and_reduced_to_what_differs_or_is_wrong(visit: Callable[..., Visit]) -> None:
+    opened = visit(Report("2 runs", [with_answers("a", {0, 1, 2}), with_answers("b", {2, 3})]))
+    part = opened.page.locator("#answers")
+
+    def shown() -> list[str]:
+        return part.locator(".question:visible .question-title").all_inner_texts()
+
+    def titles(*numbers: int) -> list[str]:
+        return [f"question {number}" for number in numbers]
+
+    assert shown() == titles(0, 1, 2, 3, 4, 5)
+    part.get_by_label("Only what differs").check()
+    assert shown() == titles(0, 1, 3)
+    assert part.locator("output").inner_text() == "3 of 6 shown"
+    part.get_by_label("Only what differs").uncheck()
+    part.get_by_label("Only wrong").check()
+    assert shown() == titles(0, 1, 3, 4, 5)
+    part.get_by_role("searchbox").fill("B SAYS 4")
+    assert shown() == titles(4)
+    part.locator(".question:visible summary").click()
+    assert part.get_by_text("a says 4").is_visible()
+    assert opened.console == []
+
+
+def test_heatmaps_show_another_rank_and_the_value_below_the_pointer(visit: Callable[..., Visit]) -> None:
+    opened = visit(Report("mine", [with_answers("a", {1})]))
+    part = opened.page.locator("#gradient")
+    cell = part.locator("#gradient-energy .heat g").first
+    assert cell.locator("title").text_content() == "q_proj, block 0: 50.0%"
+    before = cell.locator("rect").get_attribute("class")
+    part.get_by_label("Rank in the heatmaps").press("End")
+    assert part.get_by_text("r = 8", exact=True).last.is_visible()
+    assert cell.locator("title").text_content() == "q_proj, block 0: 100.0%"
+    assert (before, cell.locator("rect").get_attribute("class")) == ("l8", "l15")
+    norm = part.locator("#gradient-norm")
+    norm.locator(".heat g rect").nth(1).hover()
+    assert norm.locator(".readout").inner_text() == "q_proj, block 1: 2"
+    assert opened.console == []
+
+
 def test_dark_and_light_can_be_chosen_and_are_kept(visit: Callable[..., Visit]) -> None:
     page = visit(Report("mine", [record()]), color_scheme="light").page
 
@@ -168,3 +214,13 @@ def test_without_javascript_everything_can_be_read(visit: Callable[..., Visit]) 
     assert page.locator(".needs-js:visible").count() == 0
     page.locator("#loss summary").first.click()
     assert page.locator("#loss details[open] td").first.is_visible()
+
+
+def test_without_javascript_heatmaps_and_answers_can_be_read(visit: Callable[..., Visit]) -> None:
+    page = visit(Report("mine", [with_answers("a", {1})]), java_script_enabled=False).page
+    assert page.locator("#gradient-energy rect.l8").first.is_visible()
+    page.locator("#inspection summary").click()
+    assert page.locator("#inspection details[open] td").first.is_visible()
+    page.locator("#answers summary").first.click()
+    assert page.locator("#answers").get_by_text("a says 0").is_visible()
+    assert page.locator(".needs-js:visible").count() == 0
