@@ -171,7 +171,9 @@ def hostile_report() -> Report:
             answers=[Answered(text, text, answers, text, 1)],
             gradient=gradient(names, key=f"{number} {text}"),
             inspection=inspection(names),
-            rows=[ShownRow([Segment(text, False), Segment(text, True), Segment(text, True, special=True)], 12, 3, text)],
+            rows=[
+                ShownRow([Segment(text, False), Segment(text, True), Segment(text, True, special=True)], 12, 3, text)
+            ],
             lengths={**LENGTHS, "skipped": {text: 1}},
             absent={"rows": text, "gradient": text, "inspection": text, "answers": text},
         )
