@@ -88,12 +88,12 @@ def renew_run_report(run: RunFolder) -> None:
         write_run_report(run)
 
 
-def collect(run: RunFolder, name: str, parts: Parts, inputs: Inputs | None = None) -> RunRecord:
+def collect(run: RunFolder, name: str, parts: Parts | None = None, inputs: Inputs | None = None) -> RunRecord:
     """Reads what a report shows of a run, from its folder and the cache. No model is loaded.
 
     Args:
         name: what the report calls it.
-        parts: collects what is not in its own files.
+        parts: collects what is not in its own files; one for several runs loads once what they share.
         inputs: of the run, if they are loaded.
 
     Raises:
@@ -112,7 +112,7 @@ def collect(run: RunFolder, name: str, parts: Parts, inputs: Inputs | None = Non
         points=metrics.read(run.metrics_file),
         cost=known | {key: manifest[key] for key in MANIFEST_COSTS if key in manifest},
         evaluations=list(results.values()),
-        **parts.of(run, results, inputs),
+        **(parts or Parts()).of(run, results, inputs),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import UserError
-from lora_ga_cli.evaluation.tasks.answers import answers_in
+from lora_ga_cli.evaluation.tasks.answers import Answer
+from lora_ga_cli.evaluation.tasks.base import Task
 from lora_ga_cli.files import read_json
+from lora_ga_cli.registry import TASKS
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.report.html.record import Answered
 from lora_ga_cli.training.run_folder import RunFolder
@@ -43,11 +46,11 @@ def answers_of(results: Mapping[Path, Mapping[str, Any]]) -> tuple[list[Answered
     for file, content in results.items():
         try:
             task = str(content["options"]["task"])
-            title, answers = answers_in(file)
+            title, answers = answers_in(file, content)
         except UserError as error:
             problems.append(f"{file.name}: {' '.join(str(error).split())}")
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})")
             continue
         if not answers:
@@ -57,3 +60,21 @@ def answers_of(results: Mapping[Path, Mapping[str, Any]]) -> tuple[list[Answered
         else:
             found[task] = Answered(task, title, answers, file.name)
     return sorted(found.values(), key=lambda one: one.task), "; ".join(problems)
+
+
+def answers_in(file: Path, result: Mapping[str, Any]) -> tuple[str, list[Answer]]:
+    """What a stored result is of, in a few words, and the answers beside it; none if its task keeps none in text.
+
+    Args:
+        file: where the result is stored.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: something is not what a task writes.
+        InvalidInput: no task of this name is registered.
+    """
+    found: type[Task] = TASKS[result["options"]["task"]]
+    task = found(found.Options.model_validate(result["options"]))
+    lines = task.lines_file(file)
+    # as bytes: texts may hold Unicode line breaks
+    stored = lines.read_bytes().split(b"\n") if lines.is_file() else []
+    return task.summary, task.answers([json.loads(line) for line in stored if line])

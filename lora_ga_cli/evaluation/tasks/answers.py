@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from lora_ga_cli.files import read_json
-from lora_ga_cli.registry import TASKS
-
-if TYPE_CHECKING:
-    from lora_ga_cli.evaluation.tasks.base import Task
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -38,22 +30,6 @@ class Answer:
     verdict: str = ""
     correct: bool | None = None
     is_code: bool = False
-
-
-def answers_in(result: Path) -> tuple[str, list[Answer]]:
-    """What a stored result is of, in a few words, and the answers beside it; none if its task keeps none in text.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: a file is missing or is not what a task writes.
-        InvalidInput: no task of this name is registered.
-    """
-    options = read_json(result)["options"]
-    found: type[Task] = TASKS[options["task"]]
-    task = found(found.Options.model_validate(options))
-    lines = task.lines_file(result)
-    # as bytes: texts may hold Unicode line breaks
-    stored = lines.read_bytes().split(b"\n") if lines.is_file() else []
-    return task.summary, task.answers([json.loads(line) for line in stored if line])
 
 
 def verdict_of(correct: bool, missing: bool = False) -> str:

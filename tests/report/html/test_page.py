@@ -50,8 +50,8 @@ class Elements(HTMLParser):
 
 
 @pytest.fixture
-def hostile(tmp_path: Path) -> Elements:
-    return Elements(render(hostile_report(tmp_path)))
+def hostile() -> Elements:
+    return Elements(render(hostile_report()))
 
 
 def test_every_part_has_a_template_and_a_place_of_its_own() -> None:
@@ -62,8 +62,8 @@ def test_every_part_has_a_template_and_a_place_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["usual", "hostile"])
-def test_the_policy_names_exactly_the_scripts_and_styles_of_the_page(kind: str, tmp_path: Path) -> None:
-    page = Elements(render(Report("mine", [record()]) if kind == "usual" else hostile_report(tmp_path)))
+def test_the_policy_names_exactly_the_scripts_and_styles_of_the_page(kind: str) -> None:
+    page = Elements(render(Report("mine", [record()]) if kind == "usual" else hostile_report()))
     policy = next(item["content"] for item in page.of("meta") if item.get("http-equiv") == "Content-Security-Policy")
     directives = {name: values for name, *values in (item.split() for item in (policy or "").split(";"))}
     assert directives == {
@@ -96,8 +96,8 @@ def test_hostile_text_makes_no_script_no_element_no_attribute_and_no_link(hostil
         assert KNOWN_LINKS.fullmatch(attributes.get("href") or "#main"), attributes
 
 
-def test_hostile_text_is_shown_as_it_is(tmp_path: Path) -> None:
-    text = render(hostile_report(tmp_path))
+def test_hostile_text_is_shown_as_it_is() -> None:
+    text = render(hostile_report())
     page = Elements(text)
     assert all(part in page.texts["title"][0] for part in HOSTILE)
     assert "{{ 7 * 7 }}" in text
