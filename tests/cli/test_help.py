@@ -25,6 +25,7 @@ COMMANDS = (
     "export",
     "push",
     "convert",
+    "report",
     "reproduce",
     "env",
     "recipes",
