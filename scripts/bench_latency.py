@@ -401,9 +401,8 @@ def main() -> None:
     print("| adapters in memory | time | measured |\n|---|---|---|")
     for text, seconds, count in switches:
         print(f"| {text} | {seconds * 1e3:.2f} ms | {count} |")
-    print(
-        f"\n| {options.rows} rows, {options.tokens // 2} tokens each | time | × one adapter | pairs |\n|---|---|---|---|"
-    )
+    print(f"\n| {options.rows} rows, {options.tokens // 2} tokens each | time | × one adapter | pairs |")
+    print("|---|---|---|---|")
     for batch in batches:
         print(f"| {batch.row} | {batch.seconds * 1e3:.0f} ms | {batch.text} | {batch.pairs} |")
     by_row = {batch.row: batch for batch in batches}
