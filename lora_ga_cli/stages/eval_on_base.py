@@ -82,6 +82,7 @@ def _on_base(text: str, base: str, options: Sequence[str]) -> EvalTarget:
         if not method_of(config).output.is_adapter:
             what = f"{text} is a complete model, and no adapter"
             raise InvalidInput([Fault("--adapters", what, f"loraga eval {base} {text}")])
+        _check_base_of_run(run, config)
         return target_of_run(run, config)
     if not (is_custom_adapter(folder) or (folder / "adapter_config.json").is_file()):
         what = "no adapter" if folder.exists() else "no such run folder or adapter"
@@ -90,6 +91,22 @@ def _on_base(text: str, base: str, options: Sequence[str]) -> EvalTarget:
     if (folder / "adapter_config.json").is_file():
         _check_base_of_adapter(folder, config)
     return of_adapter(folder, config)
+
+
+def _check_base_of_run(run: RunFolder, config: Config) -> None:
+    """Refuses a base whose files are not those that a run was started with. Where one of them is on the hub and the
+    other in a folder, the weights are compared once they are loaded.
+
+    Raises:
+        InvalidInput
+    """
+    own, given = run.manifest["base_identity"], base_identity(config)
+    if own == given or ("hub" in own) != ("hub" in given):
+        return
+    trained_on = run.read_config()["model"]["path"]
+    what = f"{run.path} was trained on {trained_on}, and the files of {config.model.path} are others"
+    hint = f"loraga eval {run.path} model.path={config.model.path} compares the weights"
+    raise InvalidInput([Fault("--adapters", what, hint)])
 
 
 def _check_base_of_adapter(folder: Path, config: Config) -> None:

@@ -123,8 +123,9 @@ def test_a_base_is_scored_beside_the_adapters_on_it(loraga: Loraga, home: Path, 
     out = loraga("eval", "base", "--adapters", "runs/mine", *SHORT, "device=cpu")
     assert loads == ["base"]
     assert "base is loaded once, for base, mine" in out
-    out = loraga("eval", "other", "--adapters", "runs/mine", *SHORT, "device=cpu", code=1)
-    assert re.search(r"left out: \S+/other is not the base that \S*runs/mine was trained on: its weights differ", out)
+    out = loraga("eval", "other", "--adapters", "runs/mine,a", *SHORT, *DATA[-1:], code=2)
+    assert re.search(r"runs/mine was trained on \./base, and the files of \S+/other are others", out)
+    assert re.search(r"no data set to score on", out)
 
 
 def test_an_adapter_of_another_base_is_an_error_that_names_both(loraga: Loraga, loads: list[str]) -> None:
