@@ -76,11 +76,12 @@ class NothingToScore(RunError):
     """A file or folder that is there, and no run, adapter or model: a pattern such as ``runs/*`` names such too."""
 
 
-def find_target(text: str, options: Sequence[str]) -> EvalTarget:
+def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> EvalTarget:
     """The target that a word on the command line names.
 
     Args:
         options: changes to a run's ``eval`` options; for others, overrides of a complete configuration.
+        to_score: False where the model is used in another way, which needs no rows.
 
     Raises:
         NothingToScore: the word names something else.
@@ -93,13 +94,13 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
         return target_of_run(run, config_of(run, options))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        return of_adapter(folder, composed(options, base))
+        return of_adapter(folder, composed(options, base, to_score=to_score))
     if is_custom_adapter(folder):
-        return of_adapter(folder, composed(options, None))
+        return of_adapter(folder, composed(options, None, to_score=to_score))
     if (folder / "config.json").is_file():
-        return of_model(folder.resolve().name, composed(options, str(folder.resolve())))
+        return of_model(folder.resolve().name, composed(options, str(folder.resolve()), to_score=to_score))
     if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
-        return of_model(text.replace("/", "--"), composed(options, text))
+        return of_model(text.replace("/", "--"), composed(options, text, to_score=to_score))
     if not folder.exists():
         raise RunError(f"{text}: no such run folder, adapter or model")
     if folder.is_dir():
@@ -139,14 +140,14 @@ def _results(config: Config, name: str) -> Path:
     return resolve_path(config.output_dir) / f"eval-{name}"
 
 
-def composed(options: Sequence[str], base: str | None) -> Config:
+def composed(options: Sequence[str], base: str | None, *, to_score: bool = True) -> Config:
     """The configuration of a model or an adapter that is no run, from options on the command line.
 
     Raises:
         InvalidInput
     """
     config, has_data = compose_around(options, base)
-    if task_of(config).needs_rows and not has_data:
+    if to_score and task_of(config).needs_rows and not has_data:
         hint = "dataset=… or recipe=…, or a benchmark by eval=…"
         raise InvalidInput([Fault("command line", "no data set to score on", hint)])
     return config

@@ -106,7 +106,7 @@ class SharedBases:
                     self._apart[id(target)] = reason
                 continue
             try:
-                key = _key(target)
+                key = base_key(target)
             except (UserError, OSError):
                 continue  # loading it says what is wrong
             self._keys[id(target)] = key
@@ -135,7 +135,7 @@ class SharedBases:
             clear_device_cache()
 
 
-def _key(target: EvalTarget) -> str:
+def base_key(target: EvalTarget) -> str:
     """A hash of all that the base in memory depends on."""
     config = target.config
     loaded = config.model.model_dump(mode="json", exclude=OF_PLACE)
