@@ -20,6 +20,7 @@ from lora_ga_cli.evaluation.streaming import AnswerStream
 from lora_ga_cli.evaluation.tasks.problems import GenerationOptions
 from lora_ga_cli.methods.switching import Switched, takes_mixed_batches
 from lora_ga_cli.model.generation import stop_also_at
+from lora_ga_cli.model.loading import guess_task
 from lora_ga_cli.report.console import step
 from lora_ga_cli.stages.chat.prompts import ChatPrompt, chat_prompt
 from lora_ga_cli.stages.eval_targets import EvalTarget, find_target
@@ -222,7 +223,7 @@ def load_models(words: Sequence[str], options: Sequence[str], template: str | No
         except RunError as error:
             faults.append(Fault(COMMAND_LINE, str(error)))
             continue
-        if target.config.model.task == "sequence_classification":
+        if _classifies(target):
             what = "it is a classifier, which gives classes and no text"
             faults.append(Fault(text, what, f"loraga eval {text} scores it"))
         targets.append(target)
@@ -251,6 +252,13 @@ def load_models(words: Sequence[str], options: Sequence[str], template: str | No
         step("model", f"{first.inputs.config.model.path} is loaded once, for {', '.join(names)}")
     torch.manual_seed(first.inputs.config.seed)
     return ChatModels(speakers, switched)
+
+
+def _classifies(target: EvalTarget) -> bool:
+    """Whether a model gives classes; one that no run has trained is looked up in its configuration."""
+    model = target.config.model
+    guessed = target.is_base and Path(model.path).is_dir() and guess_task(model.path) == "sequence_classification"
+    return guessed or model.task == "sequence_classification"
 
 
 def _apart(words: Sequence[str], targets: Sequence[EvalTarget]) -> list[Fault]:
