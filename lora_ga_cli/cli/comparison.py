@@ -59,7 +59,8 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     bases = SharedBases(targets)
     names = {id(target): name for name, target in named}
     by_base, failed = _each(bases.in_order(), lambda item: names[id(item)], lambda item: (item, evaluate(item, bases)))
-    scored = sorted(by_base, key=lambda item: [target is item[0] for target in targets].index(True))
+    places = {id(target): number for number, target in enumerate(targets)}
+    scored = sorted(by_base, key=lambda item: places[id(item[0])])
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
     print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)

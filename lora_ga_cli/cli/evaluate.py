@@ -53,11 +53,14 @@ def command(
     folders, options = split_folders(arguments)
     if adapters is not None:
         if len(folders) != 1:
-            named = "no base is named" if not folders else f"{len(folders)} bases are named"
-            raise typer.BadParameter(f"--adapters are on one base, and {named}: loraga eval BASE --adapters A,B")
+            what = "no base is named" if not folders else f"{len(folders)} bases are named"
+            raise typer.BadParameter(f"--adapters are on one base, and {what}: loraga eval BASE --adapters A,B")
         if dry_run:
             raise typer.BadParameter("--dry-run goes with a recipe, not with adapters")
-        return compare(folders, options, [item for item in adapters.split(",") if item])
+        named = [item.strip() for item in adapters.split(",") if item.strip()]
+        if not named:
+            raise typer.BadParameter("--adapters names none: --adapters runs/a,runs/b")
+        return compare(folders, options, named)
     if not folders:
 
         def job(config: Config) -> dict[str, Any]:

@@ -101,14 +101,15 @@ class SharedBases:
         for target in self.targets:
             if target.config.eval.endpoint.base_url is not None:
                 continue
-            if reason := sharing_obstacle(target):
-                if target.adapter is not None:
-                    self._apart[id(target)] = reason
-                continue
             try:
-                key = base_key(target)
-            except (UserError, OSError):
+                reason = sharing_obstacle(target)
+                key = "" if reason else base_key(target)
+            except (UserError, OSError, ValueError, TypeError, KeyError):  # PEFT's, of a damaged file
                 continue  # loading it says what is wrong
+            if reason and target.adapter is not None:
+                self._apart[id(target)] = reason
+            if reason:
+                continue
             self._keys[id(target)] = key
             self._groups.setdefault(key, Group([])).targets.append(target)
 
