@@ -143,6 +143,13 @@ def undrawn_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(autouse=True)
+def unwritten_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in tests marked ``reports`` does a run write its report."""
+    if request.node.get_closest_marker("reports") is None:
+        monkeypatch.setattr("lora_ga_cli.report.html.page.write_beside", lambda run, make: None)
+
+
+@pytest.fixture(autouse=True)
 def separate_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test works in a folder of its own, with a cache of its own, offline."""
     monkeypatch.chdir(tmp_path)

@@ -23,6 +23,7 @@ from lora_ga_cli.cli import (
     merge,
     push,
     recipes,
+    report,
     reproduce,
     train,
 )
@@ -79,6 +80,7 @@ app.command("export")(export.command)
 app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
+app.command("report")(report.command)
 app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")

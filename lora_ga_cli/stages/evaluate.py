@@ -19,6 +19,7 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, evaluation_split, prepare_inputs
+from lora_ga_cli.stages.report import renew_run_report
 from lora_ga_cli.stages.shared_base import SharedBases
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
@@ -58,6 +59,8 @@ def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, 
         obsolete.unlink(missing_ok=True)
     values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.score.values.items())
     step("eval", f"{target.name}: {values} ({result.rows} {task.unit})")
+    if target.run is not None:
+        renew_run_report(target.run)
     return content
 
 

@@ -26,6 +26,7 @@ COMMANDS = (
     "export",
     "push",
     "convert",
+    "report",
     "reproduce",
     "env",
     "recipes",
