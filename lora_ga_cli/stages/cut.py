@@ -22,8 +22,8 @@ from lora_ga_cli.inspection.changes import Decomposed, decompose
 from lora_ga_cli.inspection.cuts import Cut, cut
 from lora_ga_cli.inspection.kinds import by_kind, one_by_one
 from lora_ga_cli.lora.export import adapts_parameters, describe_ranks, write_adapter
-from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.lora.layers import lora_layers
+from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, refusal
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model
@@ -87,7 +87,7 @@ def cut_run(run: RunFolder, config: Config, options: CutOptions) -> dict[str, An
     layers = {name: _cut_layer(change, options.rank, moments.get(name)) for name, change in found.items()}
     result = _described(layers, options)
     with atomic_folder(folder) as temporary:
-        _write(temporary, saved, {name: layer.chosen.change for name, layer in layers.items()}, options.rank)
+        write_cut(temporary, saved, {name: layer.chosen.change for name, layer in layers.items()}, options.rank)
         write_json(temporary / RESULT_FILE, result)
         _copy_tokenizer(run.path, temporary)
     _show(layers, result, saved.notes, options)
@@ -171,7 +171,7 @@ def _watching(
             hook.remove()
 
 
-def _write(folder: Path, saved: SavedAdapter, changes: Mapping[str, LowRank], rank: int) -> None:
+def write_cut(folder: Path, saved: SavedAdapter, changes: Mapping[str, LowRank], rank: int) -> None:
     """PEFT's two files; every layer has the wanted rank, or its own where that is lower."""
     config, tensors, ranks = copy.deepcopy(saved.config), dict(saved.others), {}
     for layer in saved.layers:
@@ -211,8 +211,8 @@ def _described(layers: Mapping[str, _CutLayer], options: CutOptions) -> dict[str
 
 
 def _errors(layers: list[_CutLayer]) -> dict[str, float | None]:
-    """Relative errors over some layers: ``‖ΔW - X‖ / ‖ΔW‖``, and the root of ``E ‖(ΔW - X) x‖² / E ‖ΔW x‖²``, of what is
-    written and of the cut that is best for the weights."""
+    """Relative errors over some layers: ``‖ΔW - X‖ / ‖ΔW‖``, and the root of ``E ‖(ΔW - X) x‖² / E ‖ΔW x‖²``, of what
+    is written and of the cut that is best for the weights."""
     found: dict[str, float | None] = {}
     for label, cuts in (
         ("", [layer.chosen for layer in layers]),
@@ -246,6 +246,6 @@ def _show(layers: Mapping[str, _CutLayer], result: Mapping[str, Any], notes: lis
     say("weights: ‖ΔW - X‖ / ‖ΔW‖, where X is the change that is written")
     if with_rows:
         say(
-            "outputs: the same of what the layers add for these rows, √(E‖(ΔW - X)x‖² / E‖ΔW x‖²), which X makes smallest"
+            "outputs: √(E‖(ΔW - X)x‖² / E‖ΔW x‖²) for the inputs x that these rows give a layer, which X makes smallest"
         )
         say("…, SVD: of the truncated singular value decomposition, which makes the error of the weights smallest")

@@ -44,11 +44,13 @@ def inspect_adapter(
 
     Raises:
         RunError: the base is not that of the run.
+        InvalidInput: no layer is selected.
     """
     if refusal(run.path):
         return None
     options = options or InspectOptions()
     inspected = load(run.path, options.base)
+    check_selection(inspected.saved.changes, options)
     found = part_of(inspected, artifact, kept)
     return _with_base(found, inspected, options) if with_base else found
 
@@ -90,12 +92,7 @@ def show_adapter(folder: Path, options: InspectOptions) -> dict[str, Any]:
 
 
 def show_adapter_of_run(run: RunFolder, found: dict[str, Any], options: InspectOptions) -> None:
-    """Prints the part ``adapter`` of a run's inspection, and draws its figures.
-
-    Raises:
-        InvalidInput: no layer is selected.
-    """
-    check_selection(found["layers"], options)
+    """Prints the part ``adapter`` of a run's inspection, and draws its figures."""
     _show(run.path, found, options, options.figures_for(run.path))
 
 
