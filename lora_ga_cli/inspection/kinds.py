@@ -19,6 +19,12 @@ def block_of(name: str) -> int | None:
     return int(found.group().strip(".")) if found else None
 
 
+def block_name(name: str) -> str:
+    """A layer's name up to its first number, which tells a decoder's blocks from an encoder's; empty if it has none."""
+    found = NUMBER.search(name)
+    return name[: found.end()] if found else ""
+
+
 def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
     """The layers of each kind, in their order. A kind is called by what follows the block's number where that tells it
     from all others, else by its complete name."""

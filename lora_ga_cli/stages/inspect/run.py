@@ -74,9 +74,8 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
     """
     found = inspect_run(run, with_base=options.with_base, share=options.share, options=options)
     artifact = artifact_of_run(run)
-    folder = options.figures_for(run.path)
-    if artifact is not None and found["gradient"] is not None:
-        show_gradient(artifact, found["gradient"], options, folder)
+    if artifact is not None:
+        show_gradient(artifact, options, options.figures_for(run.path), vectors_of(stored_config(run)))
     else:
         step("gradient", _why_no_gradient(run))
     if found["adapter"] is not None:

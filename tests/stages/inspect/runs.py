@@ -15,7 +15,7 @@ def train(folder: Path, base: Path, name: str, *overrides: str) -> Path:
     if not rows.exists():
         sums = [{"prompt": f"{a}+{b}=", "answer": f"#### {a + b}"} for a in range(4, 10) for b in range(4, 8)]
         rows.write_text("".join(json.dumps(row) + "\n" for row in sums))
-    before = os.getcwd()
+    before = Path.cwd()
     os.chdir(folder)
     try:
         code = main(

@@ -1,4 +1,4 @@
-"""`loraga inspect` on runs and adapters: every figure is that of numpy on dense matrices, from files that PEFT loads."""
+"""`loraga inspect` on runs and adapters: every figure is that of numpy on the dense changes that PEFT computes."""
 
 from __future__ import annotations
 
