@@ -52,7 +52,8 @@ import torch
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.store import ArtifactStore
-from lora_ga_cli.inspection.advice import block_of, followed, kind_of
+from lora_ga_cli.inspection.advice import followed
+from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.inspection.spectrum import captured
 from lora_ga_cli.lora.allocation import allocate_by_energy, factor_parameters
 
@@ -186,10 +187,9 @@ def pattern(ranks: Mapping[str, int]) -> str:
 def jobs_of(options: argparse.Namespace, artifact: GradientArtifact) -> list[Job]:
     """All jobs, the more telling ones first."""
     names, shapes = list(artifact.factors), artifact.shapes
-    kinds, blocks = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    kinds, blocks = by_kind(names), defaultdict[str, list[str]](list)
     for name in names:
-        kinds[kind_of(name)].append(name)
-        blocks[block_of(name) or name].append(name)
+        blocks[block_name(name) or name].append(name)
     found: list[Job] = []
     for part in options.parts:
         for method in options.methods:
@@ -412,7 +412,7 @@ def _print_groups(groups: Groups) -> None:
         print(f"\n## {part}, {method}\n")
         print("| adapters | seed | rate | parameters | ‖G‖² of the layers | followed | validation loss |")
         print("|---|---|---|---|---|---|---|")
-        ordered = items if part == "rank" else sorted(items, key=lambda item: item.loss)
+        ordered = items if part in ("rank", "budget") else sorted(items, key=lambda item: item.loss)
         for item in ordered:
             rate = "default" if item.rate is None else f"{item.rate:g}"
             print(
@@ -437,6 +437,7 @@ def coefficients(part: str, items: Sequence[Measured]) -> Iterator[str]:
     parameters = [float(item.parameters) for item in items]
     yield f"Spearman, followed energy and lower loss: {spearman(energy, lower)}"
     if part == "rank":
+        yield "(that of any two quantities which grow with the rank is +1; what follows depends on how they grow)"
         losses = defaultdict[str, list[float]](list)
         for item in items:
             losses[item.label].append(item.loss)

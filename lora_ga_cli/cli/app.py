@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from lora_ga_cli import __version__, distributed, garbage
 from lora_ga_cli.cli import (
     cache,
+    chat,
     convert,
     environment,
     estimate_grad,
@@ -72,6 +73,7 @@ app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.comman
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("chat", context_settings=PASS_THROUGH)(chat.command)
 app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("export")(export.command)

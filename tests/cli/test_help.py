@@ -21,6 +21,7 @@ COMMANDS = (
     "init",
     "train",
     "eval",
+    "chat",
     "merge",
     "export",
     "push",

@@ -60,7 +60,7 @@ def losses(runs: Sequence[RunRecord]) -> list[Scores]:
 
 def evaluations(runs: Sequence[RunRecord]) -> list[Scores]:
     """Every value of every evaluation. Of several of one task, the last one of a run counts."""
-    last = [_last_of_each_task(run) for run in runs]
+    last = [last_of_each_task(run) for run in runs]
     names = dict.fromkeys(
         (task, name) for of_run in last for task, content in of_run.items() for name in content["values"]
     )
@@ -70,11 +70,12 @@ def evaluations(runs: Sequence[RunRecord]) -> list[Scores]:
         first = next(content for content in contents if content is not None and name in content["values"])
         lower = None if name in first.get("unranked", ()) else name in first.get("lower_is_better", ())
         scores = [_score(content, name) for content in contents]
-        found.append(Scores(f"{task} {name}".replace("_", " "), scores, lower))
+        found.append(Scores(f"{task}: {name}".replace("_", " "), scores, lower))
     return found
 
 
-def _last_of_each_task(run: RunRecord) -> dict[str, Any]:
+def last_of_each_task(run: RunRecord) -> dict[str, Any]:
+    """The newest result of each task, by the task's name."""
     ordered = sorted(run.evaluations, key=lambda content: str(content.get("time", "")))
     return {str(content.get("options", {}).get("task", "score")): content for content in ordered}
 

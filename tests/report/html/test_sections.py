@@ -15,7 +15,14 @@ from lora_ga_cli.report.html.sections.result import Result, commands_of
 from lora_ga_cli.report.html.sections.table import Table
 from tests.report.html.conftest import points, record
 
-SCORED = {"values": {"accuracy": 0.75}, "shares": ["accuracy"], "options": {"task": "gsm8k"}, "rows": 200, "time": "1"}
+SCORED = {
+    "values": {"accuracy": 0.75},
+    "shares": ["accuracy"],
+    "options": {"task": "gsm8k"},
+    "rows": 200,
+    "split": "test",
+    "time": "1",
+}
 
 
 def shown(content: SectionContent | None) -> SectionContent:
@@ -23,10 +30,11 @@ def shown(content: SectionContent | None) -> SectionContent:
     return content
 
 
-def test_the_result_is_one_line_with_scores_before_losses() -> None:
+def test_the_result_is_one_line_and_one_for_each_evaluation() -> None:
     (line,) = Result().content([record(evaluations=[SCORED])]).values["lines"]
     assert line.what == "lora_ga on base, an adapter of rank 8"
-    assert line.values == [("gsm8k accuracy", "75.0%"), ("validation loss", "0.3580"), ("training loss", "0.3100")]
+    assert line.losses == [("validation loss", "0.3580"), ("training loss", "0.3100")]
+    assert line.scores == [("gsm8k", "test, 200 scored", [("accuracy", "75.0%")])]
     assert line.how_long == "after 40 steps in 1:39"
 
 
@@ -117,7 +125,7 @@ def test_the_provenance_has_versions_source_and_digests() -> None:
 def test_the_table_of_runs_has_what_differs_and_marks_the_best() -> None:
     runs = [record("a", rank=4), record("b", rank=8, evaluations=[SCORED])]
     (table,) = shown(Table().content(runs)).values["tables"]
-    headings = ["run", "rank", "steps", "validation loss", "training loss", "gsm8k accuracy", "time"]
+    headings = ["run", "rank", "steps", "validation loss", "training loss", "gsm8k: accuracy", "time"]
     assert list(table.headings) == headings
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["a", "4", "40", "0.3540", "0.3100", "–", "1:39"],
@@ -137,7 +145,7 @@ def test_scores_on_different_numbers_of_rows_say_so() -> None:
 def test_of_several_results_of_one_task_the_last_one_counts() -> None:
     later = {**SCORED, "values": {"accuracy": 0.5}, "time": "2"}
     (line,) = Result().content([record(evaluations=[later, SCORED])]).values["lines"]
-    assert line.values[0] == ("gsm8k accuracy", "50.0%")
+    assert line.scores[0][2] == [("accuracy", "50.0%")]
 
 
 def test_one_run_alone_has_no_table() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.console import duration
 from lora_ga_cli.report.html.command import command_of, is_sweep
 from lora_ga_cli.report.html.record import Report, RunRecord
-from lora_ga_cli.report.html.scores import evaluations, losses
+from lora_ga_cli.report.html.scores import Scores, evaluations, last_of_each_task, losses
 from lora_ga_cli.report.html.section import Section, SectionContent
 
 MAX_LINES = 4
@@ -23,14 +23,16 @@ class Line:
     Args:
         name: of the run.
         what: what was trained.
-        values: names and values, the most important one first.
+        losses: names and values.
+        scores: of each evaluation the task, what it is of, and names and values.
         how_long: steps and time.
         rest: what else a reader has to know; empty if nothing.
     """
 
     name: str
     what: str
-    values: Sequence[tuple[str, str]]
+    losses: Sequence[tuple[str, str]]
+    scores: Sequence[tuple[str, str, Sequence[tuple[str, str]]]]
     how_long: str
     rest: str
 
@@ -79,9 +81,23 @@ def commands_of(runs: Sequence[RunRecord]) -> list[Command]:
 
 
 def _line(run: RunRecord) -> Line:
-    scores = [*evaluations([run]), *losses([run])]
-    values = [(item.name, item.of_runs[0].text) for item in scores if item.of_runs[0] is not None]
-    return Line(run.name, _what(run), values, _how_long(run), _rest(run))
+    return Line(run.name, _what(run), _shown(losses([run])), _scores(run), _how_long(run), _rest(run))
+
+
+def _scores(run: RunRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    found = []
+    for task, content in last_of_each_task(run).items():
+        of_task = _shown(evaluations([replace(run, evaluations=[content])]))
+        values = [(name.partition(": ")[2], text) for name, text in of_task]
+        rows, split = content.get("rows"), content.get("split")
+        of = [str(split)] * bool(split) + [f"{rows:,} scored"] * isinstance(rows, int)
+        found.append((task, ", ".join(of), values))
+    return found
+
+
+def _shown(found: Sequence[Scores]) -> list[tuple[str, str]]:
+    """Name and value of the only run."""
+    return [(item.name, item.of_runs[0].text) for item in found if item.of_runs[0] is not None]
 
 
 def _what(run: RunRecord) -> str:
