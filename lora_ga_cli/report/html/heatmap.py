@@ -24,8 +24,10 @@ WIDTHS = ((8, 34), (12, 30), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
 LEAST_WIDTH = 4
 WITH_TEXT = 30
 """The narrowest cell that has room for its value."""
-NARROW, MEDIUM = 340, 560
-"""Pixels up to which the heatmaps of a figure have room in a third or a half of the page."""
+NARROW, MEDIUM, WHOLE = 340, 500, 1040
+"""Pixels of a third, of a half, and of all of a wide page."""
+MOST_RUNS, MOST_LAYERS = 4, 600
+"""Runs that are shown beside each other, and layers of all of them."""
 Values = Mapping[str, float | None]
 """A value by full name of the layer; None where it was not computed."""
 
@@ -131,8 +133,11 @@ class Figure:
     @property
     def room(self) -> str:
         """The room that it needs in the page: ``narrow``, ``medium`` or ``wide``."""
-        width = sum(max((map.width for map in column.maps), default=0) for column in self.columns)
-        return "narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"
+        widths = [max((map.width for map in column.maps), default=0) for column in self.columns]
+        if sum(widths) <= NARROW:
+            return "narrow"
+        below = sum(widths) > WHOLE  # the runs have no room beside each other anyway
+        return "medium" if (max(widths) if below else sum(widths)) <= MEDIUM else "wide"
 
 
 def scale_of(values: Iterable[float | None], *, share: bool = False) -> Scale:
@@ -215,14 +220,30 @@ def cell_means(grid: Grid, values: Values) -> dict[tuple[str, int | None], float
     return means
 
 
+def that_fit(runs: Mapping[str, Any], layers: Callable[[Any], int]) -> list[str]:
+    """The names of the first runs whose heatmaps have room in a page; at least one.
+
+    Args:
+        layers: the number of layers of a run.
+    """
+    names, room = list(runs), MOST_LAYERS
+    fitting = []
+    for name in names[:MOST_RUNS]:
+        room -= layers(runs[name])
+        if room < 0 and fitting:
+            break
+        fitting.append(name)
+    return fitting
+
+
 def values_by_rank(
     id: str,
     runs: Iterable[Mapping[str, Any]],
     ranks: Sequence[int],
     read: Callable[[Any, int], float | None],
-) -> dict[str, list[list[float | None]]]:
-    """What a script shows of a figure that `figure` made with ``changes``, by id of the heatmap: for each rank the
-    values of all cells, in their order.
+) -> dict[str, list[list[int | None]]]:
+    """What a script shows of a figure of shares that `figure` made with ``changes``, by id of the heatmap: for each
+    rank the values of all cells, in their order, in thousandths.
 
     Args:
         runs: layers by name, of each run.
@@ -235,7 +256,7 @@ def values_by_rank(
             of_ranks = []
             for rank in ranks:
                 means = cell_means(grid, {name: read(layer, rank) for name, layer in layers.items()})
-                of_ranks.append([None if (value := means[cell]) is None else round(value, 4) for cell in order])
+                of_ranks.append([None if (value := means[cell]) is None else round(1000 * value) for cell in order])
             found[f"{id}-{run}-{number}"] = of_ranks
     return found
 
