@@ -17,15 +17,19 @@ LEVELS = 16
 MAX_LOG_RATIO = 30.0
 """If the largest value is more than this many times the smallest one, the scale of colors is logarithmic."""
 CELL_HEIGHT = 22
-LETTER = 6.6
+LETTER = 6.1
 """Width of a letter of a label, in pixels."""
-WIDTHS = ((8, 34), (12, 30), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
+WIDTHS = ((12, 28), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
 """Width of a cell in pixels, by the largest number of blocks for which it is taken."""
 LEAST_WIDTH = 4
-WITH_TEXT = 30
+WITH_TEXT = 28
 """The narrowest cell that has room for its value."""
-NARROW, MEDIUM, WHOLE = 340, 500, 1040
+NARROW, MEDIUM, WHOLE = 310, 496, 1020
 """Pixels of a third, of a half, and of all of a wide page."""
+BETWEEN = 28
+"""Pixels between runs that stand beside each other."""
+SHRUNK = 1.06
+"""How much wider than its place a heatmap may be, which is then drawn that much smaller."""
 MOST_RUNS, MOST_LAYERS = 4, 600
 """Runs that are shown beside each other, and layers of all of them."""
 Values = Mapping[str, float | None]
@@ -134,10 +138,14 @@ class Figure:
     def room(self) -> str:
         """The room that it needs in the page: ``narrow``, ``medium`` or ``wide``."""
         widths = [max((map.width for map in column.maps), default=0) for column in self.columns]
-        if sum(widths) <= NARROW:
+        beside = sum(widths) + BETWEEN * (len(widths) - 1)
+        if beside <= NARROW:
             return "narrow"
-        below = sum(widths) > WHOLE  # the runs have no room beside each other anyway
-        return "medium" if (max(widths) if below else sum(widths)) <= MEDIUM else "wide"
+        if beside <= MEDIUM:
+            return "medium"
+        # one run, or several that have no room beside each other anyway
+        below = len(widths) == 1 or beside > WHOLE
+        return "medium" if below and max(widths) <= SHRUNK * MEDIUM else "wide"
 
 
 def scale_of(values: Iterable[float | None], *, share: bool = False) -> Scale:
@@ -184,7 +192,7 @@ def heatmap(grid: Grid, values: Values, scale: Scale, id: str = "") -> Heatmap:
     """Draws one grid."""
     count = len(grid.blocks)
     width = next((width for most, width in WIDTHS if count <= most), LEAST_WIDTH)
-    left = round(LETTER * max(len(kind) for kind in grid.kinds)) + 10
+    left = round(LETTER * max(len(kind) for kind in grid.kinds)) + 6
     means = cell_means(grid, values)
     cells = [
         _cell(grid, kind, block, left + column * width, row * CELL_HEIGHT, means, scale, room=width >= WITH_TEXT)
@@ -197,7 +205,7 @@ def heatmap(grid: Grid, values: Values, scale: Scale, id: str = "") -> Heatmap:
     return Heatmap(
         id,
         grid.title,
-        left + count * width + 8,
+        left + count * width + 2,
         height + 18,
         left,
         (width, CELL_HEIGHT),

@@ -156,7 +156,7 @@ def test_answers_can_be_searched_and_reduced_to_what_differs_or_is_wrong(visit: 
     part = opened.page.locator("#answers")
 
     def shown() -> list[str]:
-        return part.locator(".question:visible .question-title").all_text_contents()
+        return part.locator(".question:visible .question-title").all_inner_texts()
 
     def titles(*numbers: int) -> list[str]:
         return [f"question {number}" for number in numbers]

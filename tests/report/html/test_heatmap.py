@@ -135,7 +135,7 @@ class TestRoom:
 
     @pytest.mark.parametrize(
         ("blocks", "runs", "room"),
-        [(6, 1, "narrow"), (6, 2, "medium"), (32, 1, "wide"), (32, 3, "wide"), (24, 3, "medium")],
+        [(6, 1, "narrow"), (6, 2, "medium"), (12, 2, "wide"), (32, 1, "medium"), (32, 3, "medium"), (36, 1, "wide")],
     )
     def test_runs_stand_beside_each_other_where_they_have_room(self, blocks: int, runs: int, room: str) -> None:
         values = {f"model.layers.{number}.q_proj": float(number) for number in range(blocks)}
