@@ -102,9 +102,17 @@ class SweepError(UserError):
 
 
 class Interrupted(UserError):
-    """The user stopped the command."""
+    """A signal stopped the command."""
 
-    exit_code = 130
+    def __init__(self, message: str, signal: int = 2):
+        """Args:
+        signal: its number; the exit code is 128 more, as in shells.
+        """
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)
 
 
 class RunError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,10 +106,13 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
+    from lora_ga_cli.cli.stopping import stopped
     from lora_ga_cli.config.launch import launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
+    from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
+    process = os.getpid()
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -137,6 +141,10 @@ def run_jobs(
                     results.append((heading, forecast(config, dry_run)))
                 else:
                     results.append((heading, job(config)))
+        except Interruption as stop:
+            if os.getpid() != process:  # a launcher's, whose caller sees nothing of it
+                report_error(stopped(stop))
+            raise
         except Exception as error:
             if heading:
                 failed(error, heading)

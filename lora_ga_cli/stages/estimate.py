@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config, GradientConfig
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
@@ -300,6 +300,11 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
         _fast_checkpoints(model, inputs.config),
         counting("gradient", "micro-batch", len(of_process) * estimator.passes) as report,
     ):
+
+        def counted(done: int, _: float) -> None:
+            interruption.stop_if_requested()
+            report(min(done, len(of_process) * estimator.passes))
+
         artifact = estimate_gradients(
             model,
             (collator(batch) for batch in of_process),
@@ -308,7 +313,7 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
             capacity=wanted.capacity,
             estimator=estimator,
             dropout=options.dropout,
-            on_batch=lambda done, _: report(min(done, len(of_process) * estimator.passes)),
+            on_batch=counted,
             on_retry=lambda rows: warn(
                 f"the accelerator's memory is full: the estimation starts again with {rows} rows at a time "
                 f"(gradient.micro_batch_size={rows} would do so from the beginning)"

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
@@ -72,15 +72,32 @@ def train(config: Config) -> RunFolder:
             step("train", shortened)
         run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
-        result = _train(inputs, run)
-        # the trained model and its optimizer, before a second model is loaded
-        clear_device_cache(garbage_collection=True)
-        if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
-            difference = _difference(inputs, run, result)
-        if distributed.is_main():
-            _finish(inputs, run, result, difference)
-        distributed.wait()
+        with interruption.keeping(lambda: _kept(inputs, run)):
+            result = _train(inputs, run)
+            # the trained model and its optimizer, before a second model is loaded
+            clear_device_cache(garbage_collection=True)
+            if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
+                difference = _difference(inputs, run, result)
+            if distributed.is_main():
+                _finish(inputs, run, result, difference)
+            distributed.wait()
     return run
+
+
+def _kept(inputs: Inputs, run: RunFolder) -> str:
+    """What is kept of a run that is interrupted while no step is done, as a part of a sentence."""
+    links = links_of(method_of(inputs.config), inputs.total_steps)
+    for link in reversed(links):
+        folder = run.link(link)
+        if folder.finished and len(links) > 1:
+            return f"{link.first_step + link.steps} of {link.total_steps} steps are kept in {folder.path}"
+        checkpoint = last_complete(folder.checkpoints, lambda _: None)
+        if checkpoint is not None:
+            done = link.first_step + step_of(checkpoint)
+            return f"{done} of {link.total_steps} steps are kept in the checkpoint {checkpoint}"
+    if any(run.link(link).init_file.exists() for link in links):
+        return f"no step of training is kept, but the initialization in {run.path}"
+    return ""
 
 
 Losses = dict[str, float | None]
@@ -127,6 +144,7 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
     with _older_objects_kept():
         for link in links:
             if not run.link(link).finished:
+                interruption.stop_if_requested()
                 _train_link(inputs, run, links, link, bases)
                 clear_device_cache(garbage_collection=True)
     _write_costs(run, links)
@@ -160,7 +178,13 @@ def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Lin
     quietly = is_one_of_many(link) and link.index > 0
     with console.quiet() if quietly else contextlib.nullcontext():
         prepared = initialize_link(inputs, run, links, link, bases)
-    trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+    with interruption.deferred():  # the end of a link has no checkpoint, but its result
+        trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+        _save_link(inputs, run, link, trainer, prepared)
+
+
+def _save_link(inputs: Inputs, run: RunFolder, link: Link, trainer: LoragaTrainer, prepared: PreparedModel) -> None:
+    method, folder = method_of(inputs.config), run.link(link)
     losses = _final_losses(inputs, trainer)
     if distributed.is_main():
         with atomic_folder(folder.adapter) as temporary:
@@ -242,7 +266,11 @@ def _fit(
     began, before_training = time.perf_counter(), sums_of_trained(prepared.model)
     try:
         if checkpoint is None or not trainer.restore_finished(checkpoint):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with interruption.deferred():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except interruption.Interruption:
+        _count_seconds(run, began)
+        raise
     finally:
         recorder.display.stop()
     # the first of many short links may lie in the warm-up
@@ -253,9 +281,15 @@ def _fit(
         )
     if distributed.is_main():
         meter.write(trainer.optimizer)
-    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
-    run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
+    _count_seconds(run, began)
+    run.update_manifest(steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _count_seconds(run: RunFolder, began: float) -> None:
+    """Adds the time of this session's training to that of the run."""
+    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
+    run.update_manifest(training_seconds=round(seconds, 1))
 
 
 def _limits(inputs: Inputs, run: RunFolder, *, flatten: bool) -> Limits:
