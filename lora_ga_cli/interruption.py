@@ -150,9 +150,9 @@ def with_workers() -> Iterator[None]:
 
     before, _State.children = _State.children, children
     try:
-        with keeping("every job that ran has saved its work, as its own line says, and no other job was started"):
-            with deferred():
-                yield
+        kept = "every job that ran has saved its work, as its own line says, and no other job was started"
+        with keeping(kept), deferred():
+            yield
     finally:
         _State.children = before
 

@@ -20,10 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
     {"files", "stores", "distributed", "garbage", "registry", "interruption"},
+    {"digests"},
     {"config"},
     {"model", "data"},
     {"gradient", "evaluation"},
     {"lora"},
+    {"inspection"},
     {"optimizers"},
     {"theory"},
     {"methods"},

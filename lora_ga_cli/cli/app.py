@@ -18,6 +18,7 @@ from lora_ga_cli.cli import (
     evaluate,
     export,
     init,
+    inspect,
     merge,
     push,
     recipes,
@@ -70,6 +71,7 @@ app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.comman
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("export")(export.command)
 app.command("push")(push.command)

@@ -102,6 +102,8 @@ def _of_trainer(config: Any) -> Iterator[str]:
     yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
+    if trainer.gradient_checkpointing_offload and not trainer.gradient_checkpointing:
+        yield "trainer.gradient_checkpointing_offload does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):
         yield (
             f"trainer.adapter_dtype={trainer.adapter_dtype} does nothing with trainer.precision={trainer.precision}: "

@@ -105,8 +105,15 @@ class Training:
 
     def memory(self, rows: int, tokens: int) -> Memory:
         """The peak with passes of these rows and columns."""
-        task, every = self.config.model.task, self.checkpoint_every
-        kept = activation_bytes(self.model, rows, tokens, task=task, checkpoint_every=every, speed=self.speed)
+        kept = activation_bytes(
+            self.model,
+            rows,
+            tokens,
+            task=self.config.model.task,
+            checkpoint_every=self.checkpoint_every,
+            offload=self.config.trainer.gradient_checkpointing_offload,
+            speed=self.speed,
+        )
         return Memory(self.weights, self.states, kept)
 
 
@@ -132,6 +139,17 @@ def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Mod
     every = training.checkpoint_every
     passes = (3 if method_of(inputs.config).trains_all_weights else 2) + (1 / every if every else 0)
     return memory, len(shapes) / steps * pace.seconds(work, passes), training.model
+
+
+def training_memory(inputs: Inputs) -> Memory:
+    """Peak memory of training, which its largest pass needs.
+
+    Raises:
+        Unsupported: the model does not run without weights.
+    """
+    training = empty_training(inputs)
+    shapes, _ = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
+    return training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
 
 
 def pass_limits(inputs: Inputs, *, flatten: bool, training: Training | None = None) -> Limits:

@@ -1,6 +1,6 @@
 """transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, that a signal stops it after a step with a checkpoint, and that
-a training which reached its last step is restored and not resumed. What differs between methods it asks the method."""
+evaluation, that a loss which is not finite stops the run, that a signal stops it with a checkpoint, and that a training
+which reached its last step is restored and not resumed. What differs between methods it asks the method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArgumen
 from transformers.trainer_pt_utils import nested_gather
 
 from lora_ga_cli import distributed
-from lora_ga_cli.errors import TrainingError
+from lora_ga_cli.errors import DamagedFile, TrainingError
 from lora_ga_cli.files import follow_umask, read_json, write_json
 from lora_ga_cli.interruption import NAMES, Interruption, requested
 from lora_ga_cli.lora.offset import LoraInit
@@ -34,8 +34,9 @@ from lora_ga_cli.model.losses import count_labels, summed_loss
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import warn
+from lora_ga_cli.training import metrics
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
-from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.checkpoints import MARK, damage_of, last_complete, mark_complete
 from lora_ga_cli.training.learning_rate import warmup_steps
 from lora_ga_cli.training.order import Order
 from lora_ga_cli.training.passes import Limits, in_order
@@ -73,6 +74,7 @@ class LoragaTrainer(Trainer):
         order: the rows of every step.
         limits: what fits into one forward and backward pass. The collator goes with it: it flattens rows or pads them.
         init: the initial factors that the method gave the model; None where it gave none.
+        metrics_file: the run's metrics, of which each checkpoint keeps a digest.
     """
 
     def __init__(
@@ -84,13 +86,14 @@ class LoragaTrainer(Trainer):
         order: Order,
         limits: Limits,
         init: LoraInit | None = None,
+        metrics_file: Path | None = None,
         **options: Any,
     ):
         # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
-        self.method, self.link, self.init = method, link, init
+        self.method, self.link, self.init, self.metrics_file = method, link, init, metrics_file
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         decoder = method.config.model.task != "seq2seq_lm" and not method.leading_positions
@@ -388,8 +391,9 @@ class LoragaTrainer(Trainer):
             self._globalstep_last_logged = stored["logged"]
         if not self.control.should_evaluate:
             return
-        # the checkpoint may be written again here, with the state of the random numbers that it has
+        # the checkpoint is written again here, with the state of the random numbers that it has
         self._load_rng_state(str(checkpoint))
+        self.control.should_save = True  # or the evaluation would be logged twice if this session is stopped too
         again = {name: options[name] for name in ("model", "trial", "epoch", "ignore_keys_for_eval", "start_time")}
         try:
             super()._maybe_log_save_evaluate(self._tr_loss, None, **again)
@@ -398,7 +402,7 @@ class LoragaTrainer(Trainer):
             raise self._interruption(checkpoint) from None
 
     def _stop(self, why: str) -> NoReturn:
-        kept = last_complete(Path(str(self.args.output_dir)), lambda _: None)
+        kept = last_complete(Path(str(self.args.output_dir)))
         resume = f"; the last complete checkpoint is {kept}" if kept else ""
         raise TrainingError(
             f"{why}{resume}. A lower trainer.learning_rate often helps, and bf16 instead of fp16 in trainer.precision"
@@ -463,11 +467,12 @@ class LoragaTrainer(Trainer):
             (folder / MARK).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         loss = float(nested_gather(self._tr_loss, self.args.parallel_mode).mean())
+        distributed.wait()  # every process writes the state of its random numbers
         if self.args.should_save and folder.is_dir():
             write_json(folder / LOSS_FILE, {"sum": loss, "logged": self._globalstep_last_logged})
             self.method.save_state(self._model, folder)
             follow_umask(folder)
-            mark_complete(folder)
+            mark_complete(folder, metrics.state(self.metrics_file) if self.metrics_file is not None else None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_weights(Path(resume_from_checkpoint))
@@ -491,7 +496,11 @@ class LoragaTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         # by name: the state holds a path relative to the folder where the run was started
-        self.read_weights(Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name)
+        folder = Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name
+        if what := damage_of(folder):
+            hint = "it held the best weights, so start the run again with overwrite=true, which renames the old folder"
+            raise DamagedFile(folder, f"is damaged ({what})", hint)
+        self.read_weights(folder)
 
     def restore_finished(self, checkpoint: Path) -> bool:
         """Restores the end of a training that reached its last step but did not write its result.

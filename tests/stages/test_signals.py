@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C: a checkpoint is written, and the command that is printed ends as if nothing had happened."""
+"""SIGTERM, SIGHUP and Ctrl-C: a checkpoint is written, and the printed command ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -162,9 +162,7 @@ def test_a_chain_stops_inside_a_link_and_between_two(
 def test_a_sweep_saves_its_job_and_starts_no_other(
     loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    printed = stop(
-        monkeypatch, loraga, arguments("llama", "method=lora", "seed=1,2,3", "-m"), "training_step", 2
-    )
+    printed = stop(monkeypatch, loraga, arguments("llama", "method=lora", "seed=1,2,3", "-m"), "training_step", 2)
     assert printed.count("━━ ") == 1
     assert "with the checkpoint" in printed
     assert "jobs after this one were not started. To go on: loraga train" in printed
@@ -246,14 +244,20 @@ def started(command: list[str], *, module: str = "lora_ga_cli") -> subprocess.Po
     )
 
 
-def signalled(process: subprocess.Popen[str], line: str, number: int) -> str:
-    """What a process prints in total that gets a signal when it has printed a line."""
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What a process prints until a text comes."""
     assert process.stdout is not None
     printed = ""
-    while line not in printed:
-        read = process.stdout.readline()
-        assert read, printed
-        printed += read
+    while text not in printed:
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    return printed
+
+
+def signalled(process: subprocess.Popen[str], line: str, number: int) -> str:
+    """What a process prints in total that gets a signal when it has printed a line."""
+    printed = read_until(process, line)
     process.send_signal(number)
     return printed + process.communicate(timeout=60)[0]
 
@@ -286,22 +290,15 @@ def test_jobs_in_other_processes_are_saved_and_others_not_started(arguments: Arg
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_nohup_is_obeyed(arguments: Arguments) -> None:
     process = started(["train", *arguments("llama", *LONG, "trainer.batch_size=64", "trainer.micro_batch_size=1")])
-    assert process.stdout is not None
-    while "step 1/2000" not in process.stdout.readline():
-        pass
+    read_until(process, "step 1/2000")
     process.send_signal(signal.SIGINT)
-    while "Ctrl-C again stops at once" not in process.stdout.readline():
-        pass
+    read_until(process, "Ctrl-C again stops at once")
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=2) == -signal.SIGINT
-    process.stdout.close()
 
     nohup = f"{sys.executable} -m lora_ga_cli train {shlex.join(arguments('llama', 'method=lora'))}"
     ignoring = subprocess.Popen(["nohup", "sh", "-c", nohup], stdout=subprocess.PIPE, text=True)
-    assert ignoring.stdout is not None
-    printed = ""
-    while "step 1/6" not in printed:
-        printed += ignoring.stdout.readline()
+    read_until(ignoring, "step 1/6")
     for child in psutil.Process(ignoring.pid).children():
         child.send_signal(signal.SIGHUP)
     ignoring.send_signal(signal.SIGHUP)
@@ -319,9 +316,7 @@ def test_workers_that_read_rows_do_not_end_before_the_checkpoint(arguments: Argu
             text=True,
             start_new_session=True,
         )
-        assert process.stdout is not None
-        while "tok/s" not in process.stdout.readline():
-            pass
+        read_until(process, "tok/s")
         os.killpg(process.pid, number)
         assert "with the checkpoint" in process.communicate(timeout=60)[0]
         assert process.returncode == 128 + number
