@@ -210,11 +210,13 @@ def report_error(error: Exception) -> int:
     """Prints an error for a person; returns the exit code."""
     from rich.markup import escape
 
-    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError
+    from lora_ga_cli import distributed
+    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
     from lora_ga_cli.report.console import err
 
     if isinstance(error, Interrupted):
-        err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
+        if distributed.is_main():  # all processes that train together stop
+            err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
         return error.exit_code
     if isinstance(error, InvalidInput):
         for fault in error.faults:
@@ -230,6 +232,9 @@ def report_error(error: Exception) -> int:
             "several processes a lower trainer.max_tokens (the result stays the same); or a lower dataset.max_length"
         )
         return 1
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+        err.print(f"[bold red]error[/]  {escape(str(system_fault('system', error.filename, error)))}")
+        return 2
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     err.print(f"[bold red]error[/]  unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
     return 1

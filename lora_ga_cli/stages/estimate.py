@@ -34,6 +34,7 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
+from lora_ga_cli.stages.room import require_room_for_gradient
 from lora_ga_cli.training.passes import Limits, in_order
 
 DEFAULT_CAPACITY = 32
@@ -286,6 +287,9 @@ def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
 
 
 def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> GradientArtifact:
+    if distributed.is_main():
+        shapes = [layer.shape for target in wanted.targets.values() for layer in target.layers]
+        require_room_for_gradient(store_of(inputs).folder, shapes, wanted.capacity)
     model = model if model is not None else inputs.load_model(to_train=True)
     options, together = inputs.config.gradient, distributed.count()
     collator = inputs.collator_for(model)

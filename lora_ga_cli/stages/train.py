@@ -36,6 +36,7 @@ from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.costs import pass_limits
 from lora_ga_cli.stages.initialize import LinkBases, check_link, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.room import require_room_to_train
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained
 from lora_ga_cli.stages.trained import load_trained
@@ -267,6 +268,8 @@ def _fit(
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
     limits = _limits(inputs, run, flatten=speed_of(prepared.model).flatten)
+    if distributed.is_main():
+        require_room_to_train(config, run.link(link), prepared.model, link, inputs.order.steps_per_epoch)
     compile_trained(prepared.model, config)
     trainer = LoragaTrainer(
         model=prepared.model,

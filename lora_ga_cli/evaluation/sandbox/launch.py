@@ -208,9 +208,7 @@ def _run(job: dict[str, Any], has_spare_id: bool, lifelines: list[int]) -> dict[
     return report
 
 
-def _watch(
-    program: int, output: int, wake: int, lifelines: list[int], deadline: float, limit: int
-) -> dict[str, Any]:
+def _watch(program: int, output: int, wake: int, lifelines: list[int], deadline: float, limit: int) -> dict[str, Any]:
     """Waits for the end of the program, or of a process outside; child processes of the program may still run."""
     poll = select.poll()
     poll.register(output, select.POLLIN)
