@@ -263,12 +263,15 @@ def write_json(path: Path, value: Any, *, digest: bool = False) -> None:
     Args:
         digest: put a digest of the content before it, which `read_json` checks. The value is an object then.
     """
-    text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
-    data = text.encode("utf-8")
-    if digest:
-        data = _with_digest(data.removeprefix(b"{").removeprefix(b"\n"))
+    data = text_of_json(value, digest=digest).encode("utf-8")
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def text_of_json(value: Any, *, digest: bool = False) -> str:
+    """The text that `write_json` writes."""
+    text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+    return _with_digest(text.encode().removeprefix(b"{").removeprefix(b"\n")).decode() if digest else text
 
 
 def read_json(path: Path, mend: str = "") -> Any:

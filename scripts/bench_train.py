@@ -99,7 +99,7 @@ def table_rows(max_tokens: int, gpus: int) -> dict[str, Row]:
         "chunks": ("+ loss in chunks", ["trainer.chunked_loss=true"]),
         "bf16": ("+ adapters in bfloat16", ["trainer.adapter_dtype=bfloat16"]),
         "liger": ("+ Liger's kernels", ["trainer.kernels=liger"]),
-        "compile": ("+ compiled blocks", ["trainer.compile=true"]),
+        "compile": ("+ compiled blocks, in place of Liger's", ["trainer.kernels=torch", "trainer.compile=true"]),
     }
     overrides = ["method=lora", "trainer.speed=plain"]
     for name, (text, added) in levers.items():

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from lora_ga_cli import __version__, distributed, garbage, interruption
 from lora_ga_cli.cli import (
     cache,
+    chat,
     convert,
     environment,
     estimate_grad,
@@ -22,6 +23,7 @@ from lora_ga_cli.cli import (
     merge,
     push,
     recipes,
+    report,
     reproduce,
     train,
 )
@@ -71,12 +73,14 @@ app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.comman
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("chat", context_settings=PASS_THROUGH)(chat.command)
 app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("export")(export.command)
 app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
+app.command("report")(report.command)
 app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")

@@ -38,13 +38,17 @@ def command(
         Path | None,
         typer.Option("--figures", help="Folder of the figures (default: inspect/ in the run's folder or beside)."),
     ] = None,
-    base: Annotated[
-        str | None, typer.Option("--base", help="The base model, for what is measured against its weights.")
-    ] = None,
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Also measure against the base's weights, which are loaded for it.")
+    ] = False,
+    base: Annotated[str | None, typer.Option("--base", help="The base model, if it is now in another place.")] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Only layers whose full name matches this regular expression.")
     ] = None,
     modules: Annotated[str | None, typer.Option("--modules", help="Only these kinds of layers: q_proj,v_proj.")] = None,
+    factors: Annotated[
+        bool, typer.Option("--factors", help="Compare two adapters by their A and B, and not by the changes B A.")
+    ] = False,
     cache_dir: CacheDir = None,
     code: Code = None,
     debug: Debug = False,
@@ -61,10 +65,14 @@ def command(
 
     faults = unknown_flags(context, [word for word in arguments or [] if word.startswith("--")])
     named, options = split_folders(arguments)
-    chosen = InspectOptions(share, every_layer, figures, base, layers, modules)
+    chosen = InspectOptions(share, every_layer, figures, with_base, base, layers, modules, factors)
     faults += chosen.faults()
     if len(named) > 2:
         faults.append(Fault("command line", f"{len(named)} targets", "give one, or two to compare"))
+    if factors and len(named) != 2:
+        faults.append(Fault("command line", "--factors goes with two runs or adapters", "leave it out"))
+    if with_base and len(named) != 1:
+        faults.append(Fault("command line", "--with-base goes with one run or adapter", "leave it out"))
     if named and options and not faults:
         what = f"{', '.join(options)}: options of a recipe do not go with {named[0]}, which has its own"
         faults.append(Fault("command line", what, "leave them out"))

@@ -109,6 +109,11 @@ def _of_trainer(config: Any) -> Iterator[str]:
             f"trainer.adapter_dtype={trainer.adapter_dtype} does nothing with trainer.precision={trainer.precision}: "
             "autocast decides the type of products"
         )
+    if trainer.compile and trainer.kernels == "liger":
+        yield (
+            "trainer.compile=true does not go with trainer.kernels=liger: torch.compile fails to trace Liger's kernels "
+            "(linkedin/Liger-Kernel#174), and fuses the same operations itself"
+        )
     if trainer.chunked_loss and config.model.task != "causal_lm":
         yield f"trainer.chunked_loss=true: a model of model.task={config.model.task} has no labels for next tokens"
     best = trainer.load_best or trainer.early_stopping_patience is not None

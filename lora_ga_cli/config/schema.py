@@ -485,6 +485,8 @@ class TrainerConfig(Section):
     """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
+    report: bool = True
+    """Write ``report.html`` into the run's folder at the end: losses, cost, rows and configuration in one file."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Fields of transformers' TrainingArguments that are no options here: ``{name: value}``. They are checked by that
     class and passed on, and what they do together with loraga is untested."""

@@ -89,7 +89,7 @@ def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     rank = _most_frequent(ranks.values())
     kinds: dict[str, dict[str, int]] = {}
     for name, value in ranks.items():
-        kinds.setdefault(kind_of(name), {})[name] = value
+        kinds.setdefault(_ending(name), {})[name] = value
     pattern: dict[str, int] = {}
     for kind in sorted(kinds, key=len):
         usual = _most_frequent(kinds[kind].values())
@@ -99,18 +99,11 @@ def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
     return rank, pattern | {name: value for name, value in ranks.items() if resolved[name] != value}
 
 
-def kind_of(name: str) -> str:
-    """The part of a layer's name behind its last number: ``self_attn.q_proj``; the whole name if it has none."""
+def _ending(name: str) -> str:
+    """The part of a name behind its last number: ``self_attn.q_proj``; the whole name if it ends with a number."""
     parts = name.split(".")
     behind = max((index for index, part in enumerate(parts) if part.isdigit()), default=-1) + 1
     return ".".join(parts[behind:]) or name
-
-
-def block_of(name: str) -> str:
-    """The part of a layer's name up to its first number: ``model.layers.3``; empty if it has none."""
-    parts = name.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdigit()), None)
-    return "" if number is None else ".".join(parts[: number + 1])
 
 
 def _most_frequent(ranks: Iterable[int]) -> int:

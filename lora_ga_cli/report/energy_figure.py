@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lora_ga_cli.report.figures import new_figure, save_figure
+from lora_ga_cli.report import figures
 
 COLUMNS = 4
 """Panels beside each other at most."""
@@ -30,7 +30,7 @@ def energy_heatmaps(
     down = math.ceil(len(kinds) / across)
     lines = max(map(len, kinds.values()))
     height = down * (max(SHORTEST_PANEL, ROW_HEIGHT * lines) + 0.7) + 0.6
-    figure = new_figure((max(7.5, PANEL_WIDTH * across + 1.4), height))
+    figure = figures._figure((max(7.5, PANEL_WIDTH * across + 1.4), height))
     panels = figure.subplots(down, across, squeeze=False)
     image = None
     for number, axes in enumerate(panels.flat):
@@ -52,7 +52,7 @@ def energy_heatmaps(
         bar.ax.tick_params(labelsize=7)
     figure.supxlabel("rank of the adapter", fontsize=9)
     figure.supylabel("block", fontsize=9)
-    save_figure(figure, file, title)
+    figures._save(figure, file, title)
 
 
 def _block(name: str) -> str:

@@ -43,7 +43,7 @@ def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
         runs: the logged points of each run, by the run's label.
         file: the PNG file to write.
     """
-    figure = new_figure(SIZE)
+    figure = _figure(SIZE)
     axes = figure.add_subplot()
     for index, (label, points) in enumerate(runs.items()):
         style: dict[str, Any] = {
@@ -69,7 +69,7 @@ def loss_curves(runs: Mapping[str, Points], file: Path, title: str) -> None:
             line.set(linewidth=2.2, alpha=1)
         for text in legend.get_texts():
             text.set_parse_math(False)
-    save_figure(figure, file, title)
+    _save(figure, file, title)
 
 
 def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
@@ -82,7 +82,7 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
 
     ranks = range(1, artifact.max_rank + 1)
     shares = [list(artifact.energy(rank).values()) for rank in ranks]
-    figure = new_figure(SIZE)
+    figure = _figure(SIZE)
     axes = figure.add_subplot()
     mean = [sum(values) / len(values) for values in shares]
     lowest, highest = [min(values) for values in shares], [max(values) for values in shares]
@@ -97,7 +97,7 @@ def coverage(artifact: GradientArtifact, file: Path, title: str) -> None:
     _hide_frame(axes)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    save_figure(figure, file, title)
+    _save(figure, file, title)
 
 
 def convergences(lines: Convergences, file: Path, title: str) -> None:
@@ -107,7 +107,7 @@ def convergences(lines: Convergences, file: Path, title: str) -> None:
         lines: by label, the measured errors relative to the first, and the predicted ones or None.
         file: the PNG file to write.
     """
-    figure = new_figure((9.5, 5.0))
+    figure = _figure((9.5, 5.0))
     axes = figure.add_subplot()
     for index, (label, (errors, predicted)) in enumerate(lines.items()):
         color = COLORS[index % len(COLORS)]
@@ -133,7 +133,7 @@ def convergences(lines: Convergences, file: Path, title: str) -> None:
     legend.get_title().set_fontsize(8)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    save_figure(figure, file, title)
+    _save(figure, file, title)
 
 
 def dots(measured: Mapping[str, Measured], paper: Mapping[str, Mapping[str, float]], file: Path, title: str) -> None:
@@ -149,7 +149,7 @@ def dots(measured: Mapping[str, Measured], paper: Mapping[str, Mapping[str, floa
     rows = list(dict.fromkeys(row for cells in shown.values() for row in cells))
     heights = {row: len(rows) - 1 - index for index, row in enumerate(rows)}
     count = max(len(shown), 1)
-    figure = new_figure((2.2 + 2.6 * count, 1.3 + 0.3 * max(len(rows), 2)))
+    figure = _figure((2.2 + 2.6 * count, 1.3 + 0.3 * max(len(rows), 2)))
     panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     for axes, (column, cells) in zip(panels, shown.items(), strict=False):
         in_paper = {row: value for row, value in paper.get(column, {}).items() if row in heights}
@@ -159,7 +159,7 @@ def dots(measured: Mapping[str, Measured], paper: Mapping[str, Mapping[str, floa
     legend = {label: mark for axes in panels for mark, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(legend) > 1:
         figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2, frameon=False)
-    save_figure(figure, file, title)
+    _save(figure, file, title)
 
 
 def _panel(axes: Axes, cells: Measured, in_paper: Mapping[str, float], heights: Mapping[str, int]) -> None:
@@ -190,7 +190,7 @@ def _panel(axes: Axes, cells: Measured, in_paper: Mapping[str, float], heights: 
     _hide_frame(axes)
 
 
-def new_figure(size: tuple[float, float]) -> Figure:
+def _figure(size: tuple[float, float]) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, dpi=130, layout="constrained")
@@ -200,7 +200,7 @@ def _hide_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def save_figure(figure: Figure, file: Path, title: str) -> None:
+def _save(figure: Figure, file: Path, title: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     wrapped = textwrap.wrap(title, int(LETTERS_PER_INCH * figure.get_figwidth()))

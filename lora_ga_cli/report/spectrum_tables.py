@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.inspection.advice import block_of, kind_of
+from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.report.console import number, say, size, step
 from lora_ga_cli.report.energy_figure import energy_heatmaps
 from lora_ga_cli.report.tables import print_table
@@ -26,9 +26,11 @@ MEANINGS = {
 }
 """What the figures are, by singular directions for each rank."""
 LIMITS = (
-    "G is the gradient at the base's weights, before the first step. Its energy tells what a first step of each rank "
-    "can follow. It does not know what later steps need."
+    "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured at "
+    "equal parameters (33M base, GSM8K), ranks by energy were no better than one rank for all layers, and only ranks "
+    "against it were worse. A larger rank went on lowering the loss after the energy was followed (docs/benchmarks.md)"
 )
+"""What the advice does not know, with what was measured."""
 Layers = Mapping[str, Mapping[str, Any]]
 
 
@@ -43,21 +45,23 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
     info, shown = artifact.info, list(next(iter(layers.values()))["energy"])
     how = "estimated from a sketch" if info.get("estimator") == "sketch" else "exact"
     rows = f"{info['rows']} rows, " if "rows" in info else ""
+    what = "layer" if len(layers) == 1 else "layers"
     step(
         "gradient",
-        f"{artifact.key or 'gradient'}: {rows}{number(len(layers))} layers, {artifact.capacity} singular vectors of "
+        f"{artifact.key or 'gradient'}: {rows}{number(len(layers))} {what}, {artifact.capacity} singular vectors of "
         f"each are kept ({how})",
     )
     ranks = _ranks(found)
     if every_layer:
         _table("layer", {name: [name] for name in layers}, layers, shown, ranks)
     else:
-        _table("kind of layer", _grouped(layers, kind_of), layers, shown, ranks)
-        _table("block", _grouped(layers, lambda name: block_of(name) or "no block"), layers, shown, ranks)
+        _table("kind of layer", by_kind(layers), layers, shown, ranks)
+        _table("block", _grouped(layers, lambda name: block_name(name) or "no block"), layers, shown, ranks)
     say(MEANINGS[found["directions_per_rank"]])
-    kinds: dict[str, dict[str, Mapping[str, float]]] = {}
-    for name, layer in layers.items():
-        kinds.setdefault(kind_of(name), {})[block_of(name)] = layer["energy"]
+    kinds = {
+        kind: {block: _followed(of_block, layers, shown) for block, of_block in _grouped(names, block_name).items()}
+        for kind, names in by_kind(layers).items()
+    }
     energy_heatmaps(kinds, [int(rank) for rank in shown], file, f"{info.get('model', '')} {artifact.key}".strip())
     step("figure", str(file))
 
@@ -65,7 +69,7 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
 def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> None:
     """Prints which ranks follow the wanted share of the gradient, and what that tells."""
     advice = found["advice"]
-    share = f"{advice['share']:.0%} of ‖G‖²"
+    share = f"{100 * advice['share']:g}% of ‖G‖²"
     if advice["uniform"] is None:
         step("advice", advice["note"])
     else:
@@ -101,9 +105,9 @@ def _ranks(found: Mapping[str, Any]) -> dict[str, int]:
     return ranks
 
 
-def _grouped(layers: Layers, group: Any) -> dict[str, list[str]]:
+def _grouped(names: Iterable[str], group: Callable[[str], str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
-    for name in layers:
+    for name in names:
         groups.setdefault(group(name), []).append(name)
     return groups
 
@@ -118,15 +122,21 @@ def _table(
     columns += ["advised"] if ranks else []
     rows = []
     for group, names in groups.items():
-        squares = [layers[name]["norm"] ** 2 for name in names]
-        own = sum(squares)
+        own = sum(layers[name]["norm"] ** 2 for name in names)
         d_out, d_in = layers[names[0]]["shape"]
         line = [group, str(len(names)) if several else f"{d_out}×{d_in}", f"{own / whole:.1%}"]
-        for rank in shown:
-            followed = sum(square * layers[name]["energy"][rank] for square, name in zip(squares, names, strict=True))
-            line.append(f"{followed / own:.1%}" if own else "–")
+        line += [f"{share:.1%}" if own else "–" for share in _followed(names, layers, shown).values()]
         rows.append(line + ([_range([ranks[name] for name in names])] if ranks else []))
     print_table(columns, rows, numeric=columns[1:])
+
+
+def _followed(names: Sequence[str], layers: Layers, shown: Sequence[str]) -> dict[str, float]:
+    """By rank, the share of some layers' ``Σ ‖G‖²`` that it follows; 0 for gradients of zero."""
+    squares = {name: layers[name]["norm"] ** 2 for name in names}
+    own = sum(squares.values()) or 1.0
+    return {
+        rank: sum(square * layers[name]["energy"][rank] for name, square in squares.items()) / own for rank in shown
+    }
 
 
 def _range(ranks: Sequence[int]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ga_cli.files import atomic_file
+from lora_ga_cli.files import atomic_file, text_of_json
 from lora_ga_cli.report.figures import dots
 from lora_ga_cli.reproduce.formats import FORMATS, Format, FormatName
 from lora_ga_cli.reproduce.table import RowColumn
@@ -134,9 +134,27 @@ def csv_text(results: Results) -> str:
     return out.getvalue()
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Writes table.md, table.csv and table.png; returns their paths."""
-    files = {"table.md": markdown(results), "table.csv": csv_text(results)}
+def json_text(results: Results, runs: Sequence[str]) -> str:
+    """The table as JSON: the text of its cells, and the folders of its runs, as seen from its own."""
+    content = {
+        "format": 1,
+        "title": results.title,
+        "headings": results.headings,
+        "rows": results.lines,
+        "notes": list(results.notes),
+        "runs": list(runs),
+    }
+    return text_of_json(content, digest=True)
+
+
+def write(results: Results, folder: Path, runs: Sequence[str] = ()) -> list[Path]:
+    """Writes table.md, table.csv, table.json and table.png; returns their paths.
+
+    Args:
+        runs: folders of the runs of its cells, as seen from ``folder``.
+    """
+    texts = (markdown(results), csv_text(results), json_text(results, runs))
+    files = dict(zip(("table.md", "table.csv", "table.json"), texts, strict=True))
     for name, text in files.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

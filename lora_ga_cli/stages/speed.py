@@ -159,7 +159,8 @@ def wanted_speed(config: Config) -> Speed:
     return Speed(
         flatten=auto if options.flatten is None else options.flatten,
         chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
-        liger=auto if options.kernels is None else options.kernels == "liger",
+        # compiled blocks fuse norms and gates themselves, and torch.compile does not trace Liger's kernels
+        liger=(auto and not options.compile) if options.kernels is None else options.kernels == "liger",
         adapter_dtype=getattr(torch, adapter_dtype(config)),
     )
 

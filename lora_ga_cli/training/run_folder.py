@@ -42,6 +42,7 @@ IGNORED_TRAINER_OPTIONS = {
     "gradient_checkpointing",
     "gradient_checkpointing_every",
     "gradient_checkpointing_offload",
+    "report",
 }
 IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 

@@ -10,13 +10,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.report import figures
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 ROWS = 40
@@ -132,15 +132,17 @@ def inside(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quickly() -> Iterator[None]:
-    """One thread, which is the fastest for tiny products and always adds in one order; and figures stay empty."""
-    threads, drawn = torch.get_num_threads(), figures.save_figure
+    """One thread, which is the fastest for tiny products and always adds in one order; empty figures; no reports."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    figures.save_figure = lambda figure, file, title: file.touch()
     try:
-        yield
+        with (
+            mock.patch("lora_ga_cli.report.figures._save", lambda figure, file, title: file.touch()),
+            mock.patch("lora_ga_cli.report.html.page.write_beside", return_value=None),
+        ):
+            yield
     finally:
         torch.set_num_threads(threads)
-        figures.save_figure = drawn
 
 
 def files_below(folder: Path, patterns: Sequence[str]) -> list[str]:

@@ -194,7 +194,7 @@ def _what_is_missing(advice: Advice, artifact: GradientArtifact) -> str:
     capacity = max(capacity, min(2 * artifact.capacity, smallest))
     return (
         f"the kept {artifact.capacity} singular vectors of each layer have {advice.kept:.1%} of ‖G‖², so the rank for "
-        f"{advice.share:.0%} is not known; it is at least {advice.at_least}. More vectors tell: "
+        f"{100 * advice.share:g}% is not known; it is at least {advice.at_least}. More vectors tell: "
         f"loraga inspect gradient.capacity={capacity} with the options of the recipe"
     )
 

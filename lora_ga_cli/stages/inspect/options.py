@@ -18,17 +18,31 @@ class InspectOptions:
         share: of ``‖G‖²``, which the advised ranks follow.
         every_layer: whether tables have one line for each layer.
         figures: the folder of the figures; None for ``inspect/`` in the folder of the target.
-        base: the base model; None for what needs none.
+        with_base: whether to measure against the base's weights too, which are loaded for it.
+        base: another place of the base model; None for the one that is known.
         layers: a regular expression that a layer's full name has to match.
         modules: endings of names of layers, separated by commas.
+        factors: whether two adapters are compared by the singular vectors of their factors A and B, and not by those of
+            ΔW.
     """
 
     share: float = 0.9
     every_layer: bool = False
     figures: Path | None = None
+    with_base: bool = False
     base: str | None = None
     layers: str | None = None
     modules: str | None = None
+    factors: bool = False
+
+    def figures_for(self, folder: Path, *others: Path) -> Path:
+        """The folder of the figures of a target: inside a run, beside an adapter, and beside the first of several."""
+        if self.figures is not None:
+            return self.figures
+        if not others and (folder / "manifest.json").is_file():
+            return folder / "inspect"
+        names = "-".join(item.resolve().name for item in (folder, *others))
+        return folder.resolve().parent / f"inspect-{names}"
 
     def faults(self) -> list[Fault]:
         """What is wrong with the options."""
