@@ -52,4 +52,4 @@ if __name__ == "__main__":
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     draw = random.Random(int(sys.argv[2]))
     for _ in range(int(sys.argv[1])):
-        print(f"{survives(draw.uniform(0.0, 0.8)):.3f}", flush=True)
+        sys.stdout.write(f"{survives(draw.uniform(0.0, 0.8)):.3f}\n")
