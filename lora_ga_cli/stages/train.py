@@ -14,7 +14,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.digests import written_in
 from lora_ga_cli.files import atomic_folder, read_json, write_json
@@ -38,6 +38,7 @@ from lora_ga_cli.stages.costs import pass_limits, training_memory
 from lora_ga_cli.stages.initialize import LinkBases, check_link, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report import write_run_report
+from lora_ga_cli.stages.room import require_room_to_train
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained, expected_speed
 from lora_ga_cli.stages.trained import load_trained
@@ -77,15 +78,32 @@ def train(config: Config) -> RunFolder:
             step("train", shortened)
         run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
-        result = _train(inputs, run)
-        # the trained model and its optimizer, before a second model is loaded
-        clear_device_cache(garbage_collection=True)
-        if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
-            difference = _difference(inputs, run, result)
-        if distributed.is_main():
-            _finish(inputs, run, result, difference)
-        distributed.wait()
+        with interruption.keeping(lambda: _kept(inputs, run)):
+            result = _train(inputs, run)
+            # the trained model and its optimizer, before a second model is loaded
+            clear_device_cache(garbage_collection=True)
+            if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
+                difference = _difference(inputs, run, result)
+            if distributed.is_main():
+                _finish(inputs, run, result, difference)
+            distributed.wait()
     return run
+
+
+def _kept(inputs: Inputs, run: RunFolder) -> str:
+    """What is kept of a run that is interrupted while no step is done, as a part of a sentence."""
+    links = links_of(method_of(inputs.config), inputs.total_steps)
+    for link in reversed(links):
+        folder = run.link(link)
+        if folder.finished and len(links) > 1:
+            return f"{link.first_step + link.steps} of {link.total_steps} steps are kept in {folder.path}"
+        checkpoint = last_complete(folder.checkpoints)
+        if checkpoint is not None:
+            done = link.first_step + step_of(checkpoint)
+            return f"{done} of {link.total_steps} steps are kept in the checkpoint {checkpoint}"
+    if any(run.link(link).init_file.exists() for link in links):
+        return f"no step of training is kept, but the initialization in {run.path}"
+    return ""
 
 
 def _finished(run: RunFolder) -> bool:
@@ -145,6 +163,7 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
     with _older_objects_kept():
         for link in links:
             if not run.link(link).finished:
+                interruption.stop_if_requested()
                 _train_link(inputs, run, links, link, bases)
                 clear_device_cache(garbage_collection=True)
     _write_costs(run, links)
@@ -176,11 +195,16 @@ def _older_objects_kept() -> Iterator[None]:
 
 def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
     """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
-    method, folder = method_of(inputs.config), run.link(link)
     quietly = is_one_of_many(link) and link.index > 0
     with console.quiet() if quietly else contextlib.nullcontext():
         prepared = initialize_link(inputs, run, links, link, bases)
-    trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+    with interruption.deferred():  # the end of a link has no checkpoint, but its result
+        trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+        _save_link(inputs, run, link, trainer, prepared)
+
+
+def _save_link(inputs: Inputs, run: RunFolder, link: Link, trainer: LoragaTrainer, prepared: PreparedModel) -> None:
+    method, folder = method_of(inputs.config), run.link(link)
     losses = _final_losses(inputs, trainer)
     if distributed.is_main():
         with atomic_folder(folder.adapter) as temporary:
@@ -246,6 +270,8 @@ def _fit(
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
     limits = _limits(inputs, run, flatten=speed_of(prepared.model).flatten)
+    if distributed.is_main():
+        require_room_to_train(config, run.link(link), prepared.model, link, inputs.order.steps_per_epoch)
     compile_trained(prepared.model, config)
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -273,7 +299,11 @@ def _fit(
     began, before_training = time.perf_counter(), sums_of_trained(prepared.model)
     try:
         if checkpoint is None or not trainer.restore_finished(checkpoint):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with interruption.deferred():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except interruption.Interruption:
+        _count_seconds(run, began)
+        raise
     finally:
         recorder.display.stop()
     # the first of many short links may lie in the warm-up
@@ -284,9 +314,15 @@ def _fit(
         )
     if distributed.is_main():
         meter.write(trainer.optimizer)
-    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
-    run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
+    _count_seconds(run, began)
+    run.update_manifest(steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _count_seconds(run: RunFolder, began: float) -> None:
+    """Adds the time of this session's training to that of the run."""
+    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
+    run.update_manifest(training_seconds=round(seconds, 1))
 
 
 def _check_metrics(run: RunFolder, checkpoint: Path | None, before: Link | None) -> None:
