@@ -40,6 +40,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal_lm", "seq2seq_lm", "sequence_classification"]
 S = TypeVar("S", bound="Section")
 Token = Annotated[str, Field(min_length=1)]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 def _all_different(names: list[str]) -> list[str]:
@@ -478,6 +479,11 @@ class TrainerConfig(Section):
     """Use the checkpoint of the lowest validation loss at the end, instead of the last one."""
     early_stopping_patience: Positive | None = None
     """Stop after this many evaluations without a lower validation loss. Implies ``load_best``."""
+    report_to: Annotated[list[Tracker], AfterValidator(_all_different)] = []
+    """Services that get the logged values, the configuration of the model and transformers' arguments, through
+    transformers' callbacks: ``tensorboard`` writes event files into the run folder, ``wandb``, ``mlflow`` and
+    ``trackio`` send to where their environment variables say. Can only be set on the command line, because it sends
+    data."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
     extra: dict[str, Any] = Field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from lora_ga_cli.config.extra import OF_TRACKERS
 from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import RunError
@@ -26,6 +27,7 @@ IGNORED_OPTIONS = {
 IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
+    "report_to",
     "dataloader_workers",
     "micro_batch_size",
     "max_tokens",
@@ -215,8 +217,9 @@ def settings(config: Config) -> dict[str, Any]:
     chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
     chosen["trainer"]["adapter_dtype"] = adapter_dtype(config)  # ``speed`` may have decided it
-    if not chosen["trainer"]["extra"]:
-        chosen["trainer"].pop("extra")
+    extra = {name: value for name, value in chosen["trainer"].pop("extra").items() if name not in OF_TRACKERS}
+    if extra:
+        chosen["trainer"]["extra"] = extra
     if chosen["trainer"]["learning_rate"] is not None:
         chosen["method"].pop("learning_rate")  # it has no effect
     for how in ("attention", "shard"):
