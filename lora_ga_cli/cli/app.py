@@ -23,6 +23,7 @@ from lora_ga_cli.cli import (
     recipes,
     reproduce,
     train,
+    watch,
 )
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.errors import Interrupted
@@ -69,6 +70,7 @@ def options(
 app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.command)
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
+app.command("watch")(watch.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("export")(export.command)

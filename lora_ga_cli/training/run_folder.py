@@ -19,6 +19,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.base import Link, method_of
 from lora_ga_cli.training.arguments import adapter_dtype
+from lora_ga_cli.training.run_files import CONFIG, LOCK_WAIT, MANIFEST, METRICS, lock_file
 
 IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
@@ -109,11 +110,11 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     def link(self, link: Link) -> LinkFolder:
         """The folder of one link; it is the run folder if there is only one."""
@@ -121,7 +122,7 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def figure_file(self) -> Path:
@@ -196,9 +197,9 @@ class RunFolder:
             yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        lock = FileLock(lock_file(self.path))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_WAIT)
         except Timeout:
             raise RunError(f"{self.path}: another process is working on this run") from None
         try:
