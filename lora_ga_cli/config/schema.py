@@ -142,6 +142,8 @@ METHOD = TypedSection("method", "type", METHODS, "lora_ga")
 EVAL = TypedSection("eval", "task", TASKS, "rows")
 WITHOUT_TYPES = {"types": False}
 """The context of a validation that imports no class of a method or task."""
+WITHOUT_RULES = {"rules": False}
+"""The context of a validation that looks at each option alone."""
 TYPED_SECTIONS = {section.name: section for section in (METHOD, EVAL)}
 
 
@@ -308,7 +310,7 @@ class DatasetConfig(Section):
     ``label_tokens`` of ``eval.metrics`` chooses."""
 
     max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longest example, in tokens."""
+    """Longest example, in tokens. The default becomes the positions of the model where these are fewer."""
     max_rows: Positive | None = None
     """Train on the first this many rows (after shuffling, if ``shuffle``)."""
     max_validation_rows: Positive | None = None
@@ -340,8 +342,8 @@ class DatasetConfig(Section):
         return self.validation_file is not None or self.validation_split is not None or self.validation_fraction > 0
 
     @model_validator(mode="after")
-    def _one_source_one_form(self) -> DatasetConfig:
-        return _unless(dataset_problems(self), self)
+    def _one_source_one_form(self, info: ValidationInfo) -> DatasetConfig:
+        return self if info.context == WITHOUT_RULES else _unless(dataset_problems(self), self)
 
 
 class MethodOptions(Section):
@@ -580,6 +582,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Config:
+        if info.context == WITHOUT_RULES:
+            return self
         if info.context == WITHOUT_TYPES:
             return _unless(problems(self), self)
         by_type = [
