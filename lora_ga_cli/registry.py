@@ -144,3 +144,4 @@ ROW_FORMATS: Registry[Any] = Registry("row format", "lora_ga_cli.data.row_format
 MEASURES: Registry[Any] = Registry("measure", "lora_ga_cli.reproduce.measures", "loraga.measures")
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "lora_ga_cli.optimizers", "loraga.optimizers")
 ESTIMATORS: Registry[Any] = Registry("gradient estimator", "lora_ga_cli.gradient.estimators", "loraga.estimators")
+SECTIONS: Registry[Any] = Registry("part of a report", "lora_ga_cli.report.html.sections", "loraga.report_sections")

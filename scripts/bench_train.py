@@ -99,7 +99,7 @@ def table_rows(max_tokens: int, gpus: int) -> dict[str, Row]:
         "chunks": ("+ loss in chunks", ["trainer.chunked_loss=true"]),
         "bf16": ("+ adapters in bfloat16", ["trainer.adapter_dtype=bfloat16"]),
         "liger": ("+ Liger's kernels", ["trainer.kernels=liger"]),
-        "compile": ("+ compiled blocks", ["trainer.compile=true"]),
+        "compile": ("+ compiled blocks, in place of Liger's", ["trainer.kernels=torch", "trainer.compile=true"]),
     }
     overrides = ["method=lora", "trainer.speed=plain"]
     for name, (text, added) in levers.items():
@@ -108,6 +108,8 @@ def table_rows(max_tokens: int, gpus: int) -> dict[str, Row]:
         rows[name] = Row(text, overrides)
     defaults = ["trainer.micro_batch_size=null", f"trainer.max_tokens={max_tokens}"]
     rows["auto"] = Row("loraga, speed=auto", ["method=lora", *defaults])
+    offload = ["trainer.gradient_checkpointing=true", "trainer.gradient_checkpointing_offload=true"]
+    rows["offload"] = Row("the same, checkpoints in the CPU's memory", ["method=lora", *defaults, *offload])
     rows["lora_ga"] = Row("loraga, speed=auto, LoRA-GA", ["method=lora_ga", *defaults])
     if gpus > 1:
         rows["ddp"] = Row(f"speed=auto, {gpus} GPUs", ["method=lora", *defaults], gpus)
@@ -127,7 +129,8 @@ class Bench:
     def __init__(self, folder: Path, options: argparse.Namespace, deadline: float):
         self.folder, self.options, self.deadline = folder, options, deadline
         self.model, self.data = folder / "model", folder / "rows.jsonl"
-        self.logging_steps = min(10, options.steps)
+        # a divisor, so that every loss of the ordinary script is the mean of as many steps, up to the last one
+        self.logging_steps = max(count for count in range(1, 11) if options.steps % count == 0)
         self.lengths = list[int]()
 
     def prepare(self) -> None:
@@ -173,14 +176,25 @@ class Bench:
             loss = result["loss"]
         else:
             result = json.loads((output / "cost.json").read_text(encoding="utf-8"))
-            lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            loss = [point["loss"] for point in map(json.loads, lines) if "loss" in point][-1]
+            loss = self._last_loss(output / "metrics.jsonl")
         warm = min(WARM, self.options.steps - 1)
         seconds = result["step_seconds"][warm:]
         tokens = sum(self.lengths[item] for step in self.steps(row.gpus)[warm:] for item in step)
         shutil.rmtree(output)
         per_step = sum(seconds) / len(seconds)
         return Measured(name, tokens / sum(seconds), per_step, result["peak_memory_bytes"], loss, first)
+
+    def _last_loss(self, metrics: Path) -> float:
+        """The mean loss of the last ``logging_steps`` steps, of which loraga may log some apart."""
+        points = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        total, logged = 0.0, 0
+        for point in points:
+            if "loss" in point:
+                steps = point["step"] - logged
+                logged = point["step"]
+                if logged > self.options.steps - self.logging_steps:
+                    total += steps * point["loss"]
+        return total / self.logging_steps
 
     def _plain(self, name: str, output: Path) -> list[str]:
         order = [item for step in self.steps(1) for item in (self.by_length(step) if name == "same" else step)]

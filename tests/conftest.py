@@ -139,7 +139,15 @@ def undrawn_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         file.touch()
 
     if request.node.get_closest_marker("figures") is None:
-        monkeypatch.setattr("lora_ga_cli.report.figures._save", save_empty)
+        for module in ("figures", "energy_figure"):
+            monkeypatch.setattr(f"lora_ga_cli.report.{module}.save_figure", save_empty)
+
+
+@pytest.fixture(autouse=True)
+def unwritten_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only in tests marked ``reports`` does a run write its report."""
+    if request.node.get_closest_marker("reports") is None:
+        monkeypatch.setattr("lora_ga_cli.report.html.page.write_beside", lambda run, make: None)
 
 
 @pytest.fixture(autouse=True)

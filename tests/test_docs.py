@@ -41,7 +41,7 @@ PLACEHOLDERS = {"NAME", "TABLE", "…"}
 MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
 RUN_FILES = re.compile(
-    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from)\.(safetensors|json)"
+    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from|inspection)\.(safetensors|json)"
 )
 """Files of a run's folder and of merged models, and of folders that earlier versions wrote."""
 
@@ -131,8 +131,8 @@ def faults_of(words: list[str]) -> list[Fault]:
         overrides = [option for option in overrides if not option.startswith("hydra")]
         check_extra_overrides(overrides, None, measures)
         return []
-    if name in ("train", "init", "estimate-grad", "eval", "merge"):
-        folders, overrides = split_folders(rest) if name in ("eval", "merge") else ([], rest)
+    if name in ("train", "init", "estimate-grad", "eval", "merge", "inspect"):
+        folders, overrides = split_folders(rest) if name in ("eval", "merge", "inspect") else ([], rest)
         sources, faults = check(overrides, complete=not folders)
         if not (faults or folders or sources.flags or sources.sweeps or "--cfg" in overrides):
             compose(overrides)  # raises what is wrong with options together

@@ -24,6 +24,7 @@ FLOORS = (
     {"model", "data"},
     {"gradient", "evaluation"},
     {"lora"},
+    {"inspection"},
     {"optimizers"},
     {"theory"},
     {"methods"},

@@ -12,15 +12,18 @@ from typer.core import TyperGroup
 from lora_ga_cli import __version__, distributed, garbage
 from lora_ga_cli.cli import (
     cache,
+    chat,
     convert,
     environment,
     estimate_grad,
     evaluate,
     export,
     init,
+    inspect,
     merge,
     push,
     recipes,
+    report,
     reproduce,
     train,
     watch,
@@ -72,11 +75,14 @@ app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
 app.command("watch")(watch.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("chat", context_settings=PASS_THROUGH)(chat.command)
+app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
 app.command("merge", context_settings=PASS_THROUGH)(merge.command)
 app.command("export")(export.command)
 app.command("push")(push.command)
 app.command("convert")(convert.command)
 app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
+app.command("report")(report.command)
 app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")

@@ -18,11 +18,16 @@ Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
+def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[str] = ()) -> Outcome:
     """Scores every folder, prints one table, and draws one picture when there are several.
+
+    Those on the same base follow one another, and the base is loaded once for them.
 
     If there are several, those that cannot be scored are left out with a warning, and the exit code is 1, unless they
     are only other files and folders that a pattern such as ``runs/*`` named.
+
+    Args:
+        adapters: adapters on the only folder, which is their base.
 
     Returns:
         ``results``, what was scored with its settings and its result's file; ``left_out``, the folders that could not
@@ -34,10 +39,16 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.console import say, step
     from lora_ga_cli.report.tables import print_comparison
+    from lora_ga_cli.stages.eval_on_base import targets_on_base
     from lora_ga_cli.stages.eval_targets import NothingToScore, find_target
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
+    from lora_ga_cli.stages.shared_base import SharedBases
 
-    named, missing = _each(folders, str, lambda folder: (folder, find_target(folder, options)))
+    missing: dict[str, ModelError | RunError] = {}
+    if adapters:
+        named = [(target.name, target) for target in targets_on_base(folders[0], adapters, options)]
+    else:
+        named, missing = _each(folders, str, lambda folder: (folder, find_target(folder, options)))
     targets = [target for _, target in named]
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
@@ -45,7 +56,11 @@ def compare(folders: Sequence[str], options: Sequence[str]) -> Outcome:
         what = "several models are scored, and all answers would be those of one"
         hint = "leave it out: each is asked for by its own name"
         raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
-    scored, failed = _each(named, lambda item: item[0], lambda item: (item[1], evaluate(item[1])))
+    bases = SharedBases(targets)
+    names = {id(target): name for name, target in named}
+    by_base, failed = _each(bases.in_order(), lambda item: names[id(item)], lambda item: (item, evaluate(item, bases)))
+    places = {id(target): number for number, target in enumerate(targets)}
+    scored = sorted(by_base, key=lambda item: places[id(item[0])])
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
     print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)

@@ -22,17 +22,45 @@ Words = Annotated[
 ]
 
 
+Adapters = Annotated[
+    str | None,
+    typer.Option(
+        "--adapters",
+        metavar="A,B,…",
+        help="Adapters on the base that is named: runs, or folders of adapters. The base is loaded once and scored "
+        "beside them.",
+    ),
+]
+
+
 @with_json
-def command(arguments: Words = None, dry_run: DryRun = False, code: Code = None, debug: Debug = False) -> Any:
+def command(
+    arguments: Words = None,
+    adapters: Adapters = None,
+    dry_run: DryRun = False,
+    code: Code = None,
+    debug: Debug = False,
+) -> Any:
     """Score runs, adapters and models, and compare them in one table and one picture.
 
-    A run is scored by its saved adapter on the original base model. With a recipe, missing steps run first.
+    A run is scored by its saved adapter on the original base model. Those on the same base share it in memory. With a
+    recipe, missing steps run first.
 
     Example: loraga eval runs/* eval=gsm8k
     """
     from lora_ga_cli.cli.comparison import compare
 
     folders, options = split_folders(arguments)
+    if adapters is not None:
+        if len(folders) != 1:
+            what = "no base is named" if not folders else f"{len(folders)} bases are named"
+            raise typer.BadParameter(f"--adapters are on one base, and {what}: loraga eval BASE --adapters A,B")
+        if dry_run:
+            raise typer.BadParameter("--dry-run goes with a recipe, not with adapters")
+        named = [item.strip() for item in adapters.split(",") if item.strip()]
+        if not named:
+            raise typer.BadParameter("--adapters names none: --adapters runs/a,runs/b")
+        return compare(folders, options, named)
     if not folders:
 
         def job(config: Config) -> dict[str, Any]:

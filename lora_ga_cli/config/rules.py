@@ -102,10 +102,17 @@ def _of_trainer(config: Any) -> Iterator[str]:
     yield from extra_problems(trainer.extra)
     if trainer.gradient_checkpointing_every > 1 and not trainer.gradient_checkpointing:
         yield "trainer.gradient_checkpointing_every does nothing without trainer.gradient_checkpointing=true"
+    if trainer.gradient_checkpointing_offload and not trainer.gradient_checkpointing:
+        yield "trainer.gradient_checkpointing_offload does nothing without trainer.gradient_checkpointing=true"
     if trainer.adapter_dtype is not None and trainer.precision in ("bf16", "fp16"):
         yield (
             f"trainer.adapter_dtype={trainer.adapter_dtype} does nothing with trainer.precision={trainer.precision}: "
             "autocast decides the type of products"
+        )
+    if trainer.compile and trainer.kernels == "liger":
+        yield (
+            "trainer.compile=true does not go with trainer.kernels=liger: torch.compile fails to trace Liger's kernels "
+            "(linkedin/Liger-Kernel#174), and fuses the same operations itself"
         )
     if trainer.chunked_loss and config.model.task != "causal_lm":
         yield f"trainer.chunked_loss=true: a model of model.task={config.model.task} has no labels for next tokens"

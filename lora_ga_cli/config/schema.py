@@ -398,7 +398,9 @@ class TrainerConfig(Section):
         Exclusion("trainer.optimizer", ("trainer.optimizer_options",), lambda value: True, if_changed=True),
         Exclusion("trainer.epochs", ("trainer.max_steps",)),
         Exclusion(
-            "trainer.gradient_checkpointing", ("trainer.gradient_checkpointing_every",), lambda value: value is False
+            "trainer.gradient_checkpointing",
+            ("trainer.gradient_checkpointing_every", "trainer.gradient_checkpointing_offload"),
+            lambda value: value is False,
         ),
         Exclusion("trainer.precision", ("trainer.adapter_dtype",), lambda value: value in ("bf16", "fp16")),
     )
@@ -469,6 +471,9 @@ class TrainerConfig(Section):
     gradient_checkpointing_every: Positive = 1
     """With ``gradient_checkpointing``: every which block of the model is computed again. 2 saves about half of that
     memory, for half of the extra time."""
+    gradient_checkpointing_offload: bool = False
+    """With ``gradient_checkpointing``: keep the inputs of blocks that are computed again in the CPU's memory instead of
+    the GPU's, until the backward pass needs them. Training alone does so, the estimation of the gradient does not."""
     logging_steps: Positive = 10
     """Steps between two logged values."""
     eval_steps: Positive | None = None
@@ -488,6 +493,8 @@ class TrainerConfig(Section):
     data."""
     dataloader_workers: Annotated[int, Field(ge=0)] = 0
     """Number of processes that prepare batches; 0 prepares them in the main process."""
+    report: bool = True
+    """Write ``report.html`` into the run's folder at the end: losses, cost, rows and configuration in one file."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Fields of transformers' TrainingArguments that are no options here: ``{name: value}``. They are checked by that
     class and passed on, and what they do together with loraga is untested."""

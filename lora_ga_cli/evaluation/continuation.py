@@ -29,6 +29,7 @@ def continuations(
     top_p: float = 1.0,
     stops: Sequence[str] = (),
     ends: Ends = NO_ENDS,
+    **more: Any,
 ) -> list[list[int]]:
     """The tokens that a model generates for each row.
 
@@ -41,6 +42,7 @@ def continuations(
         temperature: sampling temperature; 0 decodes greedily.
         stops: texts that end an answer.
         ends: what else ends an answer.
+        more: for the model's ``generate``.
     """
     room = [min(max_new_tokens, positions_left(model, task, row)) for row in rows]
     prefixed = task == "causal_lm" and has_prefix(model)
@@ -49,7 +51,9 @@ def continuations(
     generated: dict[int, list[int]] = {}
     for group in groups:
         chosen, limit = [rows[number] for number in group], room[group[0]]
-        tokens = _generate(model, tokenizer, task, chosen, limit, temperature, top_p, stops, ends) if limit else [[]]
+        tokens = (
+            _generate(model, tokenizer, task, chosen, limit, temperature, top_p, stops, ends, more) if limit else [[]]
+        )
         generated |= zip(group, tokens, strict=True)
     return [generated[number] for number in range(len(rows))]
 
@@ -77,6 +81,7 @@ def _generate(
     top_p: float,
     stops: Sequence[str],
     ends: Ends,
+    more: Mapping[str, Any],
 ) -> list[list[int]]:
     inputs = generation_batch(tokenizer, rows)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -91,6 +96,7 @@ def _generate(
         tokens = model.generate(
             **{name: tensor.to(device) for name, tensor in inputs.items()},
             **sampling,
+            **more,
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,

@@ -7,7 +7,8 @@ functions are pure and deterministic: equal values are decided by the order of t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +57,51 @@ def allocate_by_energy(
         name: (values.double().square() / sum(shapes[name])).tolist()[:max_rank] for name, values in spectra.items()
     }
     return _greedy(densities, shapes, budget, min_rank)
+
+
+def least_ranks(
+    gains: Mapping[str, Sequence[float]], costs: Mapping[str, int], wanted: float, min_rank: int = 0
+) -> dict[str, int] | None:
+    """Ranks that together gain at least ``wanted``, with few parameters; None if all ranks there are do not.
+
+    Ranks are added one by one, each where a parameter gains most. Then the top ranks that are not needed are removed,
+    the most expensive ones first.
+
+    How good it is: without the last rank that was added, ``wanted`` is not reached, and these ranks are the cheapest
+    ones for what they gain (the bound of the fractional knapsack problem). So the result has fewer parameters than the
+    best possible choice and the most expensive rank together. It is the best possible choice where all layers have the
+    same cost.
+
+    Args:
+        gains: what each further rank of a layer gains, descending. A layer gets at most as many ranks.
+        costs: parameters of one rank of the same layers.
+        wanted: in the unit of ``gains``.
+        min_rank: the rank that every layer has at least (less in a layer with fewer gains).
+
+    Returns:
+        The rank of every layer, in the order of ``gains``; 0 in layers that are not needed.
+    """
+    least = {name: min(min_rank, len(values)) for name, values in gains.items()}
+    ranks = dict(least)
+    gained = math.fsum(value for name, values in gains.items() for value in values[: ranks[name]])
+    further = [
+        (-value / costs[name], index, order, name)
+        for order, (name, values) in enumerate(gains.items())
+        for index, value in enumerate(values)
+        if index >= ranks[name]
+    ]
+    for _, index, _, name in sorted(further):
+        if gained >= wanted:
+            break
+        ranks[name] += 1
+        gained += gains[name][index]
+    if gained < wanted:
+        return None
+    for name in sorted(gains, key=lambda item: -costs[item]):
+        while ranks[name] > least[name] and gained - gains[name][ranks[name] - 1] >= wanted:
+            ranks[name] -= 1
+            gained -= gains[name][ranks[name]]
+    return ranks
 
 
 def spread_evenly(limits: Mapping[str, int], shapes: Shapes, budget: int, min_rank: int = 0) -> dict[str, int]:

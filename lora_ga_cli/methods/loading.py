@@ -28,12 +28,20 @@ def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:
         RunError: the files are damaged, or belong to another model.
         InvalidInput: no method of this name is registered (`--code FILE` registers those in a user's file).
     """
+    return adapter_class(folder).load(base, folder, device)
+
+
+def adapter_class(folder: Path) -> type[Method]:
+    """The class that loads a saved adapter.
+
+    Raises:
+        RunError, InvalidInput: as `load_adapter`.
+    """
     if is_custom_adapter(folder):
-        return _custom_class(folder).load(base, folder, device)
+        return _custom_class(folder)
     kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
     classes = (METHODS[name] for name in METHODS.names())
-    chosen = next((method for method in classes if method.peft_type == kind), Method)
-    return chosen.load(base, folder, device)
+    return next((method for method in classes if method.peft_type == kind), Method)
 
 
 def _custom_class(folder: Path) -> type[custom.CustomAdapter]:

@@ -20,7 +20,14 @@ BLOCK_TRANSIENT = 3
 
 
 def activation_bytes(
-    model: nn.Module, rows: int, tokens: int, *, task: str, checkpoint_every: int = 0, speed: Speed | None = None
+    model: nn.Module,
+    rows: int,
+    tokens: int,
+    *,
+    task: str,
+    checkpoint_every: int = 0,
+    offload: bool = False,
+    speed: Speed | None = None,
 ) -> int:
     """Bytes that a pass needs beside weights and optimizer, at its peak.
 
@@ -33,6 +40,7 @@ def activation_bytes(
         rows: of the batch; 1 if rows are flattened.
         tokens: columns of the batch.
         checkpoint_every: every which block is checkpointed; 0 for none.
+        offload: whether the inputs of checkpointed blocks wait in the CPU's memory.
         speed: what is on for the model.
     """
     speed = speed or Speed()
@@ -43,7 +51,8 @@ def activation_bytes(
     config: Any = model.config
     hidden = rows * tokens * int(config.hidden_size) * element
     again = [bool(checkpoint_every) and number % checkpoint_every == 0 for number in range(len(kept.blocks))]
-    total = kept.outside + sum(hidden if twice else own for own, twice in zip(kept.blocks, again, strict=True))
+    kept_input = 0 if offload else hidden
+    total = kept.outside + sum(kept_input if twice else own for own, twice in zip(kept.blocks, again, strict=True))
     if speed.block_mask:
         total += mask_bytes(tokens, model)
     computed_again = max((own for own, twice in zip(kept.blocks, again, strict=True) if twice), default=0)
@@ -81,8 +90,8 @@ def _loss_bytes(config: Any, rows: int, tokens: int, task: str, speed: Speed, el
     if not speed.chunked_loss or not vocabulary:
         return rows * tokens * vocabulary * 4
     chunk = min(rows * tokens, chunk_size(vocabulary))
-    # logits and their gradient in the model's type and in float32, and the probabilities between them
-    return chunk * vocabulary * (2 * element + 3 * 4) + rows * tokens * int(config.hidden_size) * element
+    # logits and their gradient in the model's type, and one copy in float32 (autograd has two more if the head trains)
+    return chunk * vocabulary * (2 * element + 4) + rows * tokens * int(config.hidden_size) * element
 
 
 def kept_bytes(model: nn.Module, rows: int, tokens: int, *, task: str, loss: bool = True) -> Kept:

@@ -265,10 +265,11 @@ class _GradientInForward(torch.autograd.Function):
         for part, wanted, place in _chunks(hidden, targets, size, gradient):
             with torch.enable_grad():
                 inputs = part.detach().requires_grad_()
-                loss = _cross_entropy(head, inputs, wanted)
-                (slope,) = torch.autograd.grad(loss, inputs)
-                place.copy_(slope)
-            losses.append(loss.detach())
+                logits = head(inputs)
+            loss, of_logits = cross_entropy_and_gradient(logits.detach(), wanted)
+            (slope,) = torch.autograd.grad(logits, inputs, of_logits)
+            place.copy_(slope)
+            losses.append(loss)
         ctx.save_for_backward(gradient)
         return _total(losses)
 
@@ -278,6 +279,31 @@ class _GradientInForward(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # a factor rounded to bfloat16 would change the length of every gradient
         return (gradient.float() * above).to(gradient.dtype), None, None, None
+
+
+def cross_entropy_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed cross entropy in float32, and its gradient ``softmax(logits) - onehot(targets)`` by the logits.
+
+    All of it is computed in one float32 copy of the logits, where autograd would keep three at its peak: at the end of
+    the forward pass they would be the last thing that a small pass has no memory for.
+
+    Args:
+        logits: (positions, vocabulary); they are not changed.
+        targets: (positions,); those that are `IGNORED` count for nothing.
+
+    Returns:
+        The loss, and the gradient (positions, vocabulary) in the type of the logits.
+    """
+    labelled = (targets != IGNORED).unsqueeze(1)
+    chosen = targets.unsqueeze(1).clamp(min=0)
+    scores = torch.empty_like(logits, dtype=torch.float32).copy_(logits)
+    scores -= scores.amax(1, keepdim=True)
+    of_target = scores.gather(1, chosen)
+    total = scores.exp_().sum(1, keepdim=True)
+    loss = ((total.log() - of_target) * labelled).sum()
+    scores *= labelled / total
+    scores.scatter_add_(1, chosen, -labelled.float())
+    return loss, scores.to(logits.dtype)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, size: int, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

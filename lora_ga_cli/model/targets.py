@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -235,7 +235,7 @@ def small_layers(
     return spared
 
 
-def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
+def configured_ranks(targets: Collection[str], rank: int, pattern: Mapping[str, int]) -> dict[str, int]:
     """The rank of every target by full name: ``rank``, or what ``pattern`` says of it (`ranks_of`).
 
     Raises:
@@ -244,7 +244,7 @@ def configured_ranks(targets: Mapping[str, Target], rank: int, pattern: Mapping[
     return dict.fromkeys(targets, rank) | ranks_of(targets, pattern)
 
 
-def ranks_of(targets: Mapping[str, Target], pattern: Mapping[str, int]) -> dict[str, int]:
+def ranks_of(targets: Collection[str], pattern: Mapping[str, int]) -> dict[str, int]:
     """The rank of every target that a name or ending in ``pattern`` matches, by full name; the longest match counts.
 
     Raises:

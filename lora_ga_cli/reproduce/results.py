@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,9 +135,27 @@ def csv_text(results: Results) -> str:
     return out.getvalue()
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Writes table.md, table.csv and table.png; returns their paths."""
-    files = {"table.md": markdown(results), "table.csv": csv_text(results)}
+def json_text(results: Results, runs: Sequence[str]) -> str:
+    """The table as JSON: the text of its cells, and the folders of its runs, as seen from its own."""
+    content = {
+        "format": 1,
+        "title": results.title,
+        "headings": results.headings,
+        "rows": results.lines,
+        "notes": list(results.notes),
+        "runs": list(runs),
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write(results: Results, folder: Path, runs: Sequence[str] = ()) -> list[Path]:
+    """Writes table.md, table.csv, table.json and table.png; returns their paths.
+
+    Args:
+        runs: folders of the runs of its cells, as seen from ``folder``.
+    """
+    texts = (markdown(results), csv_text(results), json_text(results, runs))
+    files = dict(zip(("table.md", "table.csv", "table.json"), texts, strict=True))
     for name, text in files.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def make_table(job: TableJob) -> dict[str, Any]:
     for message in _missing_values(cells, filled):
         warn(message)
     results = _results(job, cells, filled, rates or {}, notes)
-    files = write(results, job.folder)
+    files = write(results, job.folder, _runs(job, cells, filled))
     if job.table.curves:
         files += _draw_curves(job, cells, filled) + _draw_measures(job, cells, filled)
     show(results)
@@ -113,6 +114,12 @@ def _check_measures(cells: Sequence[Cell]) -> None:
 def _what_is_checked(cell: Cell) -> str:
     """What the check of a cell's measure depends on."""
     return str(cell.config.eval.model_dump_json()) if cell.measure_class.needs_model else cell.key
+
+
+def _runs(job: TableJob, cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The folders of the cells' runs, as seen from the table's."""
+    names = [filled.get(cell.key, {}).get("values", {}).get("run") for cell in cells]
+    return [os.path.relpath(job.output_dir / name, job.folder) for name in dict.fromkeys(names) if name is not None]
 
 
 def _missing_values(cells: Sequence[Cell], filled: Mapping[str, dict[str, Any]]) -> list[str]:

@@ -105,8 +105,15 @@ class Training:
 
     def memory(self, rows: int, tokens: int) -> Memory:
         """The peak with passes of these rows and columns."""
-        task, every = self.config.model.task, self.checkpoint_every
-        kept = activation_bytes(self.model, rows, tokens, task=task, checkpoint_every=every, speed=self.speed)
+        kept = activation_bytes(
+            self.model,
+            rows,
+            tokens,
+            task=self.config.model.task,
+            checkpoint_every=self.checkpoint_every,
+            offload=self.config.trainer.gradient_checkpointing_offload,
+            speed=self.speed,
+        )
         return Memory(self.weights, self.states, kept)
 
 
@@ -126,12 +133,28 @@ def empty_training(inputs: Inputs) -> Training:
 def training_forecast(inputs: Inputs, pace: Pace) -> tuple[Memory, float, nn.Module]:
     """Peak memory of training, seconds of an optimizer step, and the empty model as it trains."""
     training = empty_training(inputs)
-    shapes, steps = _pass_shapes(inputs, pass_limits(inputs, flatten=training.speed.flatten, training=training))
-    memory = training.memory(*max(shapes, key=lambda shape: shape[0] * shape[1]))
+    limits = pass_limits(inputs, flatten=training.speed.flatten, training=training)
+    shapes, steps = _pass_shapes(inputs, limits)
+    memory = training.memory(*_largest(shapes))
     work = _pass_work(training.model, shapes, inputs.order.lengths, inputs.config.model.task)
     every = training.checkpoint_every
     passes = (3 if method_of(inputs.config).trains_all_weights else 2) + (1 / every if every else 0)
     return memory, len(shapes) / steps * pace.seconds(work, passes), training.model
+
+
+def training_memory(inputs: Inputs, limits: Limits | None = None) -> Memory:
+    """Peak memory of training, which its largest pass needs.
+
+    Args:
+        limits: what fits into a pass, if that is known already.
+
+    Raises:
+        Unsupported: the model does not run without weights.
+    """
+    training = empty_training(inputs)
+    limits = limits or pass_limits(inputs, flatten=training.speed.flatten, training=training)
+    shapes, _ = _pass_shapes(inputs, limits)
+    return training.memory(*_largest(shapes))
 
 
 def pass_limits(inputs: Inputs, *, flatten: bool, training: Training | None = None) -> Limits:
@@ -216,6 +239,10 @@ def _pass_shapes(inputs: Inputs, limits: Limits) -> tuple[list[tuple[int, int]],
     chosen = [rows for number, rows in enumerate(steps) if number < LOOKED_AT or longest in rows]
     shares = [divide(rows, order.lengths, limits, processes)[0] for rows in chosen]
     return [limits.shape(rows, order.lengths) for share in shares for rows in share], len(chosen)
+
+
+def _largest(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
 def _base_bytes(base: PreTrainedModel, targets: Mapping[str, Target], config: Config) -> int:

@@ -15,6 +15,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.evaluation.tasks.base import task_of
 from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
@@ -34,6 +35,8 @@ class EvalTarget:
         state: changes if the model in the same place changes.
         load: returns the model in evaluation mode.
         run: the run that trained it; None for an adapter or a model.
+        adapter: the folder of its adapter; None for a complete model.
+        is_base: it is a model as it is, on which there may be adapters.
     """
 
     name: str
@@ -42,6 +45,8 @@ class EvalTarget:
     state: str
     load: Callable[[Inputs], PreTrainedModel | PeftModel]
     run: RunFolder | None = None
+    adapter: Path | None = None
+    is_base: bool = False
 
     @property
     def label_names(self) -> list[str] | None:
@@ -63,6 +68,7 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
         run.manifest["finished"],
         lambda inputs: load_trained(inputs, run),
         run,
+        run.path.resolve() if method_of(config).output.is_adapter else None,
     )
 
 
@@ -70,11 +76,12 @@ class NothingToScore(RunError):
     """A file or folder that is there, and no run, adapter or model: a pattern such as ``runs/*`` names such too."""
 
 
-def find_target(text: str, options: Sequence[str]) -> EvalTarget:
+def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> EvalTarget:
     """The target that a word on the command line names.
 
     Args:
         options: changes to a run's ``eval`` options; for others, overrides of a complete configuration.
+        to_score: False where the model is used in another way, which needs no rows.
 
     Raises:
         NothingToScore: the word names something else.
@@ -87,13 +94,13 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
         return target_of_run(run, config_of(run, options))
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        return _of_adapter(folder, _composed(options, base))
+        return of_adapter(folder, composed(options, base, to_score=to_score))
     if is_custom_adapter(folder):
-        return _of_adapter(folder, _composed(options, None))
+        return of_adapter(folder, composed(options, None, to_score=to_score))
     if (folder / "config.json").is_file():
-        return _of_model(folder.resolve().name, _composed(options, str(folder.resolve())))
+        return of_model(folder.resolve().name, composed(options, str(folder.resolve()), to_score=to_score))
     if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
-        return _of_model(text.replace("/", "--"), _composed(options, text))
+        return of_model(text.replace("/", "--"), composed(options, text, to_score=to_score))
     if not folder.exists():
         raise RunError(f"{text}: no such run folder, adapter or model")
     if folder.is_dir():
@@ -103,7 +110,9 @@ def find_target(text: str, options: Sequence[str]) -> EvalTarget:
     raise NothingToScore(f"{text}: {what}")
 
 
-def _of_adapter(folder: Path, config: Config) -> EvalTarget:
+def of_adapter(folder: Path, config: Config) -> EvalTarget:
+    """The target of an adapter in a folder, on the base of a configuration."""
+
     def load(inputs: Inputs) -> PreTrainedModel | PeftModel:
         return load_adapter(inputs.load_model(), folder, str(inputs.device))
 
@@ -111,11 +120,13 @@ def _of_adapter(folder: Path, config: Config) -> EvalTarget:
         config = with_saved_tokenizer(config, folder)
     files = sorted(file for pattern in ADAPTER_FILES for file in folder.glob(pattern))
     name, state = folder.resolve().name, _state(config, {file.name: sha256_file(file) for file in files})
-    return EvalTarget(name, config, _results(config, name), state, load)
+    return EvalTarget(name, config, _results(config, name), state, load, adapter=folder.resolve())
 
 
-def _of_model(name: str, config: Config) -> EvalTarget:
-    return EvalTarget(name, config, _results(config, name), _state(config, {}), lambda inputs: inputs.load_model())
+def of_model(name: str, config: Config) -> EvalTarget:
+    """The target of the model of a configuration, as it is."""
+    folder, state = _results(config, name), _state(config, {})
+    return EvalTarget(name, config, folder, state, lambda inputs: inputs.load_model(), is_base=True)
 
 
 def _state(config: Config, adapter: Mapping[str, str]) -> str:
@@ -129,9 +140,14 @@ def _results(config: Config, name: str) -> Path:
     return resolve_path(config.output_dir) / f"eval-{name}"
 
 
-def _composed(options: Sequence[str], base: str | None) -> Config:
+def composed(options: Sequence[str], base: str | None, *, to_score: bool = True) -> Config:
+    """The configuration of a model or an adapter that is no run, from options on the command line.
+
+    Raises:
+        InvalidInput
+    """
     config, has_data = compose_around(options, base)
-    if task_of(config).needs_rows and not has_data:
+    if to_score and task_of(config).needs_rows and not has_data:
         hint = "dataset=… or recipe=…, or a benchmark by eval=…"
         raise InvalidInput([Fault("command line", "no data set to score on", hint)])
     return config

@@ -19,15 +19,20 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, evaluation_split, prepare_inputs
+from lora_ga_cli.stages.report import renew_run_report
+from lora_ga_cli.stages.shared_base import SharedBases
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
 
 
-def evaluate(target: EvalTarget) -> dict[str, Any]:
+def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, Any]:
     """Scores a target by the task that its configuration names.
 
     A run is scored by its saved adapter on the original base model, the form in which it is used. A stored result of
     the same model, rows and options is reused.
+
+    Args:
+        bases: loads the model, where others on the same base are scored too.
 
     Returns:
         The content of the result's file.
@@ -36,7 +41,7 @@ def evaluate(target: EvalTarget) -> dict[str, Any]:
         RunError: a run has not finished, or its base model has changed.
         UserError: options, files or services of the task.
     """
-    task, inputs = task_of(target.config), LazyInputs(target.config, target)
+    task, inputs = task_of(target.config), LazyInputs(target.config, target, bases)
     try:
         identity = _identity(target, task, inputs)
     except InvalidInput:
@@ -54,6 +59,8 @@ def evaluate(target: EvalTarget) -> dict[str, Any]:
         obsolete.unlink(missing_ok=True)
     values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.score.values.items())
     step("eval", f"{target.name}: {values} ({result.rows} {task.unit})")
+    if target.run is not None:
+        renew_run_report(target.run)
     return content
 
 
@@ -75,13 +82,15 @@ class LazyInputs:
 
     Args:
         target: what is scored; without one, no model is available.
+        bases: loads its model; by default the target does.
     """
 
     progress: Progress = staticmethod(counting)
 
-    def __init__(self, config: Config, target: EvalTarget | None = None):
+    def __init__(self, config: Config, target: EvalTarget | None = None, bases: SharedBases | None = None):
         self._given = config
         self._target = target
+        self._bases = bases
 
     @property
     def config(self) -> Config:
@@ -108,7 +117,7 @@ class LazyInputs:
 
     def model(self) -> Any:
         assert self._target is not None
-        return self._target.load(self._inputs)
+        return self._target.load(self._inputs) if self._bases is None else self._bases.load(self._target, self._inputs)
 
     def empty_model(self) -> Any:
         from lora_ga_cli.methods.base import method_of

@@ -249,7 +249,10 @@ def initialize_link(
 
     def gradient() -> GradientArtifact:
         merged = [read_json(other.result_file)["sha256"] for other in earlier]
-        return estimate(inputs, model, merged=merged)
+        artifact = estimate(inputs, model, merged=merged)
+        if link.index == 0:
+            run.update_manifest(gradient=artifact.key)
+        return artifact
 
     data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)

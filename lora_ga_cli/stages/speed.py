@@ -15,7 +15,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, ModelError
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.methods.base import method_of
-from lora_ga_cli.model.checkpointing import checkpoint_blocks
+from lora_ga_cli.model.checkpointing import checkpoint_blocks, offload_checkpoints
 from lora_ga_cli.model.chunked_loss import use_chunked_loss
 from lora_ga_cli.model.compilation import compile_blocks
 from lora_ga_cli.model.flattening import BLOCK_MASK, use_flattening
@@ -64,6 +64,9 @@ def speed_up(model: PreTrainedModel, config: Config, device: torch.device) -> Sp
     if options.gradient_checkpointing:
         every = options.gradient_checkpointing_every
         turn_on("gradient_checkpointing=true", True, _checkpointing(every), lambda: checkpoint_blocks(model, every))
+    if options.gradient_checkpointing_offload:
+        what = "their inputs in the CPU's memory"
+        turn_on("gradient_checkpointing_offload=true", True, what, lambda: offload_checkpoints(model))
     if wanted.chunked_loss:
         chunked = turn_on(
             "chunked_loss=true", bool(options.chunked_loss), "loss in chunks", lambda: use_chunked_loss(model)
@@ -91,6 +94,8 @@ def check_speed(config: Config, device: torch.device) -> None:
     faults = []
     if options.tf32 and not (gpu and torch.cuda.get_device_capability(device)[0] >= 8):
         faults.append(("trainer.tf32=true", "there is no NVIDIA GPU of the Ampere generation or later"))
+    if options.gradient_checkpointing_offload and device.type == "cpu":
+        faults.append(("trainer.gradient_checkpointing_offload=true", "there is no GPU whose memory it would save"))
     if options.kernels == "liger" and not gpu:
         faults.append(("trainer.kernels=liger", "Liger's kernels need a CUDA device"))
     elif options.kernels == "liger" and find_spec("liger_kernel") is None:
@@ -154,7 +159,8 @@ def wanted_speed(config: Config) -> Speed:
     return Speed(
         flatten=auto if options.flatten is None else options.flatten,
         chunked_loss=(auto and causal) if options.chunked_loss is None else options.chunked_loss,
-        liger=auto if options.kernels is None else options.kernels == "liger",
+        # compiled blocks fuse norms and gates themselves, and torch.compile does not trace Liger's kernels
+        liger=(auto and not options.compile) if options.kernels is None else options.kernels == "liger",
         adapter_dtype=getattr(torch, adapter_dtype(config)),
     )
 

@@ -25,17 +25,19 @@ from lora_ga_cli.model.loading import find_source
 from lora_ga_cli.model.probe import check_equal, probe_logits, relative_difference, rounding_type
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import dequantized_kind
+from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report import console
 from lora_ga_cli.report.card import described_ends, own_parts, served_rank, serving_obstacle, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
-from lora_ga_cli.stages.costs import pass_limits
+from lora_ga_cli.stages.costs import pass_limits, training_memory
 from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
+from lora_ga_cli.stages.report import write_run_report
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
-from lora_ga_cli.stages.speed import compile_trained
+from lora_ga_cli.stages.speed import compile_trained, expected_speed
 from lora_ga_cli.stages.trained import load_trained
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import check_extra, training_arguments
@@ -289,6 +291,15 @@ def _limits(inputs: Inputs, run: RunFolder, *, flatten: bool) -> Limits:
     return limits
 
 
+def _note_forecast(inputs: Inputs, run: RunFolder) -> None:
+    """Writes into the manifest the forecast of the peak of memory, on devices where the peak was measured."""
+    if run.manifest.get("peak_memory_bytes") is None:
+        return
+    with contextlib.suppress(Unsupported):
+        limits = _limits(inputs, run, flatten=expected_speed(inputs.config, inputs.device).flatten)
+        run.update_manifest(forecast_peak_memory_bytes=training_memory(inputs, limits).total)
+
+
 def _write_costs(run: RunFolder, links: Sequence[Link]) -> None:
     """Writes into the manifest what the complete run cost."""
     costs = [cost for link in links if (cost := read_cost(run.link(link).cost_file)) is not None]
@@ -326,6 +337,8 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
     )
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))
     _say_result(run, config, result, difference)
+    if config.trainer.report:
+        write_run_report(run, inputs, before=lambda: _note_forecast(inputs, run))
 
 
 def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:

@@ -91,11 +91,11 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
         config = inputs.config.model.model_copy(update={"path": str(run.path.resolve()), "revision": None})
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
-    check_base(base, inputs, run)
+    check_base(base, inputs.config, run)
     return load_adapter(base, run.path, str(inputs.device))
 
 
-def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
+def check_base(base: PreTrainedModel, config: Config, run: RunFolder) -> None:
     """Refuses a base whose adapted weights are not exactly those that the run was started with.
 
     If the run quantized its base, and this is the base before quantization, the model files are compared instead.
@@ -103,7 +103,6 @@ def check_base(base: PreTrainedModel, inputs: Inputs, run: RunFolder) -> None:
     Raises:
         RunError
     """
-    config = inputs.config
     expected = dict(run.manifest["base_identity"])
     if expected.pop("quantization", None) is not None and config.model.quantization is None:
         same = base_identity(config) == expected

@@ -39,6 +39,8 @@ IGNORED_TRAINER_OPTIONS = {
     "compile",
     "gradient_checkpointing",
     "gradient_checkpointing_every",
+    "gradient_checkpointing_offload",
+    "report",
 }
 IGNORED_GRADIENT_OPTIONS = {"micro_batch_size", "max_tokens", "capacity", "offload"}
 

@@ -242,6 +242,11 @@ def test_a_missing_required_option_is_named() -> None:
             ["trainer.gradient_checkpointing_every=2"],
             ["trainer.gradient_checkpointing_every", "trainer.gradient_checkpointing=true"],
         ),
+        (
+            ["trainer.gradient_checkpointing_offload=true"],
+            ["trainer.gradient_checkpointing_offload", "trainer.gradient_checkpointing=true"],
+        ),
+        (["trainer.compile=true", "trainer.kernels=liger"], ["trainer.compile=true", "trainer.kernels=liger"]),
         (["gradient.capacity=8"], ["gradient.capacity=8", "rank=8"]),
         (["trainer.load_best=true", "trainer.eval_steps=10"], ["trainer.save_steps", "trainer.eval_steps"]),
         (["eval=accuracy"], ["eval.metrics", "model.task"]),

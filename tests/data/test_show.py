@@ -8,6 +8,7 @@ from rich.text import Text
 
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data.examples.base import Form
+from lora_ga_cli.data.show import Segment, marked
 from tests.data.examples import make_form
 
 
@@ -54,3 +55,35 @@ def test_a_class_is_shown_by_name(paired: Any) -> None:
     assert spans(text)[-1] == ("yes", "bold")
     without_names = make_form(config, "sequence_classification", paired)
     assert without_names.show(row).plain.endswith("→ 1")
+
+
+class TestParts:
+    def test_they_say_what_has_a_loss_and_what_is_a_special_token(self, tokenizer: Any) -> None:
+        row = row_of(tokenizer, "<s>Wer da? ", "Ich.</s>")
+        assert language_form(tokenizer, "causal_lm").parts(row) == [
+            Segment("<s>", learned=False, special=True),
+            Segment("Wer da? ", learned=False),
+            Segment("Ich.", learned=True),
+            Segment("</s>", learned=True, special=True),
+        ]
+
+    def test_a_character_that_is_half_learned_is_in_one_part(self, tokenizer: Any) -> None:
+        row = row_of(tokenizer, "xé", "y")
+        row["labels"] = [-100, -100, *row["input_ids"][2:]]
+        assert [part.text for part in language_form(tokenizer, "causal_lm").parts(row)] == ["x", "éy"]
+
+    def test_of_an_encoder_decoder_the_labels_alone_are_learned(self, ended: Any) -> None:
+        row = {"input_ids": ended("ab")["input_ids"], "labels": ended("c")["input_ids"]}
+        parts = language_form(ended, "seq2seq_lm").parts(row)
+        assert "".join(part.text for part in parts) == "ab</s>\n→ c</s>"
+        assert [part.text for part in parts if part.learned] == ["c", "</s>"]
+
+    def test_of_a_classifiers_row_the_class_alone_is_learned(self, paired: Any) -> None:
+        row = {"input_ids": paired("ab", "c")["input_ids"], "labels": 1}
+        config = DatasetConfig(train_file="d.jsonl", text="{q}", text_pair="{r}", label="y")
+        parts = make_form(config, "sequence_classification", paired, ["no", "yes"]).parts(row)
+        assert [part.text for part in parts if part.learned] == ["yes"]
+
+    def test_marks_stand_around_what_is_learned(self) -> None:
+        parts = [Segment("<s>", False, True), Segment("a", False), Segment("b", True), Segment("</s>", True, True)]
+        assert marked([*parts, *parts]) == "<s>a⟦b</s>⟧<s>a⟦b</s>⟧"

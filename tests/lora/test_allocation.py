@@ -13,6 +13,7 @@ from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.allocation import (
     allocate_by_energy,
     factor_parameters,
+    least_ranks,
     select_layers,
     snip,
     spread_evenly,
@@ -146,3 +147,30 @@ def test_snip_is_the_sum_of_sizes_of_weight_times_gradient() -> None:
     left, singular, right = torch.linalg.svd(grad, full_matrices=False)
     expected = float((weight.double() * grad.double()).abs().sum())
     assert snip(weight, left, singular, right.T) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("min_rank", [0, 1])
+def test_the_least_ranks_are_near_the_best_choice(seed: int, min_rank: int) -> None:
+    spectra, costs = spectra_of(seed), {name: sum(shape) for name, shape in SHAPES.items()}
+    gains = {name: values.square().tolist() for name, values in spectra.items()}
+    wanted = 0.8 * sum(map(sum, gains.values()))
+    found = least_ranks(gains, costs, wanted, min_rank)
+    assert found is not None
+    assert energy(found, spectra) >= wanted
+    assert min(found.values()) >= min_rank
+    choices = itertools.product(*(range(min_rank, len(values) + 1) for values in gains.values()))
+    every = [dict(zip(gains, ranks, strict=True)) for ranks in choices]
+    enough = [factor_parameters(ranks, SHAPES) for ranks in every if energy(ranks, spectra) >= wanted]
+    assert min(enough) <= factor_parameters(found, SHAPES) < min(enough) + max(costs.values())
+    equal = least_ranks(gains, dict.fromkeys(gains, 1), wanted, min_rank)
+    assert equal is not None
+    assert sum(equal.values()) == min(sum(ranks.values()) for ranks in every if energy(ranks, spectra) >= wanted)
+
+
+def test_the_least_ranks_drop_what_a_later_rank_makes_needless() -> None:
+    """The cheap rank is taken first, for its density, and the expensive one alone is enough."""
+    gains, costs = {"cheap": [1.0], "dear": [9.0]}, {"cheap": 1, "dear": 10}
+    assert least_ranks(gains, costs, 9.0) == {"cheap": 0, "dear": 1}
+    assert least_ranks(gains, costs, 10.0) == {"cheap": 1, "dear": 1}
+    assert least_ranks(gains, costs, 10.5) is None

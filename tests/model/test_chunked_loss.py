@@ -17,7 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from lora_ga_cli.methods.prefix import insert
-from lora_ga_cli.model.chunked_loss import CHUNK_BYTES, SMALLEST_CHUNK, chunk_size, use_chunked_loss
+from lora_ga_cli.model.chunked_loss import (
+    CHUNK_BYTES,
+    SMALLEST_CHUNK,
+    chunk_size,
+    cross_entropy_and_gradient,
+    use_chunked_loss,
+)
 from lora_ga_cli.model.losses import summed_loss
 from lora_ga_cli.model.probe import probe_logits
 from lora_ga_cli.model.unsupported import Unsupported
@@ -147,6 +153,20 @@ def test_loss_and_gradients_are_the_models_own(name: str, rows: Callable[[], dic
     expected = results(model, batch)
     use_chunked_loss(model.base_model.model, tokens=5)
     assert_equal(results(model, batch), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_cross_entropy_and_its_gradient_are_autograds(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(7, 31, generator=generator, dtype=torch.float64)).float().requires_grad_()
+    targets = torch.tensor([3, -100, 0, 30, 7, -100, 7])
+    before = logits.detach().clone()
+    expected = functional.cross_entropy(logits.double(), targets, reduction="sum")
+    (slope,) = torch.autograd.grad(expected, logits)
+    loss, of_logits = cross_entropy_and_gradient(logits.detach(), targets)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(of_logits, slope, rtol=1e-5, atol=1e-7)
+    assert torch.equal(logits.detach(), before)
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "mixtral"])

@@ -52,7 +52,7 @@ def test_it_is_trained_on_and_scored(loraga: Loraga, command: Arguments) -> None
 
 def test_its_options_reach_it(loraga: Loraga, command: Arguments) -> None:
     shown = loraga("train", *command("dataset.options.separator=' / '", "dataset.shuffle=false"), "--preview")
-    assert "0 and 0? / sum: / 0 / 0" in shown
+    assert "0 and 0? / sum: / ⟦0 / 0⟧" in shown
 
 
 def test_an_option_that_it_does_not_have_is_refused(loraga: Loraga, command: Arguments) -> None:

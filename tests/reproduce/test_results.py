@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -106,6 +107,9 @@ def test_csv_holds_numbers_for_programs() -> None:
 
 @pytest.mark.figures
 def test_files_are_written_with_a_picture(tmp_path: Path) -> None:
-    files = write(RESULTS, tmp_path)
-    assert [file.name for file in files] == ["table.md", "table.csv", "table.png"]
-    assert files[2].read_bytes().startswith(b"\x89PNG")
+    files = write(RESULTS, tmp_path, runs=["../runs/one"])
+    assert [file.name for file in files] == ["table.md", "table.csv", "table.json", "table.png"]
+    assert files[3].read_bytes().startswith(b"\x89PNG")
+    content = json.loads(files[2].read_text())
+    assert (content["headings"], content["rows"]) == (RESULTS.headings, RESULTS.lines)
+    assert content["runs"] == ["../runs/one"]

@@ -102,6 +102,9 @@ def test_a_table_is_made_kept_and_put_together(loraga: Loraga, user_dir: Path) -
     assert float(rows["rank 2", "reach"]["mean"]) < float(rows["LoRA-GA", "reach"]["mean"]) <= 100
     assert "Paper: a paper. copied by hand" in Path("reproduced/mine/table.md").read_text()
     assert Path("reproduced/mine/table.png").stat().st_size > 5_000
+    named = json.loads(Path("reproduced/mine/table.json").read_text())["runs"]
+    found = {Path("reproduced/mine", name).resolve() for name in named}
+    assert found == {file.parent.resolve() for file in Path("reproduced/runs").glob("*/manifest.json")}
     assert Path("reproduced/mine/loss_perplexity.png").stat().st_size > 10_000
     before = {name: item["time"] for name, item in stored_cells().items()}
     again = loraga("reproduce", "mine", "--config-dir", str(user_dir))

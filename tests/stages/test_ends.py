@@ -97,7 +97,7 @@ class TestPreview:
         self, loraga: Loraga, arguments: Arguments, chats: list[str]
     ) -> None:
         out = loraga("train", *without_dataset(arguments("llama")), *chats, "--preview")
-        assert "user:1+1<s>\nassistant:2<s>" in out
+        assert "user:1+1<s>\nassistant:⟦2<s>⟧" in out
 
     def test_names_a_template_that_is_not_there(self, loraga: Loraga, arguments: Arguments, chats: list[str]) -> None:
         Path("mine.jinja").unlink()

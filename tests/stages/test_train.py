@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -295,7 +296,8 @@ def test_dropout_on_the_adapter_reaches_the_initial_factors_too(loraga: Loraga, 
 def test_preview_shows_rows_and_trains_nothing(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments(), "--preview")
     assert "row 1" in out
-    assert "#### " in out
+    assert re.search(r"^\d+\+\d+=⟦#### \d+</s>⟧$", out, re.MULTILINE)
+    assert "The loss counts the text between ⟦ and ⟧." in out
     assert not Path("runs").exists()
 
 

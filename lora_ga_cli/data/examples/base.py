@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_ga_cli.data.collate import collate_tokens
 from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.flatten import flatten_tokens
-from lora_ga_cli.data.show import append_tokens
+from lora_ga_cli.data.show import Segment, append_tokens, segments
 from lora_ga_cli.data.template import Template, TemplateError
 from lora_ga_cli.data.tokens import MASKED
 from lora_ga_cli.errors import Fault
@@ -206,6 +206,10 @@ class Form(ABC):
         text = Text()
         append_tokens(text, self.tokenizer, row["input_ids"], [label != MASKED for label in row["labels"]])
         return text
+
+    def parts(self, row: Mapping[str, Any]) -> list[Segment]:
+        """The text of `show` in parts with and without loss, for where no style can be shown."""
+        return segments(self.show(row))
 
 
 def features_of(*, tokens: Sequence[str], numbers: Sequence[str], texts: Sequence[str] = ()) -> Features:

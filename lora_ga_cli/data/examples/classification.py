@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.collate import collate_classes
 from lora_ga_cli.data.examples.base import Example, Form, features_of
 from lora_ga_cli.data.labels import LabelReader
-from lora_ga_cli.data.show import ARROW, MASKED_STYLE, append_tokens
+from lora_ga_cli.data.show import ARROW, MASKED_STYLE, Segment, append_tokens
 from lora_ga_cli.data.template import Template
 from lora_ga_cli.data.tokens import truncated_tokens
 from lora_ga_cli.registry import EXAMPLES
@@ -95,3 +96,8 @@ class Classification(Form):
         text.append(ARROW, MASKED_STYLE)
         number = int(row["labels"])
         return text.append(self.label_names[number] if self.label_names else str(number), "bold")
+
+    def parts(self, row: Mapping[str, Any]) -> list[Segment]:
+        """The text, an arrow, and the class, which alone is what the model is to answer."""
+        *text, name = super().parts(row)
+        return [*(replace(part, learned=False) for part in text), name]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_ga_cli.config.schema import EvalOptions
+from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.registry import TASKS
 
@@ -260,6 +261,11 @@ class Task(ABC):
     def lines_file(self, result: Path) -> Path:
         """Where the lines of a result are stored."""
         return result.with_suffix(".jsonl")
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """The answers in the lines of a stored result, for people. By default there are none in text."""
+        return []
 
     def stored_results(self, folder: Path) -> list[Path]:
         """The results in a folder, whatever their options."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.prompt import check_conversation
+from lora_ga_cli.evaluation.tasks.answers import Answer, answers_of_completion, verdict_of
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Progress, Result, Score, Task
 from lora_ga_cli.evaluation.tasks.problems import (
     ANSWER_OPTIONS,
@@ -146,6 +147,16 @@ class Benchmark(Task):
             {"answers": answers},
             [partial],
         )
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """A subclass whose verdicts hold something else than ``correct`` and ``expected`` overrides this."""
+        found = []
+        for line in lines:
+            correct = line.get("correct")
+            verdict = str(line.get("outcome", "" if correct is None else verdict_of(correct)))
+            found += answers_of_completion(line, [(verdict, correct)], str(line.get("expected", "")))
+        return found
 
     def _answers_identity(self, inputs: EvalInputs, problems: Sequence[Problem]) -> str:
         """What the answers depend on, whoever grades them."""

@@ -8,10 +8,10 @@ import os
 import re
 import symtable
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from lora_ga_cli.evaluation.prompt import question_template
 from lora_ga_cli.evaluation.sandbox.check import check as check_sandbox
 from lora_ga_cli.evaluation.sandbox.sandbox import Limits
 from lora_ga_cli.evaluation.sandbox.verdict import PASSED, CandidateProgram, grade
+from lora_ga_cli.evaluation.tasks.answers import Answer, answers_of_completion
 from lora_ga_cli.evaluation.tasks.base import Progress, Score
 from lora_ga_cli.evaluation.tasks.benchmark import Benchmark, Completion, GenerationOptions, Problem, collect_faults
 from lora_ga_cli.registry import TASKS
@@ -155,6 +156,12 @@ class HumanEval(Benchmark):
         ]
         values = self._values(completions, reasons)
         return Score(values, verdicts, lower_is_better=frozenset({"no_code"}), shares=frozenset(values))
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        verdicts = [(str(line["reason"]), bool(line["passed"])) for line in lines]
+        found = zip(lines, verdicts, strict=True)
+        return [answer for line, one in found for answer in answers_of_completion(line, [one], is_code=True)]
 
     def _grade(self, problem: Problem, program: str) -> str:
         row = problem.row

@@ -17,6 +17,7 @@ from pydantic import Field
 from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.data.local import listed
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, suggest
+from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
 from lora_ga_cli.files import resolve_path
 from lora_ga_cli.registry import TASKS
@@ -24,6 +25,8 @@ from lora_ga_cli.registry import TASKS
 INSTALL = "pip install 'loraga[lm-eval]'"
 STANDARD_ERROR = "_stderr"
 """Part of the names of standard errors."""
+KEPT = ("doc_id", "arguments", "resps", "filter", "filtered_resps", "target")
+"""The entries of a stored question, besides its task and the values of its metrics."""
 RECORDS = ("get_git_commit_hash", "add_env_info")
 """Functions by which the harness describes the repository and the machine, for records that are not used here."""
 
@@ -79,6 +82,32 @@ class LmEval(Task):
         verdicts = _verdicts(results["samples"])
         problems = {(verdict["task"], verdict["doc_id"]) for verdict in verdicts}
         return Result(_score(results), len(problems), names, verdicts)
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Those of tasks that generate text; others compare probabilities."""
+        return [
+            _answer(line, text) for line in lines if line["resps"] and isinstance(text := _first(line["resps"]), str)
+        ]
+
+
+def _answer(line: Mapping[str, Any], text: str) -> Answer:
+    metrics = {name: value for name, value in line.items() if name not in ("task", *KEPT)}
+    verdict = ", ".join(f"{name} {value:g}" for name, value in metrics.items() if isinstance(value, int | float))
+    # one metric that is 0 or 1 says whether the answer is right; others are degrees, or several opinions
+    decides = len(metrics) == 1 and all(value in (0, 1) for value in metrics.values())
+    title = f"{line['task']}/{line['doc_id']}"
+    title += "" if line["filter"] in (None, "none") else f", {line['filter']}"
+    prompt = _first(line["arguments"])
+    correct = bool(next(iter(metrics.values()))) if decides else None
+    return Answer(title, title, str(prompt), text, str(line["target"]), verdict, correct)
+
+
+def _first(value: Any) -> Any:
+    """The first item of the first item, and so on: how the harness nests requests and answers."""
+    while isinstance(value, list | Mapping) and value:
+        value = value[0] if isinstance(value, list) else next(iter(value.values()))
+    return value
 
 
 def check(options: LmEvalOptions) -> None:
@@ -215,9 +244,8 @@ def _label(name: str) -> str:
 
 def _verdicts(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Every question with the model's answers and their scores, as plain data; once for each filter of a task."""
-    kept = ("doc_id", "arguments", "resps", "filter", "filtered_resps", "target")
     return [
-        {"task": task} | {name: _plain(sample.get(name)) for name in (*kept, *sample.get("metrics", ()))}
+        {"task": task} | {name: _plain(sample.get(name)) for name in (*KEPT, *sample.get("metrics", ()))}
         for task, rows in samples.items()
         for sample in rows
     ]

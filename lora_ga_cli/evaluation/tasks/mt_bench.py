@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
 from lora_ga_cli.evaluation.judge import Judge, Judgement, JudgeOptions, Message
+from lora_ga_cli.evaluation.tasks.answers import Answer, answers_of_completion
 from lora_ga_cli.evaluation.tasks.base import Progress, Score
 from lora_ga_cli.evaluation.tasks.benchmark import (
     Benchmark,
@@ -160,6 +161,15 @@ class MtBench(Benchmark):
             category = completion.problem.row["category"]
             verdicts.append({"category": category, "judge": self.options.judge.model, "turns": turns})
         return Score(values, verdicts, lower_is_better=frozenset({"unrated"}), shares=frozenset({"unrated"}))
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        found = []
+        for line in lines:
+            ratings = [turn["rating"] for turn in line["turns"]]
+            verdicts = ["no rating" if one is None else f"rated {one:g} of 10" for one in ratings]
+            found += answers_of_completion(line, [(verdict, None) for verdict in verdicts])
+        return found
 
     def _grade(self, completion: Completion, turn: int, messages: Sequence[Message]) -> Grade:
         """Asks for a judgement of one turn, and again if it contains no rating."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from lora_ga_cli.config.schema import EvalOptions, Positive
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.evaluation.tasks.answers import Answer, verdict_of
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
 from lora_ga_cli.files import sha256_json
 from lora_ga_cli.registry import TASKS
@@ -116,6 +118,24 @@ class Rows(Task):
         return Result(
             total, len(inputs.split.rows), inputs.split.name, lines, obsolete=[] if partial is None else [partial]
         )
+
+    @classmethod
+    def answers(cls, lines: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Those of metrics that show the model a prompt. Runs may have other rows, so that the prompt is the question;
+        the same prompt again is another one."""
+        found, seen = [], Counter[tuple[str, str]]()
+        for number, line in enumerate(lines, start=1):
+            for metric, verdict in line.items():
+                if (prompt := verdict.get("prompt")) is None:
+                    continue
+                seen[metric, prompt] += 1
+                text = verdict.get("generated", verdict.get("predicted"))
+                expected = verdict.get("reference", verdict["expected"])
+                how = verdict_of(verdict["correct"], missing=verdict.get("answer", "") is None)
+                question = f"{metric} {seen[metric, prompt]} {prompt}"
+                title = f"row {number}" + (f", {metric}" if len(line) > 1 else "")
+                found.append(Answer(question, title, prompt, str(text), str(expected), how, verdict["correct"]))
+        return found
 
     def _partial(self, inputs: EvalInputs, file: Path) -> Path:
         """Where a server's answers are kept until all are there."""

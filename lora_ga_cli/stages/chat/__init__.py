@@ -1,0 +1,1 @@
+"""Talking to trained models: `loraga chat`."""

@@ -1,0 +1,97 @@
+"""The inspection of a run, which is kept in its folder: the gradient that it began with, and what it learned."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lora_ga_cli.files import read_json, sha256_file, write_json
+from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.report.console import step
+from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_adapter_of_run
+from lora_ga_cli.stages.inspect.gradient import artifact_of_run, gradient_part, show_gradient, vectors_of
+from lora_ga_cli.stages.inspect.loaded import why_not
+from lora_ga_cli.stages.inspect.options import InspectOptions
+from lora_ga_cli.stages.trained import require_finished, stored_config
+from lora_ga_cli.training.run_folder import RunFolder
+
+FORMAT = 1
+INSPECTION_FILE = "inspection.json"
+
+
+def inspect_run(
+    run: RunFolder, *, with_base: bool, share: float = 0.9, options: InspectOptions | None = None
+) -> dict[str, Any]:
+    """Looks into a finished run and keeps the result in its folder.
+
+    Args:
+        with_base: also what is measured against the base's weights, which are loaded for it. Without it, what was
+            measured against them before stays.
+        share: of ``‖G‖²``, which the advised ranks follow.
+        options: which layers are measured against the base, and another place of it.
+
+    Returns:
+        Plain data: ``format``, ``of`` (digest of the adapter, key of the gradient), ``gradient``, ``adapter``.
+
+    Raises:
+        RunError: the run has not finished; or the base is not that of the run.
+    """
+    require_finished(run)
+    before = read_inspection(run)
+    artifact = artifact_of_run(run)
+    config = None if artifact is None else stored_config(run)
+    found = {
+        "format": FORMAT,
+        "of": {"adapter_sha256": _adapter_digest(run), "gradient": run.manifest.get("gradient")},
+        "gradient": None if artifact is None else gradient_part(artifact, share=share, vectors=vectors_of(config)),
+        "adapter": inspect_adapter(
+            run,
+            with_base=with_base,
+            artifact=artifact,
+            options=options,
+            kept=None if before is None else before["adapter"],
+        ),
+    }
+    write_json(run.path / INSPECTION_FILE, found)
+    return found
+
+
+def read_inspection(run: RunFolder) -> dict[str, Any] | None:
+    """The kept inspection of a run; None if there is none of this format, or if it is of another adapter."""
+    try:
+        found = read_json(run.path / INSPECTION_FILE)
+        current = found["format"] == FORMAT and found["of"]["adapter_sha256"] == _adapter_digest(run)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return dict(found) if current else None
+
+
+def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
+    """Looks into a run, prints what it found, and draws figures.
+
+    Raises:
+        RunError: the run has not finished.
+    """
+    found = inspect_run(run, with_base=options.with_base, share=options.share, options=options)
+    artifact = artifact_of_run(run)
+    if artifact is not None:
+        show_gradient(artifact, options, options.figures_for(run.path), vectors_of(stored_config(run)))
+    else:
+        step("gradient", _why_no_gradient(run))
+    if found["adapter"] is not None:
+        show_adapter_of_run(run, found["adapter"], options)
+    else:
+        step("adapter", why_not(run, stored_config(run)))
+    return {"run": run.path, **found}
+
+
+def _adapter_digest(run: RunFolder) -> str | None:
+    file = run.path / WEIGHTS_FILE
+    return sha256_file(file) if file.is_file() else None
+
+
+def _why_no_gradient(run: RunFolder) -> str:
+    key = run.manifest.get("gradient")
+    if key is None:
+        return "this run began without one"
+    return f"{key} is not in the cache any more: loraga estimate-grad with the run's options estimates it again"

@@ -1,0 +1,80 @@
+"""What a report shows of evaluations of a run: their results, and the answers that are stored beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_ga_cli.errors import UserError
+from lora_ga_cli.evaluation.tasks.answers import Answer
+from lora_ga_cli.evaluation.tasks.base import Task
+from lora_ga_cli.files import read_json
+from lora_ga_cli.registry import TASKS
+from lora_ga_cli.report.console import warn
+from lora_ga_cli.report.html.record import Answered
+from lora_ga_cli.training.run_folder import RunFolder
+
+
+def results_of(run: RunFolder) -> dict[Path, dict[str, Any]]:
+    """The results of evaluations of a run, by file, the newest first."""
+    found = {}
+    # of metrics on rows, then of other tasks
+    for file in (run.path / "eval.json", *sorted((run.path / "eval").glob("*.json"))):
+        if not file.exists():
+            continue
+        try:
+            content = read_json(file)
+        except (OSError, ValueError) as error:
+            warn(f"left out: {file} cannot be read ({error})")
+            continue
+        if isinstance(content, dict) and isinstance(content.get("values"), dict):
+            found[file] = content
+    return dict(sorted(found.items(), key=lambda item: str(item[1].get("time", "")), reverse=True))
+
+
+def answers_of(results: Mapping[Path, Mapping[str, Any]]) -> tuple[list[Answered], str]:
+    """The answers of a run, of each task those of the newest result that has any; and why some are not there.
+
+    Args:
+        results: of the run, as `results_of` gives them.
+    """
+    found: dict[str, Answered] = {}
+    problems = []
+    for file, content in results.items():
+        try:
+            task = str(content["options"]["task"])
+            title, answers = answers_in(file, content)
+        except UserError as error:
+            problems.append(f"{file.name}: {' '.join(str(error).split())}")
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})")
+            continue
+        if not answers:
+            continue
+        if task in found:
+            found[task] = replace(found[task], left_out=found[task].left_out + 1)
+        else:
+            found[task] = Answered(task, title, answers, file.name)
+    return sorted(found.values(), key=lambda one: one.task), "; ".join(problems)
+
+
+def answers_in(file: Path, result: Mapping[str, Any]) -> tuple[str, list[Answer]]:
+    """What a stored result is of, in a few words, and the answers beside it; none if its task keeps none in text.
+
+    Args:
+        file: where the result is stored.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, AttributeError: something is not what a task writes.
+        InvalidInput: no task of this name is registered.
+    """
+    found: type[Task] = TASKS[result["options"]["task"]]
+    task = found(found.Options.model_validate(result["options"]))
+    lines = task.lines_file(file)
+    # as bytes: texts may hold Unicode line breaks
+    stored = lines.read_bytes().split(b"\n") if lines.is_file() else []
+    return task.summary, task.answers([json.loads(line) for line in stored if line])

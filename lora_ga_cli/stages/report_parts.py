@@ -1,0 +1,96 @@
+"""What a report shows of a run beyond its own files: rows, gradient, inspection, answers.
+
+A part that cannot be had is a sentence in the report. It keeps no report from being written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_ga_cli.config.began import located
+from lora_ga_cli.config.compose import reconfigured
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.errors import UserError
+from lora_ga_cli.report import console
+from lora_ga_cli.report.html.record import ShownRow
+from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.inspect.run import inspect_run, read_inspection
+from lora_ga_cli.stages.report_answers import answers_of
+from lora_ga_cli.stages.report_gradient import gradient_of
+from lora_ga_cli.stages.report_rows import rows_seen
+from lora_ga_cli.training.run_folder import RunFolder
+
+MOST_DATA_SETS = 4
+"""Different training rows that one report loads."""
+OF_PASSES = ("batch_size", "micro_batch_size", "max_tokens", "group_by_length")
+Seen = tuple[Sequence[ShownRow], Mapping[str, Any] | None]
+"""Shown rows and their lengths."""
+
+
+class Parts:
+    """Collects the parts of several runs, and loads rows that they share once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Any, ...], Seen] = {}
+
+    def of(
+        self, run: RunFolder, results: Mapping[Path, Mapping[str, Any]], inputs: Inputs | None = None
+    ) -> dict[str, Any]:
+        """Arguments of `RunRecord`.
+
+        Args:
+            results: of evaluations, by file.
+            inputs: of the run, if they are loaded.
+        """
+        absent: dict[str, str] = {}
+        found: dict[str, Any] = {"absent": absent}
+        found["answers"], problem = answers_of(results)
+        if problem:
+            absent["answers"] = f"{problem}."
+        try:
+            config = inputs.config if inputs is not None else reconfigured(located(run.read_config(), run.began_in), ())
+        except UserError as error:
+            return found | {"absent": absent | {"rows": _because("the configuration cannot be read", error)}}
+        found["inspection"], absent["inspection"] = _inspection(run)
+        found["gradient"], absent["gradient"] = gradient_of(run, config, found["inspection"])
+        (found["rows"], found["lengths"]), absent["rows"] = self._rows(run, config, inputs)
+        found["absent"] = {part: why for part, why in absent.items() if why}
+        return found
+
+    def _rows(self, run: RunFolder, config: Config, inputs: Inputs | None) -> tuple[Seen, str]:
+        nothing: Seen = ((), None)
+        digest = run.manifest.get("data", {}).get("train", {}).get("sha256")
+        if digest is None:
+            return nothing, "It has not begun, so that its rows are not known."
+        options = config.trainer.model_dump(include=set(OF_PASSES))
+        key = (digest, config.seed, config.dataset.packing, *options.values())
+        if key not in self._seen:
+            if len(self._seen) == MOST_DATA_SETS:
+                return nothing, ""
+            try:
+                with console.quiet():
+                    inputs = inputs or prepare_inputs(config, splits=("train",))
+            except UserError as error:
+                return nothing, _because("its rows cannot be read", error)
+            if inputs.train.sha256 != digest:
+                return nothing, "The data set has other rows now than the run was trained on."
+            self._seen[key] = rows_seen(inputs)
+        return self._seen[key], ""
+
+
+def _inspection(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
+    """The run's inspection, made now if there is none."""
+    if not run.finished:
+        return None, ""
+    if (kept := read_inspection(run)) is not None:
+        return kept, ""
+    try:
+        return inspect_run(run, with_base=False), ""
+    except (UserError, OSError) as error:
+        return None, _because("it cannot be inspected", error)
+
+
+def _because(what: str, error: Exception) -> str:
+    return f"{what[0].upper()}{what[1:]}: {' '.join(str(error).split())}"
