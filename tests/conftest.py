@@ -139,8 +139,7 @@ def undrawn_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
         file.touch()
 
     if request.node.get_closest_marker("figures") is None:
-        for module in ("figures", "energy_figure"):
-            monkeypatch.setattr(f"lora_ga_cli.report.{module}.save_figure", save_empty)
+        monkeypatch.setattr("lora_ga_cli.report.figures._save", save_empty)
 
 
 @pytest.fixture(autouse=True)
