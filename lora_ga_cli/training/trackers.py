@@ -6,11 +6,15 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.distributed import is_main
@@ -153,11 +157,8 @@ def _event_writer(folder: str, done: int) -> Any:
     Args:
         done: the steps before the first one that it writes.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        from tensorboardX import SummaryWriter
-    return SummaryWriter(folder, purge_step=done + 1 if done else None)
+    package = "torch.utils.tensorboard" if find_spec("tensorboard") is not None else "tensorboardX"
+    return import_module(package).SummaryWriter(folder, purge_step=done + 1 if done else None)
 
 
 @contextmanager
