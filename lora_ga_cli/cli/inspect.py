@@ -69,6 +69,10 @@ def command(
     faults += chosen.faults()
     if len(named) > 2:
         faults.append(Fault("command line", f"{len(named)} targets", "give one, or two to compare"))
+    if factors and len(named) != 2:
+        faults.append(Fault("command line", "--factors goes with two runs or adapters", "leave it out"))
+    if with_base and len(named) != 1:
+        faults.append(Fault("command line", "--with-base goes with one run or adapter", "leave it out"))
     if named and options and not faults:
         what = f"{', '.join(options)}: options of a recipe do not go with {named[0]}, which has its own"
         faults.append(Fault("command line", what, "leave them out"))

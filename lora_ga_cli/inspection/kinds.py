@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 NUMBER = re.compile(r"(^|\.)\d+(?=\.|$)")
 
@@ -36,3 +36,12 @@ def by_kind(names: Iterable[str]) -> dict[str, list[str]]:
         (short if shorts.count(short) == 1 else kind): layers
         for short, (kind, layers) in zip(shorts, found.items(), strict=True)
     }
+
+
+def one_by_one(names: Sequence[str]) -> dict[str, list[str]]:
+    """Each layer by itself, called by what follows the parts that begin all names."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(item) > shared + 1 and item[shared] == parts[0][shared] for item in parts):
+        shared += 1
+    return {".".join(item[shared:]): [name] for item, name in zip(parts, names, strict=True)}

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 COLORS = "viridis"
 """A colormap whose lightness grows evenly, so that it is read without colors too."""
-MOST_NUMBERS = 160
+MOST_NUMBERS = 70
 """Cells up to which the values are written into them."""
+CELL, NUMBERED_CELL = 0.14, 0.42
+"""Inches of a cell without and with its value."""
+LEAST_SIDE, LARGEST_SIDE = 1.9, 6.5
+"""Inches of a matrix."""
 MOST_TICKS = 16
 """Rows or columns up to which each is labelled."""
 
@@ -50,8 +54,8 @@ def heatmaps(grid: Sequence[Sequence[Heatmap]], file: Path, title: str) -> None:
         file: the PNG file to write.
     """
     across = max(len(row) for row in grid)
-    wide = max(_length(item.columns) for row in grid for item in row)
-    high = max(_length(item.rows) for row in grid for item in row)
+    wide = max(_length(item, len(item.columns)) for row in grid for item in row)
+    high = max(_length(item, len(item.rows)) for row in grid for item in row)
     labels = max(len(text) for row in grid for item in row for text in item.rows)
     figure = figures._figure((across * (1.1 + wide + 0.07 * labels), 0.6 + len(grid) * (0.9 + high)))
     panels = figure.subplots(len(grid), across, squeeze=False)
@@ -64,9 +68,13 @@ def heatmaps(grid: Sequence[Sequence[Heatmap]], file: Path, title: str) -> None:
     figures._save(figure, file, title)
 
 
-def _length(labels: Sequence[str]) -> float:
-    """Inches of a side."""
-    return min(max(0.42 * len(labels), 2.2), 6.5)
+def _length(item: Heatmap, count: int) -> float:
+    """Inches of a side with so many cells."""
+    return min(max((NUMBERED_CELL if _numbered(item) else CELL) * count, LEAST_SIDE), LARGEST_SIDE)
+
+
+def _numbered(item: Heatmap) -> bool:
+    return sum(len(row) for row in item.values) <= MOST_NUMBERS
 
 
 def _draw(axes: Axes, item: Heatmap) -> None:
@@ -82,7 +90,7 @@ def _draw(axes: Axes, item: Heatmap) -> None:
     axes.set_ylabel(item.axes[0], fontsize=8)
     axes.set_xlabel(item.axes[1], fontsize=8)
     axes.figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).ax.tick_params(labelsize=7)
-    if sum(len(row) for row in item.values) > MOST_NUMBERS:
+    if not _numbered(item):
         return
     bottom, top = image.get_clim()
     for y, row in enumerate(item.values):

@@ -18,7 +18,7 @@ from rich.text import Text
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.report.console import duration, out, size, warn
 from lora_ga_cli.report.sparkline import loss_curve
-from lora_ga_cli.training.run_files import is_locked, run_of_lock
+from lora_ga_cli.training.run_names import is_locked, run_of_lock
 from lora_ga_cli.training.run_state import RunState, WatchedRun, is_run
 
 INTERVAL = 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_ga_cli.files import read_json
-from lora_ga_cli.training.run_files import CONFIG, MANIFEST, METRICS, is_locked
+from lora_ga_cli.training.run_names import CONFIG, MANIFEST, METRICS, is_locked
 
 LAST_INTERVALS = 20
 """How many intervals between two logged points the time of a step is the median of."""

@@ -10,8 +10,8 @@ import pytest
 
 from lora_ga_cli.files import write_json
 from lora_ga_cli.training import metrics
-from lora_ga_cli.training.run_files import is_locked
 from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_names import is_locked
 from lora_ga_cli.training.run_state import Points, RunState, WatchedRun, is_run
 
 

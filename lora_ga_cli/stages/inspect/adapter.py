@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.inspection.changes import decompose
-from lora_ga_cli.inspection.kinds import block_of, by_kind
+from lora_ga_cli.inspection.kinds import block_of, by_kind, one_by_one
 from lora_ga_cli.inspection.layer import OF_BASE, SHARES, measured, totals
 from lora_ga_cli.lora.saved import refusal
 from lora_ga_cli.report.console import say, step
@@ -44,11 +44,13 @@ def inspect_adapter(
 
     Raises:
         RunError: the base is not that of the run.
+        InvalidInput: no layer is selected.
     """
     if refusal(run.path):
         return None
     options = options or InspectOptions()
     inspected = load(run.path, options.base)
+    check_selection(inspected.saved.changes, options)
     found = part_of(inspected, artifact, kept)
     return _with_base(found, inspected, options) if with_base else found
 
@@ -90,12 +92,7 @@ def show_adapter(folder: Path, options: InspectOptions) -> dict[str, Any]:
 
 
 def show_adapter_of_run(run: RunFolder, found: dict[str, Any], options: InspectOptions) -> None:
-    """Prints the part ``adapter`` of a run's inspection, and draws its figures.
-
-    Raises:
-        InvalidInput: no layer is selected.
-    """
-    check_selection(found["layers"], options)
+    """Prints the part ``adapter`` of a run's inspection, and draws its figures."""
     _show(run.path, found, options, options.figures_for(run.path))
 
 
@@ -121,7 +118,7 @@ def _show(folder: Path, found: Mapping[str, Any], options: InspectOptions, figur
     step("adapter", f"{folder}: {text}, {len(layers)} layers, ‖ΔW‖ {together['norm']:.3g}")
     for note in found.get("notes", ()):
         step("adapter", note)
-    groups = {name: [name] for name in layers} if options.every_layer else by_kind(layers)
+    groups = one_by_one(list(layers)) if options.every_layer else by_kind(layers)
     _print_changes(layers, groups, together)
     if any(layer["intruders"] is not None for layer in layers.values()):
         _print_base(layers, groups, together)
@@ -134,7 +131,7 @@ def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together
     cuts = [rank for rank in together["cut"] if int(rank) < together["largest_rank"]][-CUTS_SHOWN:]
     shares = [kind for kind in SHARES if together[kind] is not None]
     headings = {"within_start": "start", "within_gradient": "gradient"}
-    columns = ["layer", "rank", "‖ΔW‖", "effective", "stable", *(f"cut {rank}" for rank in cuts)]
+    columns = ["layer", "rank", "‖ΔW‖", "eff.", "stable", *(f"cut {rank}" for rank in cuts)]
     columns += [headings[kind] for kind in shares]
     rows = []
     for label, names in groups.items():
@@ -143,7 +140,7 @@ def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together
     if len(rows) > 1:
         rows.append(["all", *_cells(together, cuts, shares)])
     print_table(columns, rows, numeric=columns[1:])
-    say("effective, stable: mean effective rank and stable rank of ΔW; cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
+    say("eff., stable: mean effective rank and stable rank of ΔW; cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
     if "within_start" in shares:
         say("start: the share of ‖ΔW‖² in the row space of A0 or the column space of B0, the initial factors")
     if "within_gradient" in shares:
@@ -192,22 +189,24 @@ def _draw(layers: Layers, file: Path, title: str) -> None:
     groups = by_kind(layers)
     blocks = sorted({block_of(name) for name in layers}, key=lambda block: -1 if block is None else block)
     relative = any(layer["relative_norm"] is not None for layer in layers.values())
-    measures = {
-        ("‖ΔW‖ / ‖W‖" if relative else "‖ΔW‖"): lambda layer: layer["relative_norm" if relative else "norm"],
-        "effective rank": lambda layer: layer["effective_rank"],
+    measures: dict[str, tuple[Callable[[Mapping[str, Any]], Any], str]] = {
+        "effective rank": (lambda layer: layer["effective_rank"], ".1f")
     }
-    if any(layer["within_start"] is not None for layer in layers.values()):
-        measures["share in the initial spaces"] = lambda layer: (layer["within_start"] or {}).get("either")
     if relative:
-        measures["intruders"] = lambda layer: layer["intruders"] and float(layer["intruders"]["count"])
+        measures["‖ΔW‖ / ‖W‖"] = (lambda layer: layer["relative_norm"], ".1%")
+        measures["intruders"] = (lambda layer: layer["intruders"] and float(layer["intruders"]["count"]), ".2g")
+    else:
+        measures["‖ΔW‖"] = (lambda layer: layer["norm"], ".2g")
+    if any(layer["within_start"] is not None for layer in layers.values()):
+        measures["share in the initial spaces"] = (lambda layer: (layer["within_start"] or {}).get("either"), ".1%")
     panels = []
-    for heading, measure in measures.items():
+    for heading, (measure, form) in measures.items():
         values = [
             [_mean([measure(layers[name]) for name in names if block_of(name) == block]) for names in groups.values()]
             for block in blocks
         ]
         rows = ["–" if block is None else str(block) for block in blocks]
-        panels.append(Heatmap(heading, values, rows, list(groups), ("block", "")))
+        panels.append(Heatmap(heading, values, rows, list(groups), ("block", ""), form=form))
     heatmaps([panels], file, title)
 
 

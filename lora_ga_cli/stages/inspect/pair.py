@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.inspection.changes import Decomposed, cosine, decompose, principal_angles
-from lora_ga_cli.inspection.kinds import by_kind
+from lora_ga_cli.inspection.kinds import by_kind, one_by_one
 from lora_ga_cli.inspection.subspaces import expected_by_chance, random_basis, similarities
 from lora_ga_cli.lora.initialization import layer_seed
 from lora_ga_cli.lora.links import LowRank
@@ -49,7 +49,7 @@ def show_pair(first: Path, second: Path, options: InspectOptions) -> dict[str, A
     kinds = {kind: _averaged([matrices[name] for name in members]) for kind, members in groups.items()}
     together = _totals(layers)
     _say(one, other, names)
-    _print(layers, {name: [name] for name in names} if options.every_layer else groups, options)
+    _print(layers, one_by_one(names) if options.every_layer else groups, options)
     file = options.figures_for(first, second) / FIGURE
     _draw(kinds, {kind: len(members) for kind, members in groups.items()}, file, one, other, options)
     step("figure", str(file))
@@ -169,7 +169,7 @@ def _say(one: Inspected, other: Inspected, names: Sequence[str]) -> None:
 def _print(
     layers: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]], options: InspectOptions
 ) -> None:
-    columns = ["layer", "‖ΔW‖ 1", "‖ΔW‖ 2", "cosine", "A φ(1,1)", "A φ(r,r)", "B φ(1,1)", "B φ(r,r)", "chance"]
+    columns = ["layer", "‖ΔW‖ 1", "‖ΔW‖ 2", "cosine", "A φ(1,1)", "A φ(r,r)", "B φ(1,1)", "B φ(r,r)"]
     rows = []
     for label, names in groups.items():
         part = _totals({name: layers[name] for name in names})
@@ -177,14 +177,17 @@ def _print(
     if len(rows) > 1:
         rows.append(["all", *_cells(_totals(layers))])
     print_table(columns, rows, numeric=columns[1:])
-    of = "A's right and B's left" if options.factors else "the right (A) and left (B)"
-    tail = "" if options.factors else " of ΔW"
-    say(f"φ(i,j): how far the first i and j singular vectors span one space (LoRA, equation 4), of {of} ones{tail}")
-    say("cosine: between the two ΔW; chance: φ(r,r) of A that random subspaces have on average")
+    what = "the right (A) and left (B) singular vectors of " + ("the factors" if options.factors else "ΔW")
+    say(f"φ(i,j): how far the first i and the first j of {what} span one space, from 0 to 1")
+    together = _totals(layers)
+    chance = " and ".join(
+        f"{together[f'{side}_by_chance']:.3f} ({name})" for side, name in zip(SIDES, "AB", strict=True)
+    )
+    say(f"random subspaces have φ(r,r) {chance} on average; cosine: between the two ΔW")
 
 
 def _cells(part: Mapping[str, Any]) -> list[str]:
-    values = ("cosine", "right_leading", "right_all", "left_leading", "left_all", "right_by_chance")
+    values = ("cosine", "right_leading", "right_all", "left_leading", "left_all")
     shown = ["–" if part[name] is None else f"{part[name]:.3f}" for name in values]
     return [*(f"{norm:.3g}" for norm in part["norms"]), *shown]
 
