@@ -214,6 +214,7 @@ def prepare_inputs(
     model_config = load_config(config.model)
     check_stored(config.model, model_config, to_train=to_train)
     tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
+    config = _within_positions(config, positions := _positions(config, model_config))
     data = Data(None, None, label_names, config.dataset)
     if splits or (config.model.task == "sequence_classification" and label_names is None):
         data = load_data(
@@ -221,7 +222,7 @@ def prepare_inputs(
             task=config.model.task,
             tokenizer=tokenizer,
             seed=config.seed,
-            max_positions=_positions(config, model_config),
+            max_positions=positions,
             vocabulary=_rows_of_embedding(config, model_config, tokenizer),
             splits=tuple(splits),
             num_labels=config.model.num_labels,
@@ -286,6 +287,16 @@ def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:
     """The longest possible row, in tokens: trained vectors before it take some of the model's positions."""
     positions = max_positions(model_config)
     return None if positions is None else positions - method_of(config).leading_positions
+
+
+def _within_positions(config: Config, positions: int | None) -> Config:
+    """The configuration whose ``dataset.max_length`` is the model's number of positions, where it is the default and
+    the model has fewer. A row that is longer is treated as any row that is too long."""
+    default, given = DatasetConfig.model_fields["max_length"].default, config.dataset.max_length
+    if positions is None or given != default or given <= positions:
+        return config
+    step("data", f"dataset.max_length={positions}, the positions of this model (the default is {default})")
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"max_length": positions})})
 
 
 def evaluation_split(inputs: Inputs) -> Split:
