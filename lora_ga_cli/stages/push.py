@@ -22,7 +22,7 @@ from lora_ga_cli.files import read_json, resolve_path
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
-from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_weights
+from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_model
 from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base
@@ -142,7 +142,8 @@ def _prepared(
     if options.merged is None:
         check_result(run)
     else:
-        check_weights(options.merged)
+        check_model(options.merged, weights=False)
+        check_model(options.merged, weights=True)
     folder = options.merged or run.path
     adapter = options.merged is None and method_of(config).output.is_adapter
     own = ADAPTER_FILES if adapter else MODEL_FILES if options.merged is None else MERGED_FILES
