@@ -40,6 +40,7 @@ LARGEST_TEXT = 50 * 2**20
 NO_NAME_GOES_ON = r"(?![\w-]|\.\w)"
 """What follows a path that is complete: another folder or file may begin with the same letters."""
 CARD, FIGURE = "README.md", "loss.png"
+SCORE_AGAIN = "score the run again (loraga eval), or remove this file"
 
 
 class Hub(Protocol):
@@ -198,7 +199,7 @@ def _published(file: Path, base: str) -> bytes | Path:
 def _results(run: RunFolder) -> list[dict[str, Any]]:
     """The stored results of the run's evaluations."""
     files = [run.path / "eval.json", *sorted((run.path / "eval").glob("*.json"))]
-    return [content for file in files if file.is_file() and "values" in (content := read_json(file))]
+    return [content for file in files if file.is_file() and "values" in (content := read_json(file, SCORE_AGAIN))]
 
 
 def _card(run: RunFolder, config: Config, repository: str, published: Published) -> str:
