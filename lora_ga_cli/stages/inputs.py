@@ -39,7 +39,7 @@ from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import check_stored, dequantized_kind
 from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
-from lora_ga_cli.model.written import changed_files
+from lora_ga_cli.model.written import check_model
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -208,8 +208,7 @@ def prepare_inputs(
     """
     garbage.imported()
     quiet()
-    for what in changed_files(resolve_path(config.model.path)):
-        warn(f"{what}: it was changed by hand, or is damaged")
+    check_model(resolve_path(config.model.path), weights=False)
     device = pick_device(config.device)
     model_config = load_config(config.model)
     check_stored(config.model, model_config, to_train=to_train)
