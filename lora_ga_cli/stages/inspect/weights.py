@@ -60,7 +60,7 @@ def base_of_run(run: RunFolder, base: str | None) -> PreTrainedModel:
     config: Config = config_of(run, (), base)
     inputs = prepare_inputs(config, splits=(), label_names=run.manifest.get("label_names"), to_train=False)
     model = inputs.load_model()
-    check_base(model, inputs, run)
+    check_base(model, inputs.config, run)
     return model
 
 
