@@ -107,6 +107,27 @@ class Interrupted(UserError):
     exit_code = 130
 
 
+class DamagedFile(UserError, ValueError):
+    """A file does not have the bytes that were written, or is not there.
+
+    It is a `ValueError` too, so that readers who can do without a file treat it as one that cannot be parsed.
+
+    Args:
+        file: the file.
+        what: what is wrong with it, as ``has 10 bytes and was written with 12``.
+        mend: the command that makes it anew, or another next step.
+    """
+
+    exit_code = 2
+
+    def __init__(self, file: object, what: str, mend: str = ""):
+        self.file, self.what, self.mend = file, what, mend
+        super().__init__(f"{file} {what}" + (f": {mend}" if mend else ""))
+
+    def __reduce__(self) -> tuple[type[DamagedFile], tuple[object, str, str]]:
+        return type(self), (self.file, self.what, self.mend)
+
+
 class RunError(UserError):
     """A run folder is missing something, or belongs to other settings."""
 

@@ -8,14 +8,15 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.errors import UserError
+from lora_ga_cli.errors import DamagedFile, UserError
 
 BUNDLED = "bundled:"
 PACKAGE = "package:"
@@ -39,6 +40,10 @@ LEAST_ROOM = 2**20
 """Bytes that have to be free on a disk before a run begins."""
 LONGEST_NAME = 200
 """Bytes of a name. File systems take 255, and temporary and replaced folders add to the name."""
+DIGEST = "content_sha256"
+"""The first key of a JSON file that `write_json` wrote with a digest: the SHA-256 of all bytes after its line."""
+_DIGEST_KEY = b'{\n  "' + DIGEST.encode() + b'": "'
+_HEXADECIMAL = re.compile(rb"[0-9a-f]{64}")
 CLOCK_RESOLUTION = 2.0
 """Seconds within which a file system may give two changes of a file the same time."""
 
@@ -181,15 +186,53 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, atomically."""
+def write_json(path: Path, value: Any, *, digest: bool = False) -> None:
+    """Writes ``value`` as indented JSON, atomically.
+
+    Args:
+        digest: put a digest of the content before it, which `read_json` checks. The value is an object then.
+    """
+    data = text_of_json(value, digest=digest).encode("utf-8")
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(data)
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def text_of_json(value: Any, *, digest: bool = False) -> str:
+    """The text that `write_json` writes."""
+    text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+    return _with_digest(text.encode().removeprefix(b"{").removeprefix(b"\n")).decode() if digest else text
+
+
+def read_json(path: Path, mend: str = "") -> Any:
+    """The value in a JSON file. The digest that `write_json` may have written is checked, and is no part of the value.
+
+    Args:
+        mend: what makes the file anew, for the message.
+
+    Raises:
+        FileNotFoundError
+        DamagedFile: it is no JSON, or does not have the bytes that were written.
+    """
+    data = path.read_bytes()
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(path, f"is damaged (no complete JSON: {error})", mend) from error
+    begin = len(_DIGEST_KEY)
+    # 64 digits behind another key are a digest whose key is damaged
+    if not data.startswith(_DIGEST_KEY) and not _HEXADECIMAL.fullmatch(data[begin : begin + 64]):
+        return value
+    rest = data[begin + 64 :].removeprefix(b'"').removeprefix(b",").removeprefix(b"\n")
+    if data != _with_digest(rest):
+        raise DamagedFile(path, "is damaged (its content is not what its digest says)", mend)
+    del value[DIGEST]
+    return value
+
+
+def _with_digest(rest: bytes) -> bytes:
+    """The bytes of a JSON object, from those after its first line."""
+    comma = b"" if rest == b"}\n" else b","
+    return _DIGEST_KEY + hashlib.sha256(rest).hexdigest().encode() + b'"' + comma + b"\n" + rest
 
 
 def sha256_file(path: Path) -> str:
@@ -201,21 +244,33 @@ def sha256_file(path: Path) -> str:
 def remembered_sha256(file: Path, memo: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes, remembered in ``memo`` (JSON) by path, size and time of change.
 
-    A damaged memo is begun again. A file that has just changed is not remembered, since it may change once more
-    within the resolution of the file system's clock.
+    A damaged memo is begun again. A file that has just changed is not remembered, since it may change once more within
+    the resolution of the file system's clock.
     """
     stat = file.stat()
     entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     digests: dict[str, str] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, DamagedFile):
         found = read_json(memo)
         digests = found if isinstance(found, dict) else {}
     if entry in digests:
         return digests[entry]
     digest = sha256_file(file)
     if time.time() - stat.st_mtime > CLOCK_RESOLUTION:
-        write_json(memo, digests | {entry: digest})
+        write_json(memo, digests | {entry: digest}, digest=True)
     return digest
+
+
+def drop_damaged(memo: Path, notify: Callable[[str], None]) -> None:
+    """Removes what `remembered_sha256` remembers if it is damaged, with a message."""
+    try:
+        read_json(memo)
+    except FileNotFoundError:
+        return
+    except DamagedFile as error:
+        notify(f"{error}; the digests in it are computed again")
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            memo.unlink()
 
 
 def sha256_json(value: Any) -> str:

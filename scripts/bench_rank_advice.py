@@ -49,13 +49,16 @@ from typing import IO, Any
 
 import torch
 
+from lora_ga_cli.config.compose import compose
 from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import followed
 from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.inspection.spectrum import captured
-from lora_ga_cli.lora.allocation import allocate_by_energy, factor_parameters
+from lora_ga_cli.lora.allocation import Shapes, allocate_by_energy, factor_parameters
+from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.loading import empty_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SST2 = ROOT.parent / "shared" / "data" / "glue" / "sst2"
@@ -184,43 +187,61 @@ def pattern(ranks: Mapping[str, int]) -> str:
     return f"rank_pattern={{{entries}}}"
 
 
-def jobs_of(options: argparse.Namespace, artifact: GradientArtifact) -> list[Job]:
-    """All jobs, the more telling ones first."""
-    names, shapes = list(artifact.factors), artifact.shapes
+def shapes_of(options: argparse.Namespace) -> Shapes:
+    """(d_out, d_in) of every layer that an adapter can have, without the gradient."""
+    config = compose([*common(options), f"method={options.methods[0]}"])
+    return {name: target.shape for name, target in method_of(config).targets(empty_model(config.model)).items()}
+
+
+def jobs_of(options: argparse.Namespace, shapes: Shapes, artifact: GradientArtifact | None) -> list[Job]:
+    """All jobs, the more telling ones first.
+
+    Args:
+        artifact: None for a list of jobs; then ranks by energy are not known.
+    """
+    names = list(shapes)
     kinds, blocks = by_kind(names), defaultdict[str, list[str]](list)
     for name in names:
         blocks[block_name(name) or name].append(name)
+    groups = {"module": kinds, "block": blocks, "layer": {name: [name] for name in names}}
     found: list[Job] = []
+
+    def add(
+        part: str, label: str, method: str, ranks: Mapping[str, int], *overrides: str, seeds: Sequence[int] = (SEED,)
+    ) -> None:
+        known: Sequence[float | None] = RATES.get(options.base, {}).get(method, (None,))
+        rates = options.rates or (known if part in ("rank", "budget") else known[len(known) // 2 :][:1])
+        found.extend(Job(part, label, method, seed, rate, dict(ranks), overrides) for seed in seeds for rate in rates)
+
     for part in options.parts:
         for method in options.methods:
             vectors = VECTORS[method]
-            known: Sequence[float | None] = RATES.get(options.base, {}).get(method, (None,))
-            rates = options.rates or (known if part in ("rank", "budget") else known[len(known) // 2 :][:1])
-
-            def add(label: str, ranks: Mapping[str, int], *overrides: str, seeds: Sequence[int] = (SEED,)) -> None:
-                every = [(seed, rate) for seed in seeds for rate in rates]  # noqa: B023
-                found.extend(Job(part, label, method, *one, dict(ranks), overrides) for one in every)  # noqa: B023
-
             if part == "rank":
                 for rank in RANKS:
                     if vectors * rank <= min(map(min, shapes.values())):
-                        add(f"r={rank}", dict.fromkeys(names, rank), f"rank={rank}", seeds=options.seeds)
+                        ranks = dict.fromkeys(names, rank)
+                        add(part, f"r={rank}", method, ranks, f"rank={rank}", seeds=options.seeds)
             elif part == "budget":
-                budget = factor_parameters(dict.fromkeys(names, RANK), shapes)
-                add("uniform", dict.fromkeys(names, RANK), f"rank={RANK}", seeds=SEEDS)
-                for label, gains in (
-                    ("energy", gains_of(artifact, vectors)),
-                    ("reverse", exchanged(artifact, vectors)),
-                ):
-                    ranks = allocate_by_energy(gains, shapes, budget, MOST, 1)
-                    add(label, ranks, f"rank={RANK}", pattern(ranks), seeds=SEEDS)
+                uniform = dict.fromkeys(names, RANK)
+                add(part, "uniform", method, uniform, f"rank={RANK}", seeds=SEEDS)
+                for label, ranks in ranks_by_energy(artifact, shapes, vectors).items():
+                    add(part, label, method, ranks, f"rank={RANK}", pattern(ranks), seeds=SEEDS)
             else:
-                layers = {name: [name] for name in names}
-                groups = {"module": kinds, "block": blocks, "layer": layers}[part]
-                for label, group in groups.items():
+                for label, group in groups[part].items():
                     chosen = f"target_modules=[{','.join(group)}]"
-                    add(label, dict.fromkeys(group, RANK), f"rank={RANK}", chosen)
+                    add(part, label, method, dict.fromkeys(group, RANK), f"rank={RANK}", chosen)
     return found
+
+
+def ranks_by_energy(artifact: GradientArtifact | None, shapes: Shapes, vectors: int) -> dict[str, dict[str, int]]:
+    """Ranks with as many parameters as `RANK` in every layer: where the energy is, and where it is not."""
+    if artifact is None:
+        return {"energy": {}, "reverse": {}}
+    budget = factor_parameters(dict.fromkeys(shapes, RANK), shapes)
+    return {
+        "energy": allocate_by_energy(gains_of(artifact, vectors), shapes, budget, MOST, 1),
+        "reverse": allocate_by_energy(exchanged(artifact, vectors), shapes, budget, MOST, 1),
+    }
 
 
 class Results:
@@ -468,7 +489,9 @@ def parsed() -> argparse.Namespace:
         "--data", help="with a folder: JSON lines of question and answer to train on; with minilm: the folder of SST-2"
     )
     parser.add_argument("--validation", help="with a folder: likewise, to validate on (default: 5 %% of --data)")
-    parser.add_argument("--work", help="folder of results, logs, cache and runs (default: rank_advice_BASE)")
+    parser.add_argument(
+        "--work", help="folder of results, logs, gradient and runs (default: rank_advice/BASE in the cache)"
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="some of %(default)s")
     parser.add_argument("--methods", default=",".join(VECTORS), help="some of %(default)s")
     parser.add_argument("--rates", default="", help="learning rates, of which the best one counts: 3e-4,1e-3")
@@ -490,7 +513,8 @@ def parsed() -> argparse.Namespace:
     if options.base not in RATES:
         options.base = str(Path(options.base).resolve())
         options.validation = options.validation and str(Path(options.validation).resolve())
-    options.work = str(Path(options.work or f"rank_advice_{Path(options.base).name}").resolve())
+    default = cache_root(None) / "rank_advice" / Path(options.base).name
+    options.work = str(Path(options.work or default).resolve())
     return options
 
 
@@ -499,18 +523,19 @@ def main() -> None:
     if options.table:
         print_tables(options)
         return
+    if options.list:
+        shapes, done = shapes_of(options), Results(options).done()
+        jobs = jobs_of(options, shapes, None)
+        for job in jobs:
+            state, layers = "done" if job.name in done else "to do", len(job.ranks) or len(shapes)
+            print(f"{state}  {job.name}, in {layers} of {len(shapes)} layers")
+        print(f"{len(jobs)} jobs, {len([job for job in jobs if job.name in done])} done in {options.work}")
+        return
     deadline = began + options.seconds - SAVED_SECONDS
     Path(options.work).mkdir(parents=True, exist_ok=True)
     artifact = gradient_of(options, deadline)
-    jobs = jobs_of(options, artifact)
-    if options.list:
-        done = Results(options).done()
-        for job in jobs:
-            print(f"{'done' if job.name in done else 'to do'}  {job.name}: {shlex.join(job.overrides)}")
-        print(f"{len(jobs)} jobs")
-        return
     try:
-        run(jobs, artifact, options, deadline)
+        run(jobs_of(options, artifact.shapes, artifact), artifact, options, deadline)
     finally:
         print_tables(options)
 

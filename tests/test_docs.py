@@ -41,7 +41,8 @@ PLACEHOLDERS = {"NAME", "TABLE", "…"}
 MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
 RUN_FILES = re.compile(
-    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from|inspection)\.(safetensors|json)"
+    r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from|inspection)"
+    r"\.(safetensors|json)|(complete|link|manifest|cost)\.json|metrics\.jsonl|config\.yaml"
 )
 """Files of a run's folder and of merged models, and of folders that earlier versions wrote."""
 

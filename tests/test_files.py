@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from lora_ga_cli import files
-from lora_ga_cli.errors import UserError
+from lora_ga_cli.errors import DamagedFile, UserError
 
 
 class Interrupted(Exception):
@@ -241,3 +241,43 @@ def test_a_name_leaves_room_for_what_is_added_to_it() -> None:
 def test_json_on_disk_is_plain_json(tmp_path: Path) -> None:
     files.write_json(tmp_path / "x.json", {"a": 1})
     assert json.loads((tmp_path / "x.json").read_bytes()) == {"a": 1}
+
+
+@pytest.mark.parametrize("value", [{"a": [1, 2.5e-05], "ü": {"b": None, "sha256": "f" * 64}}, {}])
+def test_every_flipped_bit_and_every_cut_of_json_with_a_digest_is_noticed(tmp_path: Path, value: object) -> None:
+    file = tmp_path / "x.json"
+    files.write_json(file, value, digest=True)
+    assert files.read_json(file) == value
+    written = file.read_bytes()
+    for bit in range(8 * len(written)):
+        flipped = bytearray(written)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(DamagedFile, match=r"x\.json is damaged"):
+            files.read_json(file)
+    for length in range(len(written)):
+        file.write_bytes(written[:length])
+        with pytest.raises(DamagedFile, match=r"x\.json is damaged"):
+            files.read_json(file)
+
+
+def test_json_with_a_digest_is_json_for_other_programs(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "x.json", {"a": 1}, digest=True)
+    first, rest = (tmp_path / "x.json").read_bytes().split(b"\n", maxsplit=2)[1:]
+    stored = json.loads((tmp_path / "x.json").read_bytes())
+    assert stored == {"content_sha256": hashlib.sha256(rest).hexdigest(), "a": 1}
+    assert b"content_sha256" in first
+
+
+def test_a_damaged_memo_of_digests_is_dropped_with_a_message(tmp_path: Path) -> None:
+    said: list[str] = []
+    memo = tmp_path / "memo.json"
+    files.drop_damaged(memo, said.append)
+    files.write_json(memo, {"a": "b"}, digest=True)
+    files.drop_damaged(memo, said.append)
+    assert memo.exists()
+    memo.write_bytes(memo.read_bytes().replace(b"b", b"c"))
+    files.drop_damaged(memo, said.append)
+    assert not memo.exists()
+    assert len(said) == 1
+    assert "computed again" in said[0]

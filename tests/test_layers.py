@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
     {"files", "stores", "distributed", "garbage", "registry"},
+    {"digests"},
     {"config"},
     {"model", "data"},
     {"gradient", "evaluation"},

@@ -87,7 +87,7 @@ def remember_options(options: list[Option] | None = None) -> None:
         return
     try:
         entries = [asdict(option) for option in (collect_options() if options is None else options)]
-        write_json(_file(), {"stamp": _stamp(), "options": entries})
+        write_json(_file(), {"stamp": _stamp(), "options": entries}, digest=True)
     except OSError:
         return
 

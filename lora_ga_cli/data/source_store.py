@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.arrow import Spool, mapped
 from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, Damaged, StoreOfRows
-from lora_ga_cli.errors import DataError, system_fault
+from lora_ga_cli.errors import DamagedFile, DataError, system_fault
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.stores import Notify
 
@@ -109,7 +109,7 @@ class SourceStore(StoreOfRows):
                 "class_names": rows.class_names,
                 "file_sha256": sha256_file(folder / ROWS_FILE),
             }
-            write_json(folder / MANIFEST_FILE, manifest)
+            write_json(folder / MANIFEST_FILE, manifest, digest=True)
         return rows
 
     def check(self, folder: Path) -> None:
@@ -133,5 +133,7 @@ def load(folder: Path) -> ReadRows:
         with (folder / ROWS_FILE).open("rb") as file:
             batches = mapped(file)
         return ReadRows(batches, manifest["columns"], manifest["malformed"], manifest["notes"], manifest["class_names"])
+    except DamagedFile as error:
+        raise Damaged(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}: {type(error).__name__}: {error}") from error

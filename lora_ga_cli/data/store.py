@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import atomic_folder, file_sizes, read_json, sha256_file, write_json
 from lora_ga_cli.stores import FolderStore, Notify
 
@@ -147,7 +148,7 @@ class RowStore(StoreOfRows):
             with atomic_folder(self.path(key)) as folder:
                 _write(split.rows, folder / ROWS_FILE)
                 digest = sha256_file(folder / ROWS_FILE)
-                write_json(folder / MANIFEST_FILE, manifest | {"file_sha256": digest})
+                write_json(folder / MANIFEST_FILE, manifest | {"file_sha256": digest}, digest=True)
         except OSError as error:
             self.notify(f"tokenized rows cannot be stored in {self.folder}: {error.strerror or error}")
             return split
@@ -182,6 +183,8 @@ def load(folder: Path) -> StoredRows:
             manifest["read_rows"],
             tuple(manifest["notes"]),
         )
+    except DamagedFile as error:
+        raise Damaged(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{folder}: {type(error).__name__}: {error}") from error
 

@@ -44,7 +44,7 @@ class Generator(ModelInputs):
             ModelError: a first turn fills all of the model's positions.
         """
         problems = problems_of(benchmark)
-        cached = read_completions(file, problems)
+        cached = read_completions(file, problems, self.warn)
         rows = self.first_rows(benchmark)
         lengths = {problem.id: len(row["input_ids"]) for problem, row in zip(problems, rows, strict=True)}
         wanted = [(problem, sample) for problem in problems for sample in range(self.options.samples)]

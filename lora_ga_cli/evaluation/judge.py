@@ -116,7 +116,7 @@ class Judge:
             judgement = _stored(file)
             if judgement is None:
                 judgement = self._send(messages, self.options.retries)
-                write_json(file, {"request": request, "reply": asdict(judgement)})
+                write_json(file, {"request": request, "reply": asdict(judgement)}, digest=True)
             self._stored.add(key)
         return judgement
 
@@ -168,7 +168,7 @@ class Judge:
 
 
 def _stored(file: Path) -> Judgement | None:
-    """The judgement in a file; None if there is none, or it is incomplete."""
+    """The judgement in a file; None if there is none, or it is damaged."""
     try:
         reply = read_json(file)["reply"]
         return Judgement(str(reply["text"]), str(reply["model"]), str(reply["finish"]))

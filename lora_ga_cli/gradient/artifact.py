@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_ga_cli.errors import ArtifactDamaged, GradientError
+from lora_ga_cli.errors import ArtifactDamaged, DamagedFile, GradientError
 from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
 from lora_ga_cli.gradient.factors import Factors
 
@@ -104,7 +103,7 @@ class GradientArtifact:
                 "info": self.info,
                 "norms": {name: factors.norm for name, factors in self.factors.items()},
             }
-            write_json(temporary / MANIFEST_FILE, manifest)
+            write_json(temporary / MANIFEST_FILE, manifest, digest=True)
 
     @classmethod
     def load(cls, folder: Path) -> GradientArtifact:
@@ -131,5 +130,7 @@ class GradientArtifact:
                 for name, norm in manifest["norms"].items()
             }
             return cls(factors=factors, capacity=manifest["capacity"], info=manifest["info"], key=manifest["key"])
-        except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        except DamagedFile as error:
+            raise ArtifactDamaged(str(error)) from error
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ArtifactDamaged(f"{folder}: not a complete gradient artifact ({error})") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -27,6 +27,7 @@ from lora_ga_cli.lora.experts import pack, unpack
 from lora_ga_cli.lora.layers import ADAPTER, base_targets, factor_keys, lora_layers
 from lora_ga_cli.lora.offset import LoraInit, differences
 from lora_ga_cli.lora.peft_targets import peft_names, peft_targets
+from lora_ga_cli.model.tensor_files import read_tensors
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -139,7 +140,7 @@ def restore_adapter(model: PeftModel, folder: Path, init: LoraInit | None = None
     Raises:
         RunError: the file belongs to another initialization, or was written by a version that saved another form.
     """
-    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     in_difference_form = init is not None and init.offset != "none"
     keys, layers = factor_keys(model), lora_layers(model)
     for name, (a0, b0) in (init.factors if init is not None and in_difference_form else {}).items():

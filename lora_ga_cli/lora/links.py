@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +21,7 @@ from lora_ga_cli.lora.experts import unpack
 from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, target_of, weight_of
 from lora_ga_cli.model.targets import Target, find_targets
+from lora_ga_cli.model.tensor_files import read_tensors
 
 PREVIOUS = ("previous_links_left", "previous_links_right")
 """Names of the buffers on a base layer that keep the links before the one that trains."""
@@ -73,7 +73,7 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
     """The changes that a saved LoRA adapter makes, by layer name."""
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
-    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     changes = {}
     for key in tensors:
         if key.endswith(".lora_A.weight"):
@@ -231,7 +231,7 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
         tensors[key_a], tensors[key_b] = written.right.contiguous(), written.left.contiguous()
     describe_ranks(config, ranks, scalings)
     config.inference_mode = True
-    stored = load_file(like / WEIGHTS_FILE)
+    stored = read_tensors(like / WEIGHTS_FILE)
     if any(lora_keys(name)[0] not in stored for name in total):  # layers that only other links adapt
         config.target_modules = list(total)
     others = {key: tensor for key, tensor in stored.items() if ".lora_" not in key}

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_ga_cli.errors import RunError, TargetError
+from lora_ga_cli.errors import DamagedFile, RunError, TargetError
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.lora.difference import OFFSETS, compute_by, use_direct
 from lora_ga_cli.lora.experts import add_product, compute_shapes, pack, unpack
@@ -77,13 +77,21 @@ class LoraInit:
 
     @classmethod
     def load(cls, file: Path) -> LoraInit:
-        """Reads what `save` wrote."""
-        with safe_open(file, framework="pt") as opened:
-            described = json.loads(opened.metadata()["loraga"])
-            factors = {
-                name: (opened.get_tensor(f"{name}.A0"), opened.get_tensor(f"{name}.B0"))
-                for name in described["scalings"]
-            }
+        """Reads what `save` wrote.
+
+        Raises:
+            DamagedFile: it is no such file.
+        """
+        try:
+            with safe_open(file, framework="pt") as opened:
+                described = json.loads(opened.metadata()["loraga"])
+                factors = {
+                    name: (opened.get_tensor(f"{name}.A0"), opened.get_tensor(f"{name}.B0"))
+                    for name in described["scalings"]
+                }
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            what = f"is damaged (no complete file of initial factors: {error})"
+            raise DamagedFile(file, what, "start the run again with overwrite=true") from error
         return cls(factors, described["scalings"], described["offset"], described["installed_base"])
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from lora_ga_cli.lora.layers import ADAPTER, PREFIX, base_targets, factor_keys, 
 from lora_ga_cli.lora.links import LowRank, layer_scaling
 from lora_ga_cli.lora.peft_targets import peft_names, without_false_warnings
 from lora_ga_cli.model.targets import Target
+from lora_ga_cli.model.tensor_files import read_tensors
 
 MAGNITUDE = ".lora_magnitude_vector"
 EMBEDDING = ".lora_embedding_"
@@ -117,7 +117,7 @@ def read_saved(folder: Path, empty: Callable[[], PreTrainedModel]) -> SavedAdapt
         raise RunError(f"{folder}: {problem}")
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
-    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     layers = _by_model(folder, config, tensors, empty()) if config.target_parameters else _by_keys(config, tensors)
     factors = {key for layer in layers for key in layer.keys}
     others = {key: item for key, item in tensors.items() if key not in factors}

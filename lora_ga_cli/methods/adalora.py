@@ -13,7 +13,7 @@ import torch
 from peft import AdaLoraConfig, PeftModel, set_peft_model_state_dict
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,6 +25,7 @@ from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.targets import check_rank, find_targets, new_modules, shortest_names
+from lora_ga_cli.model.tensor_files import read_tensors
 from lora_ga_cli.registry import METHODS
 
 ALLOCATOR_FILE = "rank_allocator.safetensors"
@@ -123,7 +124,7 @@ class AdaLora(Method):
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         assert isinstance(model, PeftModel)
         with all_triplets(model):  # PEFT would truncate the layers to their present ranks
-            set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+            set_peft_model_state_dict(model, read_tensors(folder / WEIGHTS_FILE))
 
     def save_state(self, model: Model, folder: Path) -> None:
         assert isinstance(model, PeftModel)

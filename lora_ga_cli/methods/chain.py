@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -33,6 +32,7 @@ from lora_ga_cli.methods.lora_ga import LoraGA, LoraGAOptions
 from lora_ga_cli.methods.rank_allocation import allocates
 from lora_ga_cli.methods.zero_init import ZeroInitLora, ZeroInitOptions
 from lora_ga_cli.model.targets import Target
+from lora_ga_cli.model.tensor_files import read_tensors
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.registry import METHODS
 
@@ -211,7 +211,7 @@ def rotated(
         model: the link that begins.
         before: the saved adapter of the link before.
     """
-    tensors, names = load_file(before / WEIGHTS_FILE), {id(item): name for name, item in model.named_parameters()}
+    tensors, names = read_tensors(before / WEIGHTS_FILE), {id(item): name for name, item in model.named_parameters()}
     result = {name: dict(entries) for name, entries in state.items()}
     for pair in lora_pairs(model):  # type: ignore[arg-type]
         key_a, key_b = lora_keys(pair.name)

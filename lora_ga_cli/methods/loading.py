@@ -8,8 +8,11 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
+from lora_ga_cli.files import read_json
+from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.methods import custom
 from lora_ga_cli.methods.base import Method, Model
+from lora_ga_cli.model.tensor_files import check_readable
 from lora_ga_cli.registry import METHODS
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", custom.CONFIG_FILE, custom.WEIGHTS_FILE)
@@ -25,7 +28,8 @@ def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:
     """The original base model with a saved adapter on it, in evaluation mode.
 
     Raises:
-        RunError: the files are damaged, or belong to another model.
+        RunError: the files belong to another model.
+        DamagedFile: a file is missing or not complete.
         InvalidInput: no method of this name is registered (`--code FILE` registers those in a user's file).
     """
     return adapter_class(folder).load(base, folder, device)
@@ -39,6 +43,9 @@ def adapter_class(folder: Path) -> type[Method]:
     """
     if is_custom_adapter(folder):
         return _custom_class(folder)
+    read_json(folder / CONFIG_FILE)
+    if not (folder / "adapter_model.bin").exists():
+        check_readable(folder / WEIGHTS_FILE)
     kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
     classes = (METHODS[name] for name in METHODS.names())
     return next((method for method in classes if method.peft_type == kind), Method)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Method, Model
+from lora_ga_cli.model.tensor_files import read_tensors
 
 
 class PeftAdapter(Method):
@@ -23,4 +23,4 @@ class PeftAdapter(Method):
 
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         assert isinstance(model, PeftModel)
-        set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+        set_peft_model_state_dict(model, read_tensors(folder / WEIGHTS_FILE))

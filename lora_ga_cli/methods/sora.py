@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from pydantic import Field
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -22,6 +22,7 @@ from lora_ga_cli.methods.base import Link, Model, PreparedModel
 from lora_ga_cli.methods.lora import Lora, LoraOptions
 from lora_ga_cli.methods.rank_allocation import describe_ranks_of
 from lora_ga_cli.model.targets import Target
+from lora_ga_cli.model.tensor_files import read_tensors
 from lora_ga_cli.registry import METHODS
 
 STATE_FILE = "gated_factors.safetensors"
@@ -81,7 +82,7 @@ class Sora(Lora):
     def restore(self, model: Model, folder: Path, init: LoraInit | None) -> None:
         """Reads a new head alone; gates and factors, of which the adapter has a part, are read by `restore_state`."""
         assert isinstance(model, PeftModel)
-        stored = load_file(folder / WEIGHTS_FILE)
+        stored = read_tensors(folder / WEIGHTS_FILE)
         set_peft_model_state_dict(model, {name: item for name, item in stored.items() if ".lora_" not in name})
 
     def save_state(self, model: Model, folder: Path) -> None:
@@ -90,7 +91,7 @@ class Sora(Lora):
 
     @torch.no_grad()
     def restore_state(self, model: Model, folder: Path) -> None:
-        stored = load_file(folder / STATE_FILE)
+        stored = read_tensors(folder / STATE_FILE)
         for name, item in _gated_factors(model).items():
             item.copy_(stored[name])
 

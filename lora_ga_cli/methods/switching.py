@@ -94,10 +94,16 @@ class Switched:
         """
         if folder is None:
             if self.model is not None:
-                self.model.base_model.disable_adapter_layers()
+                self._tuner.disable_adapter_layers()
             return self.base
         name = self.add(folder)
         assert self.model is not None
-        self.model.base_model.enable_adapter_layers()
+        self._tuner.enable_adapter_layers()
         self.model.set_adapter(name, inference_mode=True)
         return self.model
+
+    @property
+    def _tuner(self) -> Any:
+        """PEFT's part of the model that has the adapters."""
+        assert self.model is not None
+        return self.model.base_model

@@ -21,6 +21,7 @@ from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, lo
 from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
 from lora_ga_cli.model.targets import classifier_heads
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
+from lora_ga_cli.model.written import check_weights
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig, Task
@@ -146,11 +147,14 @@ def load_model(
 
     Raises:
         ModelError: it cannot be loaded, or weights are missing in the files.
+        DamagedFile: loraga wrote it, and its weights are not what was written.
         InvalidInput: as `check_stored`.
         TargetError: the embeddings cannot grow.
     """
     source, settings = find_source(config), load_config(config)
     check_stored(config, settings, to_train=False)
+    if source.local:
+        check_weights(Path(source.path))
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels

@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lora_ga_cli.config.launch import launch_each
+from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
@@ -91,7 +92,14 @@ class TableJob:
         """What was measured before, by the cells' keys. Cells that were measured on other data are missing."""
         from lora_ga_cli.reproduce.cell_inputs import changed
 
-        contents = {cell.key: (cell.config, read_json(self.file(cell))) for cell in cells if self.file(cell).exists()}
+        contents = {}
+        for cell in cells:
+            try:
+                contents[cell.key] = cell.config, read_json(self.file(cell))
+            except FileNotFoundError:
+                continue
+            except DamagedFile as error:
+                warn(f"{error}; it is measured again")
         return {key: content for key, (config, content) in contents.items() if not changed(config, content["inputs"])}
 
 
@@ -227,4 +235,5 @@ def _fill(job: TableJob, cell: Cell, measure: Measure, *, overwrite: bool) -> No
             "provenance": provenance(),
             "time": now(),
         },
+        digest=True,
     )

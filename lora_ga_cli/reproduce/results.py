@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ga_cli.files import atomic_file
+from lora_ga_cli.files import atomic_file, text_of_json
 from lora_ga_cli.report.figures import dots
 from lora_ga_cli.reproduce.formats import FORMATS, Format, FormatName
 from lora_ga_cli.reproduce.table import RowColumn
@@ -145,7 +144,7 @@ def json_text(results: Results, runs: Sequence[str]) -> str:
         "notes": list(results.notes),
         "runs": list(runs),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return text_of_json(content, digest=True)
 
 
 def write(results: Results, folder: Path, runs: Sequence[str] = ()) -> list[Path]:

@@ -22,7 +22,7 @@ from lora_ga_cli.reproduce.leaders import leader_cells, leaders_of
 from lora_ga_cli.reproduce.results import Results, write
 from lora_ga_cli.reproduce.table import RowColumn, missing_columns, same_trainings
 from lora_ga_cli.reproduce.tune_lr import check_tune_lr, find_rates
-from lora_ga_cli.training import metrics
+from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -197,7 +197,7 @@ def _draw_curves(job: TableJob, cells: Sequence[Cell], filled: Mapping[str, dict
                 runs.setdefault(cell.row, run)
         if not runs or drawn.setdefault(frozenset(runs.values()), column) != column:
             continue
-        curves = {row: metrics.read(RunFolder(job.output_dir / run).metrics_file) for row, run in runs.items()}
+        curves = {row: points_of(RunFolder(job.output_dir / run)) for row, run in runs.items()}
         name = "".join(sign if sign.isalnum() else "_" for sign in column.lower())
         files.append(job.folder / f"loss_{name}.png")
         loss_curves(curves, files[-1], title=f"{job.title}: {column}")

@@ -10,8 +10,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
 from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.report.console import warn
 from lora_ga_cli.reproduce.cells import Cell, key_of
 from lora_ga_cli.reproduce.fill import TableJob, fill_cells
 from lora_ga_cli.reproduce.table import Column, RowColumn, TuneLr, same_trainings
@@ -68,7 +69,11 @@ def stored_rates(job: TableJob, tune_lr: TuneLr) -> dict[RowColumn, float]:
 
 def _read_searches(job: TableJob) -> list[dict[str, Any]]:
     file = job.folder / RATES
-    content = read_json(file) if file.exists() else {}
+    try:
+        content = read_json(file) if file.exists() else {}
+    except DamagedFile as error:
+        warn(f"{error}; the search is done again")
+        content = {}
     return [item for item in content.get("tried", []) if "trial" in item]
 
 
@@ -78,7 +83,7 @@ def _write_searches(job: TableJob, searches: Sequence[dict[str, Any]]) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder / f".{RATES}.lock"):
         together = {(item["row"], item["column"]): item for item in [*_read_searches(job), *searches]}
-        write_json(job.folder / RATES, {"tried": list(together.values())})
+        write_json(job.folder / RATES, {"tried": list(together.values())}, digest=True)
 
 
 def _for_all_columns(job: TableJob, rates: Mapping[RowColumn, float]) -> dict[RowColumn, float]:

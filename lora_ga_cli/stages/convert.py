@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_folder
 from lora_ga_cli.lora.convert import Conversion, check_convertible, to_difference_form
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
+from lora_ga_cli.model.tensor_files import read_tensors
 from lora_ga_cli.report.console import step
 
 MIN_IMPROVEMENT = 2.0
@@ -30,7 +31,7 @@ def convert(source: Path, output: Path) -> Conversion:
     config = check_convertible(source)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(f"{output} exists and is not empty: give another --output, or remove it")
-    conversion = to_difference_form(load_file(source / WEIGHTS_FILE), config)
+    conversion = to_difference_form(read_tensors(source / WEIGHTS_FILE), config)
     before, after = (f"{error:.2g} %" for error in (100 * conversion.error_before, 100 * conversion.error_after))
     if not conversion.error_before > MIN_IMPROVEMENT * conversion.error_after:
         raise RunError(

@@ -89,6 +89,7 @@ def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> 
         InvalidInput: wrong options.
     """
     folder = Path(text).expanduser()
+    RunFolder(folder).require_manifest()  # the adapter in it would else be scored as one of another program
     if (folder / "manifest.json").is_file():
         run = RunFolder(folder)
         return target_of_run(run, config_of(run, options))

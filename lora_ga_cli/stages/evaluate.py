@@ -10,9 +10,10 @@ from typing import Any
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data import Split
-from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
+from lora_ga_cli.evaluation.completions import LINES_DIGEST
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
-from lora_ga_cli.files import atomic_file, read_json, sha256_json, write_json
+from lora_ga_cli.files import atomic_file, read_json, sha256_file, sha256_json, write_json
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import counting
@@ -21,7 +22,7 @@ from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, evaluation_split, prepare_inputs
 from lora_ga_cli.stages.report import renew_run_report
 from lora_ga_cli.stages.shared_base import SharedBases
-from lora_ga_cli.training import metrics
+from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -52,9 +53,12 @@ def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, 
         return stored
     task.check_ready(inputs)
     result = task.evaluate(inputs, file)
+    lines = task.lines_file(file)
     if result.lines:
-        _write_lines(task.lines_file(file), result.lines)
-    content = _write(target, file, identity, result)
+        _write_lines(lines, result.lines)
+    # lines that only this result has
+    digest = sha256_file(lines) if result.lines and lines.stem == file.stem else None
+    content = _write(target, file, identity, result, digest)
     for obsolete in result.obsolete:
         obsolete.unlink(missing_ok=True)
     values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.score.values.items())
@@ -158,7 +162,11 @@ def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:
 def _stored(file: Path, identity: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
-    stored = read_json(file)
+    try:
+        stored = read_json(file)
+    except DamagedFile as error:
+        warn(f"{error}; it is evaluated again")
+        return None
     if stored.get("identity") != identity:
         return None
     step("eval", f"reused {file}")
@@ -166,7 +174,7 @@ def _stored(file: Path, identity: str) -> dict[str, Any] | None:
     return stored
 
 
-def _write(target: EvalTarget, file: Path, identity: str, result: Result) -> dict[str, Any]:
+def _write(target: EvalTarget, file: Path, identity: str, result: Result, lines: str | None) -> dict[str, Any]:
     score = result.score
     content = {
         "identity": identity,
@@ -179,9 +187,10 @@ def _write(target: EvalTarget, file: Path, identity: str, result: Result) -> dic
         "split": result.split,
         "options": target.config.eval.model_dump(mode="json"),
         "time": now(),
+        **({} if lines is None else {LINES_DIGEST: lines}),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, content)
+    write_json(file, content, digest=True)
     return content
 
 
@@ -195,7 +204,7 @@ def _write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def compare_curves(runs: Sequence[RunFolder], file: Path) -> None:
     """Draws the loss curves of several runs into one picture."""
     labels = _labels(runs)
-    curves = {label: metrics.read(run.metrics_file) for label, run in zip(labels, runs, strict=True)}
+    curves = {label: points_of(run) for label, run in zip(labels, runs, strict=True)}
     loss_curves(curves, file, title=f"{len(runs)} runs")
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lora_ga_cli.config.schema import Config
@@ -21,6 +20,7 @@ from lora_ga_cli.lora.links import read_adapter, with_alpha_1
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import base_ends
 from lora_ga_cli.model.loading import find_source, load_config, load_model, load_tokenizer
+from lora_ga_cli.model.tensor_files import read_tensors
 from lora_ga_cli.report.console import quiet, size, step, warn
 from lora_ga_cli.report.front_matter import shown_base
 from lora_ga_cli.stages.file_types import MERGED_DTYPE, FileType
@@ -34,6 +34,7 @@ from lora_ga_cli.stages.llama_cpp import (
 )
 from lora_ga_cli.stages.merge import MergeOptions, merge
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 MODELFILE = "Modelfile"
@@ -69,6 +70,8 @@ def export(run: RunFolder, config: Config, options: ExportOptions) -> dict[str, 
         InvalidInput: all that is wrong, before anything is merged.
         UserError: the converter fails, or what it wrote does not compute the same.
     """
+    if options.adapter:
+        check_result(run)
     folder = options.output or run.path / ("gguf-lora" if options.adapter else "gguf")
     faults = list(_faults(run, config, folder, options))
     converter = None
@@ -115,7 +118,7 @@ def _faults(run: RunFolder, config: Config, folder: Path, options: ExportOptions
     except RunError:
         yield Fault(str(run.path), f"holds {output.label}, and GGUF has LoRA adapters only", whole)
         return
-    others = [name for name in load_file(run.path / WEIGHTS_FILE) if not name.endswith((FACTOR_A, FACTOR_B))]
+    others = [name for name in read_tensors(run.path / WEIGHTS_FILE) if not name.endswith((FACTOR_A, FACTOR_B))]
     if others:
         yield Fault(str(run.path), f"its adapter has more than LoRA's factors ({others[0]}), and GGUF has not", whole)
 

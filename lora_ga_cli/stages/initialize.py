@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.hub_names import hub_names
+from lora_ga_cli.digests import check_files, written
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import read_json, sha256_file
+from lora_ga_cli.files import read_json
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import Total, read_adapter
@@ -32,8 +33,10 @@ from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
+from lora_ga_cli.training.run_files import note_start, stored_start
 from lora_ga_cli.training.run_folder import (
     FORMAT,
+    START_AGAIN,
     LinkFolder,
     RunFolder,
     check_run_folder,
@@ -98,6 +101,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
     if stored is None:
         config = inputs.config
         run.update_manifest(
+            files={run.config_file.name: written(run.config_file)} if distributed.is_main() else None,
             format=FORMAT,
             settings=settings(given),
             seed=config.seed,
@@ -191,14 +195,14 @@ def _fits_twice(model: PreTrainedModel) -> bool:
 
 
 def check_link(folder: LinkFolder) -> None:
-    """Checks that a link's adapter is what was saved when it was trained.
+    """Checks that what a link left is what was saved when it was trained.
 
     Raises:
-        RunError
+        DamagedFile
     """
-    file = folder.adapter / WEIGHTS_FILE
-    if sha256_file(file) != read_json(folder.result_file)["sha256"]:
-        raise RunError(f"{file} is not what was saved when its link was trained: begin again with overwrite=true")
+    result = read_json(folder.result_file, START_AGAIN)
+    files = result.get("files") or {f"{folder.adapter.name}/{WEIGHTS_FILE}": {"sha256": result["sha256"]}}
+    check_files(folder.path, files, START_AGAIN)
 
 
 def initialize_link(
@@ -222,7 +226,8 @@ def initialize_link(
     model = (bases or LinkBases(inputs, run)).base(earlier, again=bases is not None)
     if link.index == 0:
         say_frozen_experts(method, model)
-    stored = LoraInit.load(folder.init_file) if folder.init_file.exists() else None
+    start = stored_start(run, folder)
+    stored = LoraInit.load(start) if start is not None else None
     # of many links, the first tells for all of them whether the method leaves the logits as they are
     compared = method.output.is_adapter and (link.index == 0 or not is_one_of_many(link))
     expected = probe_logits(model, inputs.probe_batch()) if compared else None
@@ -230,7 +235,7 @@ def initialize_link(
         say_left_out(model, inputs.config)
 
     def gradient() -> GradientArtifact:
-        merged = [read_json(other.result_file)["sha256"] for other in earlier]
+        merged = [read_json(other.result_file, START_AGAIN)["sha256"] for other in earlier]
         artifact = estimate(inputs, model, merged=merged)
         if link.index == 0:
             run.update_manifest(gradient=artifact.key)
@@ -251,6 +256,7 @@ def initialize_link(
     if prepared.init is not None and stored is None and distributed.is_main():
         folder.path.mkdir(parents=True, exist_ok=True)
         prepared.init.save(folder.init_file)
+        note_start(run, folder.init_file)
     if compared:
         run.update_manifest(init_difference=difference)
     _say_initialized(method, prepared, difference, restored=stored is not None)

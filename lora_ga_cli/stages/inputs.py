@@ -21,7 +21,7 @@ from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.local import listed, same_file
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
-from lora_ga_cli.files import cache_root, folder_problem, resolve_path
+from lora_ga_cli.files import cache_root, drop_damaged, folder_problem, resolve_path
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
@@ -39,6 +39,7 @@ from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import check_stored, dequantized_kind
 from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
+from lora_ga_cli.model.written import changed_files
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -154,7 +155,9 @@ class Inputs:
 
 def base_identity(config: Config) -> dict[str, str]:
     """The base model's identity by content; see `identify`."""
-    return identify(config.model, cache_root(config.cache_dir) / "digests.json")
+    memo = cache_root(config.cache_dir) / "digests.json"
+    drop_damaged(memo, warn)
+    return identify(config.model, memo)
 
 
 def join_processes(config: Config) -> None:
@@ -205,6 +208,8 @@ def prepare_inputs(
     """
     garbage.imported()
     quiet()
+    for what in changed_files(resolve_path(config.model.path)):
+        warn(f"{what}: it was changed by hand, or is damaged")
     device = pick_device(config.device)
     model_config = load_config(config.model)
     check_stored(config.model, model_config, to_train=to_train)
@@ -272,7 +277,9 @@ def _say(split: Split) -> None:
 
 
 def _row_store(config: Config) -> RowStore:
-    return RowStore(cache_root(config.cache_dir), warn)
+    store = RowStore(cache_root(config.cache_dir), warn)
+    drop_damaged(store.memo, warn)
+    return store
 
 
 def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:

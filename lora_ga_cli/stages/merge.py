@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.digests import written_in
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes, write_json
 from lora_ga_cli.lora.links import merge_layers
@@ -20,10 +21,11 @@ from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
 from lora_ga_cli.model.probe import check_equal, probe_logits
 from lora_ga_cli.model.stored import STORED
+from lora_ga_cli.model.written import MERGED_MARK
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
-from lora_ga_cli.stages.trained import MARK_FILE, identity_of_run, load_trained, of_complete_model, require_finished
+from lora_ga_cli.stages.trained import identity_of_run, load_trained, of_complete_model, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -154,9 +156,10 @@ def _write(
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary, max_shard_size=max_shard_size)
         inputs.tokenizer.save_pretrained(temporary)
-        write_json(temporary / MARK_FILE, {"run": identity_of_run(run)})
         if write_more is not None:
             step("merged", f"{folder / write_more(temporary).name} is written too")
+        files = written_in(temporary, file_sizes(temporary))
+        write_json(temporary / MERGED_MARK, {"run": identity_of_run(run), "files": files}, digest=True)
         actual = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
         coarsest = max(dtype, getattr(torch, inputs.config.model.dtype), key=_coarseness)
         return check_equal(actual, expected, coarsest, "the merged model and the adapter on its base")

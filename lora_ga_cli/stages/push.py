@@ -22,23 +22,16 @@ from lora_ga_cli.files import read_json, resolve_path
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
+from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_weights
 from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base
 from lora_ga_cli.report.tables import print_table
-from lora_ga_cli.stages.trained import MARK_FILE, identity_of_run
+from lora_ga_cli.stages.trained import identity_of_run
+from lora_ga_cli.training.result_files import MODEL_FILES, TOKENIZER_FILES
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "chat_template.jinja",
-)
-MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 MERGED_FILES = (*MODEL_FILES, "*.safetensors")
 """A method may merge into more than the model, such as a file of quantized weights."""
 TEXTS = (".json", ".jinja", ".md", ".txt")
@@ -146,6 +139,10 @@ def _prepared(
     if base is None:
         what = f"{run.path} was trained on {config.model.path}, which has no name on the hub"
         faults.append(Fault("base model", what, "--base-model ORG/NAME names what readers have to load"))
+    if options.merged is None:
+        check_result(run)
+    else:
+        check_weights(options.merged)
     folder = options.merged or run.path
     adapter = options.merged is None and method_of(config).output.is_adapter
     own = ADAPTER_FILES if adapter else MODEL_FILES if options.merged is None else MERGED_FILES
@@ -172,8 +169,8 @@ def _prepared(
 
 def _is_of(run: RunFolder, folder: Path) -> bool:
     """Whether a folder is a merged model of a run."""
-    mark = folder / MARK_FILE
-    return mark.is_file() and read_json(mark).get("run") == identity_of_run(run)
+    mark = folder / MERGED_MARK
+    return mark.is_file() and read_json(mark, MERGE_AGAIN).get("run") == identity_of_run(run)
 
 
 def _name_faults(where: str, name: str) -> list[Fault]:

@@ -16,8 +16,8 @@ from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report_answers import results_of
 from lora_ga_cli.stages.report_parts import Parts
-from lora_ga_cli.training import metrics
 from lora_ga_cli.training.cost import COST_NAMES, read_cost
+from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
 TABLE_FILE = "table.json"
@@ -109,7 +109,7 @@ def collect(run: RunFolder, name: str, parts: Parts | None = None, inputs: Input
         folder=run.path,
         manifest=manifest,
         config=run.read_config(),
-        points=metrics.read(run.metrics_file),
+        points=points_of(run),
         cost=known | {key: manifest[key] for key in MANIFEST_COSTS if key in manifest},
         evaluations=list(results.values()),
         **(parts or Parts()).of(run, results, inputs),

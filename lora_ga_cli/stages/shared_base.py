@@ -20,6 +20,7 @@ from lora_ga_cli.report.console import step
 from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.trained import check_base
+from lora_ga_cli.training.run_files import check_result
 
 OF_PLACE = {"path", "revision", "tokenizer", "num_labels"}
 """Options of the model that do not change the weights of a causal or encoder-decoder base in memory."""
@@ -78,6 +79,7 @@ class SharedBases:
 
         Raises:
             RunError: the base is not the one that the adapter was trained on.
+            DamagedFile: a file of the result is not what was written.
             ModelError
         """
         group = self._groups.get(self._keys[id(target)])
@@ -92,6 +94,8 @@ class SharedBases:
         assert group.model is not None
         if id(target) in group.refused:
             raise group.refused[id(target)]
+        if target.run is not None:
+            check_result(target.run)
         model = group.model.use(target.adapter)
         group.model.base.generation_config = copy.deepcopy(group.ends)
         stop_also_at(group.model.base, inputs.ends.tokens)

@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.digests import written_in
+from lora_ga_cli.files import atomic_folder, read_json, write_json
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters
 from lora_ga_cli.lora.links import read_adapter, write_sum
@@ -33,7 +35,7 @@ from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import TrainingDisplay
 from lora_ga_cli.report.provenance import now
 from lora_ga_cli.stages.costs import pass_limits, training_memory
-from lora_ga_cli.stages.initialize import LinkBases, initialize_link, is_one_of_many, open_run
+from lora_ga_cli.stages.initialize import LinkBases, check_link, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report import write_run_report
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
@@ -43,12 +45,13 @@ from lora_ga_cli.training import metrics
 from lora_ga_cli.training.arguments import check_extra, training_arguments
 from lora_ga_cli.training.callbacks import BeginsWith, LastSteps, Recorder, StepsOfRun
 from lora_ga_cli.training.changed import sums_of_trained
-from lora_ga_cli.training.checkpoints import last_complete, step_of
+from lora_ga_cli.training.checkpoints import last_complete, last_sound, read_mark, step_of
 from lora_ga_cli.training.cost import CostMeter, begin_peak, combined, read_cost
 from lora_ga_cli.training.learning_rate import check_learning_rate, describe, describe_warmup, learning_rate
 from lora_ga_cli.training.optimizer_state import load_state, save_state, state_of
 from lora_ga_cli.training.passes import Limits
-from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_files import damaged_result, reopen, result_entries
+from lora_ga_cli.training.run_folder import START_AGAIN, RunFolder
 from lora_ga_cli.training.trainer import LoragaTrainer
 
 
@@ -64,7 +67,7 @@ def train(config: Config) -> RunFolder:
         given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
         warn(f"trainer.extra is passed to transformers, and is untested here: {given}")
     with open_run(config) as (inputs, run):
-        if run.finished:
+        if _finished(run):
             step("train", f"finished already: {run.path} (overwrite=true would train it again)")
             return run
         if config.trainer.learning_rate is None:
@@ -83,6 +86,19 @@ def train(config: Config) -> RunFolder:
             _finish(inputs, run, result, difference)
         distributed.wait()
     return run
+
+
+def _finished(run: RunFolder) -> bool:
+    """Whether a run has its result. A damaged one is made again, from the last checkpoint."""
+    finished = distributed.broadcast_flag(run.finished)
+    what = damaged_result(run) if finished and distributed.is_main() else ""
+    if not finished or not distributed.broadcast_flag(bool(what)):
+        return finished
+    if what:
+        warn(f"{what}; the result is made again")
+    reopen(run)
+    distributed.wait()
+    return False
 
 
 Losses = dict[str, float | None]
@@ -135,11 +151,13 @@ def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Resul
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
     if distributed.is_main():
+        for folder in folders:
+            check_link(folder)
         changes = [read_adapter(folder.adapter) for folder in folders]
         size, error = write_sum(run.path, folders[-1].adapter, changes, max_rank=method.merged_rank)
     distributed.wait()
     logits = probe_logits(bases.base(folders, again=False), inputs.probe_batch())
-    return Result(logits, read_json(folders[-1].result_file)["losses"], size, error)
+    return Result(logits, read_json(folders[-1].result_file, START_AGAIN)["losses"], size, error)
 
 
 @contextlib.contextmanager
@@ -170,8 +188,16 @@ def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Lin
         if method.carries_state and link.index + 1 < link.count:
             assert trainer.optimizer is not None
             save_state(state_of(trainer.optimizer, prepared.model), folder.state_file)
-        digest = sha256_file(folder.adapter / WEIGHTS_FILE)
-        write_json(folder.result_file, {"losses": losses, "steps": link.steps, "sha256": digest})
+        left = [*folder.adapter.iterdir(), *([folder.state_file] if folder.state_file.exists() else [])]
+        files = written_in(folder.path, (str(file.relative_to(folder.path)) for file in left))
+        result = {
+            "losses": losses,
+            "steps": link.steps,
+            "sha256": files[f"{folder.adapter.name}/{WEIGHTS_FILE}"]["sha256"],
+            "files": files,
+            "metrics": metrics.state(run.metrics_file),
+        }
+        write_json(folder.result_file, result, digest=True)
         if not is_one_of_many(link):
             step("saved", f"{link.title}: {folder.adapter}")
     distributed.wait()
@@ -196,11 +222,12 @@ def _fit(
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
     checkpoints = run.link(link).checkpoints
     if distributed.is_main():
-        last_complete(checkpoints, warn)  # sets incomplete ones aside, before the others look
+        last_sound(checkpoints, warn)  # sets others aside, before the other processes look
     distributed.wait()
-    checkpoint = last_complete(checkpoints, warn)
+    checkpoint = last_complete(checkpoints)
     done = link.first_step + (step_of(checkpoint) if checkpoint else 0)
     if distributed.is_main():
+        _check_metrics(run, checkpoint, before)
         metrics.rewind(run.metrics_file, done)
     if checkpoint:
         step("train", f"resuming after step {done}")
@@ -214,6 +241,7 @@ def _fit(
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
         earlier = run.link(before)
+        check_link(earlier)
         state = method.carried_state(load_state(earlier.state_file), prepared.model, earlier.adapter)
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
@@ -238,6 +266,7 @@ def _fit(
         method=method,
         link=link,
         init=prepared.init,
+        metrics_file=run.metrics_file,
     )
     recorder.trainer = trainer
     trainer.remove_callback(PrinterCallback)
@@ -258,6 +287,17 @@ def _fit(
     seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
     run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _check_metrics(run: RunFolder, checkpoint: Path | None, before: Link | None) -> None:
+    """Says so if the metrics lost points that were there when the checkpoint was written, or the link before ended."""
+    if checkpoint is not None:
+        mark = read_mark(checkpoint)
+        expected = mark.metrics if mark else None
+    else:
+        expected = read_json(run.link(before).result_file, START_AGAIN).get("metrics") if before is not None else None
+    if expected is not None and (what := metrics.damage(run.metrics_file, expected)):
+        warn(what)
 
 
 def _limits(inputs: Inputs, run: RunFolder, *, flatten: bool) -> Limits:
@@ -315,6 +355,7 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         ends=described_ends(inputs.ends, known, inputs.tokenizer),
         embedding_rows=inputs.grown_rows,
         dequantized=dequantized_kind(inputs.model_config),
+        **result_entries(run),
         finished=now(),
     )
     run.update_manifest(card_sha256=write_card(run.card_file, run.path.name, config, run.manifest))

@@ -19,10 +19,8 @@ from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import fingerprint
 from lora_ga_cli.stages.inputs import Inputs, base_identity
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder, require_format
-
-MARK_FILE = "merged_from.json"
-"""Tells of a merged model which run it is of."""
 
 
 def identity_of_run(run: RunFolder) -> str:
@@ -43,6 +41,7 @@ def stored_config(run: RunFolder, options: Sequence[str] = ()) -> Config:
         InvalidInput: wrong options.
     """
     require_finished(run)  # before its configuration is read, which an earlier version wrote with other options
+    check_result(run, weights=False)
     return reconfigured(located(run.read_config(), run.began_in), options)
 
 
@@ -85,13 +84,15 @@ def load_trained(inputs: Inputs, run: RunFolder) -> PreTrainedModel | PeftModel:
 
     Raises:
         RunError: the base is not the one that the adapter was trained on.
+        DamagedFile: a file of the result is not what was written.
         ModelError
     """
-    if not method_of(inputs.config).output.is_adapter:
+    if not method_of(inputs.config).output.is_adapter:  # whose weights are checked when they are loaded
         config = inputs.config.model.model_copy(update={"path": str(run.path.resolve()), "revision": None})
         return load_model(config, inputs.device, inputs.num_labels)
     base = inputs.load_model()
     check_base(base, inputs.config, run)
+    check_result(run)
     return load_adapter(base, run.path, str(inputs.device))
 
 
@@ -120,7 +121,9 @@ def require_finished(run: RunFolder) -> None:
 
     Raises:
         RunError: it has not finished, or an earlier version made it.
+        DamagedFile: its manifest is damaged or missing.
     """
+    run.require_manifest()
     if not run.manifest_file.exists():
         raise RunError(f"{run.path}: not a run folder (no {run.manifest_file.name} there)")
     require_format(run)

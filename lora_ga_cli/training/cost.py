@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
+from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.report.console import warn
 
 MIN_STEPS = 3
 """The median time of fewer steps says nothing: the first steps warm the device up."""
@@ -72,8 +74,12 @@ def combined(costs: Sequence[Cost]) -> Cost:
 
 
 def read_cost(file: Path) -> Cost | None:
-    """The cost that a file holds; None if there is no file."""
-    return Cost(**read_json(file)) if file.exists() else None
+    """The cost that a file holds; None if there is no file, or, with a line for the user, if it is damaged."""
+    try:
+        return Cost(**read_json(file)) if file.exists() else None
+    except DamagedFile as error:
+        warn(f"{error}; the cost of what was trained before is not known any more")
+        return None
 
 
 def optimizer_state_bytes(optimizer: Any) -> int:
@@ -138,7 +144,7 @@ class CostMeter(TrainerCallback):
 
     def write(self, optimizer: Any) -> None:
         """Stores the cost so far. The caller is the main process."""
-        write_json(self.file, asdict(self.cost(optimizer)))
+        write_json(self.file, asdict(self.cost(optimizer)), digest=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._restart()

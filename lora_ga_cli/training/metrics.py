@@ -1,11 +1,17 @@
-"""The metrics of a run as JSON lines: one object for each logged point."""
+"""The metrics of a run as JSON lines: one object for each logged point.
+
+The file only grows while a run trains. So what it was at some moment is told by how many bytes it had and by their
+digest: a checkpoint keeps this of the moment when it was written, and the manifest of the end.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.digests import Written
 from lora_ga_cli.files import atomic_file
 
 
@@ -16,14 +22,37 @@ def append(file: Path, point: dict[str, Any]) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All points; an incomplete last line, which a killed process leaves, is skipped."""
+    """All points. Lines that are none are left out, such as an incomplete last one, which a killed process leaves."""
     points = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_bytes().split(b"\n") if file.exists() else []:
         try:
-            points.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            point = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(point, dict) and isinstance(point.get("step"), int):
+            points.append(point)
     return points
+
+
+def state(file: Path) -> dict[str, Any]:
+    """What the file is now: ``size`` in bytes, ``lines``, and the ``sha256`` of it all."""
+    data = file.read_bytes() if file.exists() else b""
+    return {"size": len(data), "lines": data.count(b"\n"), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def damage(file: Path, expected: Written) -> str:
+    """What is wrong with the beginning of the file, as a sentence; empty if nothing is.
+
+    Args:
+        expected: the `state` of an earlier moment; points may have been added since.
+    """
+    data = (file.read_bytes() if file.exists() else b"")[: expected["size"]]
+    if hashlib.sha256(data).hexdigest() == expected["sha256"]:
+        return ""
+    count = int(expected["lines"])
+    lost = count - min(len(read(file)), count)
+    how = f"lost {lost} of its {count} lines" if lost else f"has {count} lines, some of which are not what was written"
+    return f"{file} {how}; curves show what is left"
 
 
 def rewind(file: Path, step: int) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.files import atomic_file
+from lora_ga_cli.model.tensor_files import read_tensors
 
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 """What an optimizer keeps, by the name of the parameter and that of the entry: ``step``, ``exp_avg``, …"""
@@ -55,7 +56,7 @@ def load_state(file: Path) -> dict[str, dict[str, Tensor]]:
     if not file.exists():
         raise RunError(f"{file} is missing, and the next link begins with it: start again with overwrite=true")
     state: dict[str, dict[str, Tensor]] = {}
-    for name, value in load_file(file).items():
+    for name, value in read_tensors(file).items():
         parameter, _, key = name.partition(SEPARATOR)
         state.setdefault(parameter, {})[key] = value
     return state

@@ -1,4 +1,7 @@
-"""The folder of one run: its files, the configuration that it belongs to, and how far it was trained."""
+"""The folder of one run: its files, the configuration that it belongs to, and how far it was trained.
+
+The manifest also says what the other files were when they were written (see `training.run_files`).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,12 @@ import yaml
 from filelock import FileLock, Timeout
 
 from lora_ga_cli.config.schema import Config, DatasetConfig
+from lora_ga_cli.digests import check_file, written
 from lora_ga_cli.distributed import is_main
-from lora_ga_cli.errors import RunError
+from lora_ga_cli.errors import DamagedFile, RunError
 from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.base import Link, method_of
+from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.arguments import adapter_dtype
 
 IGNORED_OPTIONS = {
@@ -57,6 +62,11 @@ SUMMARY = (
 """The entries of a manifest that tell how a run ended."""
 LENGTHS = ("trainer.max_steps ", "trainer.epochs ")
 """Beginnings of differences between a run and a longer or shorter one."""
+
+START_AGAIN = "start the run again with overwrite=true, which renames the old folder"
+"""What is left to do where a file is damaged that nothing can make again."""
+WRITE_AGAIN = "run its train command again, which writes it anew"
+"""What makes the configuration anew."""
 
 FORMAT = 2
 """The format of run folders. Those of format 1 had another form of adapters and other names of options."""
@@ -133,10 +143,29 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The content of the manifest; empty before the run is started."""
-        manifest = read_json(self.manifest_file) if self.manifest_file.exists() else {}
-        assert isinstance(manifest, dict)
+        """The content of the manifest; empty before the run is started.
+
+        Raises:
+            DamagedFile
+        """
+        manifest = read_json(self.manifest_file, START_AGAIN) if self.manifest_file.exists() else {}
+        if not isinstance(manifest, dict):
+            raise DamagedFile(self.manifest_file, "is damaged (no object of JSON)", START_AGAIN)
         return manifest
+
+    @property
+    def lost_manifest(self) -> bool:
+        """Whether the manifest is missing, while files are there that are written after it."""
+        only = LinkFolder(self.path)
+        later = (only.init_file, only.checkpoints, self.metrics_file, self.path / "links")
+        return not self.manifest_file.exists() and self.config_file.exists() and any(item.exists() for item in later)
+
+    def require_manifest(self) -> None:
+        """Raises:
+        DamagedFile: the run's manifest is missing.
+        """
+        if self.lost_manifest:
+            raise DamagedFile(self.manifest_file, "is missing", START_AGAIN)
 
     @property
     def finished(self) -> bool:
@@ -150,15 +179,25 @@ class RunFolder:
     def update_manifest(self, **entries: Any) -> None:
         """Adds entries to the manifest. Only the main process writes."""
         if is_main():
-            write_json(self.manifest_file, self.manifest | entries)
+            write_json(self.manifest_file, self.manifest | entries, digest=True)
 
     def write_config(self, config: Config) -> None:
         """Stores the resolved configuration. Only the main process writes."""
         if not is_main():
             return
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        data = f"# Resolved configuration of this run\n{text}".encode()
+        if self.config_file.exists() and self.config_file.read_bytes() == data:
+            return
         with atomic_file(self.config_file) as temporary:
-            text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-            temporary.write_text(f"# Resolved configuration of this run\n{text}", encoding="utf-8")
+            temporary.write_bytes(data)
+            if (files := self.manifest.get("files")) is not None:
+                # before the file itself, of which a killed process would leave the one or the other
+                name = self.config_file.name
+                known = files.get(name, {})
+                now = written(self.config_file)["sha256"] if self.config_file.exists() else None
+                before = now if now == known.get("before") else known.get("sha256")
+                self.update_manifest(files=files | {name: written(temporary) | {"before": before}})
 
     @property
     def began_in(self) -> Path:
@@ -178,11 +217,23 @@ class RunFolder:
 
         Raises:
             RunError: this is not a run folder.
+            DamagedFile: the configuration is not what was written.
         """
-        if not self.config_file.exists():
-            raise RunError(f"{self.path}: not a run folder (no {self.config_file.name} there)")
-        stored = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        assert isinstance(stored, dict)
+        file = self.config_file
+        entry = self.manifest.get("files", {}).get(file.name)
+        if not file.exists():
+            if entry is not None:
+                raise DamagedFile(file, "is missing", WRITE_AGAIN)
+            raise RunError(f"{self.path}: not a run folder (no {file.name} there)")
+        if entry is not None and written(file)["sha256"] != entry.get("before"):
+            check_file(file, entry, WRITE_AGAIN)
+        try:
+            stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (ValueError, yaml.YAMLError) as error:
+            first = str(error).splitlines()[0]
+            raise DamagedFile(file, f"is damaged (no YAML: {first})", WRITE_AGAIN) from error
+        if not isinstance(stored, dict):
+            raise DamagedFile(file, "is damaged (it holds no options)", WRITE_AGAIN)
         return stored
 
     @contextlib.contextmanager
@@ -254,8 +305,7 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
     Raises:
         RunError: the folder holds a run with other settings, or of an earlier version.
     """
-    theirs = run.manifest.get("settings")
-    ours = settings(config)
+    ours, theirs = settings(config), _stored_settings(config, run)
     if theirs is not None and not config.overwrite:
         require_format(run)
     if theirs is not None and (config.overwrite or theirs != ours):
@@ -275,11 +325,30 @@ def check_run_folder(config: Config, run: RunFolder) -> None:
         set_aside(run.path, "old")
 
 
+def _stored_settings(config: Config, run: RunFolder) -> Any:
+    """The settings of the run in a folder; None if there is none. Where it is to be set aside, a damaged manifest does
+    not matter."""
+    try:
+        run.require_manifest()
+        return run.manifest.get("settings")
+    except DamagedFile:
+        if config.overwrite:
+            return "damaged"
+        raise
+
+
 def with_stored_rows(config: Config, run: RunFolder) -> Config:
     """The configuration with what the run found in its rows when it began, such as their format."""
-    if run.manifest.get("settings") != settings(config) or not run.config_file.exists():
+    manifest = run.manifest
+    known = run.config_file.exists() or run.config_file.name in manifest.get("files", {})
+    if manifest.get("settings") != settings(config) or not known:
         return config
-    dataset = DatasetConfig.model_validate(run.read_config()["dataset"])
+    try:
+        dataset = DatasetConfig.model_validate(run.read_config()["dataset"])
+    except DamagedFile as error:
+        if is_main():
+            warn(f"{error.file} {error.what}: it is written again from this command")
+        return config
     return config.model_copy(update={"dataset": dataset})
 
 

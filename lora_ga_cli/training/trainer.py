@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
-from lora_ga_cli.errors import TrainingError
+from lora_ga_cli import distributed
+from lora_ga_cli.errors import DamagedFile, TrainingError
 from lora_ga_cli.files import follow_umask
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
@@ -30,8 +31,9 @@ from lora_ga_cli.model.losses import count_labels, summed_loss
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import warn
+from lora_ga_cli.training import metrics
 from lora_ga_cli.training.batches import BatchReader, MicroBatch, StepSampler, batch_loader
-from lora_ga_cli.training.checkpoints import MARK, last_complete, mark_complete
+from lora_ga_cli.training.checkpoints import MARK, damage_of, last_complete, mark_complete
 from lora_ga_cli.training.learning_rate import warmup_steps
 from lora_ga_cli.training.order import Order
 from lora_ga_cli.training.passes import Limits, in_order
@@ -62,6 +64,7 @@ class LoragaTrainer(Trainer):
         order: the rows of every step.
         limits: what fits into one forward and backward pass. The collator goes with it: it flattens rows or pads them.
         init: the initial factors that the method gave the model; None where it gave none.
+        metrics_file: the run's metrics, of which each checkpoint keeps a digest.
     """
 
     def __init__(
@@ -73,13 +76,14 @@ class LoragaTrainer(Trainer):
         order: Order,
         limits: Limits,
         init: LoraInit | None = None,
+        metrics_file: Path | None = None,
         **options: Any,
     ):
         # the Trainer refuses to save the optimizer beside a sharded base, but what trains here is complete everywhere
         save_only_model, args.save_only_model = args.save_only_model, True
         super().__init__(args=args, **options)
         self.args.save_only_model = save_only_model
-        self.method, self.link, self.init = method, link, init
+        self.method, self.link, self.init, self.metrics_file = method, link, init, metrics_file
         self.order, self.limits = order, limits
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by the number of items, so the Trainer must not
         decoder = method.config.model.task != "seq2seq_lm" and not method.leading_positions
@@ -296,7 +300,7 @@ class LoragaTrainer(Trainer):
         return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def _stop(self, why: str) -> NoReturn:
-        kept = last_complete(Path(str(self.args.output_dir)), lambda _: None)
+        kept = last_complete(Path(str(self.args.output_dir)))
         resume = f"; the last complete checkpoint is {kept}" if kept else ""
         raise TrainingError(
             f"{why}{resume}. A lower trainer.learning_rate often helps, and bf16 instead of fp16 in trainer.precision"
@@ -348,10 +352,11 @@ class LoragaTrainer(Trainer):
             # a checkpoint that is written again is not complete until it is finished
             (folder / MARK).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        distributed.wait()  # every process writes the state of its random numbers
         if self.args.should_save and folder.is_dir():
             self.method.save_state(self._model, folder)
             follow_umask(folder)
-            mark_complete(folder)
+            mark_complete(folder, metrics.state(self.metrics_file) if self.metrics_file is not None else None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.read_weights(Path(resume_from_checkpoint))
@@ -375,7 +380,11 @@ class LoragaTrainer(Trainer):
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
         # by name: the state holds a path relative to the folder where the run was started
-        self.read_weights(Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name)
+        folder = Path(str(self.args.output_dir)) / Path(self.state.best_model_checkpoint).name
+        if what := damage_of(folder):
+            hint = "it held the best weights, so start the run again with overwrite=true, which renames the old folder"
+            raise DamagedFile(folder, f"is damaged ({what})", hint)
+        self.read_weights(folder)
 
     def restore_finished(self, checkpoint: Path) -> bool:
         """Restores the end of a training that reached its last step but did not write its result.

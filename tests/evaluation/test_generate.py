@@ -206,6 +206,22 @@ def test_a_file_of_completions_gives_its_complete_lines_wherever_it_ends(tmp_pat
     assert read_completions(tmp_path / "none.jsonl", []) == {}
 
 
+def test_a_damaged_line_of_completions_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Every byte of the line before the last one."""
+    problem, file, said = Problem("a", ("?",)), tmp_path / "partial.jsonl", []
+    completions = [Completion(problem, number, ("?",), ("plain é",), False) for number in range(3)]
+    append_completions(file, completions)
+    written = file.read_bytes()
+    begin, end = (sum(len(line) for line in written.splitlines(keepends=True)[:number]) for number in (1, 2))
+    for place in range(begin, end - 1):
+        flipped = bytearray(written)
+        flipped[place] ^= 1
+        file.write_bytes(flipped)
+        said.clear()
+        assert list(read_completions(file, [problem], said.append)) == [("a", 0), ("a", 2)]
+        assert "1 of 3 stored answers are damaged" in said[0]
+
+
 def test_a_stop_ends_an_answer_and_not_its_neighbours(answer: Answer) -> None:
     completions = answer(alphabet(), Bench(["a", "t", "ae"], stops=("ef", "zz")), max_new_tokens=20)
     assert [(completion.texts, completion.truncated) for completion in completions] == [
@@ -313,7 +329,9 @@ def test_a_prompt_without_the_question_is_refused(prompt: str) -> None:
 def test_partial_completions_are_stored_as_json_lines(answer: Answer, tmp_path: Path) -> None:
     answer(alphabet(), Bench(["w"]))
     (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "truncated": False}
+    stored = json.loads(line)
+    assert len(stored.pop("sha256")) == 64
+    assert stored == {"id": "bench/0", "sample": 0, "prompts": ["w"], "texts": ["xyz"], "truncated": False}
 
 
 def test_an_answer_ends_at_the_models_last_position_and_others_do_not(answer: Answer) -> None:

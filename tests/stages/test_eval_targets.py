@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.digests import written
 from lora_ga_cli.evaluation.generate import Generator
 from lora_ga_cli.evaluation.judge import JudgeOptions
 from lora_ga_cli.report import console
 from lora_ga_cli.stages.eval_targets import find_target
+from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import byte_tokenizer
 from tests.data.chat_templates import FAMILIES
 from tests.evaluation.models import going_on, restless
@@ -267,11 +269,13 @@ def test_runs_adapters_and_models_are_in_one_table(
 
 
 def tamper(**changes: Any) -> None:
-    """Changes ``eval`` options in the run's stored configuration."""
-    file = Path("runs/plain/config.yaml")
+    """Changes ``eval`` options in the run's stored configuration, and its digest: a stranger can compute one too."""
+    run = RunFolder(Path("runs/plain"))
+    file = run.config_file
     config = yaml.safe_load(file.read_text())
     config["eval"] |= changes
     file.write_text(yaml.safe_dump(config))
+    run.update_manifest(files={file.name: written(file)})
 
 
 def test_a_strangers_run_does_not_run_code(loraga: Loraga, monkeypatch: pytest.MonkeyPatch) -> None:

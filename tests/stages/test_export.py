@@ -18,6 +18,8 @@ from lora_ga_cli.model.probe import PROBE_TEXTS
 from lora_ga_cli.stages import export as stage
 from lora_ga_cli.stages.file_types import FileType
 from lora_ga_cli.stages.llama_cpp import check_file, run_converter
+from lora_ga_cli.training.run_files import result_entries
+from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import byte_tokenizer
 from tests.helpers import Arguments, Loraga
 
@@ -158,6 +160,7 @@ def test_an_output_that_cannot_be_a_folder_is_a_fault_of_its_option(loraga: Lora
 def test_an_adapter_of_experts_is_merged_instead(loraga: Loraga, run: str, fake: Path) -> None:
     file = Path(run, "adapter_config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_parameters": ["experts.down_proj"]}))
+    RunFolder(Path(run)).update_manifest(**result_entries(RunFolder(Path(run))))  # as if it had been written so
     out = loraga("export", run, "--format", "gguf-lora", "--llama-cpp", str(fake), code=2)
     assert "its adapter changes parameters of experts" in out
     assert "--format gguf writes base and adapter in one file" in out

@@ -58,12 +58,12 @@ def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
     count = 0
     mark = trainer.mark_complete
 
-    def marking(folder: Path) -> None:
+    def marking(folder: Path, metrics: object = None) -> None:
         nonlocal count
         count += 1
         if count == 3:
             die()
-        mark(folder)
+        mark(folder, metrics)  # type: ignore[arg-type]
 
     patch.setattr(trainer, "mark_complete", marking)
 

@@ -143,6 +143,7 @@ def test_what_is_no_adapter_is_refused_with_everything_else(loraga: Loraga, load
     assert "2 bases are named" in loraga("eval", "base", "other", "--adapters", "a", *SHORT, code=2)
     assert "the base is named already" in loraga("eval", "base", "--adapters", "a", "model.path=./other", *DATA, code=2)
     assert "holds an adapter, and no base" in loraga("eval", "a", "--adapters", "b", *SHORT, *DATA, code=2)
+    assert "names none" in loraga("eval", "base", "--adapters", ",", *SHORT, code=2)
     assert "no such base" in loraga("eval", "./basee", "--adapters", "b", *SHORT, *DATA, code=2)
     assert loads == []
 

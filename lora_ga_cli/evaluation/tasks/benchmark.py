@@ -127,7 +127,7 @@ class Benchmark(Task):
         problems = problems_of(self)
         answers = self._answers_identity(inputs, problems)
         partial = file.with_name(f"{self.name}-{answers[:8]}.partial.jsonl")
-        lines, completions = stored_completions(file.parent, answers, problems)
+        lines, completions = stored_completions(file.parent, answers, problems, inputs.warn)
         if len(completions) == len(problems) * self.options.samples:
             inputs.note(f"answers as in {lines}")
         else:

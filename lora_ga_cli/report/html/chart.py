@@ -17,11 +17,11 @@ STYLES = ("uPlot.min.css", "charts.css")
 """The files in ``static/`` that a section with charts needs."""
 WIDTH, HEIGHT = 760.0, 300.0
 """Of the SVG, in its own units."""
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 10.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 20.0, 10.0, 44.0
 """Margins around the area of the lines, in units of the SVG."""
 MAX_POINTS = 1000
 """Points of a line that are kept."""
-ALL_POINTS = 16_000
+ALL_POINTS = 8_000
 """Points of all lines of a chart that are kept, so that a report of many runs stays small."""
 FEWEST_POINTS = 40
 """Points of a line that are kept in any case."""

@@ -17,15 +17,21 @@ LEVELS = 16
 MAX_LOG_RATIO = 30.0
 """If the largest value is more than this many times the smallest one, the scale of colors is logarithmic."""
 CELL_HEIGHT = 22
-LETTER = 6.6
+LETTER = 6.1
 """Width of a letter of a label, in pixels."""
-WIDTHS = ((8, 34), (12, 30), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
+WIDTHS = ((12, 28), (24, 18), (36, 14), (48, 11), (64, 8), (96, 6))
 """Width of a cell in pixels, by the largest number of blocks for which it is taken."""
 LEAST_WIDTH = 4
-WITH_TEXT = 30
+WITH_TEXT = 28
 """The narrowest cell that has room for its value."""
-NARROW, MEDIUM = 340, 560
-"""Pixels up to which the heatmaps of a figure have room in a third or a half of the page."""
+NARROW, MEDIUM, WHOLE = 310, 496, 1020
+"""Pixels of a third, of a half, and of all of a wide page."""
+BETWEEN = 28
+"""Pixels between runs that stand beside each other."""
+SHRUNK = 1.06
+"""How much wider than its place a heatmap may be, which is then drawn that much smaller."""
+MOST_RUNS, MOST_LAYERS = 4, 600
+"""Runs that are shown beside each other, and layers of all of them."""
 Values = Mapping[str, float | None]
 """A value by full name of the layer; None where it was not computed."""
 
@@ -131,8 +137,15 @@ class Figure:
     @property
     def room(self) -> str:
         """The room that it needs in the page: ``narrow``, ``medium`` or ``wide``."""
-        width = sum(max((map.width for map in column.maps), default=0) for column in self.columns)
-        return "narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"
+        widths = [max((map.width for map in column.maps), default=0) for column in self.columns]
+        beside = sum(widths) + BETWEEN * (len(widths) - 1)
+        if beside <= NARROW:
+            return "narrow"
+        if beside <= MEDIUM:
+            return "medium"
+        # one run, or several that have no room beside each other anyway
+        below = len(widths) == 1 or beside > WHOLE
+        return "medium" if below and max(widths) <= SHRUNK * MEDIUM else "wide"
 
 
 def scale_of(values: Iterable[float | None], *, share: bool = False) -> Scale:
@@ -179,7 +192,7 @@ def heatmap(grid: Grid, values: Values, scale: Scale, id: str = "") -> Heatmap:
     """Draws one grid."""
     count = len(grid.blocks)
     width = next((width for most, width in WIDTHS if count <= most), LEAST_WIDTH)
-    left = round(LETTER * max(len(kind) for kind in grid.kinds)) + 10
+    left = round(LETTER * max(len(kind) for kind in grid.kinds)) + 6
     means = cell_means(grid, values)
     cells = [
         _cell(grid, kind, block, left + column * width, row * CELL_HEIGHT, means, scale, room=width >= WITH_TEXT)
@@ -192,7 +205,7 @@ def heatmap(grid: Grid, values: Values, scale: Scale, id: str = "") -> Heatmap:
     return Heatmap(
         id,
         grid.title,
-        left + count * width + 8,
+        left + count * width + 2,
         height + 18,
         left,
         (width, CELL_HEIGHT),
@@ -215,14 +228,30 @@ def cell_means(grid: Grid, values: Values) -> dict[tuple[str, int | None], float
     return means
 
 
+def that_fit(runs: Mapping[str, Any], layers: Callable[[Any], int]) -> list[str]:
+    """The names of the first runs whose heatmaps have room in a page; at least one.
+
+    Args:
+        layers: the number of layers of a run.
+    """
+    names, room = list(runs), MOST_LAYERS
+    fitting = []
+    for name in names[:MOST_RUNS]:
+        room -= layers(runs[name])
+        if room < 0 and fitting:
+            break
+        fitting.append(name)
+    return fitting
+
+
 def values_by_rank(
     id: str,
     runs: Iterable[Mapping[str, Any]],
     ranks: Sequence[int],
     read: Callable[[Any, int], float | None],
-) -> dict[str, list[list[float | None]]]:
-    """What a script shows of a figure that `figure` made with ``changes``, by id of the heatmap: for each rank the
-    values of all cells, in their order.
+) -> dict[str, list[list[int | None]]]:
+    """What a script shows of a figure of shares that `figure` made with ``changes``, by id of the heatmap: for each
+    rank the values of all cells, in their order, in thousandths.
 
     Args:
         runs: layers by name, of each run.
@@ -235,7 +264,7 @@ def values_by_rank(
             of_ranks = []
             for rank in ranks:
                 means = cell_means(grid, {name: read(layer, rank) for name, layer in layers.items()})
-                of_ranks.append([None if (value := means[cell]) is None else round(value, 4) for cell in order])
+                of_ranks.append([None if (value := means[cell]) is None else round(1000 * value) for cell in order])
             found[f"{id}-{run}-{number}"] = of_ranks
     return found
 

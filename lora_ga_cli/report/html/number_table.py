@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NumberTable:
-    """A table whose columns are numbers, from ``numbers`` on.
+    """A table whose first column names the rows, and whose others are numbers.
 
     Args:
         left_out: lines that are not in the page, because there are too many.
@@ -17,5 +17,4 @@ class NumberTable:
     caption: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    numbers: int = 1
     left_out: int = 0

@@ -16,7 +16,7 @@ FIRST_LEVEL = 4
 """The palest color of a line, which still stands out from the page."""
 MOST_LINES = 40
 """Lines of a chart. Of more blocks, some are drawn, evenly spaced."""
-MOST_POINTS = 24
+MOST_POINTS = 14
 """Points of a line: all of the first ones, and some of the others."""
 LEAST = 1e-8
 """The smallest value that is drawn."""

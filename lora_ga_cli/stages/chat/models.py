@@ -81,10 +81,10 @@ class ChatModels:
 
     def __init__(self, speakers: dict[str, Speaker], model: Switched | Any):
         self.speakers = speakers
-        self._model = model
+        self._model: Any = model
         self._switched = model if isinstance(model, Switched) else None
-        base = model.base if isinstance(model, Switched) else model
-        self._ends = copy.deepcopy(getattr(base, "generation_config", None))
+        base: Any = model.base if isinstance(model, Switched) else model
+        self._ends: Any = copy.deepcopy(getattr(base, "generation_config", None))
 
     @property
     def has_base(self) -> bool:
@@ -127,8 +127,12 @@ class ChatModels:
                 self._generate(model, speaker, row, options, write, partial, adapter_names=names)
             return
         for number, voice in enumerate(voices):
+
+            def write_this(_: int, text: str, number: int = number) -> None:
+                write(number, text)
+
             with self._active(speaker, voice) as model:
-                self._generate(model, speaker, row, options, lambda _, text, n=number: write(n, text), partial)
+                self._generate(model, speaker, row, options, write_this, partial)
 
     def _generate(
         self,

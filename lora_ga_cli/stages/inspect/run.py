@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from lora_ga_cli.files import read_json, sha256_file, write_json
@@ -13,6 +12,7 @@ from lora_ga_cli.stages.inspect.gradient import artifact_of_run, gradient_part, 
 from lora_ga_cli.stages.inspect.loaded import why_not
 from lora_ga_cli.stages.inspect.options import InspectOptions
 from lora_ga_cli.stages.trained import require_finished, stored_config
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 FORMAT = 1
@@ -52,7 +52,7 @@ def inspect_run(
             kept=None if before is None else before["adapter"],
         ),
     }
-    write_json(run.path / INSPECTION_FILE, found)
+    write_json(run.path / INSPECTION_FILE, found, digest=True)
     return found
 
 
@@ -61,7 +61,7 @@ def read_inspection(run: RunFolder) -> dict[str, Any] | None:
     try:
         found = read_json(run.path / INSPECTION_FILE)
         current = found["format"] == FORMAT and found["of"]["adapter_sha256"] == _adapter_digest(run)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):
         return None
     return dict(found) if current else None
 
@@ -72,6 +72,8 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
     Raises:
         RunError: the run has not finished.
     """
+    if run.finished:
+        check_result(run)
     found = inspect_run(run, with_base=options.with_base, share=options.share, options=options)
     artifact = artifact_of_run(run)
     if artifact is not None:

@@ -156,7 +156,7 @@ def test_answers_can_be_searched_and_reduced_to_what_differs_or_is_wrong(visit: 
     part = opened.page.locator("#answers")
 
     def shown() -> list[str]:
-        return part.locator(".question:visible .question-title").all_text_contents()
+        return part.locator(".question:visible .question-title").all_inner_texts()
 
     def titles(*numbers: int) -> list[str]:
         return [f"question {number}" for number in numbers]
@@ -178,15 +178,15 @@ def test_answers_can_be_searched_and_reduced_to_what_differs_or_is_wrong(visit: 
 def test_heatmaps_show_another_rank_and_the_value_below_the_pointer(visit: Callable[..., Visit]) -> None:
     opened = visit(Report("mine", [with_answers("a", {1})]))
     part = opened.page.locator("#gradient")
-    cell = part.locator("#gradient-energy .heat g").first
+    cell = part.locator("#gradient-energy .heat path").first
     assert cell.locator("title").text_content() == "q_proj, block 0: 50.0%"
-    before = cell.locator("rect").get_attribute("class")
+    before = cell.get_attribute("class")
     part.get_by_label("Rank in the heatmaps").press("End")
     assert part.locator(".rank output").inner_text() == "r = 8"
     assert cell.locator("title").text_content() == "q_proj, block 0: 100.0%"
-    assert (before, cell.locator("rect").get_attribute("class")) == ("l8", "l15")
+    assert (before, cell.get_attribute("class")) == ("l8", "l15")
     norm = part.locator("#gradient-norm")
-    norm.locator(".heat g rect").nth(1).hover()
+    norm.locator(".heat path").nth(1).hover()
     assert norm.locator(".readout").inner_text() == "q_proj, block 1: 2"
     assert opened.console == []
 
@@ -218,7 +218,7 @@ def test_without_javascript_everything_can_be_read(visit: Callable[..., Visit]) 
 
 def test_without_javascript_heatmaps_and_answers_can_be_read(visit: Callable[..., Visit]) -> None:
     page = visit(Report("mine", [with_answers("a", {1})]), java_script_enabled=False).page
-    assert page.locator("#gradient-energy rect.l8").first.is_visible()
+    assert page.locator("#gradient-energy path.l8").first.is_visible()
     page.locator("#inspection summary").click()
     assert page.locator("#inspection details[open] td").first.is_visible()
     page.locator("#answers summary").first.click()

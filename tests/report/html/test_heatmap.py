@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lora_ga_cli.report.html.heatmap import LEVELS, Scale, figure, scale_of, values_by_rank
+from lora_ga_cli.report.html.heatmap import LEVELS, Scale, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.page import HERE
 
 CSS = (HERE / "static" / "heatmap.css").read_text(encoding="utf-8")
@@ -123,4 +123,20 @@ def test_values_of_other_ranks_are_in_the_order_of_the_cells() -> None:
     found = figure("x", "x", "", {"run": VALUES}, changes=True)
     maps = values_by_rank("x", [VALUES], [1, 2], lambda value, rank: None if value is None else value * rank)
     assert list(maps) == [map.id for column in found.columns for map in column.maps]
-    assert maps["x-0-0"] == [[2.0, None, 4.0], [4.0, None, 8.0]]
+    assert maps["x-0-0"] == [[2000, None, 4000], [4000, None, 8000]]
+
+
+class TestRoom:
+    def test_small_models_have_four_runs_and_large_ones_fewer(self) -> None:
+        runs = dict.fromkeys("abcdef", 42)
+        assert that_fit(runs, lambda layers: layers) == list("abcd")
+        assert that_fit(dict.fromkeys("abc", 224), lambda layers: layers) == list("ab")
+        assert that_fit(dict.fromkeys("abc", 882), lambda layers: layers) == ["a"]
+
+    @pytest.mark.parametrize(
+        ("blocks", "runs", "room"),
+        [(6, 1, "narrow"), (6, 2, "medium"), (12, 2, "wide"), (32, 1, "medium"), (32, 3, "medium"), (36, 1, "wide")],
+    )
+    def test_runs_stand_beside_each_other_where_they_have_room(self, blocks: int, runs: int, room: str) -> None:
+        values = {f"model.layers.{number}.q_proj": float(number) for number in range(blocks)}
+        assert figure("x", "x", "", {str(run): values for run in range(runs)}).room == room

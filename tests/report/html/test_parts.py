@@ -83,7 +83,7 @@ class TestGradient:
             "q_proj, block 1: 50.0%",
         ]
         assert content.data["ranks"] == [1, 2, 4, 8]
-        assert content.data["maps"]["gradient-energy-0-0"][3] == [1.0, 1.0, 1.0, 1.0, 1.0, 0.5]
+        assert content.data["maps"]["gradient-energy-0-0"][3] == [1000, 1000, 1000, 1000, 1000, 500]
 
     def test_a_rank_without_values_takes_the_nearest(self) -> None:
         assert shown(Gradient().content([record(gradient=gradient(rank=7))])).values["start"] == 8
@@ -137,7 +137,7 @@ class TestInspection:
         content = shown(Inspection().content([record(inspection=inspection())]))
         assert content.data["ranks"] == [1, 2]
         assert content.values["cut"].columns[0].maps[0].cells[0].note == "q_proj, block 0: 25.0%"
-        assert content.data["maps"]["inspection-cut-0-0"] == [[0.5] * 6, [0.25] * 6]
+        assert content.data["maps"]["inspection-cut-0-0"] == [[500] * 6, [250] * 6]
 
     def test_an_adapter_of_rank_1_has_no_cut(self) -> None:
         found = inspection(rank=1, cut={"1": 0.0})

@@ -13,7 +13,7 @@ from lora_ga_cli.report.html.section import Section, SectionContent
 
 MOST_RUNS = 4
 """Runs whose answers are shown beside each other."""
-MOST_BYTES = 600_000
+MOST_BYTES = 450_000
 """Bytes of all answers in a page, so that it stays below 1.5 MB."""
 MARKUP_BYTES = 900
 """Bytes of a question's markup."""

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.html.heatmap import Figure, Scale, figure, scale_of, values_by_rank
+from lora_ga_cli.report.html.heatmap import Figure, Scale, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.number_table import NumberTable
 from lora_ga_cli.report.html.record import RunRecord
 from lora_ga_cli.report.html.section import Section, SectionContent
 from lora_ga_cli.report.html.spectra import Spectrum, spectra
 
-MOST_COLUMNS = 4
-"""Gradients that are shown beside each other."""
 ENERGY, ALIGNMENT, NORM = "gradient-energy", "gradient-alignment", "gradient-norm"
-MOST_TABLE_LINES = 400
+MOST_TABLE_LINES = 250
 Content = Mapping[str, Any]
 """`RunRecord.gradient`."""
 
@@ -37,7 +35,7 @@ class Gradient(Section):
         absent = [(run.name, run.absent["gradient"]) for run in runs if "gradient" in run.absent]
         if not groups and not absent:
             return None
-        shown = dict(list(groups.items())[:MOST_COLUMNS])
+        shown = {name: groups[name] for name in that_fit(groups, lambda content: len(content["layers"]))}
         start = start_rank(next(iter(shown.values()))) if shown else 0
         figures = _figures(shown, start) if shown else []
         every = sorted({rank for content in shown.values() for rank in ranks_of(content)})
@@ -51,7 +49,7 @@ class Gradient(Section):
             "tables": [layer_table(name, content) for name, content in shown.items()],
             "spectra": {name: _spectra(content) for name, content in shown.items()},
             "directions": next(iter(shown.values()))["directions_per_rank"] if shown else 0,
-            "more": list(groups)[MOST_COLUMNS:],
+            "more": list(groups)[len(shown) :],
             "absent": absent,
             "several": len(shown) > 1,
         }

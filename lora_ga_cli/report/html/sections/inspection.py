@@ -8,15 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.html.heatmap import Figure, figure, scale_of, values_by_rank
+from lora_ga_cli.report.html.heatmap import Figure, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.layers import grids
 from lora_ga_cli.report.html.number_table import NumberTable
 from lora_ga_cli.report.html.record import RunRecord
 from lora_ga_cli.report.html.section import Section, SectionContent
 
-MOST_COLUMNS = 4
-"""Adapters that are shown beside each other."""
-MOST_TABLE_LINES = 400
+MOST_TABLE_LINES = 250
 CUT = "inspection-cut"
 Layer = Mapping[str, Any]
 
@@ -115,7 +113,7 @@ class Inspection(Section):
         absent = [(run.name, run.absent["inspection"]) for run in runs if "inspection" in run.absent]
         if not adapters and not absent:
             return None
-        shown = dict(list(adapters.items())[:MOST_COLUMNS])
+        shown = {name: adapters[name] for name in that_fit(adapters, len)}
         ranks = sorted({rank for layers in shown.values() for rank in _cut_ranks(layers)})
         start = ranks[len(ranks) // 2] if ranks else 0
         values = {
@@ -126,7 +124,7 @@ class Inspection(Section):
             "last": len(ranks) - 1,
             "summary": _summary(shown),
             "tables": [_layer_table(name, layers) for name, layers in shown.items()],
-            "more": list(adapters)[MOST_COLUMNS:],
+            "more": list(adapters)[len(shown) :],
             "absent": absent,
             "several": len(shown) > 1,
             "has_base": any(layer.get("intruders") for layers in shown.values() for layer in layers.values()),

@@ -111,7 +111,7 @@
       const options = {
         width: Math.max(holder.clientWidth, 200),
         height: narrow ? Math.min(spec.height, 240) : spec.height,
-        padding: [10, 12, 0, 0],
+        padding: [10, 22, 0, 0],
         legend: { show: false },
         scales: {
           x: { time: false, range: () => group.range ?? (last > first ? [first, last] : [first - 1, last + 1]) },

@@ -9,28 +9,29 @@
     if (!readout) continue;
     let here = null;
     const show = (event) => {
-      const cell = event.target.closest(".heat:not(.strip) g");
+      const cell = event.target.closest(".heat path");
       if (cell === here) return;
-      here?.querySelector("rect").classList.remove("here");
+      here?.classList.remove("here");
       here = cell;
-      here?.querySelector("rect").classList.add("here");
+      here?.classList.add("here");
       readout.textContent = here ? here.querySelector("title").textContent : "\u00a0";
     };
     measure.addEventListener("pointermove", show);
     measure.addEventListener("pointerdown", show);
   }
 
-  // Heatmaps of another rank.
+  // Heatmaps of another rank. Values are shares, in thousandths.
   const paint = (svg, values) => {
     const { low, high } = svg.closest(".measure").dataset;
     const [first, last] = [Number(low), Number(high)];
-    svg.querySelectorAll("g").forEach((cell, number) => {
-      const value = values[number];
+    svg.querySelectorAll("path").forEach((cell, number) => {
+      const value = values[number] === null ? null : values[number] / 1000;
       const title = cell.querySelector("title");
-      const text = cell.querySelector("text");
+      const next = cell.nextElementSibling;
+      const text = next?.matches("text:not([class])") ? next : null;
       const part = last > first ? (value - first) / (last - first) : 0.5;
       const level = Math.min(Math.max(Math.floor(part * LEVELS), 0), LEVELS - 1);
-      cell.querySelector("rect").setAttribute("class", value === null ? "none" : `l${level}`);
+      cell.setAttribute("class", value === null ? "none" : `l${level}`);
       const said = value === null ? "not computed" : `${(100 * value).toFixed(1)}%`;
       title.textContent = `${title.textContent.slice(0, title.textContent.lastIndexOf(": "))}: ${said}`;
       if (text) text.textContent = value === null ? "" : value >= 0.9995 ? "100" : (100 * value).toFixed(1);

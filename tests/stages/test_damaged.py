@@ -1,0 +1,100 @@
+"""Damaged files of a run are noticed before they are used, named, and made again where that is possible."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import Arguments, Loraga, only_run
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+EVALUATION = ("eval=loss", "device=cpu")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@pytest.fixture
+def command(home: Path, arguments: Arguments, sums_file: Path) -> list[str]:
+    """Trains a run in two steps, always on the same file."""
+    if not (home / "sums.jsonl").exists():
+        shutil.copy(sums_file, home / "sums.jsonl")
+    return ["train", *arguments("llama", "method=lora", "trainer.max_steps=2", f"dataset.train_file={home}/sums.jsonl")]
+
+
+@pytest.fixture
+def run(home: Path, loraga: Loraga, command: list[str]) -> Path:
+    """A fresh copy of the finished run, which is trained once."""
+    if not (home / "runs").exists():
+        loraga(*command)
+        shutil.copytree("runs", home / "runs")
+    else:
+        shutil.copytree(home / "runs", "runs")
+    return only_run()
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_adapter_is_refused_and_the_train_command_makes_it_again(
+    run: Path, loraga: Loraga, command: list[str]
+) -> None:
+    before = (run / "adapter_model.safetensors").read_bytes()
+    flip(run / "adapter_model.safetensors")
+    for using in (["eval", str(run), *EVALUATION], ["merge", str(run), "--output", "merged"]):
+        out = " ".join(loraga(*using, code=2).split())
+        assert f"error {run}/adapter_model.safetensors does not have the bytes that were written" in out
+        assert "run its train command again" in out
+    assert not Path("merged").exists()
+    out = " ".join(loraga(*command).split())
+    assert "the result is made again" in out
+    assert "resuming after step 2" in out
+    assert (run / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "adapter_config.json", "adapter_model.safetensors"])
+def test_a_missing_file_is_named(run: Path, loraga: Loraga, name: str) -> None:
+    (run / name).unlink()
+    assert f"{run}/{name} is missing" in " ".join(loraga("eval", str(run), *EVALUATION, code=2).split())
+
+
+def test_a_run_without_digests_is_scored_with_a_line_that_says_so(run: Path, loraga: Loraga) -> None:
+    """As versions before them wrote it."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    new = ("content_sha256", "files", "result_files", "metrics")
+    (run / "manifest.json").write_text(json.dumps({name: it for name, it in manifest.items() if name not in new}))
+    out = " ".join(loraga("eval", str(run), *EVALUATION).split())
+    assert f"{run} was made before runs kept digests of their files" in out
+
+
+def test_metrics_that_lost_lines_say_so(run: Path, loraga: Loraga) -> None:
+    from lora_ga_cli.training.run_files import points_of
+    from lora_ga_cli.training.run_folder import RunFolder
+
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    with pytest.MonkeyPatch.context() as patch:
+        said: list[str] = []
+        patch.setattr("lora_ga_cli.training.run_files.warn", said.append)
+        assert len(points_of(RunFolder(run))) == len(lines) - 1
+    assert said == [f"{run}/metrics.jsonl lost 1 of its {len(lines)} lines; curves show what is left"]
+
+
+def test_a_few_random_bits_and_cuts_of_every_kind_of_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small version of ``python scripts/soak.py corrupt``: two flips and one cut for each command."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    corrupt = importlib.import_module("soaks.corrupt")
+    options = argparse.Namespace(flips=22, cuts=11, seed=20, only="", verbose=False)
+    figures = list(corrupt.run(options))
+    assert [figure.name for figure in figures if not figure.reached] == []
+    assert len(figures) == 12
