@@ -138,7 +138,7 @@ def quickly() -> Iterator[None]:
     try:
         with (
             mock.patch("lora_ga_cli.report.figures._save", lambda figure, file, title: file.touch()),
-            mock.patch("lora_ga_cli.report.html.page.write_beside", lambda run, make: None),
+            mock.patch("lora_ga_cli.report.html.page.write_beside", return_value=None),
         ):
             yield
     finally:

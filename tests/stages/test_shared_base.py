@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PrefixTuningConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from lora_ga_cli.methods.switching import switching_obstacle
@@ -148,6 +149,12 @@ def test_what_is_no_adapter_is_refused_with_everything_else(loraga: Loraga, load
     assert loads == []
 
 
+def described(folder: str, config: PeftConfig) -> None:
+    """The folder of an adapter, with a readable file in place of its weights."""
+    config.save_pretrained(folder)
+    save_file({"none": torch.zeros(1)}, f"{folder}/adapter_model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -162,17 +169,16 @@ def test_what_is_no_adapter_is_refused_with_everything_else(loraga: Loraga, load
     ],
 )
 def test_adapters_that_cannot_share_a_base_are_known_by_their_description(options: Any, reason: str) -> None:
-    LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options).save_pretrained("described")
+    described("described", LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options))
     found = switching_obstacle(Path("described"))
     assert reason in found
     assert bool(found) == bool(reason)
 
 
 def test_other_kinds_of_peft_do_not_share_a_base_with_lora() -> None:
-    PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2).save_pretrained("prefix")
-    AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], total_step=9, tinit=1, tfinal=1).save_pretrained(
-        "adalora"
-    )
+    described("prefix", PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    options = {"total_step": 9, "tinit": 1, "tfinal": 1}
+    described("adalora", AdaLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], **options))
     assert "PREFIX_TUNING is not switched with LoRA" in switching_obstacle(Path("prefix"))
     assert "ADALORA is not switched with LoRA" in switching_obstacle(Path("adalora"))
     Path("custom").mkdir()
