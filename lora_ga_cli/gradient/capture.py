@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_ga_cli.model.checkpointing import CHECKPOINT
 from lora_ga_cli.model.targets import Target
 
 OnGradient = Callable[[str, Tensor, Tensor], None]
@@ -41,9 +42,7 @@ def checkpoint_kinds(model: nn.Module) -> set[bool]:
     """How a transformers model checkpoints activations: {True} with reentrant checkpoints, {False} with others, {} not
     at all."""
     functions = [
-        vars(module).get("_gradient_checkpointing_func")
-        for module in model.modules()
-        if getattr(module, "gradient_checkpointing", False)
+        vars(module).get(CHECKPOINT) for module in model.modules() if getattr(module, "gradient_checkpointing", False)
     ]
     return {getattr(function, "keywords", {}).get("use_reentrant", True) for function in functions if function}
 

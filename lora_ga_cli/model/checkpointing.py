@@ -13,8 +13,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_ga_cli.model.unsupported import Unsupported
 
-FUNCTION = "_gradient_checkpointing_func"
-"""The attribute in which transformers keeps the function that checkpoints a block."""
+CHECKPOINT = "_gradient_checkpointing_func"
+"""The attribute of transformers' blocks for the function that checkpoints them; None or missing without checkpoints."""
 
 
 def checkpoint_blocks(model: PreTrainedModel, every: int = 1) -> None:
@@ -54,7 +54,7 @@ def offload_checkpoints(model: nn.Module) -> None:
     if next(found[0].parameters()).device.type == "cpu":
         raise Unsupported("the model is in the CPU's memory already")
     for layer in found:
-        setattr(layer, FUNCTION, functools.partial(offloading_checkpoint, use_reentrant=False))
+        setattr(layer, CHECKPOINT, functools.partial(offloading_checkpoint, use_reentrant=False))
 
 
 def offloading_checkpoint(function: Any, *args: Any, **options: Any) -> Any:

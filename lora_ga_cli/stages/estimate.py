@@ -24,6 +24,7 @@ from lora_ga_cli.gradient.estimator import Estimator
 from lora_ga_cli.gradient.key import gradient_key, identity_after_merges
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.model.checkpointing import CHECKPOINT
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.targets import Target, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
@@ -45,8 +46,6 @@ MIN_ALIGNMENT = 0.98
 MAX_PASSES = 8
 """The largest value of ``gradient.passes``."""
 COVERAGE_FILE = "coverage.png"
-CHECKPOINT = "_gradient_checkpointing_func"
-"""The attribute of transformers' blocks for the function that checkpoints them; None or missing without checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def compare(rank: int, port: int) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_sharded_head_is_gathered() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
