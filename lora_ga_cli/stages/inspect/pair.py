@@ -108,7 +108,7 @@ def _compared(
         measures[side] = {
             "leading": float(matrix[0, 0]) if matrix.numel() else None,
             "all": float(matrix[-1, -1]) if matrix.numel() else None,
-            "by_chance": expected_by_chance(*matrix.shape, dimension),
+            "by_chance": expected_by_chance(matrix.shape[0], matrix.shape[1], dimension),
             "angles": _angles(found, side),
         }
     return measures, matrices
