@@ -102,9 +102,17 @@ class SweepError(UserError):
 
 
 class Interrupted(UserError):
-    """The user stopped the command."""
+    """A signal stopped the command."""
 
-    exit_code = 130
+    def __init__(self, message: str, signal: int = 2):
+        """Args:
+        signal: its number; the exit code is 128 more, as in shells.
+        """
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        return type(self), (str(self), self.exit_code - 128)
 
 
 class DamagedFile(UserError, ValueError):
@@ -142,13 +150,14 @@ def system_fault(option: str, path: object, error: OSError) -> Fault:
         path: the file or folder that could not be used.
     """
     said = error.strerror or str(error) or type(error).__name__
-    other = f"give another {option}"
+    other = "give another place" if option == "system" else f"give another {option}"
     hints = {
         errno.ENOSPC: f"free some space there, or {other}",
         errno.EDQUOT: f"free some space there, or {other}",
         errno.EACCES: f"allow it, or {other}",
         errno.EPERM: f"allow it, or {other}",
         errno.EROFS: f"nothing can be written there: {other}",
+        errno.EFBIG: f"a limit on the size of files (ulimit -f) stops it: raise it, or {other}",
         errno.ENAMETOOLONG: f"a shorter name: {other}",
         errno.ENOTDIR: f"a part of this path is a file: {other}",
         errno.EEXIST: f"there is a file already: {other}",

@@ -16,6 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 from lora_ga_cli.errors import DamagedFile, UserError
 
 BUNDLED = "bundled:"
@@ -130,28 +135,97 @@ def folder_problem(folder: Path) -> OSError | None:
     return None
 
 
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)")
+"""Names of the temporary files and folders that are made here."""
+
+
+def disk_room(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    return shutil.disk_usage(next(item for item in (place, *place.parents) if item.exists())).free
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Yields a new file or folder next to ``path``, and removes it at the end if it is still there.
+
+    What killed processes left in this folder is removed too. The kernel lets go of a process's locks when it ends, so
+    what is not locked belongs to nobody.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path.parent)
+    prefix, suffix = f".{path.name}.", ".tmp"
+    with contextlib.ExitStack() as stack:
+        while True:
+            if folder:
+                temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent))
+                lock = os.open(temporary, os.O_RDONLY) if fcntl is not None else None
+            else:
+                lock, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+                temporary = Path(name)
+            if lock is not None:
+                stack.callback(os.close, lock)
+                _locked(lock)
+            if temporary.exists():
+                break  # otherwise another process took it for what a killed one left, before it was locked
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+
+
+def _locked(file: int) -> bool:
+    """Locks an open file or folder, and returns whether it could."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False  # of another process, or on a file system without locks
+    return True
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes temporary files and folders of processes that were killed, where it is allowed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as items:
+        left = [item for item in items if (match := TEMPORARY.fullmatch(item.name)) and _is_unused(item, match)]
+    for item in left:
+        with contextlib.suppress(OSError):
+            file = os.open(item.path, os.O_RDONLY)
+            try:
+                if _locked(file):
+                    _remove(Path(item.path))
+            finally:
+                os.close(file)
+
+
+def _is_unused(item: os.DirEntry[str], match: re.Match[str]) -> bool:
+    """Whether a file or folder with the name of a temporary one is not the only copy of something."""
+    replaced = match.group(2) == "old"
+    return fcntl is not None and (not replaced or Path(item.path).with_name(match.group(1)).exists())
+
+
+def _remove(item: Path) -> None:
+    if item.is_dir():
+        shutil.rmtree(item)
+    else:
+        item.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path next to ``path``; on success it is renamed to ``path``, on any error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path, folder=False) as temporary:
         yield temporary
         _sync(temporary)
         follow_umask(temporary)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder next to ``path``; on success it replaces ``path``, on any error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
+    with _temporary(path, folder=True) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -164,9 +238,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.replace(path)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
 
 
 def follow_umask(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_ga_cli import __version__, distributed, garbage
+from lora_ga_cli import __version__, distributed, garbage, interruption
 from lora_ga_cli.cli import (
     cache,
     chat,
@@ -26,9 +26,10 @@ from lora_ga_cli.cli import (
     report,
     reproduce,
     train,
+    watch,
 )
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
-from lora_ga_cli.errors import Interrupted
+from lora_ga_cli.cli.stopping import Given, stopped
 from lora_ga_cli.files import forget_empty_variables
 
 
@@ -39,7 +40,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise Interrupted("run the same command again to continue from the last checkpoint") from error
+            raise stopped(error) from error
 
 
 app = typer.Typer(
@@ -72,6 +73,7 @@ def options(
 app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.command)
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
+app.command("watch")(watch.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("chat", context_settings=PASS_THROUGH)(chat.command)
 app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
@@ -87,11 +89,14 @@ app.add_typer(cache.app, name="cache")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, 130 when interrupted."""
+    """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, and 128 more than the
+    number of a signal that stopped it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP)."""
     State.debug = False
+    Given.arguments = arguments
     forget_empty_variables()  # before the libraries that read them are imported
     try:
-        app(list(arguments) if arguments is not None else None, prog_name="loraga")
+        with interruption.handled():
+            app(list(arguments) if arguments is not None else None, prog_name="loraga")
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,10 +106,13 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
+    from lora_ga_cli.cli.stopping import stopped
     from lora_ga_cli.config.launch import launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
+    from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
+    process = os.getpid()
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -137,6 +141,10 @@ def run_jobs(
                     results.append((heading, forecast(config, dry_run)))
                 else:
                     results.append((heading, job(config)))
+        except Interruption as stop:
+            if os.getpid() != process:  # a launcher's, whose caller sees nothing of it
+                report_error(stopped(stop))
+            raise
         except Exception as error:
             if heading:
                 failed(error, heading)
@@ -202,11 +210,13 @@ def report_error(error: Exception) -> int:
     """Prints an error for a person; returns the exit code."""
     from rich.markup import escape
 
-    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError
+    from lora_ga_cli import distributed
+    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
     from lora_ga_cli.report.console import err
 
     if isinstance(error, Interrupted):
-        err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
+        if distributed.is_main():  # all processes that train together stop
+            err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
         return error.exit_code
     if isinstance(error, InvalidInput):
         for fault in error.faults:
@@ -222,6 +232,9 @@ def report_error(error: Exception) -> int:
             "several processes a lower trainer.max_tokens (the result stays the same); or a lower dataset.max_length"
         )
         return 1
+    if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
+        err.print(f"[bold red]error[/]  {escape(str(system_fault('system', error.filename, error)))}")
+        return 2
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     err.print(f"[bold red]error[/]  unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
     return 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, run_jobs, split_folders, words
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.paths import caches_of_libraries, naming
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -77,4 +79,5 @@ def command(
         return run_jobs(options, job, dry_run="eval" if dry_run else None)
     if dry_run:
         raise typer.BadParameter("--dry-run goes with a recipe, not with run folders")
-    return compare(folders, options)
+    with naming({"output_dir": Path("runs").absolute(), **caches_of_libraries()}):
+        return compare(folders, options)

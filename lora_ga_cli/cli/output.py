@@ -16,6 +16,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from lora_ga_cli.cli.stopping import stopped
+
 HELP = "Print the result as one JSON object on standard output, and everything else on standard error."
 Json = Annotated[bool, typer.Option("--json", help=HELP)]
 
@@ -55,6 +57,10 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 outcome = command(*arguments, **options)
+        except KeyboardInterrupt as error:
+            interrupted = stopped(error)
+            _print({"error": error_as_data(interrupted)}, stdout)
+            raise interrupted from error
         except Exception as error:
             if (found := error_as_data(error)) is not None:
                 results = getattr(error, "results", None)  # of the jobs of a sweep

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
+import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
+from lora_ga_cli.files import disk_room, folder_problem
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
+WRITING_FAILED = ("inline_container.cc", "PytorchStreamWriter failed")
+"""What torch says, without a reason, where it cannot write a file to its end."""
+BY_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust say the system's error."""
 FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
 """What the system says about a full disk. Libraries that are not written in Python put it into errors of their own."""
 
@@ -43,13 +49,27 @@ def paths_of(config: Config) -> dict[str, Path]:
 
     paths = {"output_dir": resolve_path(config.output_dir), "cache_dir": cache_root(config.cache_dir)}
     read = {"model.path": config.model.path, "model.tokenizer": config.model.tokenizer}
-    return paths | {option: resolve_path(path) for option, path in read.items() if path is not None}
+    given = {option: resolve_path(path) for option, path in read.items() if path is not None}
+    return paths | given | caches_of_libraries()
+
+
+def caches_of_libraries() -> dict[str, Path]:
+    """The folder that Hugging Face's libraries write, by the environment variable that moves it."""
+    return {"HF_HOME": Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()}
 
 
 def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
-    full = next((code for code, said in FULL.items() if said in str(error)), None)
+    text = str(error)
+    full = next((code for code, said in FULL.items() if said in text), None)
     if full is not None:
         return system_fault(*_fullest(paths), OSError(full, FULL[full])) if paths else None
+    if not isinstance(error, OSError) and paths and any(said in text for said in WRITING_FAILED):
+        option, path = _fullest(paths)
+        why = folder_problem(path) or OSError(errno.EIO, "A file could not be written to its end")
+        return system_fault(option, path, why)
+    if not isinstance(error, OSError) and paths and (numbered := BY_NUMBER.search(text)):
+        code = int(numbered.group(1))
+        return system_fault(*_fullest(paths), OSError(code, os.strerror(code)))
     if not isinstance(error, OSError) or not isinstance(error.filename, str):
         return None
     path = Path(error.filename).absolute()
@@ -66,10 +86,5 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
 
 def _fullest(paths: Mapping[str, Path]) -> tuple[str, Path]:
     """The option whose path is on the disk with the least room; the first of them if several are."""
-
-    def room(option: str) -> int:
-        existing = next((folder for folder in (paths[option], *paths[option].parents) if folder.exists()), Path())
-        return shutil.disk_usage(existing).free
-
-    option = min(paths, key=room)
+    option = min(paths, key=lambda name: disk_room(paths[name]))
     return option, paths[option]

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_ga_cli import interruption
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.documents import Document, merge
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA
@@ -108,6 +109,10 @@ class _Jobs:
         self.titles.append(title)
         try:
             self.task(self._config(sources, title), title)
+        except interruption.Interruption as stop:
+            if title:
+                stop.notes.append("jobs after this one were not started")
+            raise
         except Exception as error:
             if os.getpid() != self.process:
                 raise  # in a launcher's process, whose caller sees only what is raised
@@ -158,8 +163,25 @@ def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], fo
 
 def _run_hydra(name: str, application: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
     """Has Hydra compose the stored configuration ``name``, and call ``application`` for each job."""
-    main = hydra.main(version_base="1.3", config_path=None, config_name=name)(application)
-    with _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}):
+    process = os.getpid()
+
+    def job(node: DictConfig) -> None:
+        if os.getpid() == process:
+            with interruption.prompt():
+                application(node)
+            return
+        interruption.in_worker()
+        if interruption.requested() is None:  # or else the job is one of those that are not started any more
+            # an exception would end the other processes while they save their work
+            with contextlib.suppress(interruption.Interruption), interruption.prompt():
+                application(node)
+
+    main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
+    has_workers = any(item.startswith("hydra/launcher=") for item in arguments)
+    with (
+        _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
+        interruption.with_workers() if has_workers else contextlib.nullcontext(),
+    ):
         main()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config, GradientConfig
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
@@ -34,6 +34,7 @@ from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
 from lora_ga_cli.report.tables import gradient_table
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
+from lora_ga_cli.stages.room import require_room_for_gradient
 from lora_ga_cli.training.passes import Limits, in_order
 
 DEFAULT_CAPACITY = 32
@@ -286,6 +287,9 @@ def _fast_checkpoints(model: PreTrainedModel, config: Config) -> Iterator[None]:
 
 
 def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> GradientArtifact:
+    if distributed.is_main():
+        shapes = [layer.shape for target in wanted.targets.values() for layer in target.layers]
+        require_room_for_gradient(store_of(inputs).folder, shapes, wanted.capacity)
     model = model if model is not None else inputs.load_model(to_train=True)
     options, together = inputs.config.gradient, distributed.count()
     collator = inputs.collator_for(model)
@@ -300,6 +304,11 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
         _fast_checkpoints(model, inputs.config),
         counting("gradient", "micro-batch", len(of_process) * estimator.passes) as report,
     ):
+
+        def counted(done: int, _: float) -> None:
+            interruption.stop_if_requested()
+            report(min(done, len(of_process) * estimator.passes))
+
         artifact = estimate_gradients(
             model,
             (collator(batch) for batch in of_process),
@@ -308,7 +317,7 @@ def _compute(inputs: Inputs, wanted: Request, model: PreTrainedModel | None) -> 
             capacity=wanted.capacity,
             estimator=estimator,
             dropout=options.dropout,
-            on_batch=lambda done, _: report(min(done, len(of_process) * estimator.passes)),
+            on_batch=counted,
             on_retry=lambda rows: warn(
                 f"the accelerator's memory is full: the estimation starts again with {rows} rows at a time "
                 f"(gradient.micro_batch_size={rows} would do so from the beginning)"

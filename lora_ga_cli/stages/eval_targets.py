@@ -14,9 +14,10 @@ from lora_ga_cli.config.compose import compose_around
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import read_json, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import folder_problem, read_json, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
+from lora_ga_cli.report.console import step
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import config_of, load_trained, require_finished
@@ -64,12 +65,21 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
     return EvalTarget(
         run.path.resolve().name,
         with_saved_tokenizer(with_stored_rows(config, run), run.path),
-        run.path,
+        run.path if folder_problem(run.path) is None else _beside(run, config),
         run.manifest["finished"],
         lambda inputs: load_trained(inputs, run),
         run,
         run.path.resolve() if method_of(config).output.is_adapter else None,
     )
+
+
+def _beside(run: RunFolder, config: Config) -> Path:
+    """Where results are stored of a run of another user, or of one on a disk without room."""
+    stored = resolve_path(config.output_dir)
+    inside = run.path.resolve().is_relative_to(stored.resolve())
+    folder = (resolve_path("runs") if inside else stored) / f"eval-{run.path.resolve().name}"
+    step("eval", f"nothing can be written in {run.path}: results go to {folder}")
+    return folder
 
 
 class NothingToScore(RunError):

@@ -24,6 +24,7 @@ from lora_ga_cli.model.stored import STORED
 from lora_ga_cli.model.written import MERGED_MARK
 from lora_ga_cli.report.console import size, step, warn
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
+from lora_ga_cli.stages.room import require_room
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import identity_of_run, load_trained, of_complete_model, require_finished
 from lora_ga_cli.training.run_folder import RunFolder
@@ -61,9 +62,11 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     config = with_saved_tokenizer(config, run.path)
     quantization = config.model.quantization
     inputs = _inputs_of_base(run, config, options)
+    dtype = getattr(torch, options.dtype or config.model.dtype)
+    weights = sum(item.numel() for item in inputs.empty_model().parameters()) * dtype.itemsize
+    require_room("--output", folder, weights, "the merged model", "a smaller --dtype" * (dtype.itemsize > 2))
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
-    dtype = getattr(torch, options.dtype or config.model.dtype)
     write_more = method_of(config).merge(model, dtype)
     model = _merged(model, run, inputs, dtype)
     difference = _write(model, folder, inputs, expected, options.max_shard_size, write_more, run)

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from lora_ga_cli import distributed
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.digests import written_in
 from lora_ga_cli.files import atomic_folder, read_json, write_json
@@ -38,6 +38,7 @@ from lora_ga_cli.stages.costs import pass_limits, training_memory
 from lora_ga_cli.stages.initialize import LinkBases, check_link, initialize_link, is_one_of_many, open_run
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report import write_run_report
+from lora_ga_cli.stages.room import require_room_to_train
 from lora_ga_cli.stages.saved_tokenizer import save_tokenizer
 from lora_ga_cli.stages.speed import compile_trained, expected_speed
 from lora_ga_cli.stages.trained import load_trained
@@ -52,6 +53,7 @@ from lora_ga_cli.training.optimizer_state import load_state, save_state, state_o
 from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.run_files import damaged_result, reopen, result_entries
 from lora_ga_cli.training.run_folder import START_AGAIN, RunFolder
+from lora_ga_cli.training.trackers import Trackers, check_trackers
 from lora_ga_cli.training.trainer import LoragaTrainer
 
 
@@ -62,6 +64,7 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    check_trackers(config)
     if config.trainer.extra:
         check_extra(config)
         given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
@@ -77,15 +80,36 @@ def train(config: Config) -> RunFolder:
             step("train", shortened)
         run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
-        result = _train(inputs, run)
-        # the trained model and its optimizer, before a second model is loaded
-        clear_device_cache(garbage_collection=True)
-        if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
-            difference = _difference(inputs, run, result)
-        if distributed.is_main():
-            _finish(inputs, run, result, difference)
-        distributed.wait()
+        trackers = Trackers(config.trainer.report_to, run)
+        with interruption.keeping(lambda: _kept(inputs, run)):
+            try:
+                result = _train(inputs, run, trackers)
+            finally:
+                trackers.end(failed=True)  # without effect after a training that came to its end
+            # the trained model and its optimizer, before a second model is loaded
+            clear_device_cache(garbage_collection=True)
+            if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
+                difference = _difference(inputs, run, result)
+            if distributed.is_main():
+                _finish(inputs, run, result, difference)
+            distributed.wait()
     return run
+
+
+def _kept(inputs: Inputs, run: RunFolder) -> str:
+    """What is kept of a run that is interrupted while no step is done, as a part of a sentence."""
+    links = links_of(method_of(inputs.config), inputs.total_steps)
+    for link in reversed(links):
+        folder = run.link(link)
+        if folder.finished and len(links) > 1:
+            return f"{link.first_step + link.steps} of {link.total_steps} steps are kept in {folder.path}"
+        checkpoint = last_complete(folder.checkpoints)
+        if checkpoint is not None:
+            done = link.first_step + step_of(checkpoint)
+            return f"{done} of {link.total_steps} steps are kept in the checkpoint {checkpoint}"
+    if any(run.link(link).init_file.exists() for link in links):
+        return f"no step of training is kept, but the initialization in {run.path}"
+    return ""
 
 
 def _finished(run: RunFolder) -> bool:
@@ -124,29 +148,32 @@ class Result:
     note: str = ""
 
 
-def _train(inputs: Inputs, run: RunFolder) -> Result:
+def _train(inputs: Inputs, run: RunFolder, trackers: Trackers) -> Result:
     method = method_of(inputs.config)
     links = links_of(method, inputs.total_steps)
     if len(links) > 1:
-        return _train_chain(inputs, run, links)
+        return _train_chain(inputs, run, links, trackers)
     prepared = initialize_link(inputs, run, links, links[0])
-    trainer = _fit(inputs, run, prepared, links[0])
+    trainer = _fit(inputs, run, prepared, trackers, links[0])
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
+    trackers.end()
     trainer.save_model(str(run.path))
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
     )
 
 
-def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
+def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link], trackers: Trackers) -> Result:
     """Trains link after link, each on the base with the earlier ones, and saves their sum."""
     bases = LinkBases(inputs, run)
     with _older_objects_kept():
         for link in links:
             if not run.link(link).finished:
-                _train_link(inputs, run, links, link, bases)
+                interruption.stop_if_requested()
+                _train_link(inputs, run, links, link, bases, trackers)
                 clear_device_cache(garbage_collection=True)
+    trackers.end()
     _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
@@ -174,13 +201,20 @@ def _older_objects_kept() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
+def _train_link(
+    inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases, trackers: Trackers
+) -> None:
     """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
-    method, folder = method_of(inputs.config), run.link(link)
     quietly = is_one_of_many(link) and link.index > 0
     with console.quiet() if quietly else contextlib.nullcontext():
         prepared = initialize_link(inputs, run, links, link, bases)
-    trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+    with interruption.deferred():  # the end of a link has no checkpoint, but its result
+        trainer = _fit(inputs, run, prepared, trackers, link, links[link.index - 1] if link.index else None)
+        _save_link(inputs, run, link, trainer, prepared)
+
+
+def _save_link(inputs: Inputs, run: RunFolder, link: Link, trainer: LoragaTrainer, prepared: PreparedModel) -> None:
+    method, folder = method_of(inputs.config), run.link(link)
     losses = _final_losses(inputs, trainer)
     if distributed.is_main():
         with atomic_folder(folder.adapter) as temporary:
@@ -212,11 +246,17 @@ def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
 
 
 def _fit(
-    inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link, before: Link | None = None
+    inputs: Inputs,
+    run: RunFolder,
+    prepared: PreparedModel,
+    trackers: Trackers,
+    link: Link,
+    before: Link | None = None,
 ) -> LoragaTrainer:
     """Trains a model, or resumes its training.
 
     Args:
+        trackers: the services that are told about it.
         before: the link that was trained before this one.
     """
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
@@ -237,6 +277,7 @@ def _fit(
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
     callbacks.append(LastSteps(link))  # after what decides about evaluations
+    callbacks.append(trackers.of(link))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -246,6 +287,8 @@ def _fit(
         callbacks.append(BeginsWith(prepared.model, state))
     held_out = inputs.data.validation
     limits = _limits(inputs, run, flatten=speed_of(prepared.model).flatten)
+    if distributed.is_main():
+        require_room_to_train(config, run.link(link), prepared.model, link, inputs.order.steps_per_epoch)
     compile_trained(prepared.model, config)
     trainer = LoragaTrainer(
         model=prepared.model,
@@ -253,6 +296,7 @@ def _fit(
             config,
             checkpoints,
             inputs.device,
+            name=run.path.name,
             learning_rate=learning_rate(config, inputs.model_config),
             validate=held_out is not None,
             link=link,
@@ -273,7 +317,11 @@ def _fit(
     began, before_training = time.perf_counter(), sums_of_trained(prepared.model)
     try:
         if checkpoint is None or not trainer.restore_finished(checkpoint):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with interruption.deferred():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except interruption.Interruption:
+        _count_seconds(run, began)
+        raise
     finally:
         recorder.display.stop()
     # the first of many short links may lie in the warm-up
@@ -284,9 +332,15 @@ def _fit(
         )
     if distributed.is_main():
         meter.write(trainer.optimizer)
-    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
-    run.update_manifest(training_seconds=round(seconds, 1), steps=link.first_step + trainer.state.global_step)
+    _count_seconds(run, began)
+    run.update_manifest(steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _count_seconds(run: RunFolder, began: float) -> None:
+    """Adds the time of this session's training to that of the run."""
+    seconds = time.perf_counter() - began + run.manifest.get("training_seconds", 0.0)
+    run.update_manifest(training_seconds=round(seconds, 1))
 
 
 def _check_metrics(run: RunFolder, checkpoint: Path | None, before: Link | None) -> None:

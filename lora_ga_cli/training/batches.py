@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lora_ga_cli.data.flatten import halves
+from lora_ga_cli.interruption import ignored_in_worker
 from lora_ga_cli.training.passes import Limits, divide
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
@@ -140,6 +141,7 @@ def batch_loader(reader: BatchReader, sampler: BatchSampler, *, workers: int, pi
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # torch's own is that of dropout, and must not depend on the number of workers
         pin_memory=pin,
+        worker_init_fn=ignored_in_worker,
     )
 
 

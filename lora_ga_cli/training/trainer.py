@@ -1,11 +1,12 @@
 """transformers' Trainer, with some things changed: what a checkpoint holds, how losses are averaged in training and in
-evaluation, that a loss which is not finite stops the run, and that a training which reached its last step is restored
-and not resumed. What differs between methods it asks the method."""
+evaluation, that a loss which is not finite stops the run, that a signal stops it with a checkpoint, and that a training
+which reached its last step is restored and not resumed. What differs between methods it asks the method."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,10 +22,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import nested_gather
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import DamagedFile, TrainingError
-from lora_ga_cli.files import follow_umask
+from lora_ga_cli.files import follow_umask, read_json, write_json
+from lora_ga_cli.interruption import NAMES, Interruption, requested
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.model.losses import count_labels, summed_loss
@@ -40,6 +43,13 @@ from lora_ga_cli.training.passes import Limits, in_order
 
 SHARE = "loraga_share"
 """The name under which a micro-batch's share of the step's loss goes through the Trainer."""
+LOSS_FILE = "loss.json"
+"""A checkpoint's sum of the losses that were not logged yet, so that the next line of the log is that of a run that was
+not stopped."""
+
+
+class _EvaluationStopped(Exception):
+    """A signal came while the validation loss was computed. It is computed again when the run is resumed."""
 
 
 def rising_share(warmup: int | None, default: int) -> Callable[[int], float]:
@@ -92,6 +102,9 @@ class LoragaTrainer(Trainer):
         self._steps: Iterator[Any] = iter(())
         self._unwrapped: tuple[Any, Any] = (None, None)
         self._in_training_mode = False
+        self._stop_count: Any = None  # how many processes had a signal when the step began, on the device
+        self._stop_agreed = self._announced = False
+        self._looked_at = -1
         self.tokens_seen = 0
         """Tokens without padding that this process has trained on in this session."""
 
@@ -177,7 +190,10 @@ class LoragaTrainer(Trainer):
         items = sum(batch.items for step in samples for batch in step)
         if self.args.world_size == 1:
             return samples, items
-        return samples, self.accelerator.reduce(torch.full((), items, device=device), reduction="sum")
+        counts = torch.full((2,), items, device=device)  # filled on the device, which is not waited for
+        counts[1] = int(requested() is not None)
+        items, self._stop_count = self.accelerator.reduce(counts, reduction="sum")
+        return samples, items
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The forward and backward passes of one optimizer step.
@@ -207,6 +223,7 @@ class LoragaTrainer(Trainer):
         losses = []
         try:
             for number, batch in enumerate(batches):
+                self._announce_stop()
                 last = number + 1 == len(batches)
                 with contextlib.nullcontext() if last else self._without_reduction(model):
                     losses.append(self._pass(model, batch.to(self.args.device), items))
@@ -286,7 +303,12 @@ class LoragaTrainer(Trainer):
         # fp16's gradients are scaled, and often infinite: the loss scaler skips such steps itself
         grads = [] if self.args.fp16 else [item.grad for item in self._trained if item.grad is not None]
         norm = get_total_norm(grads) if grads else loss
-        if bool(torch.stack([loss.isfinite(), norm.isfinite()]).all()):
+        checks = [loss.isfinite(), norm.isfinite()]
+        if self._stop_count is not None:
+            checks.append(self._stop_count == 0)  # read together: whether all processes stop after this step
+        loss_is_finite, norm_is_finite, *goes_on = torch.stack(checks).tolist()
+        self._stop_agreed = goes_on == [False]
+        if loss_is_finite and norm_is_finite:
             return
         step = self.state.global_step + 1
         if not torch.isfinite(loss):
@@ -298,6 +320,86 @@ class LoragaTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clips the norm of all gradients together, of the parameters that train."""
         return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+
+    @property
+    def _at_end_of_link(self) -> bool:
+        """Whether a link of a chain has done its last step. Its result is written then, so it needs no checkpoint."""
+        return self.link.count > 1 and self.state.global_step >= self.state.max_steps
+
+    @property
+    def _stops(self) -> bool:
+        """Whether a signal stops this training here: the same in every process."""
+        wanted = self._stop_agreed if self.args.world_size > 1 else requested() is not None
+        return wanted and not self._at_end_of_link
+
+    def _announce_stop(self) -> None:
+        signal = requested()
+        if signal is not None and not self._announced:
+            self._announced = True
+            again = "; Ctrl-C again stops at once, without it" if NAMES[signal] == "Ctrl-C" else ""
+            warn(f"{NAMES[signal]}: training stops after this step, and a checkpoint is written{again}")
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, model: nn.Module, trial: Any, *rest: Any, **options: Any
+    ) -> None:
+        """Logs, evaluates and saves as the Trainer does. After a signal it logs and saves, and stops the training.
+
+        An evaluation that is due then is left for the session that resumes the checkpoint: `control`, which is part of
+        the checkpoint, says so.
+        """
+        again, self._looked_at = self._looked_at == self.state.global_step, self.state.global_step
+        arguments = (tr_loss, grad_norm, model, trial, *rest)
+        if not self._stops:
+            try:
+                super()._maybe_log_save_evaluate(*arguments, **options)
+                return
+            except _EvaluationStopped:
+                self._stop_agreed = True
+        else:
+            due = self.control.should_evaluate, self.control.should_save
+            self.control.should_evaluate = self.control.should_save = False
+            super()._maybe_log_save_evaluate(*arguments, **options)
+            self.control.should_evaluate, self.control.should_save = due
+        ends_epoch = self.state.global_step % self.order.steps_per_epoch == 0 if self.link.count == 1 else False
+        if (ends_epoch or self.control.should_training_stop) and not again:
+            return  # the Trainer calls this again after the end of the epoch, which may ask for more
+        self._save_checkpoint(model, trial)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        distributed.wait()  # the first process that ends would end the others
+        raise self._interruption(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _interruption(self, checkpoint: Path) -> Interruption:
+        step, total = self.link.first_step + self.state.global_step, self.link.total_steps
+        signal = requested()
+        number = signal if signal is not None else next(number for number in NAMES if NAMES[number] == "SIGTERM")
+        return Interruption(number, f"stopped after step {step} of {total}, with the checkpoint {checkpoint}")
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """One epoch. The first one of a resumed training begins with what the checkpoint left to do."""
+        checkpoint = options["resume_from_checkpoint"]
+        if checkpoint is not None and options["epoch"] == options["epochs_trained"]:
+            self._take_up(Path(checkpoint), options)
+            if self.control.should_training_stop:
+                return
+        super()._run_epoch(*arguments, **options)
+
+    def _take_up(self, checkpoint: Path, options: dict[str, Any]) -> None:
+        """Restores the losses that were not logged, and computes the validation loss if a signal left it undone."""
+        if (checkpoint / LOSS_FILE).exists():
+            stored = read_json(checkpoint / LOSS_FILE)
+            self._tr_loss.fill_(stored["sum"])
+            self._globalstep_last_logged = stored["logged"]
+        if not self.control.should_evaluate:
+            return
+        # the checkpoint is written again here, with the state of the random numbers that it has
+        self._load_rng_state(str(checkpoint))
+        self.control.should_save = True  # or the evaluation would be logged twice if this session is stopped too
+        again = {name: options[name] for name in ("model", "trial", "epoch", "ignore_keys_for_eval", "start_time")}
+        try:
+            super()._maybe_log_save_evaluate(self._tr_loss, None, **again)
+        except _EvaluationStopped:
+            distributed.wait()
+            raise self._interruption(checkpoint) from None
 
     def _stop(self, why: str) -> NoReturn:
         kept = last_complete(Path(str(self.args.output_dir)))
@@ -317,11 +419,23 @@ class LoragaTrainer(Trainer):
         # every row in exactly one process; the Trainer's loader would repeat some to fill the last batch
         passes = in_order(range(len(rows)), rows["length"][:], self.limits)
         loader = self._loader(rows, [[chosen] for chosen in passes[self.args.process_index :: self.args.world_size]])
-        batches = (self._prepare_inputs(batch.inputs) for (batch,) in loader)
+        # processes that share a base must compute as many batches each
+        may_stop = self.is_in_train and not self._at_end_of_link and not self.method.config.model.shard
+        stopped = False
+
+        def goes_on(_: Any) -> bool:
+            nonlocal stopped
+            stopped = may_stop and requested() is not None
+            return not stopped
+
+        batches = (self._prepare_inputs(batch.inputs) for (batch,) in itertools.takewhile(goes_on, loader))
         total, items = summed_loss(self._model, batches)
         self._pad_collectives(rows, math.ceil(len(passes) / self.args.world_size) - len(loader))
-        sums = torch.tensor([total, items], dtype=torch.float64 if self.args.device.type != "mps" else torch.float32)
+        dtype = torch.float64 if self.args.device.type != "mps" else torch.float32
+        sums = torch.tensor([total, items, stopped], dtype=dtype)
         sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum")
+        if sums[2]:
+            raise _EvaluationStopped
         loss = float(sums[0] / sums[1])
         if not math.isfinite(loss):
             self._stop(f"the validation loss is {loss} after step {self.state.global_step}, so training stopped")
@@ -352,8 +466,10 @@ class LoragaTrainer(Trainer):
             # a checkpoint that is written again is not complete until it is finished
             (folder / MARK).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
+        loss = float(nested_gather(self._tr_loss, self.args.parallel_mode).mean())
         distributed.wait()  # every process writes the state of its random numbers
         if self.args.should_save and folder.is_dir():
+            write_json(folder / LOSS_FILE, {"sum": loss, "logged": self._globalstep_last_logged})
             self.method.save_state(self._model, folder)
             follow_umask(folder)
             mark_complete(folder, metrics.state(self.metrics_file) if self.metrics_file is not None else None)
@@ -400,6 +516,12 @@ class LoragaTrainer(Trainer):
         if state.global_step < state.max_steps and not stopped:
             return False
         self.state = state
+        if control.get("args", {}).get("should_evaluate", False):  # a signal left it undone
+            self.read_weights(checkpoint)
+            self._determine_best_metric(metrics=self.evaluate(), trial=None)
+            if state.best_global_step:
+                best = Path(str(self.args.output_dir)) / f"checkpoint-{state.best_global_step}"
+                state.best_model_checkpoint = str(best)
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
             self._load_best_model()
         else:

@@ -20,6 +20,7 @@ from lora_ga_cli.evaluation.sandbox import sandbox, syscalls
 from lora_ga_cli.evaluation.sandbox.check import check
 from lora_ga_cli.evaluation.sandbox.sandbox import Ended, Limits, Sandbox
 from lora_ga_cli.evaluation.sandbox.verdict import CandidateProgram, grade
+from tests.evaluation import killed_parents
 from tests.evaluation.programs import (
     LIMITS,
     PROMPT,
@@ -223,6 +224,15 @@ class TestEnd:
         assert not psutil.pid_exists(inner)
         os.close(reads)
         os.close(writes)
+
+    @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+    def test_a_sandbox_ends_with_a_killed_parent(self, kills: int) -> None:
+        """At any moment: while it is built, too, when the parent's death tells it nothing."""
+        script = [sys.executable, str(Path(killed_parents.__file__)), str(kills), "7"]
+        done = subprocess.run(script, capture_output=True, text=True, check=True)
+        lived = [float(line) for line in done.stdout.split()]
+        assert len(lived) == kills
+        assert max(lived) < 2.0  # half a second, where no other work keeps the processors
 
     def test_a_killed_launcher_ends_its_sandbox(self) -> None:
         reads, writes = os.pipe()

@@ -12,6 +12,7 @@ import pytest
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.compose import compose
+from lora_ga_cli.files import read_json
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.stages.report import collect, write_run_report
 from lora_ga_cli.stages.report_parts import Parts
@@ -81,7 +82,7 @@ def test_whether_a_report_is_written_makes_no_other_run(home: Path) -> None:
 
 def test_a_record_has_what_the_run_wrote() -> None:
     record = collect(RunFolder(Path("runs/one")), "mine", Parts())
-    manifest = json.loads(Path("runs/one/manifest.json").read_text())
+    manifest = read_json(Path("runs/one/manifest.json"))
     assert (record.name, record.manifest, record.config["rank"]) == ("mine", manifest, 4)
     assert [point["step"] for point in record.points if "loss" in point] == [1, 2, 3]
     assert record.cost["trained_parameters"] == manifest["trained_parameters"]

@@ -4,6 +4,10 @@ The process that starts here enters new namespaces and forks process 1 of them. 
 the program, and waits until the program has ended, its time is over or it has printed too much. Then process 1 ends,
 and with it the kernel kills everything that is left in the sandbox.
 
+Process 1 also ends when the process that asked for the sandbox has ended, or the one that starts here: each holds one
+end of a pipe, whose close the kernel tells whenever and however a process ends. (The signal that the kernel sends at
+the death of a parent does not come to a process that asks for it after that death.)
+
 The job is read as JSON from standard input, and the report is written as JSON to standard output.
 """
 
@@ -48,13 +52,17 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     job = json.load(sys.stdin.buffer)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    for channel in job["channels"]:
+    for channel in (*job["channels"], job["lifeline"]):
         os.set_inheritable(channel, False)
+    if _is_closed(job["lifeline"]):
+        return
+    own_lifeline, held = os.pipe()
     try:
         has_spare_id = _enter_namespaces()
         init = os.fork()
         if init == 0:
-            _be_init(job, has_spare_id)
+            os.close(held)
+            _be_init(job, has_spare_id, [job["lifeline"], own_lifeline])
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "processes"))
         return
@@ -65,6 +73,13 @@ def main() -> None:
         os.close(channel)  # the process at the other end must see when the program ends
     os.waitpid(init, 0)  # returns only when no process of its namespace is left
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_closed(lifeline: int) -> bool:
+    """Whether the process at the other end of a pipe has ended."""
+    poll = select.poll()
+    poll.register(lifeline, 0)
+    return bool(poll.poll(0))
 
 
 def _report(report: dict[str, Any]) -> None:
@@ -151,21 +166,26 @@ def _write(path: str, text: str) -> None:
         os.close(file)
 
 
-def _be_init(job: dict[str, Any], has_spare_id: bool) -> NoReturn:
-    """Process 1: writes the report and ends, which ends all other processes of the sandbox."""
+def _be_init(job: dict[str, Any], has_spare_id: bool, lifelines: list[int]) -> NoReturn:
+    """Process 1: writes the report and ends, which ends all other processes of the sandbox.
+
+    Args:
+        lifelines: pipes of which the processes outside hold the other ends.
+    """
     try:
         kernel.die_with_parent(signal.SIGKILL)
         kernel.prctl("hiding from the program", kernel.PR_SET_DUMPABLE, 0)
         kernel.set_host_name("sandbox")
         filesystem.build(job["files"], disk=job["disk"], owner=ID)
-        _report(_run(job, has_spare_id))
+        if not any(map(_is_closed, lifelines)):
+            _report(_run(job, has_spare_id, lifelines))
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "the file system"))
     finally:
         os._exit(0)
 
 
-def _run(job: dict[str, Any], has_spare_id: bool) -> dict[str, Any]:
+def _run(job: dict[str, Any], has_spare_id: bool, lifelines: list[int]) -> dict[str, Any]:
     wake, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -182,23 +202,27 @@ def _run(job: dict[str, Any], has_spare_id: bool) -> dict[str, Any]:
         refused = file.read()  # ends when the program has been started
     if refused:
         return json.loads(refused)
-    report = _watch(program, output, wake, deadline, job["output"])
+    report = _watch(program, output, wake, lifelines, deadline, job["output"])
     with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)  # otherwise the program could see its output close when this process ends
     return report
 
 
-def _watch(program: int, output: int, wake: int, deadline: float, limit: int) -> dict[str, Any]:
-    """Waits for the end of the program; its child processes may still run."""
+def _watch(program: int, output: int, wake: int, lifelines: list[int], deadline: float, limit: int) -> dict[str, Any]:
+    """Waits for the end of the program, or of a process outside; child processes of the program may still run."""
     poll = select.poll()
     poll.register(output, select.POLLIN)
     poll.register(wake, select.POLLIN)
+    for line in lifelines:
+        poll.register(line, 0)  # its close is always told
     tail, length, status = b"", 0, None
     while status is None:
         left = deadline - time.monotonic()
         if left <= 0:
             return _ended("timed out", 0, tail)
         for ready, _ in poll.poll(left * 1000 + 1):
+            if ready in lifelines:
+                return _ended("killed", signal.SIGKILL, tail)  # nobody may read it
             if ready == wake:
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)

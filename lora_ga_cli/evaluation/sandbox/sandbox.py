@@ -80,7 +80,11 @@ class Sandbox:
         source = {
             f"{PACKAGE.replace('.', '/')}/{name}.py": (folder / f"{name}.py").read_text("utf-8") for name in modules
         }
+        lifeline, held = os.pipe()
+        self._held = os.fdopen(held, "wb")
+        """While it is open, the sandbox lives. The kernel closes it however this process ends."""
         job = {
+            "lifeline": lifeline,
             "module": f"{PACKAGE}.{modules[0]}",
             "files": {**source, **(files or {})},
             "channels": list(channels),
@@ -91,11 +95,12 @@ class Sandbox:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=channels,
+            pass_fds=[*channels, lifeline],
             env={},
             cwd="/",
             start_new_session=True,
         )
+        os.close(lifeline)
         self._ended: Ended | None = None
         self._send(json.dumps(job).encode())
 
@@ -118,6 +123,7 @@ class Sandbox:
                 self._ended = _ended(*self._process.communicate(timeout=timeout))
             except subprocess.TimeoutExpired:
                 return self.stop()
+            self._held.close()
         return self._ended
 
     def stop(self) -> Ended:
@@ -126,6 +132,7 @@ class Sandbox:
             self._process.terminate()
             report, broken = self._process.communicate()
             self._ended = _ended(report, broken) if report or broken else Ended("stopped")
+            self._held.close()
         return self._ended
 
 

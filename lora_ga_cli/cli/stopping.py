@@ -1,0 +1,45 @@
+"""What a user reads after a signal stopped a command: what is kept, and the command that goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from lora_ga_cli import distributed
+from lora_ga_cli.errors import Interrupted
+from lora_ga_cli.interruption import NAMES, Interruption
+
+
+class Given:
+    """The command line of this process, without the name of the program."""
+
+    arguments: Sequence[str] | None = None
+
+
+def stopped(error: KeyboardInterrupt) -> Interrupted:
+    """The error that tells of an interruption."""
+    number = error.number if isinstance(error, Interruption) else 2
+    kept = error.kept if isinstance(error, Interruption) else ""
+    notes = error.notes if isinstance(error, Interruption) else []
+    said = "; ".join([kept or "nothing is kept of what was not complete", *notes])
+    again = "go on" if kept else "begin again"
+    return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. To {again}: {command(goes_on=bool(kept))}", number)
+
+
+def command(*, goes_on: bool) -> str:
+    """The command line as it was given.
+
+    Args:
+        goes_on: without ``overwrite``, which would begin a run again.
+    """
+    words = list(sys.argv[1:] if Given.arguments is None else Given.arguments)
+    if goes_on:
+        words = [word for word in words if word.lstrip("+").partition("=")[0] != "overwrite"]
+    if distributed.count() == 1:
+        return shlex.join(["loraga", *words])
+    on_each = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if on_each == str(distributed.count()):
+        return shlex.join(["torchrun", "--nproc-per-node", on_each, "-m", "lora_ga_cli", *words])
+    return f"the same launcher on every machine, with {shlex.join(['loraga', *words])}"
