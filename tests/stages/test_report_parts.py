@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,16 +112,16 @@ class TestRows:
         assert record.lengths is not None
         assert record.lengths["padding_share"] == pytest.approx(padding / total)
 
-    def test_rows_that_are_gone_are_a_sentence(self, home: Path) -> None:
-        _point_at("rows.jsonl", "gone.jsonl")
+    def test_rows_that_are_gone_are_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _point_at(monkeypatch, "gone.jsonl")
         record = one()
         assert record.rows == ()
         assert record.absent["rows"].startswith("Its rows cannot be read: ")
         assert "gone.jsonl" in record.absent["rows"]
 
-    def test_other_rows_in_their_place_are_a_sentence(self) -> None:
+    def test_other_rows_in_their_place_are_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:4]))
-        _point_at("rows.jsonl", str(Path("other.jsonl").resolve()))
+        _point_at(monkeypatch, str(Path("other.jsonl").resolve()))
         assert one().absent["rows"] == "The data set has other rows now than the run was trained on."
 
     def test_runs_with_the_same_rows_load_them_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +131,7 @@ class TestRows:
         assert collect(run, "b", parts).rows is first.rows
 
     def test_rows_that_cannot_be_read_are_tried_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        _point_at("rows.jsonl", "gone.jsonl")
+        _point_at(monkeypatch, "gone.jsonl")
         parts, run = Parts(), RunFolder(Path("runs/one"))
         first = collect(run, "a", parts).absent["rows"]
         monkeypatch.delattr("lora_ga_cli.stages.report_parts.prepare_inputs")
@@ -205,11 +206,12 @@ def _steps_of_epoch(record: RunRecord) -> list[list[int]]:
     return [order[:4], order[4:]]
 
 
-def _point_at(old: str, new: str) -> None:
-    """Has the run's stored configuration name another file of rows."""
-    file = Path("runs/one/config.yaml")
-    lines = [
-        line.partition(":")[0] + f": {new}" if "train_file:" in line and old in line else line
-        for line in file.read_text().splitlines()
-    ]
-    file.write_text("\n".join(lines) + "\n")
+def _point_at(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Has the run's configuration name another file of rows."""
+    stored = RunFolder.read_config
+
+    def changed(run: RunFolder) -> dict[str, Any]:
+        config = stored(run)
+        return {**config, "dataset": {**config["dataset"], "train_file": file}}
+
+    monkeypatch.setattr(RunFolder, "read_config", changed)
