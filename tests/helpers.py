@@ -82,6 +82,15 @@ def points(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+MEASURED = ("tokens_per_second", "memory_bytes", "time")
+"""What differs between two trainings that are equal."""
+
+
+def timeless_points(run: Path) -> list[dict[str, float]]:
+    """The points of a run's metrics file, without what was measured."""
+    return [{key: value for key, value in point.items() if key not in MEASURED} for point in points(run)]
+
+
 def die() -> None:
     """Ends this process as a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -26,6 +26,7 @@ from lora_ga_cli.cli import (
     report,
     reproduce,
     train,
+    watch,
 )
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
 from lora_ga_cli.cli.stopping import Given, stopped
@@ -72,6 +73,7 @@ def options(
 app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.command)
 app.command("init", context_settings=PASS_THROUGH)(init.command)
 app.command("train", context_settings=PASS_THROUGH)(train.command)
+app.command("watch")(watch.command)
 app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
 app.command("chat", context_settings=PASS_THROUGH)(chat.command)
 app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra.core.override_parser.types import Glob, Override
 
 from lora_ga_cli.config.documents import Document, read_document
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA, Locations, shown
-from lora_ga_cli.config.options import misfit, needs_types, renamed, unknown
+from lora_ga_cli.config.options import common_options, misfit, needs_types, options_in, renamed, unknown
 from lora_ga_cli.config.origins import Sources, choice_in, groups_named
 from lora_ga_cli.config.overrides import (
     COMMAND_LINE,
@@ -25,7 +26,7 @@ from lora_ga_cli.config.overrides import (
 )
 from lora_ga_cli.config.safety import unsafe
 from lora_ga_cli.config.typed_sections import typed_faults
-from lora_ga_cli.config.validation import common_faults
+from lora_ga_cli.config.validation import are_related, common_faults
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.registry import METHODS
 
@@ -59,19 +60,52 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, 
     sources = Sources(Locations(user_dir), list(flags_of(parsed)))
     sources.overrides, problems = parse_overrides(parsed.overrides)
     faults += problems
+    wrong = []
     for override in sources.overrides:
-        faults += _check_override(sources, override)
+        found = _check_override(sources, override)
+        faults += found
+        wrong += [override] if found and not sources.is_choice(override.key_or_group) else []
     if complete:
         for group in sources.locations.groups():
             for entry in sources.primary.defaults:
                 if isinstance(entry, dict) and entry.get(group, "???") != "???":
                     faults += _check_choice(sources, group, entry[group], "configuration")
-        faults = faults or _incomplete(sources)
-    if complete and not faults and not sources.sweeps and not sources.flags and not METHODS.loaded:
-        faults = common_faults(sources)
+        explained = any(map(_may_explain_what_is_missing, faults))
+        faults += [] if explained else _incomplete(sources)
+        if not sources.sweeps and not sources.flags and (faults or not METHODS.loaded):
+            faults += _of_the_rest(sources, wrong, faults)
     if not faults or _gives_typed_options(sources):  # it imports the classes of methods and tasks
         faults += typed_faults(sources)
     return sources, list(dict.fromkeys(faults))
+
+
+def _may_explain_what_is_missing(fault: Fault) -> bool:
+    return fault.where != COMMAND_LINE or re.search(r"\b(recipe|model|dataset)\b", str(fault)) is not None
+
+
+def _of_the_rest(sources: Sources, wrong: Sequence[Override], faults: Sequence[Fault]) -> list[Fault]:
+    """Faults of what the sources compose without the overrides that are wrong.
+
+    Those that concern an option which is wrong already are left out, and so is everything where a file of the
+    configuration was not chosen or not read.
+
+    Args:
+        wrong: the overrides of options that are wrong.
+        faults: what was found so far.
+    """
+    of_options = {fault for override in wrong for fault in _check_override(sources, override)}
+    of_options |= {fault for document in sources.documents for fault in _unfit(document)}
+    if not of_options.issuperset(faults) or _incomplete(sources):
+        return []
+    rest = replace(sources, overrides=[override for override in sources.overrides if override not in wrong])
+    named = {path for fault in faults for path in options_in(str(fault), common_options())}
+    places = {fault.where for fault in faults} - {COMMAND_LINE}
+    return [
+        fault
+        for fault in common_faults(rest)
+        if fault.where not in places
+        and not any(are_related(path, other) for path in options_in(fault.what, common_options()) for other in named)
+    ]
 
 
 def _gives_typed_options(sources: Sources) -> bool:

@@ -55,6 +55,8 @@ OPTIONS = {
     "dataloader_num_workers": "trainer.dataloader_workers",
     "train_sampling_strategy": "trainer.group_by_length",
     "length_column_name": "trainer.group_by_length",
+    "report_to": "trainer.report_to",
+    "run_name": "name",
     "seed": "seed",
     "data_seed": "seed",
     "use_cpu": "device=cpu",
@@ -71,6 +73,8 @@ OPTIONS = {
     "hub_revision": "loraga push",
 }
 """Fields that an option or a command of loraga stands for."""
+OF_TRACKERS = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+"""Fields that say where `trainer.report_to` sends, and change no result."""
 WITHOUT_EFFECT = (
     "bf16_full_eval",
     "fp16_full_eval",

@@ -134,7 +134,7 @@ def _file() -> Path:
 def _stamp() -> str:
     """Changes with the version, and with every file that may define an option."""
     named = [Path(name) for name in os.environ.get(CODE_VARIABLE, "").split(os.pathsep) if name]
-    files = [PACKAGE / "config" / "schema.py", *named]
+    files = [*sorted((PACKAGE / "config" / "schema").glob("*.py")), *named]
     groups = []
     for section in TYPED_SECTIONS.values():
         folder = PACKAGE.joinpath(*section.registry.package.split(".")[1:])

@@ -77,7 +77,9 @@ def refused_flags(parsed: argparse.Namespace, others: Iterable[str]) -> Iterator
 
 
 def flags_of(parsed: argparse.Namespace) -> Iterator[str]:
-    """Hydra's flags, as they are handed to it."""
+    """Hydra's flags, as they are handed to it. The configuration of a job is shown with its interpolations filled in:
+    as the job would get it."""
+    parsed.resolve = parsed.resolve or parsed.cfg == "job"
     for name in PASSED_FLAGS:
         value = getattr(parsed, name)
         if value:

@@ -46,6 +46,10 @@ COMMAND_LINE_ONLY = (
     ("eval", "endpoint", "key_variable"),
     ("eval", "judge", "base_url"),
     ("eval", "judge", "key_variable"),
+    ("trainer", "report_to"),
+    ("trainer", "extra", "trackio_space_id"),
+    ("trainer", "extra", "trackio_bucket_id"),
+    ("trainer", "extra", "trackio_static_space_id"),
 )
 FOR_THE_COMMAND_LINE = "that is for the command line"
 CONFIGURES_HYDRA = "a file cannot configure Hydra"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 from omegaconf import OmegaConf
@@ -10,6 +12,7 @@ from pydantic import ValidationError
 
 from lora_ga_cli.config.exclusions import Exclusion
 from lora_ga_cli.config.options import (
+    KeyPath,
     Options,
     as_typed,
     common_options,
@@ -20,7 +23,16 @@ from lora_ga_cli.config.options import (
 )
 from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE
-from lora_ga_cli.config.schema import TYPED_SECTIONS, WITHOUT_TYPES, Config, EvalOptions, MethodOptions, Section
+from lora_ga_cli.config.rules import dataset_problems, problems
+from lora_ga_cli.config.schema import (
+    TYPED_SECTIONS,
+    WITHOUT_RULES,
+    WITHOUT_TYPES,
+    Config,
+    EvalOptions,
+    MethodOptions,
+    Section,
+)
 from lora_ga_cli.config.switched_off import switch_off
 from lora_ga_cli.config.typed_sections import options_for_type
 from lora_ga_cli.errors import Fault, InvalidInput
@@ -60,12 +72,67 @@ def common_faults(sources: Sources) -> list[Fault]:
     common = {name: value for name, value in values.items() if name not in TYPED_SECTIONS}
     if "${" in str(common):
         return []
-    bases = {"method": MethodOptions.model_construct(), "eval": EvalOptions.model_construct()}
+    common = _without_missing(common)
     try:
-        Config.model_validate(_without_missing(common) | bases, context=WITHOUT_TYPES)
+        Config.model_validate(common | _without_options(), context=WITHOUT_TYPES)
     except ValidationError as error:
-        return [fault for item in error.errors() for fault in _faults(item, sources, common_options())]
+        faults = [fault for item in error.errors() for fault in _faults(item, sources, common_options())]
+        return faults + _hidden(common, error, faults, sources)
     return []
+
+
+def _without_options() -> dict[str, Section]:
+    """The sections whose options depend on a type, without those options."""
+    return {"method": MethodOptions.model_construct(), "eval": EvalOptions.model_construct()}
+
+
+def _hidden(values: dict[str, Any], error: ValidationError, faults: Sequence[Fault], sources: Sources) -> list[Fault]:
+    """Faults of options that do not go together, which a wrong value elsewhere kept from being looked for.
+
+    Those that concern an option which is wrong already are left out: they may be gone when it is right.
+
+    Args:
+        values: those that were validated.
+        error: what that raised.
+        faults: the same as faults.
+    """
+    options = common_options()
+    wrong = {tuple(str(part) for part in item["loc"]) for item in error.errors() if item["loc"]}
+    if not wrong:
+        return []  # every rule was looked at
+    right = copy.deepcopy({name: value for name, value in values.items() if name not in TYPED_SECTIONS})
+    for item in error.errors():
+        path = tuple(str(part) for part in item["loc"])
+        if item["type"] != "value_error" or path in options:
+            _remove(right, path)
+    right.setdefault("dataset", {})
+    right.setdefault("model", {}).setdefault("path", "")  # no rule reads it
+    try:
+        config = Config.model_validate(right | _without_options(), context=WITHOUT_RULES)
+    except ValidationError:
+        return []
+    named = wrong - {("dataset",)} | {path for fault in faults for path in options_in(str(fault), options)}
+    return [
+        Fault(sources.where(*options_in(problem, options)), problem)
+        for problem in (*dataset_problems(config.dataset), *problems(config))
+        if not any(are_related(path, other) for path in options_in(problem, options) for other in named)
+    ]
+
+
+def _remove(values: dict[str, Any], path: Sequence[str]) -> None:
+    """Removes the value at a path, or the value around it that is no mapping."""
+    for name in path[:-1]:
+        if not isinstance(values.get(name), dict):
+            values.pop(name, None)
+            return
+        values = values[name]
+    values.pop(path[-1], None)
+
+
+def are_related(path: KeyPath, other: KeyPath) -> bool:
+    """Whether two paths are the same, or one lies in the other."""
+    shared = min(len(path), len(other))
+    return path[:shared] == other[:shared]
 
 
 def notes(config: Config, sources: Sources) -> list[str]:
@@ -73,6 +140,10 @@ def notes(config: Config, sources: Sources) -> list[str]:
     method does not use. (A recipe sets them for any method that may be chosen with it.)"""
     values = sources.values()
     replaced = _replace(values, sources, _types_in(values))
+    epochs, steps = (sources.place(("trainer", name)) for name in ("epochs", "max_steps"))
+    if config.trainer.max_steps is not None and epochs is not None and epochs == steps:
+        what = f"trainer.epochs={config.trainer.epochs:g} does nothing with"
+        replaced.append(f"{what} trainer.max_steps={config.trainer.max_steps}, which counts ({steps.where})")
     fields, given = common_options(), {override.key_or_group.partition(".")[0] for override in sources.overrides}
     return replaced + [
         f"{name}={as_typed(getattr(config, name))} does nothing with method {config.method.name}"
@@ -103,7 +174,8 @@ def validated(values: dict[str, Any], sources: Sources, *, one_of_many: bool = F
         config = Config.model_validate(values)
     except ValidationError as error:
         known = options_with(types)
-        faults += [fault for item in error.errors() for fault in _faults(item, sources, known)]
+        found = [fault for item in error.errors() for fault in _faults(item, sources, known)]
+        faults += found + _hidden(values, error, found, sources)
     if faults:
         raise InvalidInput(faults)
     return config
@@ -141,8 +213,8 @@ def _faults(item: Any, sources: Sources, options: Options) -> list[Fault]:
         name = ".".join(path)
         return [Fault(COMMAND_LINE, f"{name} is required", f"give {name}=…")]
     if item["type"] == "value_error" and path not in options:
-        problems = str(item["msg"]).removeprefix("Value error, ").splitlines()
-        return [Fault(sources.where(*options_in(problem, options)), problem) for problem in problems]
+        lines = str(item["msg"]).removeprefix("Value error, ").splitlines()
+        return [Fault(sources.where(*options_in(line, options)), line) for line in lines]
     return [Fault(sources.where(path), explain(path, item["input"], item, options))]
 
 

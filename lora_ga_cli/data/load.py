@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from lora_ga_cli.data.mixture import parts
 from lora_ga_cli.data.patterns import pattern_faults
 from lora_ga_cli.data.plan import MixedReading, Plan, Reading, held_out, source_of, split_key
 from lora_ga_cli.data.recognize import format_of_rows, with_row_format
-from lora_ga_cli.data.source import Source, near_column, renamed, renames_faults
+from lora_ga_cli.data.source import FileRows, Source, headerless_hint, near_column, renamed, renames_faults
 from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.split import Data, Split
 from lora_ga_cli.data.store import RowStore, StoredRows
@@ -180,6 +180,8 @@ class Loader:
         self.max_positions, self.vocabulary = max_positions, vocabulary
         self.num_labels = num_labels
         self.store = store
+        self._unreadable: list[Fault] = []
+        """Rows of files that cannot be read, which are reported with what is wrong with the others."""
         self.named = self.form.named_classes(config)
         self.given_names = self.label_names = label_names if self.named else None
 
@@ -253,8 +255,19 @@ class Loader:
     def files(self, files: str | Sequence[str]) -> Reading:
         """The rows of files."""
         names, config = listed(files), self.config
-        options: Any = {"column_names": config.column_names, "on_bad_row": config.on_bad_row, "store": self._sources}
-        return Reading(names, lambda: read_files(names, **options))
+        options: Any = {"column_names": config.column_names, "store": self._sources}
+
+        def read() -> FileRows:
+            try:
+                return read_files(names, on_bad_row=config.on_bad_row, **options)
+            except DataError as error:
+                with contextlib.suppress(DataError):  # of a file without any row that can be read
+                    rest = read_files(names, on_bad_row="skip", **options)
+                    self._unreadable += error.faults
+                    return rest
+                raise
+
+        return Reading(names, read)
 
     def hub(
         self, where: DatasetConfig | MixSource, split: str, option: str, *, fetch: int | None = None, seed: int = 0
@@ -296,15 +309,31 @@ class Loader:
             ]
             read = all_of({str(number): partial(source_of, reading) for number, reading in enumerate(needed)})
             sources = list(read.values())
-            self.check_columns([part for source in sources for part in parts(source)], trained=TRAIN in missing)
-            if needed and needed[0] is readings[0]:
-                self.name_classes(sources[0])
-            made |= all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
+            with self._unreadable_too():
+                self.check_columns([part for source in sources for part in parts(source)], trained=TRAIN in missing)
+                if needed and needed[0] is readings[0]:
+                    self.name_classes(sources[0])
+                made |= all_of({name: partial(self.build, name, plan) for name, plan in missing.items()})
             # what changed while it was read is not what its key says
             if store is not None and missing and self._keys(plans, readings) == keys:
                 for name in missing.keys() & keys.keys():
                     made[name] = store.keep(keys[name], made[name], self.label_names)
         return made
+
+    @contextlib.contextmanager
+    def _unreadable_too(self) -> Iterator[None]:
+        """Reports the rows of files that cannot be read, together with the faults that are found inside.
+
+        Raises:
+            DataError
+        """
+        faults: list[Fault] = []
+        try:
+            yield
+        except DataError as error:
+            faults = error.faults
+        if faults or self._unreadable:
+            raise DataError([*self._unreadable, *faults])
 
     def _keys(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, str]:
         """The key of every split that can be stored."""
@@ -366,7 +395,8 @@ class Loader:
             columns = [*renamed(source, renames), *renames]
             for name, option in needed_columns(self.form, self.config).items():
                 if name not in columns and name not in optional:
-                    faults.append(Fault(option, f"{source.name} has no column {name!r}", near_column(name, columns)))
+                    hint = headerless_hint(source.name, source.columns) or near_column(name, columns)
+                    faults.append(Fault(option, f"{source.name} has no column {name!r}", hint))
         if faults:
             raise DataError(faults)
         self._check_class_names(sources)

@@ -11,7 +11,7 @@ from lora_ga_cli.data.formats import Unreadable
 from lora_ga_cli.data.hub import HubSplit, read_hub, stream_hub
 from lora_ga_cli.data.local import files_faults, listed, read_files, read_first_rows
 from lora_ga_cli.data.row_formats.base import RowFormat
-from lora_ga_cli.data.source import FileRows, Row, renames_faults
+from lora_ga_cli.data.source import FileRows, Row, headerless_hint, renames_faults
 from lora_ga_cli.data.source_store import SourceStore
 from lora_ga_cli.data.template import Template, TemplateError, with_sections
 from lora_ga_cli.errors import DataError, Fault
@@ -304,6 +304,8 @@ def _not_recognized(
             return _incomplete(source, config, nearest, task)
         hint = f"dataset.format={nearest} names every row that does not fit"
         return Fault("dataset.format", f"{source} is not of the format {nearest}, whose columns it has: {held}", hint)
+    if share == 0 and (hint := headerless_hint(source, columns)):
+        return Fault("dataset.format", what, hint)
     changed = ", ".join(f"{new}: {old or 'COLUMN'}" for new, old in renames.items() if new != old)
     near = f"the nearest is {nearest}: dataset.columns={{{changed}}}" if share else "dataset.columns={new: old} renames"
     hint = f"{near}; or say how a row is read: {ways_to_read(task)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -102,6 +103,22 @@ def renamed(source: Source, renames: Mapping[str, str]) -> dict[str, str]:
     gone = set(renames.values())
     found = {new: old for new, old in renames.items() if old in source.columns}
     return {name: name for name in source.columns if name not in gone} | found
+
+
+def headerless_hint(source: str, columns: Sequence[str]) -> str:
+    """The hint for a file whose first line may be a row, and was read as the names of its columns; else empty.
+
+    Args:
+        source: the name of the file.
+    """
+    if re.search(r"\.[ct]sv\b", source) is None or not any(map(_looks_like_data, columns)):
+        return ""
+    names = ", ".join(f"column{number}" for number in range(1, len(columns) + 1))
+    return f"if its first line is a row and no header: dataset.column_names=[{names}], with names of yours"
+
+
+def _looks_like_data(column: str) -> bool:
+    return re.fullmatch(r"[-+]?\d+(\.\d*)?", column) is not None or len(column.split()) >= 3 or len(column) > 40
 
 
 def near_column(name: str, columns: Sequence[str]) -> str:

@@ -13,6 +13,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lora_ga_cli.model.unsupported import Unsupported
 
+FUNCTION = "_gradient_checkpointing_func"
+"""The attribute in which transformers keeps the function that checkpoints a block."""
+
 
 def checkpoint_blocks(model: PreTrainedModel, every: int = 1) -> None:
     """Computes the activations of every n-th block again in the backward pass, instead of keeping them.
@@ -51,7 +54,7 @@ def offload_checkpoints(model: nn.Module) -> None:
     if next(found[0].parameters()).device.type == "cpu":
         raise Unsupported("the model is in the CPU's memory already")
     for layer in found:
-        layer._gradient_checkpointing_func = functools.partial(offloading_checkpoint, use_reentrant=False)
+        setattr(layer, FUNCTION, functools.partial(offloading_checkpoint, use_reentrant=False))
 
 
 def offloading_checkpoint(function: Any, *args: Any, **options: Any) -> Any:

@@ -21,7 +21,7 @@ from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, lo
 from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
 from lora_ga_cli.model.targets import classifier_heads
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
-from lora_ga_cli.model.written import check_weights
+from lora_ga_cli.model.written import check_model
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig, Task
@@ -154,7 +154,7 @@ def load_model(
     source, settings = find_source(config), load_config(config)
     check_stored(config, settings, to_train=False)
     if source.local:
-        check_weights(Path(source.path))
+        check_model(Path(source.path), weights=True)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
     if num_labels is not None:
         arguments["num_labels"] = num_labels

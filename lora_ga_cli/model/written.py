@@ -8,12 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.digests import Written, check_file, damage
+from lora_ga_cli.digests import Written, check_file
 from lora_ga_cli.files import read_json
 
 MERGED_MARK = "merged_from.json"
 """Tells of a merged model which run it is of, and what its files were."""
-MERGE_AGAIN = "merge the run again (loraga merge RUN --output FOLDER)"
+MERGE_AGAIN = (
+    "merge the run again (loraga merge RUN --output FOLDER); if you changed this file yourself, remove the "
+    f"{MERGED_MARK} beside it"
+)
 WEIGHTS = (".safetensors", ".bin")
 """Endings of the files that hold weights, which may be large."""
 _LISTS = {
@@ -23,22 +26,19 @@ _LISTS = {
 """By the file that lists others: the entry that does, and what makes them anew."""
 
 
-def check_weights(folder: Path) -> None:
-    """Checks the weights of a model before they are loaded, if loraga wrote it.
+def check_model(folder: Path, *, weights: bool) -> None:
+    """Checks the files of a model before they are loaded, if loraga wrote it.
+
+    Args:
+        weights: whether those with weights are checked, which may take seconds, or the others.
 
     Raises:
         DamagedFile
     """
     files, mend = _listed(folder)
     for name, entry in files.items():
-        if holds_weights(name):
+        if holds_weights(name) == weights:
             check_file(folder / name, entry, mend)
-
-
-def changed_files(folder: Path) -> list[str]:
-    """What is not as loraga wrote it among the other files of a model, as sentences: a person may have changed them."""
-    files = {name: entry for name, entry in _listed(folder)[0].items() if not holds_weights(name)}
-    return [f"{folder / name} {what}" for name, entry in files.items() if (what := damage(folder / name, entry))]
 
 
 def holds_weights(name: str) -> bool:

@@ -26,9 +26,9 @@ MEANINGS = {
 }
 """What the figures are, by singular directions for each rank."""
 LIMITS = (
-    "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured at "
-    "equal parameters (33M base, GSM8K), ranks by energy were no better than one rank for all layers, and only ranks "
-    "against it were worse. A larger rank went on lowering the loss after the energy was followed (docs/benchmarks.md)"
+    "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured on "
+    "a 33M base with GSM8K (docs/benchmarks.md): at equal parameters, ranks by energy were no better than one rank for "
+    "all layers, and ranks against it were worse; from rank 32, which followed 99%, to rank 128 the loss still fell"
 )
 """What the advice does not know, with what was measured."""
 Layers = Mapping[str, Mapping[str, Any]]

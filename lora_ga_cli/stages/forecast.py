@@ -25,6 +25,7 @@ from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
+from lora_ga_cli.training.trackers import check_trackers
 
 STAGES = ("estimate-grad", "init", "train", "eval")
 
@@ -41,6 +42,7 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
     check_folders(config)
     check_speed(config, pick_device(config.device))
+    check_trackers(config)
     inputs = prepare_inputs(config)
     run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)

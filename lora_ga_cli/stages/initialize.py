@@ -15,7 +15,7 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.hub_names import hub_names
 from lora_ga_cli.digests import check_files, written
-from lora_ga_cli.errors import RunError
+from lora_ga_cli.errors import Interrupted, RunError, UserError
 from lora_ga_cli.files import read_json
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
@@ -80,7 +80,24 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         method_of(config).check_steps(inputs.total_steps)
         method_of(config).check_model(inputs.empty_model)
         _write_manifest(inputs, run, config)
-        yield inputs, run
+        with _failure_kept(run):
+            yield inputs, run
+
+
+@contextlib.contextmanager
+def _failure_kept(run: RunFolder) -> Iterator[None]:
+    """Writes into the manifest what a command failed with, for those who look at the run later."""
+    if run.manifest.get("failed"):
+        run.update_manifest(failed=None)
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        with contextlib.suppress(OSError, UserError):  # a full disk or a damaged manifest, which may be the error
+            run.update_manifest(failed=lines[0] if lines else type(error).__name__)
+        raise
 
 
 def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
@@ -105,6 +122,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
             format=FORMAT,
             settings=settings(given),
             seed=config.seed,
+            total_steps=inputs.total_steps,
             data=actual,
             hub_datasets=hub_names(config.dataset),
             label_names=inputs.data.label_names,

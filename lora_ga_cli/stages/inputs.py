@@ -39,7 +39,7 @@ from lora_ga_cli.model.probe import text_batch
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import check_stored, dequantized_kind
 from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
-from lora_ga_cli.model.written import changed_files
+from lora_ga_cli.model.written import check_model
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of
@@ -208,12 +208,12 @@ def prepare_inputs(
     """
     garbage.imported()
     quiet()
-    for what in changed_files(resolve_path(config.model.path)):
-        warn(f"{what}: it was changed by hand, or is damaged")
+    check_model(resolve_path(config.model.path), weights=False)
     device = pick_device(config.device)
     model_config = load_config(config.model)
     check_stored(config.model, model_config, to_train=to_train)
     tokenizer = with_chat_template(config.dataset, load_tokenizer(config.model))
+    config = _within_positions(config, positions := _positions(config, model_config))
     data = Data(None, None, label_names, config.dataset)
     if splits or (config.model.task == "sequence_classification" and label_names is None):
         data = load_data(
@@ -221,7 +221,7 @@ def prepare_inputs(
             task=config.model.task,
             tokenizer=tokenizer,
             seed=config.seed,
-            max_positions=_positions(config, model_config),
+            max_positions=positions,
             vocabulary=_rows_of_embedding(config, model_config, tokenizer),
             splits=tuple(splits),
             num_labels=config.model.num_labels,
@@ -286,6 +286,16 @@ def _positions(config: Config, model_config: PreTrainedConfig) -> int | None:
     """The longest possible row, in tokens: trained vectors before it take some of the model's positions."""
     positions = max_positions(model_config)
     return None if positions is None else positions - method_of(config).leading_positions
+
+
+def _within_positions(config: Config, positions: int | None) -> Config:
+    """The configuration whose ``dataset.max_length`` is the model's number of positions, where it is the default and
+    the model has fewer. A row that is longer is treated as any row that is too long."""
+    default, given = DatasetConfig.model_fields["max_length"].default, config.dataset.max_length
+    if positions is None or given != default or given <= positions:
+        return config
+    step("data", f"dataset.max_length={positions}, the positions of this model (the default is {default})")
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"max_length": positions})})
 
 
 def evaluation_split(inputs: Inputs) -> Split:

@@ -22,7 +22,7 @@ from lora_ga_cli.files import read_json, resolve_path
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
-from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_weights
+from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_model
 from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base
@@ -40,6 +40,7 @@ LARGEST_TEXT = 50 * 2**20
 NO_NAME_GOES_ON = r"(?![\w-]|\.\w)"
 """What follows a path that is complete: another folder or file may begin with the same letters."""
 CARD, FIGURE = "README.md", "loss.png"
+SCORE_AGAIN = "score the run again (loraga eval), or remove this file"
 
 
 class Hub(Protocol):
@@ -142,7 +143,8 @@ def _prepared(
     if options.merged is None:
         check_result(run)
     else:
-        check_weights(options.merged)
+        check_model(options.merged, weights=False)
+        check_model(options.merged, weights=True)
     folder = options.merged or run.path
     adapter = options.merged is None and method_of(config).output.is_adapter
     own = ADAPTER_FILES if adapter else MODEL_FILES if options.merged is None else MERGED_FILES
@@ -197,7 +199,7 @@ def _published(file: Path, base: str) -> bytes | Path:
 def _results(run: RunFolder) -> list[dict[str, Any]]:
     """The stored results of the run's evaluations."""
     files = [run.path / "eval.json", *sorted((run.path / "eval").glob("*.json"))]
-    return [content for file in files if file.is_file() and "values" in (content := read_json(file))]
+    return [content for file in files if file.is_file() and "values" in (content := read_json(file, SCORE_AGAIN))]
 
 
 def _card(run: RunFolder, config: Config, repository: str, published: Published) -> str:

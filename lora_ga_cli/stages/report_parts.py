@@ -33,7 +33,7 @@ class Parts:
     """Collects the parts of several runs, and loads rows that they share once."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[Any, ...], Seen] = {}
+        self._seen: dict[tuple[Any, ...], tuple[Seen, str]] = {}
 
     def of(
         self, run: RunFolder, results: Mapping[Path, Mapping[str, Any]], inputs: Inputs | None = None
@@ -66,18 +66,27 @@ class Parts:
             return nothing, "It has not begun, so that its rows are not known."
         options = config.trainer.model_dump(include=set(OF_PASSES))
         key = (digest, config.seed, config.dataset.packing, *options.values())
+        if key not in self._seen and len(self._seen) == MOST_DATA_SETS:
+            return (
+                nothing,
+                f"Its rows are not shown: a report reads those of {MOST_DATA_SETS} runs that differ in rows or order.",
+            )
         if key not in self._seen:
-            if len(self._seen) == MOST_DATA_SETS:
-                return nothing, ""
-            try:
-                with console.quiet():
-                    inputs = inputs or prepare_inputs(config, splits=("train",))
-            except UserError as error:
-                return nothing, _because("its rows cannot be read", error)
-            if inputs.train.sha256 != digest:
-                return nothing, "The data set has other rows now than the run was trained on."
-            self._seen[key] = rows_seen(inputs)
-        return self._seen[key], ""
+            self._seen[key] = _read(config, digest, inputs)
+        return self._seen[key]
+
+
+def _read(config: Config, digest: str, inputs: Inputs | None) -> tuple[Seen, str]:
+    """What is shown of the rows of a digest, or why they cannot be had."""
+    nothing: Seen = ((), None)
+    try:
+        with console.quiet():
+            inputs = inputs or prepare_inputs(config, splits=("train",))
+    except Exception as error:  # libraries raise many types for data that is gone
+        return nothing, _because("its rows cannot be read", error)
+    if inputs.train.sha256 != digest:
+        return nothing, "The data set has other rows now than the run was trained on."
+    return rows_seen(inputs), ""
 
 
 def _inspection(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
@@ -88,9 +97,10 @@ def _inspection(run: RunFolder) -> tuple[dict[str, Any] | None, str]:
         return kept, ""
     try:
         return inspect_run(run, with_base=False), ""
-    except (UserError, OSError) as error:
+    except Exception as error:  # an adapter can be damaged in many ways
         return None, _because("it cannot be inspected", error)
 
 
 def _because(what: str, error: Exception) -> str:
-    return f"{what[0].upper()}{what[1:]}: {' '.join(str(error).split())}"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{what[0].upper()}{what[1:]}: {kind}{' '.join(str(error).split())}"

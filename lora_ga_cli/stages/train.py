@@ -53,6 +53,7 @@ from lora_ga_cli.training.optimizer_state import load_state, save_state, state_o
 from lora_ga_cli.training.passes import Limits
 from lora_ga_cli.training.run_files import damaged_result, reopen, result_entries
 from lora_ga_cli.training.run_folder import START_AGAIN, RunFolder
+from lora_ga_cli.training.trackers import Trackers, check_trackers
 from lora_ga_cli.training.trainer import LoragaTrainer
 
 
@@ -63,6 +64,7 @@ def train(config: Config) -> RunFolder:
         UserError: any stage failed; finished checkpoints stay in the run folder.
     """
     check_learning_rate(config)
+    check_trackers(config)
     if config.trainer.extra:
         check_extra(config)
         given = ", ".join(f"{name}={value}" for name, value in config.trainer.extra.items())
@@ -78,8 +80,12 @@ def train(config: Config) -> RunFolder:
             step("train", shortened)
         run.update_manifest(learning_rate=learning_rate(config, inputs.model_config))
         begin_peak(inputs.device)
+        trackers = Trackers(config.trainer.report_to, run)
         with interruption.keeping(lambda: _kept(inputs, run)):
-            result = _train(inputs, run)
+            try:
+                result = _train(inputs, run, trackers)
+            finally:
+                trackers.end(failed=True)  # without effect after a training that came to its end
             # the trained model and its optimizer, before a second model is loaded
             clear_device_cache(garbage_collection=True)
             if distributed.is_main() or config.model.shard:  # a sharded base needs all processes
@@ -142,30 +148,32 @@ class Result:
     note: str = ""
 
 
-def _train(inputs: Inputs, run: RunFolder) -> Result:
+def _train(inputs: Inputs, run: RunFolder, trackers: Trackers) -> Result:
     method = method_of(inputs.config)
     links = links_of(method, inputs.total_steps)
     if len(links) > 1:
-        return _train_chain(inputs, run, links)
+        return _train_chain(inputs, run, links, trackers)
     prepared = initialize_link(inputs, run, links, links[0])
-    trainer = _fit(inputs, run, prepared, links[0])
+    trainer = _fit(inputs, run, prepared, trackers, links[0])
     _write_costs(run, links)
     losses = _final_losses(inputs, trainer)
+    trackers.end()
     trainer.save_model(str(run.path))
     return Result(
         _logits(inputs, trainer), losses, method.saved_size(prepared), note=method.describe_trained(prepared.model)
     )
 
 
-def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link]) -> Result:
+def _train_chain(inputs: Inputs, run: RunFolder, links: Sequence[Link], trackers: Trackers) -> Result:
     """Trains link after link, each on the base with the earlier ones, and saves their sum."""
     bases = LinkBases(inputs, run)
     with _older_objects_kept():
         for link in links:
             if not run.link(link).finished:
                 interruption.stop_if_requested()
-                _train_link(inputs, run, links, link, bases)
+                _train_link(inputs, run, links, link, bases, trackers)
                 clear_device_cache(garbage_collection=True)
+    trackers.end()
     _write_costs(run, links)
     method, folders = method_of(inputs.config), [run.link(link) for link in links]
     size, error = 0, 0.0
@@ -193,13 +201,15 @@ def _older_objects_kept() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _train_link(inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases) -> None:
+def _train_link(
+    inputs: Inputs, run: RunFolder, links: Sequence[Link], link: Link, bases: LinkBases, trackers: Trackers
+) -> None:
     """Trains one link of a chain and saves it. After its last file is written, it is never trained again."""
     quietly = is_one_of_many(link) and link.index > 0
     with console.quiet() if quietly else contextlib.nullcontext():
         prepared = initialize_link(inputs, run, links, link, bases)
     with interruption.deferred():  # the end of a link has no checkpoint, but its result
-        trainer = _fit(inputs, run, prepared, link, links[link.index - 1] if link.index else None)
+        trainer = _fit(inputs, run, prepared, trackers, link, links[link.index - 1] if link.index else None)
         _save_link(inputs, run, link, trainer, prepared)
 
 
@@ -236,11 +246,17 @@ def _logits(inputs: Inputs, trainer: LoragaTrainer) -> torch.Tensor:
 
 
 def _fit(
-    inputs: Inputs, run: RunFolder, prepared: PreparedModel, link: Link, before: Link | None = None
+    inputs: Inputs,
+    run: RunFolder,
+    prepared: PreparedModel,
+    trackers: Trackers,
+    link: Link,
+    before: Link | None = None,
 ) -> LoragaTrainer:
     """Trains a model, or resumes its training.
 
     Args:
+        trackers: the services that are told about it.
         before: the link that was trained before this one.
     """
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
@@ -261,6 +277,7 @@ def _fit(
     if link.count > 1:
         callbacks.append(StepsOfRun(link, options, inputs.order.steps_per_epoch))
     callbacks.append(LastSteps(link))  # after what decides about evaluations
+    callbacks.append(trackers.of(link))
     if options.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(options.early_stopping_patience))
     if before is not None and method.carries_state:
@@ -279,6 +296,7 @@ def _fit(
             config,
             checkpoints,
             inputs.device,
+            name=run.path.name,
             learning_rate=learning_rate(config, inputs.model_config),
             validate=held_out is not None,
             link=link,

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
@@ -39,27 +38,21 @@ def check_extra(config: Config) -> None:
     Raises:
         InvalidInput
     """
-    extra = config.trainer.extra
     try:
-        made = TrainingArguments(output_dir="unused", use_cpu=True, **{"report_to": "none", **extra})
+        made = TrainingArguments(output_dir="unused", use_cpu=True, report_to="none", **config.trainer.extra)
         made.get_process_log_level()  # looks the level up
     except (ValueError, TypeError, KeyError, ImportError, RuntimeError) as error:
         raise InvalidInput([Fault("trainer.extra", str(error).strip().splitlines()[0])]) from error
-    wanted = extra.get("report_to") or "none"
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    missing = set(wanted) - {"all", "none", *get_available_reporting_integrations()}
-    if missing:
-        what = f"report_to={', '.join(sorted(missing))}: transformers finds no such package"
-        raise InvalidInput([Fault("trainer.extra", what, "install it")])
 
 
 def training_arguments(
-    config: Config, folder: Path, device: torch.device, *, learning_rate: float, validate: bool, link: Link
+    config: Config, folder: Path, device: torch.device, *, name: str, learning_rate: float, validate: bool, link: Link
 ) -> TrainingArguments:
     """The Trainer's arguments.
 
     Args:
         folder: the folder of the checkpoints.
+        name: the run's name at services of experiment tracking.
         learning_rate: the largest learning rate of the run.
         validate: whether there are validation rows.
         link: the part of the run that the arguments are for.
@@ -102,7 +95,9 @@ def training_arguments(
         restore_callback_states_from_checkpoint=True,
         remove_unused_columns=False,
         disable_tqdm=True,
-        report_to="none",
+        report_to="none",  # `Trackers` calls transformers' callbacks
+        run_name=name,
+        project="loraga",
         ddp_broadcast_buffers=False,  # initial factors are the same in every process
     )
     arguments = TrainingArguments(**{**values, **options.extra})

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lora_ga_cli.config.schema import TrainerConfig
 from lora_ga_cli.methods.base import Link
-from lora_ga_cli.report.progress import Point, TrainingDisplay
+from lora_ga_cli.report.progress import Point, TrainingDisplay, memory
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.optimizer_state import OptimizerState, install_state
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Recorder(TrainerCallback):
-    """Writes every logged point to the metrics file and shows it.
+    """Writes every logged point to the metrics file, with the time (seconds since the epoch), and shows it.
 
     Args:
         file: the metrics file (JSON lines).
@@ -38,7 +38,8 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._time = time.perf_counter()
         if state.is_world_process_zero:
-            self.display.start(total=self.link.total_steps, done=self._step(state))
+            losses = [point["loss"] for point in metrics.read(self.file) if "loss" in point]
+            self.display.start(total=self.link.total_steps, done=self._step(state), losses=losses)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -59,7 +60,8 @@ class Recorder(TrainerCallback):
             point["link"] = self.link.index
         if "loss" in logs:
             self._measure()
-            point["tokens_per_second"] = round(self._rate, 1)
+            point |= {"tokens_per_second": round(self._rate, 1), "memory_bytes": int(memory())}
+        point["time"] = round(time.time(), 1)
         metrics.append(self.file, point)
         self.display.show(
             Point(self._step(state), logs.get("loss"), logs.get("eval_loss"), logs.get("learning_rate"), self._rate)

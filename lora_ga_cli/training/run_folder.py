@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from lora_ga_cli.config.extra import OF_TRACKERS
 from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.digests import check_file, written
 from lora_ga_cli.distributed import is_main
@@ -23,6 +24,7 @@ from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, s
 from lora_ga_cli.methods.base import Link, method_of
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.arguments import adapter_dtype
+from lora_ga_cli.training.run_names import CONFIG, LOCK_WAIT, MANIFEST, METRICS, lock_file
 
 IGNORED_OPTIONS = {
     "name", "output_dir", "cache_dir", "overwrite", "device", "recipe", "eval",
@@ -31,6 +33,7 @@ IGNORED_OPTIONS = {
 IGNORED_TRAINER_OPTIONS = {
     "logging_steps",
     "save_total_limit",
+    "report_to",
     "dataloader_workers",
     "micro_batch_size",
     "max_tokens",
@@ -119,11 +122,11 @@ class RunFolder:
 
     @property
     def config_file(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     def link(self, link: Link) -> LinkFolder:
         """The folder of one link; it is the run folder if there is only one."""
@@ -131,7 +134,7 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def figure_file(self) -> Path:
@@ -247,9 +250,9 @@ class RunFolder:
             yield
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        lock = FileLock(lock_file(self.path))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=LOCK_WAIT)
         except Timeout:
             raise RunError(f"{self.path}: another process is working on this run") from None
         try:
@@ -268,8 +271,9 @@ def settings(config: Config) -> dict[str, Any]:
     chosen = config.model_dump(mode="json", exclude=IGNORED_OPTIONS)
     chosen["trainer"] = {key: value for key, value in chosen["trainer"].items() if key not in IGNORED_TRAINER_OPTIONS}
     chosen["trainer"]["adapter_dtype"] = adapter_dtype(config)  # ``speed`` may have decided it
-    if not chosen["trainer"]["extra"]:
-        chosen["trainer"].pop("extra")
+    extra = {name: value for name, value in chosen["trainer"].pop("extra").items() if name not in OF_TRACKERS}
+    if extra:
+        chosen["trainer"]["extra"] = extra
     if chosen["trainer"]["learning_rate"] is not None:
         chosen["method"].pop("learning_rate")  # it has no effect
     for how in ("attention", "shard"):

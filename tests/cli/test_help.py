@@ -20,6 +20,7 @@ COMMANDS = (
     "estimate-grad",
     "init",
     "train",
+    "watch",
     "eval",
     "chat",
     "merge",

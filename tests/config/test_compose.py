@@ -118,6 +118,7 @@ def test_cfg_job_prints_the_configuration_and_runs_nothing(capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "rank: 3\n" in printed
     assert "learning_rate: 0.001" in printed
+    assert "recipe: quickstart\n" in printed, "as a job gets it: interpolations are filled in"
 
 
 def test_the_environment_and_the_arguments_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

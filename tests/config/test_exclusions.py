@@ -108,3 +108,15 @@ def test_each_job_of_a_sweep_has_its_own(capsys: pytest.CaptureFixture[str]) -> 
     launch(["-m", *ROWS, swept], lambda config, _: configs.append(config), note=notes.append)
     assert [config.dataset.validation_fraction for config in configs] == [0.05, 0]
     assert len(notes) == 1
+
+
+def test_of_two_lengths_in_one_place_a_line_says_which_counts() -> None:
+    config, (note,) = composed("recipe=quickstart", "trainer.epochs=2", "trainer.max_steps=5")
+    assert config.trainer.max_steps == 5
+    assert note == "trainer.epochs=2 does nothing with trainer.max_steps=5, which counts (command line)"
+
+
+def test_steps_that_replace_epochs_of_a_recipe_need_no_line() -> None:
+    lay_out(Path("mine"), {"recipes/long.yaml": "defaults: [quickstart]\ntrainer:\n  epochs: 3\n"})
+    _, notes = composed("recipe=long", "trainer.max_steps=5", "--config-dir", "mine")
+    assert notes == []

@@ -163,9 +163,16 @@ class TestBadRows:
         lines = ['{"q": "x", "a": "y"}', '{"q": "x", "a": null}', "oops", '{"q": "x"}', '{"q": "x", "a": 3}']
         return write("d.jsonl", "\n".join(lines))
 
-    def test_unreadable_ones_come_first(self, tokenizer: Any, mixed: str) -> None:
-        (fault,) = faults_of(tokenizer, config(train_file=mixed))
-        assert fault.startswith("d.jsonl:3: not JSON")
+    def test_unreadable_ones_come_first_and_with_all_others(self, tokenizer: Any, mixed: str) -> None:
+        unreadable, null, missing = faults_of(tokenizer, config(train_file=mixed))
+        assert unreadable.startswith("d.jsonl:3: not JSON")
+        assert null.startswith("d.jsonl:2: column 'a' is null")
+        assert missing.startswith("d.jsonl:4: column 'a' is missing in this row")
+
+    def test_a_column_that_is_nowhere_is_named_with_unreadable_ones(self, tokenizer: Any, mixed: str) -> None:
+        unreadable, column = faults_of(tokenizer, config(train_file=mixed, answer="{b}"))
+        assert unreadable.startswith("d.jsonl:3: not JSON")
+        assert column.startswith("dataset.answer: d.jsonl has no column 'b'")
 
     def test_all_are_listed_with_one_fix(self, tokenizer: Any, write: Write) -> None:
         path = write("d.jsonl", '{"q": "x", "a": null}\n\n{"q": "x"}\n{"q": "x", "a": ["y"]}')

@@ -214,3 +214,26 @@ def test_sources_of_different_formats_are_named(jsonl: Jsonl) -> None:
     said = f"dataset.mix: its sources are of different formats: {files[0]} of alpaca, {files[1]} of text"
     assert fault_of(mixed(*files)).startswith(said)
     assert f"the columns of {files[1]} (foo)" in fault_of(mixed(files[0], jsonl("b.jsonl", [{"foo": "one"}])))
+
+
+@pytest.mark.parametrize(
+    ("header", "has_names"),
+    [
+        ("1,2", False),
+        ("where are you,yes", False),
+        ("-1.5,no", False),
+        ("Frage,Antwort", True),
+        ("first name,x1", True),
+    ],
+)
+def test_a_header_that_looks_like_a_row_is_answered_with_how_to_name_columns(
+    tmp_path: Path, header: str, has_names: bool
+) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text(f"{header}\nwhat is this,no\n")
+    said = "if its first line is a row and no header: dataset.column_names=[column1, column2]"
+    assert (said not in fault_of(settings(str(file)))) == has_names
+
+
+def test_names_that_look_like_data_are_those_of_a_file_with_names(jsonl: Jsonl) -> None:
+    assert "column_names" not in fault_of(settings(jsonl("d.jsonl", [{"What is your name?": "x", "1": "y"}])))

@@ -97,7 +97,9 @@ def test_each_link_has_its_own_dropout(tmp_path: Path) -> None:
     """The first one has that of a run without links."""
     config = configured("cola", "method.links=3", "seed=5")
     seeds = [
-        training_arguments(config, tmp_path, torch.device("cpu"), learning_rate=1.0, validate=False, link=link).seed
+        training_arguments(
+            config, tmp_path, torch.device("cpu"), name="r", learning_rate=1.0, validate=False, link=link
+        ).seed
         for link in links_of(method_of(config), 9)
     ]
     assert seeds == [5, link_seed(5, 1), link_seed(5, 2)]

@@ -22,7 +22,7 @@ from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.inputs import prepare_inputs
 from tests.conftest import build_batch
 from tests.gradient import FULL_CAPACITY, autograd, multiplied, relative
-from tests.helpers import Arguments, Loraga, add_links, after, die, killed, only_run, points
+from tests.helpers import Arguments, Loraga, add_links, after, die, killed, only_run, points, timeless_points
 
 CHAIN = ["method=chain_lora_ga", "method.links=2"]
 WEIGHTS = "adapter_model.safetensors"
@@ -97,11 +97,6 @@ POINTS = {
 }
 
 
-def timeless(run: Path) -> list[dict[str, float]]:
-    """The points of a run without what depends on the clock."""
-    return [{key: value for key, value in item.items() if key != "tokens_per_second"} for item in points(run)]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted() -> dict[str, Any]:
     """The result to compare with, made once."""
@@ -114,7 +109,7 @@ def test_a_killed_chain_ends_as_if_nothing_had_happened(
 ) -> None:
     if not uninterrupted:
         loraga("train", *arguments("llama", *CHAIN, "output_dir=uninterrupted", "cache_dir=elsewhere"))
-        uninterrupted["points"] = timeless(only_run("uninterrupted"))
+        uninterrupted["points"] = timeless_points(only_run("uninterrupted"))
         uninterrupted["weights"] = load_file(only_run("uninterrupted") / WEIGHTS)
     killed(arguments("llama", *CHAIN), point)
     links = only_run() / "links"
@@ -129,7 +124,7 @@ def test_a_killed_chain_ends_as_if_nothing_had_happened(
     weights = load_file(only_run() / WEIGHTS)
     assert set(weights) == set(uninterrupted["weights"])
     assert all(torch.equal(tensor, uninterrupted["weights"][name]) for name, tensor in weights.items())
-    assert timeless(only_run()) == uninterrupted["points"]
+    assert timeless_points(only_run()) == uninterrupted["points"]
     if point == between_two_checkpoints_of_the_second_link:
         assert "resuming after step 5" in out  # three of the first link, two of the second
 

@@ -22,14 +22,9 @@ from lora_ga_cli.stages.initialize import LinkBases
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.training.run_folder import LinkFolder
 from tests.conftest import build_batch
-from tests.helpers import Arguments, Loraga, add_links, after, killed, only_run, points
+from tests.helpers import Arguments, Loraga, add_links, after, killed, only_run, points, timeless_points
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-def timeless(run: Path) -> list[dict[str, float]]:
-    """The points of a run without what depends on the clock."""
-    return [{key: value for key, value in item.items() if key != "tokens_per_second"} for item in points(run)]
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -42,7 +37,7 @@ def test_one_link_is_lora_to_the_bit(loraga: Loraga, arguments: Arguments) -> No
     loraga("train", *arguments("llama", "method=lora", "output_dir=lora"))
     loraga("train", *arguments("llama", "method=cola", "method.links=1", "output_dir=chain"))
     assert equal(only_run("lora"), only_run("chain"))
-    assert timeless(only_run("lora")) == timeless(only_run("chain"))
+    assert timeless_points(only_run("lora")) == timeless_points(only_run("chain"))
 
 
 def test_many_short_links_of_few_layers(
@@ -127,7 +122,7 @@ def test_a_state_that_goes_on_is_resumed_to_the_bit(
     killed(arguments("llama", *options), point)
     out = loraga("train", *arguments("llama", *options))
     assert equal(only_run("uninterrupted"), only_run())
-    assert timeless(only_run("uninterrupted")) == timeless(only_run())
+    assert timeless_points(only_run("uninterrupted")) == timeless_points(only_run())
     if point == between_two_checkpoints_of_the_last_link:
         assert "resuming after step 10" in out
     links = only_run() / "links"

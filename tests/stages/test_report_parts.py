@@ -129,6 +129,13 @@ class TestRows:
         monkeypatch.delattr("lora_ga_cli.stages.report_parts.prepare_inputs")
         assert collect(run, "b", parts).rows is first.rows
 
+    def test_rows_that_cannot_be_read_are_tried_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _point_at("rows.jsonl", "gone.jsonl")
+        parts, run = Parts(), RunFolder(Path("runs/one"))
+        first = collect(run, "a", parts).absent["rows"]
+        monkeypatch.delattr("lora_ga_cli.stages.report_parts.prepare_inputs")
+        assert collect(run, "b", parts).absent["rows"] == first
+
 
 class TestGradient:
     def test_its_energy_is_that_of_the_artifact(self) -> None:
@@ -187,7 +194,7 @@ class TestAnswers:
 def test_the_page_of_the_run_has_all_parts(loraga: Loraga) -> None:
     loraga("report", "runs/one")
     page = Path("runs/one/report.html").read_text()
-    assert all(f'<section id="{part}"' in page for part in ("rows", "gradient", "answers"))
+    assert all(f'<section id="{part}"' in page for part in ("rows", "gradient", "inspection", "answers"))
     assert '<span class="learned">#### 8</span>' in page
 
 

@@ -21,7 +21,7 @@ from tests.helpers import (
     die,
     killed,
     only_run,
-    points,
+    timeless_points,
 )
 
 
@@ -104,7 +104,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     if not uninterrupted:
         loraga("train", *arguments("llama", "output_dir=uninterrupted", "cache_dir=elsewhere"))
         run = only_run("uninterrupted")
-        uninterrupted["points"] = points(run)
+        uninterrupted["points"] = timeless_points(run)
         uninterrupted["manifest"] = json.loads((run / "manifest.json").read_text())
         uninterrupted["weights"] = load_file(run / "adapter_model.safetensors")
     killed(arguments(), point)
@@ -117,12 +117,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     weights = load_file(run / "adapter_model.safetensors")
     for name, tensor in uninterrupted["weights"].items():  # type: ignore[attr-defined]
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
-    timeless = [{key: value for key, value in item.items() if key != "tokens_per_second"} for item in points(run)]
-    expected = [
-        {key: value for key, value in item.items() if key != "tokens_per_second"}
-        for item in uninterrupted["points"]  # type: ignore[attr-defined]
-    ]
-    assert timeless == expected
+    assert timeless_points(run) == uninterrupted["points"]
     if point in (while_writing_a_checkpoint, before_marking_a_checkpoint):
         assert "was cut off while it was written" in out
     if point in (between_two_checkpoints, while_writing_a_checkpoint):

@@ -120,7 +120,11 @@ class Svg:
         y_ticks = ticks(*_widened(min(ys), max(ys)))
         self._y_range = min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])
         self.y_ticks = [(self._y(value), shown) for value, shown in zip(y_ticks, labels(y_ticks), strict=True)]
-        x_ticks = [value for value in ticks(*self._x_range, count=8) if self._x_range[0] <= value <= self._x_range[1]]
+        x_ticks = [
+            value
+            for value in ticks(*self._x_range, count=8, least=1.0)
+            if self._x_range[0] <= value <= self._x_range[1]
+        ]
         self.x_ticks = [(self._x(value), shown) for value, shown in zip(x_ticks, labels(x_ticks), strict=True)]
 
     @property
@@ -167,9 +171,13 @@ def thinned(points: Points, limit: int) -> list[tuple[float, float]]:
     return [points[index] for index in sorted(kept)]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers whose range contains both ends."""
-    raw = (high - low) / count
+def ticks(low: float, high: float, count: int = 5, least: float = 0.0) -> list[float]:
+    """About ``count`` round numbers whose range contains both ends.
+
+    Args:
+        least: the smallest distance between two of them.
+    """
+    raw = max((high - low) / count, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in STEPS if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -235,7 +235,7 @@ def that_fit(runs: Mapping[str, Any], layers: Callable[[Any], int]) -> list[str]
         layers: the number of layers of a run.
     """
     names, room = list(runs), MOST_LAYERS
-    fitting = []
+    fitting: list[str] = []
     for name in names[:MOST_RUNS]:
         room -= layers(runs[name])
         if room < 0 and fitting:

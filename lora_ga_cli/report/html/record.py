@@ -85,6 +85,15 @@ class RunRecord:
         return bool(self.manifest.get("finished"))
 
 
+def absences(runs: Sequence[RunRecord], part: str) -> list[tuple[list[str], str]]:
+    """Why a part of some runs is not here: the names of the runs by reason."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if part in run.absent:
+            found.setdefault(run.absent[part], []).append(run.name)
+    return [(names, why) for why, names in found.items()]
+
+
 @dataclass(frozen=True)
 class TableRecord:
     """A table of results that `loraga reproduce` made.

@@ -51,7 +51,7 @@ class Inspected:
         """A0 (rank, d_in) and B0 (d_out, rank) by full name of the layer, one by one for experts."""
         if self.start is None:
             return {}
-        found = {}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for layer in self.saved.layers:
             a0, b0 = self.start.factors.get(layer.name, (None, None))
             if a0 is None or b0 is None:

@@ -105,10 +105,11 @@ def _compared(
     }
     for side, dimension in zip(SIDES, (d_in, d_out), strict=True):
         matrix = matrices[side]
+        of_one, of_other = matrix.shape
         measures[side] = {
             "leading": float(matrix[0, 0]) if matrix.numel() else None,
             "all": float(matrix[-1, -1]) if matrix.numel() else None,
-            "by_chance": expected_by_chance(*matrix.shape, dimension),
+            "by_chance": expected_by_chance(of_one, of_other, dimension),
             "angles": _angles(found, side),
         }
     return measures, matrices

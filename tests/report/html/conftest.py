@@ -81,6 +81,7 @@ def record(name: str = "mine", *, rank: int = 8, **changes: Any) -> RunRecord:
             "git": {"commit": "0123abcd", "modified": True},
         },
         "data": {"train": {"rows": 3168, "sha256": "5e" * 32}},
+        "files": {"adapter_model.safetensors": {"size": 12, "sha256": "ab" * 32}},
         "working_folder": {"path": "/home/me", "from_run": "../.."},
         "adapter_rank": rank,
         "steps": 40,

@@ -47,6 +47,10 @@ def test_ticks_are_round_few_and_around_the_values(low: float, high: float) -> N
     assert re.fullmatch(r"[125]e[+-]\d+", f"{steps.pop():.0e}")
 
 
+def test_ticks_of_few_steps_are_whole_steps() -> None:
+    assert ticks(1, 4, count=8, least=1) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("values", "shown"),
     [

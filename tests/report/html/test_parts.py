@@ -6,7 +6,7 @@ import pytest
 
 from lora_ga_cli.data.show import Segment
 from lora_ga_cli.report.html.page import render
-from lora_ga_cli.report.html.record import Answered, Report, ShownRow
+from lora_ga_cli.report.html.record import Answered, Report, ShownRow, absences
 from lora_ga_cli.report.html.sections import answers as answers_section
 from lora_ga_cli.report.html.sections.answers import Answers
 from lora_ga_cli.report.html.sections.gradient import Gradient
@@ -28,6 +28,11 @@ def test_a_part_that_could_not_be_had_says_why(section: Rows) -> None:
     page = render(Report("mine", [record(absent={section.name: "It is gone."})]))
     assert f'<section id="{section.name}"' in page
     assert "It is gone." in page
+
+
+def test_runs_with_the_same_reason_share_a_line() -> None:
+    runs = [record("a", absent={"rows": "Gone."}), record("b"), record("c", absent={"rows": "Gone."})]
+    assert absences(runs, "rows") == [(["a", "c"], "Gone.")]
 
 
 class TestRows:

@@ -118,7 +118,8 @@ def test_the_provenance_has_versions_source_and_digests() -> None:
     same = shown(Provenance().content([record()])).values["found"].same
     assert same["torch"] == "2.13.0"
     assert same["git commit"] == "0123abcd (with uncommitted changes)"
-    assert same["data.train.sha256"] == "5e" * 32
+    assert same["data · train · sha256"] == "5e" * 32
+    assert same["file adapter_model.safetensors"] == "ab" * 32
     assert same["started"] == "2026-01-02 03:04:05 UTC"
 
 

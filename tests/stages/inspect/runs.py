@@ -23,6 +23,7 @@ def train(folder: Path, base: Path, name: str, *overrides: str) -> Path:
                 "train",
                 "model=causal_lm",
                 f"model.path={base}",
+                "model.dtype=float32",
                 "dataset=jsonl",
                 f"dataset.train_file={rows}",
                 "dataset.max_length=64",

@@ -8,7 +8,7 @@ from itertools import islice
 
 from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.html.record import Answered, RunRecord
+from lora_ga_cli.report.html.record import Answered, RunRecord, absences
 from lora_ga_cli.report.html.section import Section, SectionContent
 
 MOST_RUNS = 4
@@ -92,7 +92,7 @@ class Answers(Section):
 
     def content(self, runs: Sequence[RunRecord]) -> SectionContent | None:
         having = [run for run in runs if run.answers]
-        absent = [(run.name, run.absent["answers"]) for run in runs if "answers" in run.absent]
+        absent = absences(runs, "answers")
         if not having and not absent:
             return None
         shown = having[:MOST_RUNS]
@@ -145,7 +145,7 @@ def _counts(answered: Answered) -> tuple[str, str]:
 def _that_fit(questions: Sequence[dict[str, Answer]], names: Sequence[str], room: int) -> list[dict[str, Answer]]:
     """The questions that have room, in their order; those on which runs differ before others."""
     order = sorted(range(len(questions)), key=lambda number: not _differs(questions[number], names))
-    chosen = []
+    chosen: list[int] = []
     for number in order:
         room -= _size(questions[number])
         if room < 0 and chosen:

@@ -8,7 +8,7 @@ from typing import Any
 from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.html.heatmap import Figure, Scale, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.number_table import NumberTable
-from lora_ga_cli.report.html.record import RunRecord
+from lora_ga_cli.report.html.record import RunRecord, absences
 from lora_ga_cli.report.html.section import Section, SectionContent
 from lora_ga_cli.report.html.spectra import Spectrum, spectra
 
@@ -32,7 +32,7 @@ class Gradient(Section):
         groups: dict[str, Content] = {}
         for names, content in _groups(runs):
             groups[", ".join(names)] = content
-        absent = [(run.name, run.absent["gradient"]) for run in runs if "gradient" in run.absent]
+        absent = absences(runs, "gradient")
         if not groups and not absent:
             return None
         shown = {name: groups[name] for name in that_fit(groups, lambda content: len(content["layers"]))}

@@ -11,7 +11,7 @@ from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.html.heatmap import Figure, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.layers import grids
 from lora_ga_cli.report.html.number_table import NumberTable
-from lora_ga_cli.report.html.record import RunRecord
+from lora_ga_cli.report.html.record import RunRecord, absences
 from lora_ga_cli.report.html.section import Section, SectionContent
 
 MOST_TABLE_LINES = 250
@@ -110,7 +110,7 @@ class Inspection(Section):
     def content(self, runs: Sequence[RunRecord]) -> SectionContent | None:
         order = [name for run in runs if run.gradient for name in run.gradient["layers"]]
         adapters = {run.name: layers for run in runs if (layers := _layers(run, order))}
-        absent = [(run.name, run.absent["inspection"]) for run in runs if "inspection" in run.absent]
+        absent = absences(runs, "inspection")
         if not adapters and not absent:
             return None
         shown = {name: adapters[name] for name in that_fit(adapters, len)}

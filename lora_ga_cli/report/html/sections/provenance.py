@@ -10,7 +10,7 @@ from lora_ga_cli.report.html.plain import compare
 from lora_ga_cli.report.html.record import RunRecord
 from lora_ga_cli.report.html.section import Section, SectionContent
 
-ENTRIES = ("base_identity", "base_fingerprint", "data", "hub_datasets", "files", "saved_difference", "format")
+ENTRIES = ("base_identity", "base_fingerprint", "data", "hub_datasets", "saved_difference", "format")
 """Entries of a manifest that say what a run was made from, and what came out."""
 
 
@@ -22,7 +22,10 @@ class Provenance(Section):
         known = [provenance_of(run) for run in runs]
         if not any(known):
             return None
-        return SectionContent({"found": compare([run.name for run in runs], [_readable(item) for item in known])})
+        shown = [
+            _readable(item) | _files(run.manifest.get("files") or {}) for item, run in zip(known, runs, strict=True)
+        ]
+        return SectionContent({"found": compare([run.name for run in runs], shown)})
 
 
 def provenance_of(run: RunRecord) -> dict[str, Any]:
@@ -44,14 +47,21 @@ def provenance_of(run: RunRecord) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value not in (None, "", [], {})}
 
 
-def _readable(known: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested data without empty values, and with names for people."""
-    found = {}
+def _readable(known: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested data with one name for each value, without empty values."""
+    found: dict[str, Any] = {}
     for name, value in known.items():
-        inside = _readable(value) if isinstance(value, Mapping) else value
-        if inside not in ({}, []):
-            found[name.replace("_", " ")] = inside
+        title = f"{before}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            found |= _readable(value, f"{title} · ")
+        elif value != []:
+            found[title] = value
     return found
+
+
+def _files(written: Mapping[str, Any]) -> dict[str, Any]:
+    """The digest of each file of a run."""
+    return {f"file {name}": entry.get("sha256") for name, entry in written.items() if isinstance(entry, Mapping)}
 
 
 def _moment(time: Any) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lora_ga_cli.data.show import Segment
 from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.html.histogram import Histogram, histogram
-from lora_ga_cli.report.html.record import RunRecord, ShownRow
+from lora_ga_cli.report.html.record import RunRecord, ShownRow, absences
 from lora_ga_cli.report.html.section import Section, SectionContent
 
 LONG = 700
@@ -61,7 +61,7 @@ class Rows(Section):
         for run in runs:
             if run.rows:
                 groups.setdefault((*(row_key(row) for row in run.rows), str(run.lengths)), []).append(run)
-        absent = [(run.name, run.absent["rows"]) for run in runs if "rows" in run.absent]
+        absent = absences(runs, "rows")
         if not groups and not absent:
             return None
         shown = [_of_runs(group) for group in list(groups.values())[:MOST_GROUPS]]

@@ -2,6 +2,7 @@
 (() => {
   const NEAREST = 8; // rows of the box beside the cursor
   const WEAK = 0.65; // opacity of thin lines
+  const INCREMENTS = [...Array(10).keys()].flatMap((power) => [1, 2, 5].map((digit) => digit * 10 ** power)); // whole steps
   const groups = [];
 
   const short = (value) => {
@@ -118,7 +119,7 @@
           y: logarithmic ? { distr: 3 } : {},
         },
         axes: [
-          { ...axis, size: 30, label: spec.xTitle, labelSize: 18, labelFont: axis.font, space: narrow ? 44 : 60 },
+          { ...axis, size: 30, label: spec.xTitle, labelSize: 18, labelFont: axis.font, incrs: INCREMENTS, space: narrow ? 44 : 60 },
           { ...axis, size: 62, values: (_, values) => ticks(values) },
         ],
         cursor: { y: false, drag: { x: true, y: false, setScale: false, dist: 6 }, focus: { prox: 24 }, points: { size: 7 } },
