@@ -106,13 +106,13 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
-    from lora_ga_cli.cli.stopping import stopped
+    from lora_ga_cli.cli.stopping import Given, stopped, words_given
     from lora_ga_cli.config.launch import launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
-    process = os.getpid()
+    process, given = os.getpid(), words_given()
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -143,6 +143,7 @@ def run_jobs(
                     results.append((heading, job(config)))
         except Interruption as stop:
             if os.getpid() != process:  # a launcher's, whose caller sees nothing of it
+                Given.arguments = given
                 report_error(stopped(stop))
             raise
         except Exception as error:

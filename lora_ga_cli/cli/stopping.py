@@ -28,13 +28,18 @@ def stopped(error: KeyboardInterrupt) -> Interrupted:
     return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. To {again}: {command(goes_on=bool(kept))}", number)
 
 
+def words_given() -> list[str]:
+    """The words of the command line, without the name of the program."""
+    return list(sys.argv[1:] if Given.arguments is None else Given.arguments)
+
+
 def command(*, goes_on: bool) -> str:
     """The command line as it was given.
 
     Args:
         goes_on: without ``overwrite``, which would begin a run again.
     """
-    words = list(sys.argv[1:] if Given.arguments is None else Given.arguments)
+    words = words_given()
     if goes_on:
         words = [word for word in words if word.lstrip("+").partition("=")[0] != "overwrite"]
     if distributed.count() == 1:
