@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -281,3 +282,14 @@ def test_a_damaged_memo_of_digests_is_dropped_with_a_message(tmp_path: Path) -> 
     assert not memo.exists()
     assert len(said) == 1
     assert "computed again" in said[0]
+
+
+def test_threads_that_write_beside_one_another_do_not_remove_what_others_write(tmp_path: Path) -> None:
+    def write(thread: int) -> None:
+        for number in range(60):
+            with atomic_file(tmp_path / f"{thread}-{number}") as temporary:
+                temporary.write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(list(tmp_path.iterdir())) == 8 * 60
