@@ -287,7 +287,7 @@ def test_a_damaged_memo_of_digests_is_dropped_with_a_message(tmp_path: Path) -> 
 def test_threads_that_write_beside_one_another_do_not_remove_what_others_write(tmp_path: Path) -> None:
     def write(thread: int) -> None:
         for number in range(60):
-            with atomic_file(tmp_path / f"{thread}-{number}") as temporary:
+            with files.atomic_file(tmp_path / f"{thread}-{number}") as temporary:
                 temporary.write_text(str(number))
 
     with ThreadPoolExecutor(8) as pool:
