@@ -48,7 +48,7 @@ def read_completions(
     *lines, rest = file.read_bytes().split(b"\n")
     if rest:
         os.truncate(file, file.stat().st_size - len(rest))
-    sound = [line for line in lines if line == _with_digest(line.rpartition(b', "sha256": "')[0])]
+    sound = [line for line in lines if _is_sound(line)]
     if damaged := len(lines) - len(sound):
         warn(f"{file}: {damaged} of {len(lines)} stored answers are damaged, and are made again")
     return _completions([json.loads(line) for line in sound], problems)
@@ -81,6 +81,16 @@ def stored_completions(
         stored = [json.loads(line) for line in lines.read_bytes().split(b"\n") if line]
         return lines, list(_completions(stored, problems).values())
     return folder, []
+
+
+def said_of_kept(file: Path) -> str:
+    """How many completions `append_completions` has stored in a file, as a part of a sentence; empty if none."""
+    count = sum(map(_is_sound, file.read_bytes().split(b"\n"))) if file.exists() else 0
+    return f"{count} answer{' is' if count == 1 else 's are'} kept in {file}" if count else ""
+
+
+def _is_sound(line: bytes) -> bool:
+    return line == _with_digest(line.rpartition(b', "sha256": "')[0])
 
 
 def _with_digest(line: bytes) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """SIGTERM has its usual effect."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
 def judged(loraga: Loraga, model: Path, bench: Bench, endpoint: Endpoint) -> Eval:
     """Scores the model on MT-Bench."""
     options = bench.options(endpoint.url)
@@ -68,6 +78,35 @@ def judged(loraga: Loraga, model: Path, bench: Bench, endpoint: Endpoint) -> Eva
 
 def results() -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in Path("runs/eval-model/eval").glob("*.json")]
+
+
+def test_an_evaluation_that_is_stopped_says_which_answers_are_kept(
+    judged: Eval, monkeypatch: pytest.MonkeyPatch, usual_signals: None
+) -> None:
+    """A signal before the first batch leaves no answers; one before the second leaves those of the first."""
+    complete, batches = Generator._complete, list[int]()
+
+    def stopped_before(batch: int | None) -> Callable[..., Any]:
+        def completing(*arguments: Any) -> Any:
+            batches.append(1)
+            if len(batches) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return complete(*arguments)
+
+        batches.clear()
+        return completing
+
+    monkeypatch.setattr(Generator, "_complete", stopped_before(1))
+    assert "SIGTERM: nothing is kept of what was not complete. To begin again: loraga eval" in judged(143, batch_size=1)
+    monkeypatch.setattr(Generator, "_complete", stopped_before(2))
+    printed = judged(143, batch_size=1)
+    (partial,) = Path("runs/eval-model/eval").glob("*.partial.jsonl")
+    assert f"SIGTERM: 1 answer is kept in {partial}. To go on: loraga eval" in printed.replace(f"{Path.cwd()}/", "")
+    monkeypatch.setattr(Generator, "_complete", stopped_before(None))
+    judged(batch_size=1)
+    (result,) = results()
+    assert len(batches) == result["rows"] - 1
+    assert not partial.exists()
 
 
 def test_options_that_change_no_score_reuse_the_result(

@@ -21,6 +21,7 @@ from lora_ga_cli.evaluation.tasks.problems import (
     problems_of,
 )
 from lora_ga_cli.files import sha256_json
+from lora_ga_cli.interruption import keeping
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -122,7 +123,7 @@ class Benchmark(Task):
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         """Reuses completions that another result in the folder holds, or an interrupted evaluation has left."""
-        from lora_ga_cli.evaluation.completions import stored_completions
+        from lora_ga_cli.evaluation.completions import said_of_kept, stored_completions
 
         problems = problems_of(self)
         answers = self._answers_identity(inputs, problems)
@@ -130,9 +131,10 @@ class Benchmark(Task):
         lines, completions = stored_completions(file.parent, answers, problems, inputs.warn)
         if len(completions) == len(problems) * self.options.samples:
             inputs.note(f"answers as in {lines}")
-        else:
-            completions = self._answers(inputs).completions(self, partial, inputs.progress)
-        score = self.score(completions, inputs.progress)
+        with keeping(lambda: said_of_kept(partial)):
+            if len(completions) != len(problems) * self.options.samples:
+                completions = self._answers(inputs).completions(self, partial, inputs.progress)
+            score = self.score(completions, inputs.progress)
         truncated = sum(completion.truncated for completion in completions) / len(completions)
         return Result(
             replace(

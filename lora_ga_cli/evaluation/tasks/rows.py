@@ -14,6 +14,7 @@ from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.answers import Answer, verdict_of
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
 from lora_ga_cli.files import sha256_json
+from lora_ga_cli.interruption import keeping
 from lora_ga_cli.registry import TASKS
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Rows(Task):
         return {"rows": inputs.split.sha256}
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
+        from lora_ga_cli.evaluation.completions import said_of_kept
         from lora_ga_cli.evaluation.metrics import METRICS
         from lora_ga_cli.evaluation.scoring import ScoringContext
 
@@ -109,7 +111,8 @@ class Rows(Task):
             endpoint,
             partial,
         )
-        scores = {name: METRICS[name](context) for name in self.options.metrics}
+        with keeping(lambda: "" if partial is None else said_of_kept(partial)):
+            scores = {name: METRICS[name](context) for name in self.options.metrics}
         verdicts = {name: score.verdicts for name, score in scores.items() if score.verdicts}
         lines = [dict(zip(verdicts, row, strict=True)) for row in zip(*verdicts.values(), strict=True)]
         total = Score({})
