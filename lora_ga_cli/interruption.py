@@ -9,6 +9,7 @@ A second Ctrl-C ends the process at once.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -101,8 +102,16 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
+        if _State.requested is not None:
+            _end_workers()
         for number, action in taken.items():
             signal.signal(number, action)
+
+
+def _end_workers() -> None:
+    """Ends the processes that read rows. They ignore SIGTERM, with which Python would end them and then wait."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 @contextlib.contextmanager
