@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.errors import Fault, InvalidInput
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -30,6 +32,29 @@ def index() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes: number 0, or the only one."""
     return index() == 0
+
+
+def check_tasks() -> None:
+    """Refuses copies of one command that Slurm started as tasks of a step, and that know nothing of each other.
+
+    Slurm sets ``SLURM_STEP_NUM_TASKS`` for what srun starts, also through submitit, and not for a batch script.
+
+    Raises:
+        InvalidInput: there are several tasks, and nothing such as torchrun has set ``RANK``.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks in ("", "1") or "RANK" in os.environ:
+        return
+    raise InvalidInput(
+        [
+            Fault(
+                "Slurm",
+                f"it started {tasks} tasks of this command, and each would train the same run",
+                "set ntasks=1 (hydra.launcher.tasks_per_node=1 for submitit), or start torchrun with one task on each "
+                "node; parts of a sweep take --shard",
+            )
+        ]
+    )
 
 
 def join(cpu: bool) -> None:
