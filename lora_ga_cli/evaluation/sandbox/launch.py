@@ -120,7 +120,7 @@ def _descendants(pid: int, proc: int) -> list[int]:
 def _threads(pid: int, proc: int) -> list[str]:
     folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
     try:
-        return os.listdir(folder)
+        return os.listdir(folder)  # noqa: PTH208 - of an open folder
     finally:
         os.close(folder)
 

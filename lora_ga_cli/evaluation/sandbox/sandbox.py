@@ -44,8 +44,8 @@ class Ended:
     """How a program ended.
 
     Args:
-        how: ``exited``, ``killed``, ``timed out``, ``memory``, ``printed too much``, ``stopped`` (by `Sandbox.stop`), or
-            ``refused`` if no sandbox could be built.
+        how: ``exited``, ``killed``, ``timed out``, ``memory``, ``printed too much``, ``stopped`` (by `Sandbox.stop`),
+            or ``refused`` if no sandbox could be built.
         code: its exit status, the signal that killed it, or the errno of the refusal.
         output: the end of what it printed; for ``refused``, the step that the kernel refused.
     """
