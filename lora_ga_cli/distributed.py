@@ -10,13 +10,15 @@ Importing this module costs nothing: the command line imports it before it knows
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lora_ga_cli.errors import Fault, InvalidInput
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def count() -> int:
@@ -84,6 +86,11 @@ def wait() -> None:
 
 def broadcast_flag(value: bool) -> bool:
     """The value that the main process holds. Every process must call this function."""
+    return broadcast_from_main(value)
+
+
+def broadcast_from_main(value: T) -> T:
+    """The value that the main process holds, of any type that pickle can write. Every process must call this."""
     if count() == 1:
         return value
     from accelerate.utils.operations import broadcast_object_list
@@ -91,6 +98,15 @@ def broadcast_flag(value: bool) -> bool:
     message = [value]
     broadcast_object_list(message)
     return message[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every process, in their order. Every process must call this."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils.operations import gather_object
+
+    return list(gather_object([value]))
 
 
 def connected() -> int:
