@@ -165,23 +165,26 @@ def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
                 temporary = Path(name)
             if lock is not None:
                 stack.callback(os.close, lock)
-                _locked(lock)
-            if temporary.exists():
-                break  # otherwise another process took it for what a killed one left, before it was locked
+            # until it is locked, another thread or process may take it for what a killed one left, and remove it
+            if (lock is None or _locked(lock) is not False) and temporary.exists():
+                break
+            _remove(temporary)
         try:
             yield temporary
         finally:
             _remove(temporary)
 
 
-def _locked(file: int) -> bool:
-    """Locks an open file or folder, and returns whether it could."""
+def _locked(file: int) -> bool | None:
+    """Locks an open file or folder. Returns whether it could, and None where there are no locks."""
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        return False  # of another process, or on a file system without locks
+        return None
     return True
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,3 +301,14 @@ def test_a_digest_that_another_process_remembers_meanwhile_is_not_lost(
     monkeypatch.setattr(files, "sha256_file", while_another_works)
     files.remembered_sha256(mine, memo)
     assert [Path(entry.partition("|")[0]).name for entry in files.read_json(memo)] == ["other", "mine"]
+
+
+def test_threads_that_write_beside_one_another_do_not_remove_what_others_write(tmp_path: Path) -> None:
+    def write(thread: int) -> None:
+        for number in range(60):
+            with files.atomic_file(tmp_path / f"{thread}-{number}") as temporary:
+                temporary.write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(list(tmp_path.iterdir())) == 8 * 60

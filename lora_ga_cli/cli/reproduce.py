@@ -91,7 +91,7 @@ def command(
     hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     extra_overrides = tuple(option for option in options if option not in hydras_flags)
     if every:
-        tables = _all_tables(names, user_dir, scale, extra_overrides, tune_lr=tune_lr)
+        tables = _all_tables(names, user_dir, scale, extra_overrides, _split(rows), tune_lr=tune_lr)
     else:
         tables = _tables(names, user_dir)
 
@@ -183,7 +183,13 @@ def _tables(names: Sequence[str], user_dir: Path | None) -> dict[str, Table]:
 
 
 def _all_tables(
-    names: Sequence[str], user_dir: Path | None, scale: Scale, extra_overrides: Sequence[str], *, tune_lr: bool
+    names: Sequence[str],
+    user_dir: Path | None,
+    scale: Scale,
+    extra_overrides: Sequence[str],
+    rows: Sequence[str],
+    *,
+    tune_lr: bool,
 ) -> dict[str, Table]:
     """Every table that can be made with these flags; warns about the others."""
     from lora_ga_cli.errors import Fault, InvalidInput
@@ -206,6 +212,8 @@ def _all_tables(
             console.warn(f"{name} has no learning rates to choose from, and is left out")
         elif options and not all(measure.needs_model for measure in measures_of(part)):
             console.warn(f"{name} trains no model, and is left out: {' '.join(options)} is for those that do")
+        elif rows and not set(rows) & set(table.rows):
+            console.warn(f"{name} has no row {', '.join(rows)}, and is left out")
         elif len(missing) == len(part.columns):
             console.warn(f"{name} is left out: there is no {', '.join(missing.values())}")
         else:

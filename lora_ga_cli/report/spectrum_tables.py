@@ -27,8 +27,8 @@ MEANINGS = {
 """What the figures are, by singular directions for each rank."""
 LIMITS = (
     "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured on "
-    "a 33M base with GSM8K (docs/benchmarks.md): at equal parameters, ranks by energy were no better than one rank for "
-    "all layers, and ranks against it were worse; from rank 32, which followed 99%, to rank 128 the loss still fell"
+    "a base of 33.7M weights (docs/benchmarks.md): at equal parameters, ranks by energy were no better than one rank "
+    "for all layers, and ranks against it were worse; from rank 32, which followed 99%, to rank 128 the loss still fell"
 )
 """What the advice does not know, with what was measured."""
 Layers = Mapping[str, Mapping[str, Any]]

@@ -243,5 +243,5 @@ def test_no_file_has_the_key(endpoint: Endpoint, ask: Ask, tmp_path: Path) -> No
     endpoint.answer = lambda request: completes("b")
     ask(Bench(PROMPTS))
     (line, *_) = (tmp_path / "x.jsonl").read_text().splitlines()
-    assert set(json.loads(line)) == {"id", "sample", "prompts", "texts", "truncated"}
+    assert set(json.loads(line)) == {"id", "sample", "prompts", "texts", "truncated", "sha256"}
     assert not any(KEY in file.read_text() for file in tmp_path.rglob("*") if file.is_file())

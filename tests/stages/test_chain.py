@@ -52,7 +52,7 @@ def between_two_checkpoints_of_the_second_link(patch: pytest.MonkeyPatch) -> Non
 def before_the_first_link_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
     from lora_ga_cli.stages import train
 
-    patch.setattr(train, "sha256_file", after(1, train.sha256_file))
+    patch.setattr(train, "written_in", after(1, train.written_in))
 
 
 def between_the_two_links(patch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,10 @@ def test_a_link_that_was_damaged_is_refused(loraga: Loraga, arguments: Arguments
     content[-5] ^= 1
     file.write_bytes(content)
     out = loraga("train", *arguments("llama", *CHAIN), code=2)
-    assert f"{file.relative_to(Path.cwd()) if file.is_absolute() else file} is not what was saved" in out
+    assert (
+        f"{file.relative_to(Path.cwd()) if file.is_absolute() else file} does not have the bytes that were written"
+        in out
+    )
 
 
 def test_what_does_not_go_with_a_chain_is_refused_at_once(loraga: Loraga, arguments: Arguments) -> None:

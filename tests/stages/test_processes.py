@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from tests import commands_in_turn
 from tests.helpers import Arguments, Loraga, only_run
-from tests.stages import commands_in_turn
 
 
 def together(*commands: list[str], port: int) -> list[str]:

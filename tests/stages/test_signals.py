@@ -22,13 +22,24 @@ from safetensors.torch import load_file
 from lora_ga_cli import interruption
 from lora_ga_cli.training.batches import MicroBatch
 from lora_ga_cli.training.trainer import LoragaTrainer
-from tests.helpers import Arguments, Loraga, only_run, points
+from tests.helpers import Arguments, Loraga, only_run, timeless_points
 
 ON_LINES = ("trainer.logging_steps=3", "trainer.save_steps=4", "trainer.eval_steps=2")
 """What is logged, saved and evaluated at different steps."""
 BY_EPOCH = ("trainer.save_steps=null", "trainer.eval_steps=null", "trainer.max_steps=null", "trainer.epochs=2")
 BEST = ("trainer.load_best=true", "trainer.save_steps=2")
 SHORT_EPOCHS = ("dataset.max_rows=24", "dataset.validation_fraction=0.1", "trainer.logging_steps=2")
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Every signal has its usual effect, also where the tests run in the background or under nohup."""
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 def sent(calls: int, function: Callable, number: int = signal.SIGTERM) -> Callable:  # type: ignore[type-arg]
@@ -53,10 +64,6 @@ def stop(
         number = code - 128
         patch.setattr(LoragaTrainer, point, sent(calls, getattr(LoragaTrainer, point), number))
         return loraga("train", *command, code=code)
-
-
-def timeless(run: Path) -> list[dict[str, float]]:
-    return [{key: value for key, value in item.items() if key != "tokens_per_second"} for item in points(run)]
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +98,14 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     if options not in uninterrupted:
         loraga("train", *command, "output_dir=uninterrupted")
         run = only_run("uninterrupted")
-        uninterrupted[options] = timeless(run), load_file(run / "adapter_model.safetensors")
+        uninterrupted[options] = timeless_points(run), load_file(run / "adapter_model.safetensors")
     printed = stop(monkeypatch, loraga, command, point, calls)
     assert f"stopped after step {done} of 6, with the checkpoint" in printed
     assert (only_run() / "checkpoints" / f"checkpoint-{done}" / "complete.json").exists()
     again = loraga("train", *command)
     assert "train  finished in" in again
     expected, weights = uninterrupted[options]
-    assert timeless(only_run()) == expected
+    assert timeless_points(only_run()) == expected
     for name, tensor in load_file(only_run() / "adapter_model.safetensors").items():
         assert torch.equal(tensor, weights[name])
 

@@ -101,7 +101,7 @@ ELSEWHERE = {"masking_utils.py", "batches.py"}
 
 
 class Waits(TorchDispatchMode):
-    """Counts how often a value is read from a tensor, for which a process waits for its device.
+    """Counts how often values are read from a tensor, for which a process waits for its device.
 
     Those of transformers' masks do not count: kernels for rows of variable length need no mask. Neither do those of
     batches that are still on the CPU.
@@ -110,6 +110,21 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+
+    def __enter__(self) -> Waits:
+        super().__enter__()
+        self._tolist = torch.Tensor.tolist  # which reads all values at once, without an operator
+
+        def counted(tensor: torch.Tensor) -> object:
+            self.count += 1
+            return self._tolist(tensor)
+
+        torch.Tensor.tolist = counted
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        torch.Tensor.tolist = self._tolist
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         reads = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
