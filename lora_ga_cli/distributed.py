@@ -10,11 +10,15 @@ Importing this module costs nothing: the command line imports it before it knows
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from lora_ga_cli.errors import Fault, InvalidInput
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def count() -> int:
@@ -30,6 +34,29 @@ def index() -> int:
 def is_main() -> bool:
     """Whether this is the process that writes: number 0, or the only one."""
     return index() == 0
+
+
+def check_tasks() -> None:
+    """Refuses copies of one command that Slurm started as tasks of a step, and that know nothing of each other.
+
+    Slurm sets ``SLURM_STEP_NUM_TASKS`` for what srun starts, also through submitit, and not for a batch script.
+
+    Raises:
+        InvalidInput: there are several tasks, and nothing such as torchrun has set ``RANK``.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks in ("", "1") or "RANK" in os.environ:
+        return
+    raise InvalidInput(
+        [
+            Fault(
+                "Slurm",
+                f"it started {tasks} tasks of this command, and each would train the same run",
+                "set ntasks=1 (hydra.launcher.tasks_per_node=1 for submitit), or start torchrun with one task on each "
+                "node; parts of a sweep take --shard",
+            )
+        ]
+    )
 
 
 def join(cpu: bool) -> None:
@@ -59,6 +86,11 @@ def wait() -> None:
 
 def broadcast_flag(value: bool) -> bool:
     """The value that the main process holds. Every process must call this function."""
+    return broadcast_from_main(value)
+
+
+def broadcast_from_main(value: T) -> T:
+    """The value that the main process holds, of any type that pickle can write. Every process must call this."""
     if count() == 1:
         return value
     from accelerate.utils.operations import broadcast_object_list
@@ -66,6 +98,15 @@ def broadcast_flag(value: bool) -> bool:
     message = [value]
     broadcast_object_list(message)
     return message[0]
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every process, in their order. Every process must call this."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils.operations import gather_object
+
+    return list(gather_object([value]))
 
 
 def connected() -> int:

@@ -323,16 +323,24 @@ def remembered_sha256(file: Path, memo: Path) -> str:
     """
     stat = file.stat()
     entry = f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    digests: dict[str, str] = {}
-    with contextlib.suppress(FileNotFoundError, DamagedFile):
-        found = read_json(memo)
-        digests = found if isinstance(found, dict) else {}
+    digests = _remembered(memo)
     if entry in digests:
         return digests[entry]
     digest = sha256_file(file)
     if time.time() - stat.st_mtime > CLOCK_RESOLUTION:
-        write_json(memo, digests | {entry: digest}, digest=True)
+        from filelock import FileLock
+
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(memo.with_name(f".{memo.name}.lock")):  # another process may have added to it meanwhile
+            write_json(memo, _remembered(memo) | {entry: digest}, digest=True)
     return digest
+
+
+def _remembered(memo: Path) -> dict[str, str]:
+    with contextlib.suppress(FileNotFoundError, DamagedFile):
+        found = read_json(memo)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def drop_damaged(memo: Path, notify: Callable[[str], None]) -> None:

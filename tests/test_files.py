@@ -284,6 +284,25 @@ def test_a_damaged_memo_of_digests_is_dropped_with_a_message(tmp_path: Path) -> 
     assert "computed again" in said[0]
 
 
+def test_a_digest_that_another_process_remembers_meanwhile_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo, mine, other = tmp_path / "digests.json", tmp_path / "mine", tmp_path / "other"
+    for file in (mine, other):
+        file.write_text("x", encoding="utf-8")
+        os.utime(file, (1, 1))
+    compute = files.sha256_file
+
+    def while_another_works(file: Path) -> str:
+        if file == mine:
+            files.remembered_sha256(other, memo)
+        return compute(file)
+
+    monkeypatch.setattr(files, "sha256_file", while_another_works)
+    files.remembered_sha256(mine, memo)
+    assert [Path(entry.partition("|")[0]).name for entry in files.read_json(memo)] == ["other", "mine"]
+
+
 def test_threads_that_write_beside_one_another_do_not_remove_what_others_write(tmp_path: Path) -> None:
     def write(thread: int) -> None:
         for number in range(60):

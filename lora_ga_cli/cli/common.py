@@ -91,13 +91,18 @@ def user_dir(config_dir: Path | None) -> Path | None:
 
 
 def run_jobs(
-    arguments: Sequence[str] | None, job: Callable[[Config], Mapping[str, Any]], *, dry_run: str | None = None
+    arguments: Sequence[str] | None,
+    job: Callable[[Config], Mapping[str, Any]],
+    *,
+    dry_run: str | None = None,
+    shard: str | None = None,
 ) -> dict[str, Any]:
     """Composes the configuration of every job and calls ``job`` with it.
 
     Args:
         job: returns its result as plain data.
         dry_run: the last stage of a plan to print instead.
+        shard: the part of the sweep that is done, such as ``2/4``.
 
     Returns:
         The result of the only job; of a sweep, ``jobs`` with the result of each that this process did.
@@ -107,7 +112,7 @@ def run_jobs(
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
     from lora_ga_cli.cli.stopping import Given, stopped, words_given
-    from lora_ga_cli.config.launch import launch
+    from lora_ga_cli.config.launch import Shard, launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
 
@@ -165,7 +170,7 @@ def run_jobs(
         console.warn(text)
 
     try:
-        launch(list(arguments or []), task, invalid, note)
+        launch(list(arguments or []), task, invalid, note, shard=Shard.parse(shard) if shard is not None else None)
     except SweepError as error:
         error.results = jobs()
         raise

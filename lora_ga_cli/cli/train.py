@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_ga_cli import distributed
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 from lora_ga_cli.cli.output import with_json
 
@@ -20,6 +21,10 @@ def command(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show a few rows as the model sees them, and stop.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="With -m: do a part of the sweep's jobs; 2/4 does job 2, 6, 10 and so on."),
+    ] = None,
     code: Code = None,
     debug: Debug = False,
 ) -> Any:
@@ -36,8 +41,10 @@ def command(
             from lora_ga_cli.stages.preview import preview as show
 
             return {"rows": show(config)}
+        if shard is None:  # parts of a sweep may be tasks of Slurm
+            distributed.check_tasks()
         from lora_ga_cli.stages.train import train
 
         return train(config).summary()
 
-    return run_jobs(options, job, dry_run="train" if dry_run else None)
+    return run_jobs(options, job, dry_run="train" if dry_run else None, shard=shard)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,38 @@ Task = Callable[[Config, str], None]
 """Receives a configuration and, in a sweep, a title for the job (its number and overrides); else an empty one."""
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A part of a sweep: each ``count``-th of its jobs, from job ``number`` on; jobs are numbered from 1."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The part that ``2/4`` names.
+
+        Raises:
+            InvalidInput: this is no part.
+        """
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            hint = "1/4, 2/4, 3/4 and 4/4 are the parts of a sweep in four"
+            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} is no part of a sweep", hint)])
+        return cls(int(found[1]), int(found[2]))
+
+    def has(self, job: int) -> bool:
+        """Whether a job belongs to this part.
+
+        Args:
+            job: its number, from 0.
+        """
+        return job % self.count == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
 def launch(
     arguments: Sequence[str],
     task: Task,
@@ -46,6 +79,7 @@ def launch(
     note: Callable[[str], None] = lambda text: None,
     *,
     one_of_many: bool = False,
+    shard: Shard | None = None,
 ) -> None:
     """Composes the configuration that ``arguments`` describe and calls ``task``, once for each job of a sweep.
 
@@ -56,15 +90,18 @@ def launch(
             together.
         note: called once for each message about an option that the method does not use.
         one_of_many: see `lora_ga_cli.config.validation.validated`.
+        shard: the part of the sweep that is done; all of it when None.
 
     Raises:
         InvalidInput: anything is wrong with them; all faults at once.
         UserError: of a single job. In a sweep the other jobs go on; at the end a `SweepError` counts the failed ones.
     """
     sources, faults = check(arguments)
+    if shard is not None and not sources.sweeps:
+        faults = [*faults, Fault(COMMAND_LINE, f"--shard {shard} is a part of a sweep, and this is none", "add -m")]
     if faults:
         raise InvalidInput(faults)
-    jobs = _Jobs(sources, task, invalid, note, one_of_many)
+    jobs = _Jobs(sources, task, invalid, note, one_of_many, shard)
     if not sources.needs_hydra:
         jobs.run(sources, "")
     else:
@@ -78,6 +115,8 @@ def _run_jobs(jobs: _Jobs) -> None:
     sources = jobs.sources
 
     def application(node: DictConfig) -> None:
+        if jobs.shard is not None and not jobs.shard.has(HydraConfig.get().job.num):
+            return
         given = [parse_override(text) for text in HydraConfig.get().overrides.task]
         jobs.run(sources.for_job(given), _job_title(sources))
 
@@ -99,6 +138,7 @@ class _Jobs:
     invalid: Callable[[InvalidInput, str], None]
     note: Callable[[str], None]
     one_of_many: bool
+    shard: Shard | None = None
     titles: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     noted: set[str] = field(default_factory=set)

@@ -33,6 +33,7 @@ from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
+from lora_ga_cli.stages.together import check_together
 from lora_ga_cli.training.run_files import note_start, stored_start
 from lora_ga_cli.training.run_folder import (
     FORMAT,
@@ -73,6 +74,7 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
     check_folders(config)
     join_processes(config)
     with run.locked(), tf32_products(config.trainer.tf32):
+        check_together(config, run)
         if distributed.is_main():
             check_run_folder(config, run)
         distributed.wait()

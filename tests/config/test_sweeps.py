@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.config.launch import launch
+from lora_ga_cli.config.launch import Shard, launch
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import SweepError, TrainingError
+from lora_ga_cli.errors import InvalidInput, SweepError, TrainingError
 from tests.config import BASE, jobs, lay_out, refused
 
 QUICKSTART = "recipe=quickstart"
@@ -164,3 +164,36 @@ def test_a_failing_job_of_the_joblib_launcher_does_not_stop_the_others(tmp_path:
 def test_a_users_recipes_can_be_swept() -> None:
     lay_out(Path("mine"), {"recipes/a.yaml": BASE + "rank: 3\n", "recipes/b.yaml": BASE + "rank: 5\n"})
     assert [config.rank for _, config in jobs("recipe=a,b", "-m", "--config-dir", "mine")] == [3, 5]
+
+
+def ranks_of_part(shard: str, *launcher: str) -> list[int]:
+    """The ranks of a part's jobs, in a sweep over five ranks."""
+    folder = Path("part_" + shard.replace("/", "_of_"))
+    folder.mkdir()
+    swept = [QUICKSTART, "rank=1,3,4,5,6", f"output_dir={folder}", *launcher, "-m"]
+    launch(swept, leave_a_file, shard=Shard.parse(shard))
+    return sorted(int(file.name.removeprefix("rank_")) for file in folder.glob("rank_*"))
+
+
+def test_the_parts_of_a_sweep_together_do_each_job_once() -> None:
+    assert [ranks_of_part(f"{number}/3") for number in (1, 2, 3)] == [[1, 5], [3, 6], [4]]
+
+
+def test_a_part_without_a_job_does_nothing() -> None:
+    assert ranks_of_part("6/6") == []
+
+
+def test_a_launcher_does_a_part_of_a_sweep() -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    assert ranks_of_part("2/3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") == [3, 6]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3"])
+def test_what_is_no_part_of_a_sweep_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="is no part of a sweep"):
+        Shard.parse(text)
+
+
+def test_a_single_run_has_no_parts() -> None:
+    with pytest.raises(InvalidInput, match="--shard 1/2 is a part of a sweep"):
+        launch([QUICKSTART], lambda config, title: None, shard=Shard(1, 2))

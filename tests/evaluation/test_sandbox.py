@@ -39,6 +39,26 @@ class TestResources:
         assert hostile("def add_two(x):\n    return bytearray(10 << 30)\n") == "memory"
         assert hostile("chunks = []\nwhile True:\n    chunks.append(bytearray(1 << 20))\n") == "memory"
 
+    @pytest.mark.parametrize("flag", ["PRIVATE", "SHARED"])
+    def test_the_memory_of_all_processes_together_is_limited(self, hostile: Hostile, flag: str) -> None:
+        """Each of 40 processes stays far below the limit; without a limit on the sum they would live until the end."""
+        hold = (
+            "import mmap, os, time\nfor _ in range(40):\n    if os.fork() == 0:\n"
+            f"        held = mmap.mmap(-1, 100 << 20, mmap.MAP_{flag} | mmap.MAP_ANONYMOUS)\n"
+            "        for start in range(0, 100 << 20, 4096):\n            held[start] = 1\n"
+            "        time.sleep(60)\ntime.sleep(60)\n"
+        )
+        assert hostile(hold, limits=Limits(seconds=20, memory=400 << 20, tasks=50)) == "memory"
+
+    def test_processes_below_the_limit_of_all_are_left_alone(self, hostile: Hostile) -> None:
+        hold = (
+            "import os, time\nfor _ in range(4):\n    if os.fork() == 0:\n"
+            "        held = bytearray(40 << 20)\n        time.sleep(0.5)\n        os._exit(0)\n"
+            "while True:\n    try:\n        os.wait()\n    except ChildProcessError:\n        break\n"
+            "raise RuntimeError('ended')\n"
+        )
+        assert hostile(hold, limits=Limits(seconds=20, memory=400 << 20)) == "exception: RuntimeError: ended"
+
     def test_memory_that_no_limit_counts_is_denied(self, hostile: Hostile) -> None:
         assert "PermissionError" in hostile("import os\nos.memfd_create('hidden')\n")
         shared = (

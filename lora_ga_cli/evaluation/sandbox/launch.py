@@ -4,6 +4,9 @@ The process that starts here enters new namespaces and forks process 1 of them. 
 the program, and waits until the program has ended, its time is over or it has printed too much. Then process 1 ends,
 and with it the kernel kills everything that is left in the sandbox.
 
+The process that starts here stays outside and adds up the memory of all processes inside. Above the limit it kills
+process 1: the kernel's own limit counts each process alone.
+
 Process 1 also ends when the process that asked for the sandbox has ended, or the one that starts here: each holds one
 end of a pipe, whose close the kernel tells whenever and however a process ends. (The signal that the kernel sends at
 the death of a parent does not come to a process that asks for it after that death.)
@@ -44,6 +47,10 @@ OPEN_FILES = 64
 STACK = 8 << 20
 KEPT_OUTPUT = 4096
 """Bytes at the end of the output that the report quotes."""
+WATCHED_EVERY = 0.02
+"""Seconds between two looks at the memory of all processes in a sandbox."""
+HELD = ("RssAnon:", "RssShmem:", "VmSwap:")
+"""Lines of /proc/PID/status, in KiB: memory that a process holds, without the files of libraries that it maps."""
 FREE = 100
 """No file descriptor from this one on is in use."""
 
@@ -57,11 +64,13 @@ def main() -> None:
     if _is_closed(job["lifeline"]):
         return
     own_lifeline, held = os.pipe()
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # process 1 hides the path from this process too
     try:
         has_spare_id = _enter_namespaces()
         init = os.fork()
         if init == 0:
             os.close(held)
+            os.close(proc)
             _be_init(job, has_spare_id, [job["lifeline"], own_lifeline])
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "processes"))
@@ -71,8 +80,62 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     for channel in job["channels"]:
         os.close(channel)  # the process at the other end must see when the program ends
-    os.waitpid(init, 0)  # returns only when no process of its namespace is left
+    too_much = _watch_memory(init, proc, job["memory"])
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if too_much:
+        _report(_ended("memory", 0, b""))
+
+
+def _watch_memory(init: int, proc: int, limit: int) -> bool:
+    """Waits until process 1 has ended, and ends it if the processes of its sandbox together hold too much memory.
+
+    Args:
+        init: process 1, by its number outside.
+        proc: the open folder /proc of the host.
+        limit: bytes. Memory that processes share counts in each of them.
+
+    Returns:
+        Whether they held too much.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    too_much = False
+    while os.waitpid(init, os.WNOHANG)[0] != init:  # it ends after all processes of its namespace
+        if not too_much and sum(_held(pid, proc) for pid in _descendants(init, proc)) > limit:
+            too_much = True
+            os.kill(init, signal.SIGKILL)
+        signal.sigtimedwait({signal.SIGCHLD}, WATCHED_EVERY)
+    return too_much
+
+
+def _descendants(pid: int, proc: int) -> list[int]:
+    """The processes of a sandbox other than process 1, which gets those whose parent has ended."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in _threads(pid, proc):
+            for child in map(int, _read(f"{pid}/task/{thread}/children", proc).split()):
+                found += [child, *_descendants(child, proc)]
+    return found
+
+
+def _threads(pid: int, proc: int) -> list[str]:
+    folder = os.open(f"{pid}/task", os.O_RDONLY | os.O_DIRECTORY, dir_fd=proc)
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - of an open folder
+    finally:
+        os.close(folder)
+
+
+def _read(path: str, folder: int) -> str:
+    with os.fdopen(os.open(path, os.O_RDONLY, dir_fd=folder), encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _held(pid: int, proc: int) -> int:
+    """Bytes of memory that a process holds; 0 if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        lines = (line.split() for line in _read(f"{pid}/status", proc).splitlines())
+        return sum(int(words[1]) << 10 for words in lines if words[0] in HELD)
+    return 0
 
 
 def _is_closed(lifeline: int) -> bool:

@@ -26,7 +26,7 @@ class Limits:
 
     Args:
         seconds: of wall-clock time from its start; each process may use one second more of CPU time.
-        memory: bytes of address space of each process.
+        memory: bytes of address space of each process, and of memory that all processes hold together.
         tasks: processes and threads at the same time; two more if the sandbox runs under the user's own id.
         disk: bytes of files, which are kept in memory.
         output: bytes that it may print.
@@ -44,8 +44,8 @@ class Ended:
     """How a program ended.
 
     Args:
-        how: ``exited``, ``killed``, ``timed out``, ``printed too much``, ``stopped`` (by `Sandbox.stop`), or
-            ``refused`` if no sandbox could be built.
+        how: ``exited``, ``killed``, ``timed out``, ``memory``, ``printed too much``, ``stopped`` (by `Sandbox.stop`),
+            or ``refused`` if no sandbox could be built.
         code: its exit status, the signal that killed it, or the errno of the refusal.
         output: the end of what it printed; for ``refused``, the step that the kernel refused.
     """
@@ -147,7 +147,7 @@ def _ended(report: bytes, broken: bytes) -> Ended:
         return Ended("refused", 0, f"building a sandbox ({broken.decode(errors='replace').strip().splitlines()[-1]})")
     if not report:
         return Ended("killed", 9)  # process 1 was killed, and with it all others
-    result: dict[str, Any] = json.loads(report)
+    result: dict[str, Any] = json.loads(report.splitlines()[0])  # of two, the later is on process 1, which had ended
     if "refused" in result:
         return Ended("refused", result["errno"], result["refused"])
     return Ended(result["how"], result["code"], result["output"])
