@@ -168,7 +168,7 @@ def test_a_users_recipes_can_be_swept() -> None:
 
 def ranks_of_part(shard: str, *launcher: str) -> list[int]:
     """The ranks of a part's jobs, in a sweep over five ranks."""
-    folder = Path("part_" + shard.replace("/", "_of_"))
+    folder = Path("part_" + shard.replace("/", "_of_")).resolve()  # a launcher may use its processes again
     folder.mkdir()
     swept = [QUICKSTART, "rank=1,3,4,5,6", f"output_dir={folder}", *launcher, "-m"]
     launch(swept, leave_a_file, shard=Shard.parse(shard))

@@ -124,8 +124,8 @@ def test_each_kind_of_table_checks_its_own_options() -> None:
 def test_tables_without_a_model_are_left_out_where_options_of_a_training_are_given(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert "rac_lora" in _all_tables([], None, Scale.tiny, ["seed=3"], tune_lr=False)
-    assert "rac_lora" not in _all_tables([], None, Scale.tiny, ["device=cpu"], tune_lr=False)
+    assert "rac_lora" in _all_tables([], None, Scale.tiny, ["seed=3"], (), tune_lr=False)
+    assert "rac_lora" not in _all_tables([], None, Scale.tiny, ["device=cpu"], (), tune_lr=False)
     assert "rac_lora trains no model, and is left out: device=cpu is for those that do" in capsys.readouterr().err
 
 

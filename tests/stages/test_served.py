@@ -64,7 +64,7 @@ def loss_by_rounding(run: Path, tensors: Tensors, base: torch.Tensor, trained: t
         pytest.param([], marks=pytest.mark.slow, id="quickstart"),
     ],
 )
-@pytest.mark.parametrize("offset", ["base", "adapter"])
+@pytest.mark.parametrize("offset", [pytest.param("base", marks=pytest.mark.slow), "adapter"])
 def test_an_adapter_in_bfloat16_is_what_was_trained(loraga: Loraga, options: list[str], offset: str) -> None:
     """Within 0.3 % of what training changed, in both forms of training; the form of before loses far more."""
     loraga(
