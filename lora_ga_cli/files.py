@@ -135,8 +135,8 @@ def folder_problem(folder: Path) -> OSError | None:
     return None
 
 
-TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.(tmp|old)")
-"""Names of the temporary files and folders that are made here."""
+TEMPORARY = re.compile(r"\.(.+)\.loraga-[a-z0-9_]{8}\.(tmp|old)")
+"""Names of the temporary files and folders that are made here, and of no others: what was left is removed."""
 
 
 def disk_room(folder: Path) -> int:
@@ -154,7 +154,7 @@ def _temporary(path: Path, *, folder: bool) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path.parent)
-    prefix, suffix = f".{path.name}.", ".tmp"
+    prefix, suffix = f".{path.name}.loraga-", ".tmp"
     with contextlib.ExitStack() as stack:
         while True:
             if folder:
@@ -235,7 +235,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         follow_umask(temporary)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.loraga-", suffix=".old", dir=path.parent))
             path.replace(old / path.name)
             temporary.replace(path)
             shutil.rmtree(old)

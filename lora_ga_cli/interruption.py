@@ -111,7 +111,9 @@ def handled() -> Iterator[None]:
 def _end_workers() -> None:
     """Ends the processes that read rows. They ignore SIGTERM, with which Python would end them and then wait."""
     for child in multiprocessing.active_children():
-        child.kill()
+        with contextlib.suppress(OSError):  # it has ended by itself
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)  # joblib's processes have no method for it
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@
 
 LoRA's paper (arXiv 2106.09685, section 4.1) says that a merged adapter adds no latency. Every row of the first table is
 measured in pairs with the base: the base's time and the row's follow one another, and which comes first alternates.
-``× base`` is the median of the pairs' ratios, with the 95 % confidence interval of that median. The row ``base, again``
-is the same model as the base, so its interval says what the measurement cannot tell apart.
+``× base`` is the median of the pairs' ratios, with an interval that holds that median: with 95 % from 6 pairs on, and
+with 75 % where there are only 3. The row ``base, again`` is the same model as the base, so its interval says what the
+measurement cannot tell apart.
 
 - Decoding: batch 1, one token after another from a cache, without the time of the prompt. The median of a token.
 - Prefill: batch 1, one pass over a prompt; the logits of its last token.
@@ -62,7 +63,7 @@ class Compared:
     Args:
         seconds: the median time of the row.
         ratio: the median of the ratios to the base.
-        low, high: the 95 % confidence interval of that median.
+        low, high: an interval that holds that median with 95 % from 6 pairs on; with fewer, their range.
         pairs: how many.
     """
 

@@ -29,6 +29,7 @@ from lora_ga_cli.cli import (
     watch,
 )
 from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
+from lora_ga_cli.cli.lost_terminal import outlive_terminal
 from lora_ga_cli.cli.stopping import Given, stopped
 from lora_ga_cli.files import forget_empty_variables
 
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """The ``loraga`` program."""
     garbage.collect_rarely()
+    outlive_terminal()
     code = main()
     if code == 0:
         distributed.leave()

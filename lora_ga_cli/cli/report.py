@@ -10,6 +10,7 @@ import typer
 from lora_ga_cli.cli.common import Code, Debug
 from lora_ga_cli.cli.output import Outcome, with_json
 from lora_ga_cli.cli.paths import naming
+from lora_ga_cli.errors import Fault, InvalidInput
 
 
 @with_json
@@ -38,6 +39,8 @@ def command(
     """
     from lora_ga_cli.stages.report import report
 
+    if output is not None and not output.is_dir() and output.suffix.lower() not in (".html", ".htm"):
+        raise InvalidInput([Fault("command line", f"--output {output} is no HTML file", "a name that ends with .html")])
     with naming({"--output": output or Path(folders[0])}):
         found = report(folders, output)
     failed = found.pop("failed")

@@ -13,7 +13,7 @@ from lora_ga_cli.inspection.intruders import intruders, left_vectors
 from lora_ga_cli.inspection.spectrum import SHOWN_VALUES, shown_ranks
 from lora_ga_cli.inspection.subspaces import amplification
 
-OF_BASE = ("relative_norm", "amplification", "table_7", "intruders")
+OF_BASE = ("weight_norm", "relative_norm", "amplification", "table_7", "intruders")
 """The measures that need the base's weight."""
 SHARES = ("within_start", "within_gradient")
 
@@ -55,6 +55,7 @@ def against_weight(change: Decomposed, weight: Tensor, magnitude: Tensor | None 
         tuned *= magnitude.to(weight)[:, None] / tuned.norm(dim=1, keepdim=True)
     found = intruders(left, tuned)
     return {
+        "weight_norm": table_7.weight,
         "relative_norm": table_7.change / table_7.weight if table_7.weight else None,
         "amplification": table_7.factor,
         "table_7": {
@@ -103,9 +104,9 @@ def totals(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     with_base = [layer for layer in layers.values() if layer["intruders"] is not None]
     found["relative_norm"] = found["intruders"] = None
     if with_base:
-        weights = [layer["norm"] / layer["relative_norm"] for layer in with_base if layer["relative_norm"]]
-        of_weights = sum(weight**2 for weight in weights) ** 0.5
-        changed = sum(layer["norm"] ** 2 for layer in with_base if layer["relative_norm"]) ** 0.5
+        known = [layer for layer in with_base if layer["weight_norm"] is not None]
+        of_weights = sum(layer["weight_norm"] ** 2 for layer in known) ** 0.5
+        changed = sum(layer["norm"] ** 2 for layer in known) ** 0.5
         found["relative_norm"] = changed / of_weights if of_weights else None
         found["intruders"] = {
             "count": sum(layer["intruders"]["count"] for layer in with_base),

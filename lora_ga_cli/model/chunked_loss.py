@@ -300,7 +300,7 @@ def cross_entropy_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor,
     scores -= scores.amax(1, keepdim=True)
     of_target = scores.gather(1, chosen)
     total = scores.exp_().sum(1, keepdim=True)
-    loss = ((total.log() - of_target) * labelled).sum()
+    loss = torch.where(labelled, total.log() - of_target, 0).sum()
     scores *= labelled / total
     scores.scatter_add_(1, chosen, -labelled.float())
     return loss, scores.to(logits.dtype)

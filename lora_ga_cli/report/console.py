@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+from lora_ga_cli.report.visible import visible
+
 PIPE_WIDTH = 160
 """Characters in a line of a table that is written into a file or a pipe, which has no width."""
 _RANK = os.environ.get("RANK", "0")
@@ -28,24 +30,24 @@ err = _console(stderr=True)
 
 def say(text: str = "") -> None:
     """Prints one line of plain text."""
-    out.print(escape(text))
+    out.print(escape(visible(text)))
 
 
 def step(name: str, text: str) -> None:
     """Prints a line that begins with the name of a stage."""
-    out.print(f"[bold cyan]{escape(name):>9}[/]  {escape(text)}")
+    out.print(f"[bold cyan]{escape(name):>9}[/]  {escape(visible(text))}")
 
 
 def warn(text: str) -> None:
     """Prints a warning, which does not stop the run."""
     if _RANK == "0":
-        err.print(f"[bold yellow]  warning[/]  {escape(text)}")
+        err.print(f"[bold yellow]  warning[/]  {escape(visible(text))}")
 
 
 def title(text: str) -> None:
     """Prints the heading of a job in a sweep, or of a cell in a table."""
     out.print()
-    out.print(f"[bold]━━ {escape(text)} ━━[/]")
+    out.print(f"[bold]━━ {escape(visible(text))} ━━[/]")
 
 
 @contextlib.contextmanager

@@ -74,15 +74,20 @@ def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> Non
         step("advice", advice["note"])
     else:
         uniform = advice["uniform"]
-        step("advice", f"{share} in all layers together: rank={uniform['rank']}{_cost(uniform)}")
+        step("advice", f"{share} in {_these(len(found['layers']))} together: rank={uniform['rank']}{_cost(uniform)}")
         less = 1 - advice["parameters"] / uniform["parameters"]
-        step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.0%} fewer parameters:")
-        say()
-        say(advice["override"])
-        say()
+        if less > 0:
+            step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.1%} fewer parameters:")
+            say()
+            say(advice["override"])
+            say()
         if forecast_needs_recipe:
             step("advice", "with a recipe and no key, the memory of training is forecast too: loraga inspect recipe=…")
     step("advice", LIMITS)
+
+
+def _these(count: int) -> str:
+    return f"these {count} layers" if count > 1 else "this layer"
 
 
 def _cost(part: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, refusal
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model
-from lora_ga_cli.report.console import say, size, step
+from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
@@ -128,6 +128,8 @@ def _moments(run: RunFolder, config: Config, changes: Mapping[str, Decomposed], 
     order = list(range(len(inputs.train.rows)))
     random.Random(config.seed).shuffle(order)
     chosen = order[:rows]
+    if len(chosen) < rows:
+        warn(f"--rows {rows}: there are {len(chosen)} training rows, and all of them are used")
     sums = {name: torch.zeros(change.rank, change.rank, dtype=torch.float64) for name, change in changes.items()}
     seen = dict.fromkeys(changes, 0)
     with _watching(model, changes, sums, seen), counting("inputs", "row", len(chosen)) as report, torch.no_grad():

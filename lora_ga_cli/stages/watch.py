@@ -18,6 +18,7 @@ from rich.text import Text
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.report.console import duration, out, size, warn
 from lora_ga_cli.report.sparkline import loss_curve
+from lora_ga_cli.report.visible import visible
 from lora_ga_cli.training.run_names import is_locked, run_of_lock
 from lora_ga_cli.training.run_state import RunState, WatchedRun, is_run
 
@@ -113,7 +114,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("run", lambda run, _: run.name, 9, right=False),
+    Column("run", lambda run, _: visible(run.name), 9, right=False),
     Column("state", lambda run, _: run.state, 8, right=False),
     Column("step", lambda run, _: _of_total(run), 7),
     Column("loss", lambda run, _: _number(run.loss, ".4f"), 6),
@@ -128,7 +129,7 @@ COLUMNS = (
 
 def shown(runs: Sequence[RunState], console: Console) -> RenderableType:
     """The table, as wide as fits, and under it what failed."""
-    errors = [Text(f"{run.name}: {run.error}", "red") for run in runs if run.error]
+    errors = [Text(visible(f"{run.name}: {run.error}"), "red") for run in runs if run.error]
     return Group(_table_that_fits(runs, console), *errors)
 
 

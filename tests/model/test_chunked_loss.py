@@ -169,6 +169,16 @@ def test_cross_entropy_and_its_gradient_are_autograds(scale: float) -> None:
     assert torch.equal(logits.detach(), before)
 
 
+def test_an_impossible_token_does_not_spoil_rows_without_a_label() -> None:
+    logits = torch.randn(3, 5)
+    logits[:, 0] = -torch.inf
+    targets = torch.tensor([2, -100, 4])
+    loss, of_logits = cross_entropy_and_gradient(logits, targets)
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, targets, reduction="sum"))
+    assert of_logits.isfinite().all()
+    assert not of_logits[1].any()
+
+
 @pytest.mark.parametrize("name", ["llama", "granite", "mixtral"])
 def test_half_precision_differs_by_rounding(name: str) -> None:
     exact, batch = adapted(decoder(name)).eval(), padded()

@@ -81,7 +81,7 @@ def test_a_stored_gradient_is_named_by_its_key_or_folder(loraga: Loraga, stored:
     assert [line[1] for line in lines if line[0] in ("q_proj", "up_proj", "model.layers.0", "model.layers.1")] == 4 * [
         "2"
     ]
-    assert "50% of ‖G‖² in all layers together: rank=" in printed
+    assert "50% of ‖G‖² in these 4 layers together: rank=" in printed
     every = loraga("inspect", "cache/gradients/abc1", "--all", "--figures", "pictures")
     assert "model.layers.1.up_proj   24×16" in every.replace("\u2026", "")
     assert "the rank for 90% is not known" in every
