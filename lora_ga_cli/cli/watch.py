@@ -22,7 +22,7 @@ def command(
 ) -> dict[str, Any]:
     """Follow runs in a table: step, loss, speed, memory and the time that is left. It only reads their folders.
 
-    It ends when all of them have finished, or with Ctrl-C.
+    It ends when each of them has finished or failed, or with Ctrl-C.
 
     Example: loraga watch runs/*
     """

@@ -111,13 +111,15 @@ def read_saved(folder: Path, empty: Callable[[], PreTrainedModel]) -> SavedAdapt
             parameters such as the weights of experts, which are named and shaped by the model.
 
     Raises:
-        RunError: as `refusal` says; or the files belong to another model.
+        RunError: as `refusal` says; or the files belong to another model, or hold what is not finite.
     """
     if problem := refusal(folder):
         raise RunError(f"{folder}: {problem}")
     config = LoraConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     tensors = read_tensors(folder / WEIGHTS_FILE)
+    if broken := next((key for key, item in tensors.items() if not item.isfinite().all()), None):
+        raise RunError(f"{folder}: {broken} has entries that are not finite (NaN or infinity), as of a run that diverged")
     layers = _by_model(folder, config, tensors, empty()) if config.target_parameters else _by_keys(config, tensors)
     factors = {key for layer in layers for key in layer.keys}
     others = {key: item for key, item in tensors.items() if key not in factors}

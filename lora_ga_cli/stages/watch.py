@@ -67,7 +67,7 @@ def _runs_at(target: Path) -> Iterator[Path]:
 
 
 def watch(targets: Sequence[Path], *, once: bool) -> list[RunState]:
-    """Shows the runs until all of them have finished, or until Ctrl-C.
+    """Shows the runs until each of them has finished or failed, or until Ctrl-C.
 
     Args:
         once: show them one time. So does a pipe.
@@ -91,7 +91,7 @@ def watch(targets: Sequence[Path], *, once: bool) -> list[RunState]:
         out.print(shown(states, out), soft_wrap=False)
         return states
     with suppress(KeyboardInterrupt), Live(shown(states, out), console=out, auto_refresh=False) as live:
-        while any(state.state != "finished" for state in states):
+        while any(state.state not in ("finished", "failed") for state in states):
             time.sleep(INTERVAL)
             states = watched.look()
             live.update(shown(states, out), refresh=True)
