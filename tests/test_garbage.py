@@ -48,6 +48,7 @@ def test_a_program_that_did_not_begin_with_it_is_left_alone() -> None:
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.slow
 def test_a_run_collects_as_usual_when_it_reads_its_rows() -> None:
     done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=False)
     assert "after True True True" in done.stdout, done.stdout + done.stderr

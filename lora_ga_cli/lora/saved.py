@@ -119,7 +119,9 @@ def read_saved(folder: Path, empty: Callable[[], PreTrainedModel]) -> SavedAdapt
     assert isinstance(config, LoraConfig)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     if broken := next((key for key, item in tensors.items() if not item.isfinite().all()), None):
-        raise RunError(f"{folder}: {broken} has entries that are not finite (NaN or infinity), as of a run that diverged")
+        raise RunError(
+            f"{folder}: {broken} has entries that are not finite (NaN or infinity), as of a run that diverged"
+        )
     layers = _by_model(folder, config, tensors, empty()) if config.target_parameters else _by_keys(config, tensors)
     factors = {key for layer in layers for key in layer.keys}
     others = {key: item for key, item in tensors.items() if key not in factors}

@@ -70,7 +70,7 @@ def write_rows(path: Path, count: int, unused: int) -> str:
 @pytest.mark.parametrize(
     ("rows", "unused", "most"),
     [
-        pytest.param(4_000, 25_000, 50 * MB, id="100 MB"),
+        pytest.param(4_000, 25_000, 50 * MB, id="100 MB", marks=pytest.mark.slow),
         pytest.param(200_000, 1_000, 80 * MB, id="210 MB in many rows", marks=pytest.mark.slow),
     ],
 )

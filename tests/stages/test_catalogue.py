@@ -51,6 +51,7 @@ def test_a_typo_in_a_file_of_ones_own_is_shown(tmp_path: Path) -> None:
     assert "type" in entry.result
 
 
+@pytest.mark.slow
 def test_the_task_of_ones_own_model_is_read_and_not_searched_for(tmp_path: Path, saved_bases: dict[str, Path]) -> None:
     (tmp_path / "model").mkdir()
     text = f"# Not a task: sequence_classification.\npath: {saved_bases['t5']}\ntask:   'seq2seq_lm'\ndtype: float32\n"
