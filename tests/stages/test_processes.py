@@ -53,6 +53,7 @@ def assert_same_gradient(one: GradientArtifact, two: GradientArtifact) -> None:
         torch.testing.assert_close(found.left.float(), factors.left.float(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(loraga: Loraga, arguments: Arguments) -> None:
     """They estimate, train, train on a base that they share, and resume that; its adapter is as plain as any other.
 
