@@ -110,7 +110,8 @@ def test_an_interruption_says_how_to_continue(
     training(interrupt)
     assert main(["train", QUICKSTART]) == 130
     assert capsys.readouterr().err == (
-        "stopped  Ctrl-C: nothing is kept of what was not complete. To begin again: loraga train recipe=quickstart\n"
+        "stopped  Ctrl-C: no result was complete, so none is kept; earlier results are unchanged. "
+        "To start from the beginning: loraga train recipe=quickstart\n"
     )
 
 
