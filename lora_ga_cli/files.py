@@ -128,15 +128,43 @@ def folder_problem(folder: Path) -> OSError | None:
         except OSError as error:
             return error
         if not os.access(path, os.W_OK | os.X_OK):
-            return OSError(errno.EACCES, os.strerror(errno.EACCES))
-        if shutil.disk_usage(path).free < LEAST_ROOM:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return None
+            code = errno.EROFS if _is_on_read_only_disk(path) else errno.EACCES
+            return OSError(code, os.strerror(code))
+        return with_room(errno.ENOSPC, path) if shutil.disk_usage(path).free < LEAST_ROOM else None
     return None
+
+
+def _is_on_read_only_disk(path: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def with_room(code: int, folder: Path) -> OSError:
+    """The system's error about a full disk, with the bytes that are free.
+
+    Args:
+        code: of the error.
+        folder: a folder on the disk, which need not exist yet.
+    """
+    return OSError(code, f"{os.strerror(code)}, {size(disk_room(folder))} are free now")
+
+
+def size(count: float) -> str:
+    """A number of bytes in binary units: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
 
 
 TEMPORARY = re.compile(r"\.(.+)\.loraga-[a-z0-9_]{8}\.(tmp|old)")
 """Names of the temporary files and folders that are made here, and of no others: what was left is removed."""
+
+
+def final_path(path: str | Path) -> Path:
+    """The path without the names of temporary files and folders, which mean nothing to a user."""
+    found = ((part, TEMPORARY.fullmatch(part)) for part in Path(path).parts)
+    return Path(*(match.group(1) if match else part for part, match in found))
 
 
 def disk_room(folder: Path) -> int:

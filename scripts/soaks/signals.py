@@ -63,7 +63,9 @@ def _trainings(count: int, draw: random.Random) -> Iterator[Figure]:
             found["too late"] += took > IN_TIME
             # before `loraga` handles signals, the system's own action ends it
             found["code"] += code not in (128 + chosen, -chosen)
-            found["silent"] += code == 128 + chosen and "To go on: " not in text and "To start from the beginning: " not in text
+            found["silent"] += (
+                code == 128 + chosen and "To go on: " not in text and "To start from the beginning: " not in text
+            )
         if code != 0:
             code, _, _ = _once([*command, output], None, 0.0)
         result = home / output.partition("=")[2] / "mine" / "adapter_model.safetensors"
