@@ -41,6 +41,8 @@ CACHE_VARIABLES = (
     "MPLCONFIGDIR",
 )
 """Environment variables of loraga and its libraries that name a folder of a cache."""
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says where writing is not allowed."""
 LEAST_ROOM = 2**20
 """Bytes that have to be free on a disk before a run begins."""
 LONGEST_NAME = 200
@@ -91,13 +93,36 @@ def one_name(text: str) -> str:
 
 
 def cache_root(configured: str | None) -> Path:
-    """The folder of the cache: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``."""
-    chosen = configured or os.environ.get("LORAGA_CACHE")
-    if chosen:
-        return resolve_path(chosen)
+    """The folder of the cache that is written: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``.
+
+    If the first of these may only be read (see `shared_cache`), it is the next one that can be written.
+    """
+    first, *others = _cache_places(configured)
+    if not may_only_be_read(first):
+        return first
+    return next((place for place in others if folder_problem(place) is None), first)
+
+
+def shared_cache(configured: str | None) -> Path | None:
+    """The folder of the cache that is read besides: the first choice, if it may only be read, such as a team's."""
+    first = _cache_places(configured)[0]
+    return first if first != cache_root(configured) else None
+
+
+def _cache_places(configured: str | None) -> list[Path]:
+    """The folders that may be the cache, those that are preferred first."""
+    chosen = [resolve_path(text) for text in (configured, os.environ.get("LORAGA_CACHE")) if text]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # the XDG specification: what is empty or relative counts as not set
-    return (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"
+    return [*chosen, (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"]
+
+
+def may_only_be_read(folder: Path) -> bool:
+    """Whether a folder exists and can be read, and the system forbids to write into it."""
+    if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+        return False
+    problem = folder_problem(folder)
+    return problem is not None and problem.errno in FORBIDDEN
 
 
 def forget_empty_variables() -> None:

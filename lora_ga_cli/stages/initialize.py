@@ -17,7 +17,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.hub_names import hub_names
 from lora_ga_cli.digests import check_files, written
 from lora_ga_cli.errors import Interrupted, RunError, UserError
-from lora_ga_cli.files import folder_problem, read_json
+from lora_ga_cli.files import FORBIDDEN, folder_problem, read_json
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import Total, read_adapter
@@ -48,7 +48,7 @@ from lora_ga_cli.training.run_folder import (
     working_folder,
 )
 
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC)
+UNWRITABLE = (*FORBIDDEN, errno.ENOSPC)
 
 
 def initialize(config: Config) -> RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,8 @@ from typing import Any
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import ArtifactDamaged, Fault, InvalidInput
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import Advice, advise, as_pattern
 from lora_ga_cli.inspection.spectrum import described, shown_ranks
 from lora_ga_cli.methods.base import method_of
@@ -21,7 +20,7 @@ from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.spectrum_tables import ENERGY_FILE, show_advice, show_energy
 from lora_ga_cli.stages.costs import training_memory
-from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.estimate import estimate, gradients_of
 from lora_ga_cli.stages.inputs import Inputs, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.inspect.options import InspectOptions
 from lora_ga_cli.training.run_folder import RunFolder
@@ -44,11 +43,10 @@ def artifact_of_run(run: RunFolder) -> GradientArtifact | None:
     key = run.manifest.get("gradient")
     if key is None:
         return None
-    folder = ArtifactStore(cache_root(run.read_config()["cache_dir"])).path(key)
-    try:
-        return GradientArtifact.load(folder)
-    except ArtifactDamaged:
-        return None
+    for folder in gradients_of(run.read_config()["cache_dir"]).places(key):
+        with contextlib.suppress(ArtifactDamaged):
+            return GradientArtifact.load(folder)
+    return None
 
 
 def gradient_part(
@@ -89,7 +87,8 @@ def inspect_recipe(config: Config, options: InspectOptions) -> dict[str, Any]:
     with tf32_products(config.trainer.tf32):
         inputs = prepare_inputs(config, splits=("train",))
         artifact = estimate(inputs)
-    folder = options.figures or ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
+    store = gradients_of(config.cache_dir)
+    folder = options.figures or store.figures(store.places(artifact.key)[0])
     found = {}
     if distributed.is_main():
         found = show_gradient(artifact, options, folder, vectors_of(config), inputs)
@@ -103,7 +102,8 @@ def show_stored(artifact: GradientArtifact, folder: Path, options: InspectOption
     Args:
         folder: of the gradient, for the figures.
     """
-    return {"key": artifact.key, "gradient": show_gradient(artifact, options, options.figures or folder)}
+    figures = options.figures or gradients_of(None).figures(folder)
+    return {"key": artifact.key, "gradient": show_gradient(artifact, options, figures)}
 
 
 def show_gradient(
