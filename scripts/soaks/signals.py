@@ -101,7 +101,7 @@ def _trainings(count: int, draw: random.Random) -> Iterator[Figure]:
         runs += 1
         words, code = [*command, f"output_dir={output}"], -1
         while code != 0 and found["sent"] < count:
-            early = draw.random() < BEFORE
+            early = draw.random() < BEFORE or kept + 1 >= STEPS
             at = LOADING if early else f"step {draw.randint(kept + 1, STEPS - 1)}/{STEPS}"
             chosen = draw.choice(SIGNALS)
             session = _session(words, chosen, at)
