@@ -22,6 +22,8 @@ BY_NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust say the system's error."""
 FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
 """What the system says about a full disk. Libraries that are not written in Python put it into errors of their own."""
+WITHOUT_NAME = (errno.EFBIG, errno.EIO, errno.EROFS)
+"""What the system says about a file that is open already, whose name the error does not have."""
 
 
 @contextlib.contextmanager
@@ -71,6 +73,8 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
         option, path = _fullest(paths)
         why = folder_problem(path) or OSError(errno.EIO, "A file could not be written to its end")
         return system_fault(option, path, why)
+    if isinstance(error, OSError) and error.filename is None and error.errno in WITHOUT_NAME and paths:
+        return system_fault(*_fullest(paths), error)
     if not isinstance(error, OSError) and paths and (numbered := BY_NUMBER.search(text)):
         code = int(numbered.group(1))
         return system_fault(*_fullest(paths), OSError(code, os.strerror(code)))

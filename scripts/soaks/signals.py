@@ -100,8 +100,8 @@ def _trainings(count: int, draw: random.Random) -> Iterator[Figure]:
         output, kept = f"runs-{runs}", 0
         runs += 1
         words, code = [*command, f"output_dir={output}"], -1
-        while code != 0 and found["sent"] < count:
-            early = draw.random() < BEFORE or kept + 1 >= STEPS
+        while code != 0 and found["sent"] < count and kept + 1 < STEPS:
+            early = draw.random() < BEFORE
             at = LOADING if early else f"step {draw.randint(kept + 1, STEPS - 1)}/{STEPS}"
             chosen = draw.choice(SIGNALS)
             session = _session(words, chosen, at)

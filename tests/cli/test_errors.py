@@ -180,8 +180,20 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
             RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
             "cache_dir: {folder}/cache: file too large (a limit on the size of files (ulimit -f) stops it: raise it,",
         ),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            "cache_dir: {folder}/cache: file too large (a limit on the size of files (ulimit -f) stops it: raise it,",
+        ),
     ],
-    ids=["permission", "read-only", "full", "full, said by a library", "full, said by torch", "limit on files"],
+    ids=[
+        "permission",
+        "read-only",
+        "full",
+        "full, said by a library",
+        "full, said by torch",
+        "limit",
+        "limit, open file",
+    ],
 )
 def test_an_error_of_the_system_during_a_run_names_the_option(
     error: Exception,
