@@ -10,6 +10,7 @@ Importing this module costs nothing: the command line imports it before it knows
 from __future__ import annotations
 
 import os
+import uuid
 from typing import TYPE_CHECKING, TypeVar
 
 from lora_ga_cli.errors import Fault, InvalidInput
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+_STARTED = uuid.uuid4().hex
+
+
+def this_process() -> tuple[str, int]:
+    """Tells this process from every other one, also from those of other machines and from forks of this one."""
+    return _STARTED, os.getpid()
 
 
 def count() -> int:
@@ -51,7 +58,7 @@ def check_tasks() -> None:
         [
             Fault(
                 "Slurm",
-                f"it started {tasks} tasks of this command, and each would train the same run",
+                f"it started {tasks} tasks of this command, and each would do the same and write the same files",
                 "set ntasks=1 (hydra.launcher.tasks_per_node=1 for submitit), or start torchrun with one task on each "
                 "node; parts of a sweep take --shard",
             )

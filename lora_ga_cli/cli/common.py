@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,13 +110,14 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
+    from lora_ga_cli import distributed
     from lora_ga_cli.cli.stopping import Given, stopped, words_given
     from lora_ga_cli.config.launch import Shard, launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
-    process, given = os.getpid(), words_given()
+    process, given = distributed.this_process(), words_given()
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -147,7 +147,7 @@ def run_jobs(
                 else:
                     results.append((heading, job(config)))
         except Interruption as stop:
-            if os.getpid() != process:  # a launcher's, whose caller sees nothing of it
+            if distributed.this_process() != process:  # a launcher's, whose caller sees nothing of it
                 Given.arguments = given
                 report_error(stopped(stop))
             raise

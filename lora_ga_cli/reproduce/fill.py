@@ -18,7 +18,6 @@ from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.reproduce.cells import Cell, cells_of
-from lora_ga_cli.reproduce.gpus import claim_gpu
 from lora_ga_cli.reproduce.measures.base import Measure
 from lora_ga_cli.reproduce.table import Part, RowColumn, Table, TableScale
 
@@ -148,13 +147,11 @@ def _launch(job: TableJob, groups: Sequence[Sequence[Cell]], *, wait: bool) -> N
             return
 
     if groups:
-        launch_each(len(groups), fill, job.launcher_flags, str(job.output_dir / ".sweep"))
+        launch_each(len(groups), fill, job.launcher_flags, str(job.output_dir / ".sweep"), job.gpus)
 
 
 def _fill_group(job: TableJob, group: Sequence[Cell]) -> None:
     """Measures cells that share work, one after another."""
-    if job.gpus:
-        claim_gpu(job.gpus, job.output_dir / ".gpus")
     is_outdated = any(job.file(cell).exists() for cell in group)
     if is_outdated:
         warn("data or base model changed since this was measured: it is measured again")

@@ -223,7 +223,8 @@ def test_two_processes_search_rates_and_make_a_table_on_their_gpus(loraga: Lorag
     (search,) = json.loads(Path("reproduced/mine-tune-lr/rates.json").read_text())["tried"]
     measured = list(Path("reproduced/cells").glob("*.json"))
     assert len(measured) == len(search["losses"]) + 2  # every trial, and both seeds
-    assert {file.name for file in Path("reproduced/.gpus").iterdir()} == {"0.lock", "1.lock"}
+    places = {file.name for file in Path("reproduced/.sweep/.gpus").rglob("gpu-*.lock")}
+    assert places == {"gpu-7-0.lock", "gpu-9-0.lock"}
     (row,) = read_csv("reproduced/mine-tune-lr")
     assert (row["seeds"], float(row["learning_rate"])) == ("2", search["best"])
 
