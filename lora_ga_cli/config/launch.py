@@ -44,7 +44,7 @@ Task = Callable[[Config, str], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a sweep: each ``count``-th of its jobs, from job ``number`` on; jobs are numbered from 1."""
+    """A part of a sweep or a table: each ``count``-th of its jobs, from job ``number`` on, where 1 is the first."""
 
     number: int
     count: int
@@ -58,8 +58,8 @@ class Shard:
         """
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            hint = "1/4, 2/4, 3/4 and 4/4 are the parts of a sweep in four"
-            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} is no part of a sweep", hint)])
+            hint = "1/4, 2/4, 3/4 and 4/4 are the four parts of four"
+            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} names no part", hint)])
         return cls(int(found[1]), int(found[2]))
 
     def has(self, job: int) -> bool:
@@ -126,8 +126,11 @@ def _run_jobs(jobs: _Jobs) -> None:
         with stored(sources):
             _run_hydra(PRIMARY, application, sources.arguments)
     except Exception as error:
-        if sources.sweeps and not jobs.titles and not isinstance(error, HYDRAS_ERRORS):
-            raise SweepError([error]) from error  # from a launcher's process
+        if isinstance(error, SweepError):
+            raise  # from a launcher's process, which has reported what happened
+        launcher = _launcher(sources.arguments)
+        if sources.sweeps and launcher and not isinstance(error, HYDRAS_ERRORS):
+            raise SweepError([error], reason=f"{launcher}: {first_line(error)}") from error
         raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
 
 
@@ -157,7 +160,7 @@ class _Jobs:
             raise
         except Exception as error:
             if distributed.this_process() != self.process:
-                raise  # in a launcher's process, whose caller sees only what is raised
+                raise SweepError([error]) from error  # in a launcher's process, whose caller sees only what is raised
             self.failures.append(error)
 
     def _config(self, sources: Sources, title: str) -> Config:

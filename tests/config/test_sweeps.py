@@ -227,7 +227,7 @@ def test_a_launcher_does_a_part_of_a_sweep() -> None:
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3"])
 def test_what_is_no_part_of_a_sweep_is_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match="is no part of a sweep"):
+    with pytest.raises(InvalidInput, match="names no part"):
         Shard.parse(text)
 
 
