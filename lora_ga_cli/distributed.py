@@ -13,7 +13,10 @@ import os
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
+from lora_ga_cli import peers
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.peers import count as count
+from lora_ga_cli.peers import index as index
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +29,6 @@ _STARTED = uuid.uuid4().hex
 def this_process() -> tuple[str, int]:
     """Tells this process from every other one, also from those of other machines and from forks of this one."""
     return _STARTED, os.getpid()
-
-
-def count() -> int:
-    """The number of processes that train together (``WORLD_SIZE``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def index() -> int:
-    """The number of this process, from 0 (``RANK``)."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
@@ -71,12 +64,14 @@ def join(cpu: bool) -> None:
     if count() > 1:
         from accelerate.state import PartialState
 
+        peers.watch()
         PartialState(cpu=cpu)
 
 
 def leave() -> None:
     """Ends what `join` began, in every process that ended without an error."""
     if count() > 1:
+        peers.ended()
         from torch import distributed
 
         if distributed.is_initialized():

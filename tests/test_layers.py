@@ -19,6 +19,7 @@ PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
+    {"peers"},
     {"files", "stores", "distributed", "garbage", "gpus", "registry", "interruption"},
     {"digests"},
     {"config"},

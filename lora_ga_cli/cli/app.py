@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lora_ga_cli import __version__, distributed, garbage, interruption
+from lora_ga_cli import __version__, distributed, garbage, interruption, peers
 from lora_ga_cli.cli import (
     cache,
     chat,
@@ -28,9 +28,9 @@ from lora_ga_cli.cli import (
     train,
     watch,
 )
-from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
+from lora_ga_cli.cli.common import PASS_THROUGH, State, fail
 from lora_ga_cli.cli.lost_terminal import outlive_terminal
-from lora_ga_cli.cli.stopping import Given, stopped
+from lora_ga_cli.cli.stopping import Given, report_lost, stopped
 from lora_ga_cli.files import forget_empty_variables
 
 
@@ -111,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception as error:
+        code = fail(error, silent=State.debug)
         if State.debug:
             raise
-        return report_error(error)
+        return code
     return 0
 
 
@@ -121,7 +122,10 @@ def run() -> None:
     """The ``loraga`` program."""
     garbage.collect_rarely()
     outlive_terminal()
+    peers.report_to(report_lost)
     code = main()
     if code == 0:
         distributed.leave()
+    else:
+        peers.ended()
     sys.exit(code)
