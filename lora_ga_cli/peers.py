@@ -26,9 +26,12 @@ PERIOD = 0.5
 SILENCE = 45.0
 """Seconds without an answer after which a process on another machine counts as lost."""
 PATIENCE = 4.0
-"""Seconds in which processes wait for each other to end."""
-ANY = -1
-"""In place of a process that failed: the one that hosts the store."""
+"""Seconds in which processes wait for each other."""
+LAST = 15.0
+"""Seconds that the one that failed has to end, before the others do."""
+AT_THE_END = 60.0
+"""Seconds that the process with the store waits for the others, when all is done."""
+KILLED = "was killed or has crashed (a system kills a process when its memory runs out)"
 
 
 def count() -> int:
@@ -81,6 +84,15 @@ def has_failed_first(code: int, *, by_itself: bool) -> bool:
     return is_first
 
 
+def have_all_failed(job: str) -> bool:
+    """Whether every process has failed in this job of a sweep, so that all of them can go on to the next one.
+
+    Args:
+        job: a name that all processes have for it, each job another.
+    """
+    return _State.watch is None or _State.watch.have_all_failed(job)
+
+
 def ended(*, by_signal: bool = False) -> None:
     """Tells the others that this process ends in good order, and waits a moment until they do too.
 
@@ -89,7 +101,8 @@ def ended(*, by_signal: bool = False) -> None:
             this does not return.
     """
     if _State.watch is not None:
-        _State.watch.end(waits=by_signal or (index() == 0 and not _torchrun_has_store()))
+        has_store = index() == 0 and not _torchrun_has_store()
+        _State.watch.end(waits=AT_THE_END if has_store else PATIENCE if by_signal else 0)
         _State.watch = None
 
 
@@ -138,11 +151,11 @@ class _Watch(threading.Thread):
         self.report, self.index, self.others = report, index(), [other for other in range(count()) if other != index()]
         self.machine = _machine()
         self.store: Any = None
+        self.connected = threading.Event()
         self.busy = threading.Lock()  # one request at a time goes through a connection
         self.stopped = threading.Event()
         self.addresses: dict[int, tuple[str, int, str]] = {}
         self.beats: dict[int, tuple[bytes, float]] = {}
-        self.lost_store_since: float | None = None
 
     def run(self) -> None:
         import psutil
@@ -154,16 +167,20 @@ class _Watch(threading.Thread):
         created = psutil.Process().create_time()
         store.set(_name(f"address/{self.index}"), f"{os.getpid()} {created} {self.machine}")
         self.store = store
+        self.connected.set()
         beat = 0
         while not self.stopped.wait(PERIOD):
             beat += 1
+            if self._host_is_killed():
+                self._end_without_store()
             try:
                 with self.busy:
                     self.store.set(_name(f"alive/{self.index}"), str(beat))
                     failed, lost = self._failed(), self._lost()
-                self.lost_store_since = None
             except RuntimeError:
-                failed, lost = None, self._lost_store()
+                if self.stopped.wait(PERIOD):
+                    return
+                self._end_without_store()
             if self.stopped.is_set():
                 return
             if failed is not None:
@@ -177,20 +194,36 @@ class _Watch(threading.Thread):
             time.sleep(PATIENCE)  # if another process was first, this one ends here
         try:
             is_first = self._claim(code)
-        except RuntimeError:
-            is_first = self.index == min([self.index, *self.others][1:])
-        self.end(waits=is_first and not _torchrun_has_store())
+        except RuntimeError:  # the store is gone, and the thread ends this process for it
+            time.sleep(PATIENCE)
+            return True
+        self.end(waits=PATIENCE if is_first and not _torchrun_has_store() else 0)
         return is_first
 
-    def end(self, *, waits: bool) -> None:
+    def have_all_failed(self, job: str) -> bool:
+        """See the function of this name."""
+        until, name = time.monotonic() + PATIENCE, _name(f"job/{job}")
+        if not self.connected.wait(PATIENCE):
+            return False
+        try:
+            with self.busy:
+                failed = self.store.add(name, 1)
+            while failed < len(self.others) + 1 and time.monotonic() < until:
+                time.sleep(PERIOD / 5)
+                with self.busy:
+                    failed = self.store.add(name, 0)
+        except RuntimeError:
+            return False
+        return bool(failed == len(self.others) + 1)
+
+    def end(self, *, waits: float) -> None:
         """See `ended`.
 
         Args:
-            waits: for the others, which may need the store that ends with this process.
+            waits: seconds in which the others may need the store that ends with this process.
         """
         self._tell_done()
-        if waits:
-            self._wait_for_others()
+        self._wait_for_others(waits)
         self.stopped.set()
 
     def _tell_done(self) -> None:
@@ -206,8 +239,8 @@ class _Watch(threading.Thread):
         with self.busy:
             return bool(self.store.compare_set(_name("failed"), "", own).decode() == own)
 
-    def _wait_for_others(self) -> None:
-        until = time.monotonic() + PATIENCE
+    def _wait_for_others(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while self.store is not None and time.monotonic() < until:
             with contextlib.suppress(RuntimeError), self.busy:
                 if all(self._is_done(other) for other in self.others):
@@ -232,7 +265,7 @@ class _Watch(threading.Thread):
                 continue
             if address[0] == self.machine:
                 if not _exists(address[1], address[2]) and not self._is_done(other) and self._failed() is None:
-                    return other, "was killed or has crashed (a system kills a process when its memory runs out)"
+                    return other, KILLED
             elif self.index == 0 and self._is_silent(other) and not self._is_done(other):
                 return other, f"on {address[0].partition('/')[0]} has not answered for {SILENCE:.0f} s"
         return None
@@ -252,33 +285,34 @@ class _Watch(threading.Thread):
             self.beats[other] = beat, now
         return now - self.beats[other][1] > SILENCE
 
-    def _lost_store(self) -> tuple[int, str] | None:
-        """The process that hosts the store, when that has not answered for a while."""
-        now = time.monotonic()
-        self.lost_store_since = self.lost_store_since or now
-        if now - self.lost_store_since < PATIENCE:
-            return None
-        return ANY, "process 0, or torchrun on its machine, is gone"
+    def _host_is_killed(self) -> bool:
+        """Whether process 0 is gone that hosted the store. (At its end in good order it waits for the others.)"""
+        address = self.addresses.get(0)
+        is_here = address is not None and address[0] == self.machine and not _torchrun_has_store()
+        return address is not None and is_here and not _exists(address[1], address[2])
+
+    def _end_without_store(self) -> None:
+        """Ends this process when the others cannot be asked any more. One of them says why."""
+        if self.index == 1:
+            killed = self._host_is_killed()
+            self.report(f"process 0 {KILLED}" if killed else "process 0, or torchrun on its machine, is gone")
+        _leave(1)
 
     def _say_and_end(self, lost: int, what: str) -> None:
-        if lost == ANY:
-            if self.index == 1:
-                self.report(what)
-            _leave(1)
         if self._claim(1):
             self.report(f"process {lost} {what}")
             self._tell_done()
-            if not _torchrun_has_store():
-                self._wait_for_others()
+            self._wait_for_others(0 if _torchrun_has_store() else PATIENCE)
         _leave(1)
 
     def _end_with(self, process: int, code: int) -> None:
         """Ends this process after the one that failed, which launchers report as the first one."""
         self._tell_done()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + LAST
         address = self.addresses.get(process)
-        while address and address[0] == self.machine and _exists(*address[1:]) and time.monotonic() < until:
+        while address and address[0] == self.machine and _exists(address[1], address[2]) and time.monotonic() < until:
             time.sleep(PERIOD / 5)
+        time.sleep(4 * PERIOD if _torchrun_has_store() else 0)  # torchrun looks several times a second
         _leave(code)
 
 

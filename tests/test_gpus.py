@@ -60,7 +60,11 @@ def test_a_gpu_without_processes_comes_first_whatever_ended_before(tmp_path: Pat
 
 
 def test_processes_that_choose_among_other_gpus_do_not_push_each_other(tmp_path: Path) -> None:
-    with claiming(1, tmp_path, ["0", "1"]), claiming(3, tmp_path, ["2", "3"]), claiming(1, tmp_path, ["0", "1"]) as last:
+    with (
+        claiming(1, tmp_path, ["0", "1"]),
+        claiming(3, tmp_path, ["2", "3"]),
+        claiming(1, tmp_path, ["0", "1"]) as last,
+    ):
         assert [first for first, _ in last] == ["1"]
 
 

@@ -110,8 +110,8 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
-    from lora_ga_cli import distributed
-    from lora_ga_cli.cli.stopping import Given, stopped, words_given
+    from lora_ga_cli import distributed, peers
+    from lora_ga_cli.cli.stopping import Given, report_lost, stopped, words_given
     from lora_ga_cli.config.launch import Shard, launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
@@ -138,6 +138,9 @@ def run_jobs(
         remember_options()  # the classes that have the options are imported by now
         if heading:
             console.title(heading)
+        is_worker = distributed.this_process() != process
+        if is_worker:
+            peers.report_to(report_lost)
         try:
             with naming(paths_of(config)):
                 if dry_run is not None:
@@ -147,14 +150,17 @@ def run_jobs(
                 else:
                     results.append((heading, job(config)))
         except Interruption as stop:
-            if distributed.this_process() != process:  # a launcher's, whose caller sees nothing of it
+            if is_worker:  # a launcher's, whose caller sees nothing of it
                 Given.arguments = given
                 report_error(stopped(stop))
             raise
         except Exception as error:
             if heading:
                 failed(error, heading)
-                report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
+                if distributed.count() > 1:
+                    _report_of_several(error, heading, is_worker=is_worker)
+                else:
+                    report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
             raise
 
     def invalid(error: InvalidInput, heading: str) -> None:
@@ -175,6 +181,27 @@ def run_jobs(
         error.results = jobs()
         raise
     return dict(results[0][1]) if len(results) == 1 and not results[0][0] else {"jobs": jobs()}
+
+
+def _report_of_several(error: Exception, heading: str, *, is_worker: bool) -> None:
+    """Prints the error of a job of a sweep, which several processes do together.
+
+    Args:
+        heading: the job's title.
+        is_worker: the processes do nothing after this job.
+
+    Raises:
+        SystemExit: others wait for this process in the job, so that the sweep cannot go on. They end too.
+    """
+    from lora_ga_cli import distributed, peers
+    from lora_ga_cli.errors import UserError
+
+    if is_worker:
+        fail(error)
+    elif not isinstance(error, UserError) or not peers.have_all_failed(heading):
+        raise SystemExit(fail(error)) from error
+    elif distributed.is_main():
+        report_error(error)
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

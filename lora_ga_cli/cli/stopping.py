@@ -62,5 +62,5 @@ def report_lost(what: str) -> None:
     from lora_ga_cli.report.console import err, out
 
     out.show_cursor(True)  # which a bar of progress has hidden
-    again = f"The other processes end too. The same command goes on from the last checkpoint, if there is one: {command(goes_on=True)}"
-    err.print(f"[bold red]error[/]  {escape(f'{what}. {again}')}")
+    again = "The other processes end too. The same command goes on from the last checkpoint, if there is one"
+    err.print(f"[bold red]error[/]  {escape(f'{what}. {again}: {command(goes_on=True)}')}")

@@ -219,7 +219,9 @@ def _require_one_process() -> None:
     """
     if distributed.count() > 1:
         what = f"{distributed.count()} processes would make each cell together, and each cell is made by one"
-        hint = "give the command without torchrun, and one task (hydra.launcher.tasks_per_node=1); see --jobs and --gpus"
+        hint = (
+            "give the command without torchrun, and one task (hydra.launcher.tasks_per_node=1); see --jobs and --gpus"
+        )
         raise InvalidInput([Fault(COMMAND_LINE, what, hint)])
 
 

@@ -26,7 +26,6 @@ from lora_ga_cli.reproduce.tune_lr import check_tune_lr, find_rates
 from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
-
 NAMED = 8
 """How many missing cells are named."""
 
@@ -102,7 +101,10 @@ def _say_missing(job: TableJob, every: Sequence[Cell], there: Collection[tuple[s
     away = [cell.title for cell in every if cell.place not in own and cell.place not in there]
     if away:
         more = f"; and {len(away) - NAMED} more" if len(away) > NAMED else ""
-        step("table", f"{len(away)} cells of other parts are not in {job.output_dir} yet: {'; '.join(away[:NAMED])}{more}")
+        step(
+            "table",
+            f"{len(away)} cells of other parts are not in {job.output_dir} yet: {'; '.join(away[:NAMED])}{more}",
+        )
     if job.part.leaders is not None and leaders_of(replace(job, shard=None)) is not None:
         step("table", "the best rows get more seeds when all parts are there, by this command without --shard")
 
