@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import sys
 import threading
 import time
@@ -101,8 +102,11 @@ def ended(*, by_signal: bool = False) -> None:
             this does not return.
     """
     if _State.watch is not None:
+        _outlive_launcher()
         has_store = index() == 0 and not _torchrun_has_store()
         _State.watch.end(waits=AT_THE_END if has_store else PATIENCE if by_signal else 0)
+        if by_signal:
+            _State.watch.end_if_another_failed()
         _State.watch = None
 
 
@@ -190,6 +194,7 @@ class _Watch(threading.Thread):
 
     def fail(self, code: int, *, by_itself: bool) -> bool:
         """See `has_failed_first`."""
+        _outlive_launcher()
         if not by_itself:
             time.sleep(PATIENCE)  # if another process was first, this one ends here
         try:
@@ -225,6 +230,15 @@ class _Watch(threading.Thread):
         self._tell_done()
         self._wait_for_others(waits)
         self.stopped.set()
+
+    def end_if_another_failed(self) -> None:
+        """Ends this process without a word if another one has said why."""
+        failed = None
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError), self.busy:
+                failed = self._failed()
+        if failed is not None:
+            self._end_with(*failed)
 
     def _tell_done(self) -> None:
         if self.store is not None:
@@ -331,6 +345,12 @@ def _exists(number: int, created: str) -> bool:
         return False
     except psutil.Error:
         return True
+
+
+def _outlive_launcher() -> None:
+    """Ignores SIGTERM, which torchrun sends when it sees that a process has ended; a moment later this one does too."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _leave(code: int) -> None:

@@ -49,6 +49,7 @@ def test_one_message_names_the_process_that_failed(accident: str, said: str, arg
         [*launch, str(PROGRAM), accident, "train", *options], capture_output=True, text=True, timeout=120, check=False
     )
     assert run.returncode != 0
+    assert len(errors(run.stdout + run.stderr)) == 1, run.stdout + run.stderr
     (message,) = errors(run.stdout + run.stderr)
     assert said in message
     assert (
@@ -186,6 +187,19 @@ class TestWatch:
         """Only a moment later it is known that the other was first."""
         threading.Timer(0.1, store.set, [peers._name("failed"), "1 1"]).start()
         assert not peers.has_failed_first(1, by_itself=False)
+
+    def test_a_signal_that_torchrun_sends_because_another_process_has_failed_is_not_said(
+        self, store: TCPStore, left: Callable[[], int]
+    ) -> None:
+        assert peers._State.watch is not None
+        assert peers._State.watch.connected.wait(10)
+        peers._State.watch.stopped.set()
+        peers._State.watch.join(10)
+        for key, value in {"failed": "1 2", "done/1": "1"}.items():
+            store.set(peers._name(key), value)
+        with pytest.raises(SystemExit):
+            peers.ended(by_signal=True)
+        assert left() == 2
 
     def test_a_sweep_goes_on_after_a_job_in_which_all_have_failed(
         self, store: TCPStore, left: Callable[[], int]

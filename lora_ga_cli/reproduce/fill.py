@@ -33,7 +33,7 @@ class TableJob:
         output_dir: the folder of all tables, which share runs and measured values.
         user_dir: a folder with recipes and choices of the user.
         report_error: prints what went wrong with a cell.
-        gpus: among which the processes that fill cells are divided; if there are none named, joblib's take turns on all.
+        gpus: among which the processes that fill cells are divided; without any, joblib's take turns on all.
         shard: the part of the trainings and measurements that is done; all of them when None.
     """
 
