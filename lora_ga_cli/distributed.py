@@ -10,6 +10,7 @@ Importing this module costs nothing: the command line imports it before it knows
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
@@ -70,7 +71,7 @@ def join(cpu: bool) -> None:
 
 def leave() -> None:
     """Ends what `join` began, in every process that ended without an error."""
-    if count() > 1:
+    if count() > 1 and "torch" in sys.modules:
         peers.ended()
         from torch import distributed
 

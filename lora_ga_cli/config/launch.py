@@ -248,7 +248,7 @@ def _run_hydra(
             return
         interruption.in_worker()
         if launcher.startswith("submitit"):
-            _join_tasks()
+            join_tasks()
         if interruption.requested() is None:  # or else the job is one of those that are not started any more
             # an exception would end the other processes while they save their work
             with contextlib.suppress(interruption.Interruption), interruption.prompt():
@@ -283,7 +283,7 @@ def _ending_joblib() -> Iterator[None]:
         get_reusable_executor().shutdown(wait=True)
 
 
-def _join_tasks() -> None:
+def join_tasks() -> None:
     """Has the tasks of one job of submitit train together, if there are several.
 
     The launcher starts every task with the same job, and with variables of its own in place of torch's.
