@@ -25,7 +25,7 @@ MEANINGS = {
     ),
 }
 """What the figures are, by singular directions for each rank."""
-LIMITS = "energy is of the first step alone, and predicts no loss: docs/inspect.md says what was measured"
+LIMITS = "energy is that of the first step, and does not tell which rank a training needs: see docs/inspect.md"
 """What the advice does not know."""
 TENSORS_ONLY = "memory counts the tensors on the device: the process, with its libraries, takes more"
 """What a forecast of memory leaves out."""
