@@ -217,6 +217,19 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
     return folders, options
 
 
+def given_options(context: typer.Context) -> list[str]:
+    """The options of a command that stand on the command line, as ``--name``; not what an environment variable or a
+    default sets."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.opts[0].startswith("-")
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+
+
 def unknown_flags(
     context: typer.Context, arguments: Sequence[str] | None, renamed: Mapping[str, str] | None = None
 ) -> list[Fault]:
