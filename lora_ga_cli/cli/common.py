@@ -258,6 +258,7 @@ def report_error(error: Exception) -> int:
 
     from lora_ga_cli import distributed
     from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
+    from lora_ga_cli.files import final_path
     from lora_ga_cli.report.console import err
 
     if isinstance(error, Interrupted):
@@ -282,7 +283,7 @@ def report_error(error: Exception) -> int:
         )
         return 1
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
-        err.print(f"{label}{escape(str(system_fault('system', error.filename, error)))}")
+        err.print(f"{label}{escape(str(system_fault('system', final_path(error.filename), error)))}")
         return 2
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     err.print(f"{label}unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
-from lora_ga_cli.files import disk_room, folder_problem
+from lora_ga_cli.files import disk_room, final_path, folder_problem, with_room
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -62,7 +62,11 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
     text = str(error)
     full = next((code for code, said in FULL.items() if said in text), None)
     if full is not None:
-        return system_fault(*_fullest(paths), OSError(full, FULL[full])) if paths else None
+        if not paths:
+            return None
+        option, path = _fullest(paths)
+        error = with_room(full, path) if full == errno.ENOSPC else OSError(full, FULL[full])
+        return system_fault(option, path, error)
     if not isinstance(error, OSError) and paths and any(said in text for said in WRITING_FAILED):
         option, path = _fullest(paths)
         why = folder_problem(path) or OSError(errno.EIO, "A file could not be written to its end")
@@ -81,7 +85,7 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
     if not named:
         return None
     option = max(named, key=lambda name: len(named[name].parts))
-    return system_fault(option, error.filename, error)
+    return system_fault(option, final_path(error.filename), error)
 
 
 def _fullest(paths: Mapping[str, Path]) -> tuple[str, Path]:
