@@ -1,4 +1,5 @@
-"""What a user reads after a signal stopped a command: what is kept, and the command that goes on."""
+"""What a user reads after a signal, or the end of another process, stopped a command: what is kept, and the command
+that goes on."""
 
 from __future__ import annotations
 
@@ -65,3 +66,18 @@ def command(*, goes_on: bool) -> str:
     if on_each == str(distributed.count()):
         return shlex.join(["torchrun", "--nproc-per-node", on_each, "-m", "lora_ga_cli", *words])
     return f"the same launcher on every machine, with {shlex.join(['loraga', *words])}"
+
+
+def report_lost(what: str) -> None:
+    """Prints that another one of the processes that train together is gone.
+
+    Args:
+        what: a sentence without its full stop.
+    """
+    from rich.markup import escape
+
+    from lora_ga_cli.report.console import err, out
+
+    out.show_cursor(True)  # which a bar of progress has hidden
+    again = "The other processes end too. The same command goes on from the last checkpoint, if there is one"
+    err.print(f"[bold red]error[/]  {escape(f'{what}. {again}: {command(goes_on=True)}')}")
