@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping, Sequence
-=======
 import contextlib
-from collections.abc import Mapping
->>>>>>> stopping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-<<<<<<< HEAD
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import Advice, advise
-=======
-from lora_ga_cli.errors import ArtifactDamaged, Fault, InvalidInput
-from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.inspection.advice import Advice, advise, as_pattern
->>>>>>> stopping
 from lora_ga_cli.inspection.spectrum import described, shown_ranks
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.tf32 import tf32_products
@@ -86,100 +73,8 @@ def gradient_part(
     """
     layers = selected if selected is not None else artifact.factors
     ranks = shown_ranks(artifact.capacity // vectors)
-<<<<<<< HEAD
     experts = parameters_of_experts(artifact)
     advice = advise(layers, share, vectors, experts)
-=======
-    advice = advise(layers, share, vectors, _parameters_of_experts(artifact))
-    return {
-        "capacity": artifact.capacity,
-        "directions_per_rank": vectors,
-        "layers": described(layers, vectors, ranks),
-        "advice": _advice(advice, artifact, inputs if selected is None else None),
-    }
-
-
-def inspect_recipe(config: Config, options: InspectOptions) -> dict[str, Any]:
-    """Looks into the gradient that a configuration needs, from the cache or estimated now.
-
-    Raises:
-        UserError: as `loraga estimate-grad`.
-    """
-    check_folders(config, ("cache_dir",))
-    join_processes(config)
-    with tf32_products(config.trainer.tf32):
-        inputs = prepare_inputs(config, splits=("train",))
-        artifact = estimate(inputs)
-    store = gradients_of(config.cache_dir)
-    folder = options.figures or store.figures(store.places(artifact.key)[0])
-    found = {}
-    if distributed.is_main():
-        found = show_gradient(artifact, options, folder, vectors_of(config), inputs)
-    distributed.wait()
-    return {"key": artifact.key, "gradient": found}
-
-
-def show_stored(artifact: GradientArtifact, folder: Path, options: InspectOptions) -> dict[str, Any]:
-    """Looks into a stored gradient, prints what it found, and draws figures.
-
-    Args:
-        folder: of the gradient, for the figures.
-    """
-    figures = options.figures or gradients_of(None).figures(folder)
-    return {"key": artifact.key, "gradient": show_gradient(artifact, options, figures)}
-
-
-def show_gradient(
-    artifact: GradientArtifact,
-    options: InspectOptions,
-    folder: Path,
-    vectors: int = LORA_GA_VECTORS,
-    inputs: Inputs | None = None,
-) -> dict[str, Any]:
-    """Prints what is known of a gradient by layer and rank, and draws its figure.
-
-    Args:
-        folder: of the figures.
-        vectors: singular directions for each rank.
-        inputs: of the training whose memory is forecast; None for no forecast.
-
-    Returns:
-        What `gradient_part` returns for the selected layers, and ``figures``.
-
-    Raises:
-        InvalidInput: no layer is selected.
-    """
-    selected = {name: factors for name, factors in artifact.factors.items() if options.selects(name)}
-    if not selected:
-        what = "no layer of this gradient has such a name"
-        raise InvalidInput([Fault("command line", what, f"one of them: {next(iter(artifact.factors))}")])
-    all_of_them = len(selected) == len(artifact.factors)
-    found = gradient_part(
-        artifact,
-        share=options.share,
-        vectors=vectors,
-        inputs=inputs,
-        selected=None if all_of_them else selected,
-    )
-    file = folder / ENERGY_FILE
-    show_energy(artifact, found, file, every_layer=options.every_layer)
-    show_advice(found, forecast_needs_recipe=inputs is None)
-    return {**found, "figures": [file]}
-
-
-def _parameters_of_experts(artifact: GradientArtifact) -> dict[str, str]:
-    """For each layer that is one of several experts, the name of their parameter: they have one rank together."""
-    modules = artifact.target_modules
-    experts = [
-        name for name in artifact.factors if not any(name == item or name.endswith(f".{item}") for item in modules)
-    ]
-    return {name: name.rpartition(".")[0] for name in experts if name.rpartition(".")[2].isdigit()}
-
-
-def _advice(advice: Advice, artifact: GradientArtifact, inputs: Inputs | None) -> dict[str, Any]:
-    """The advice as plain data. ``rank`` with ``rank_pattern`` gives the ranks by layer, and ``uniform`` is the one
-    rank for all; both are null where the artifact keeps too little to know."""
->>>>>>> stopping
     found: dict[str, Any] = {
         "share": advice.share,
         "kept": advice.kept,

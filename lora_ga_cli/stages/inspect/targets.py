@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
-<<<<<<< HEAD
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE
-from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.lora.export import CONFIG_FILE, adapts_parameters
 from lora_ga_cli.lora.saved import refusal
-=======
-from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.stages.estimate import gradients_of
->>>>>>> stopping
 from lora_ga_cli.stages.inspect.adapter import show_adapter
 from lora_ga_cli.stages.inspect.combinations import Subject, misplaced
 from lora_ga_cli.stages.inspect.gradient import show_stored
