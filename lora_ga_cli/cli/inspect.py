@@ -62,9 +62,11 @@ def command(
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.stages.inspect.options import InspectOptions
     from lora_ga_cli.stages.inspect.targets import find, inspect_targets
+    from lora_ga_cli.training.own_outputs import without_own_outputs
 
     faults = unknown_flags(context, [word for word in arguments or [] if word.startswith("--")])
     named, options = split_folders(arguments)
+    named = without_own_outputs(named)
     chosen = InspectOptions(share, every_layer, figures, with_base, base, layers, modules, factors)
     faults += chosen.faults()
     if len(named) > 2:

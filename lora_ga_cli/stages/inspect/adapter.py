@@ -14,7 +14,9 @@ from lora_ga_cli.inspection.kinds import block_of, by_kind, one_by_one
 from lora_ga_cli.inspection.layer import OF_BASE, SHARES, measured, totals
 from lora_ga_cli.lora.saved import refusal
 from lora_ga_cli.report.console import say, step
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.heatmaps import Heatmap, heatmaps
+from lora_ga_cli.report.spectrum_tables import FIGURES_ELSEWHERE
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inspect.loaded import Inspected, load
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -123,8 +125,8 @@ def _show(folder: Path, found: Mapping[str, Any], options: InspectOptions, figur
     if any(layer["intruders"] is not None for layer in layers.values()):
         _print_base(layers, groups, together)
     file = figures / FIGURE
-    _draw(layers, file, f"{folder.resolve().name}: what the adapter changes, by block and kind of layer")
-    step("figure", str(file))
+    title = f"{folder.resolve().name}: what the adapter changes, by block and kind of layer"
+    drawn(file, lambda: _draw(layers, file, title), FIGURES_ELSEWHERE)
 
 
 def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together: Mapping[str, Any]) -> None:

@@ -138,10 +138,9 @@ def show_gradient(
         inputs=inputs,
         selected=None if all_of_them else selected,
     )
-    file = folder / ENERGY_FILE
-    show_energy(artifact, found, file, every_layer=options.every_layer)
+    file = show_energy(artifact, found, folder / ENERGY_FILE, every_layer=options.every_layer)
     show_advice(found, forecast_needs_recipe=inputs is None)
-    return {**found, "figures": [file]}
+    return {**found, "figures": [] if file is None else [file]}
 
 
 def _parameters_of_experts(artifact: GradientArtifact) -> dict[str, str]:
