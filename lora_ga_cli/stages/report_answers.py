@@ -12,6 +12,7 @@ from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.evaluation.tasks.base import Task
 from lora_ga_cli.registry import TASKS
 from lora_ga_cli.report.html.record import Answered
+from lora_ga_cli.report.console import reason
 from lora_ga_cli.stages.stored_results import read_lines, read_result
 from lora_ga_cli.training.run_folder import RunFolder
 
@@ -30,10 +31,10 @@ def results_of(run: RunFolder, notify: Callable[[str], object]) -> dict[Path, di
         except FileNotFoundError:
             continue
         except OSError as error:
-            notify(f"{file} cannot be read ({error.strerror})")
+            notify(f"a result is not shown: {file}: {reason(error)}")
             continue
         except DamagedFile as error:
-            notify(str(error))
+            notify(f"a result is not shown: {error}")
             continue
         if content is not None:
             found[file] = content
@@ -56,14 +57,16 @@ def answers_of(
             task = str(content["options"]["task"])
             title, answers = answers_in(file, content)
         except DamagedFile as error:
-            notify(str(error))
+            notify(f"answers are not shown: {error}")
             problems.append(str(error))
             continue
         except UserError as error:
             problems.append(f"{file.name}: {' '.join(str(error).split())}")
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})")
+            what = f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})"
+            notify(f"{file.parent}: {what}")
+            problems.append(what)
             continue
         if not answers:
             continue

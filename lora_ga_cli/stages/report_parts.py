@@ -111,7 +111,7 @@ def _inspection(run: RunFolder, notify: Callable[[str], object]) -> tuple[dict[s
         kept = read_inspection(run)
         return inspect_run(run, with_base=False) if kept is None else kept, ""
     except DamagedFile as error:
-        notify(str(error))
+        notify(f"{run.path}: what was learned is not shown: {error}")
         return None, _because("it is not shown", error)
     except Exception as error:  # an adapter can be of many forms
         return None, _because("it cannot be inspected", error)

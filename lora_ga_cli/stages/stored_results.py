@@ -34,19 +34,20 @@ class _Result(BaseModel):
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
-    """The content of a result's file; None if it holds something else.
+    """The content of a result's file; None if it is an object without values.
 
     Raises:
         FileNotFoundError
         DamagedFile
     """
     found = read_json(file, SCORE_AGAIN)
-    if not isinstance(found, dict) or "values" not in found:
+    if isinstance(found, dict) and "values" not in found:
         return None
     try:
         _Result.model_validate(found)
     except ValidationError as error:
         raise DamagedFile(file, f"is damaged ({type_problem(error)})", SCORE_AGAIN) from error
+    assert isinstance(found, dict)
     return found
 
 

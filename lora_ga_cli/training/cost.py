@@ -77,11 +77,11 @@ def combined(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def read_cost(file: Path, notify: Callable[[str], object] = warn) -> Cost | None:
+def read_cost(file: Path, notify: Callable[[str], object] | None = None) -> Cost | None:
     """The cost that a file holds; None if there is no file, or if it is damaged.
 
     Args:
-        notify: is told of the damage.
+        notify: is told of the damage; by default it is a warning.
     """
     try:
         return _COST.validate_json(json.dumps(read_json(file)), strict=True) if file.exists() else None
@@ -89,7 +89,7 @@ def read_cost(file: Path, notify: Callable[[str], object] = warn) -> Cost | None
         what = error.what
     except ValidationError as error:
         what = f"is damaged ({type_problem(error)})"
-    notify(f"{file} {what}; the cost of what was trained before is not known any more")
+    (notify or warn)(f"{file} {what}; the cost of what was trained before is not known any more")
     return None
 
 

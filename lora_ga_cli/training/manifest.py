@@ -92,4 +92,6 @@ def read_manifest(file: Path, mend: str = "") -> dict[str, Any]:
 def type_problem(error: ValidationError) -> str:
     """The first entry that is of another type, in a few words."""
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'the content'}: {first['msg'].lower()}"
+    where = ".".join(str(part) for part in first["loc"])
+    message = "input should be an object" if first["type"] == "model_type" else first["msg"].lower()
+    return f"{where or 'the content'}: {message}"

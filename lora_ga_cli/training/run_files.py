@@ -114,13 +114,13 @@ def reopen(run: RunFolder) -> None:
         write_json(run.manifest_file, kept, digest=True)
 
 
-def points_of(run: RunFolder, notify: Callable[[str], object] = warn) -> list[dict[str, Any]]:
+def points_of(run: RunFolder, notify: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
     """The points of a run's metrics.
 
     Args:
-        notify: is told if some of a finished run were lost or changed.
+        notify: is told if some of a finished run were lost or changed; by default it is a warning.
     """
     expected = run.manifest.get("metrics")
     if expected is not None and (what := metrics.damage(run.metrics_file, expected)):
-        notify(what)
+        (notify or warn)(what)
     return metrics.read(run.metrics_file)
