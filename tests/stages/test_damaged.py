@@ -72,6 +72,19 @@ def test_a_stored_score_of_an_adapter_that_is_damaged_by_now_is_not_believed(run
     assert "reused" not in out
 
 
+def test_training_says_that_it_begins_again_where_the_only_checkpoint_is_damaged(
+    run: Path, loraga: Loraga, command: list[str]
+) -> None:
+    before = (run / "adapter_model.safetensors").read_bytes()
+    flip(run / "adapter_model.safetensors")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    flip(checkpoint / "optimizer.pt")
+    out = " ".join(loraga(*command).split())
+    assert "checkpoint-2 is damaged (optimizer.pt does not have the bytes that were written)" in out
+    assert "no earlier checkpoint is left: training begins again at step 1" in out
+    assert (run / "adapter_model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("content", ["", "[1]", '{"values": {"loss": "low"}}'])
 def test_a_damaged_result_is_named_and_evaluated_again(run: Path, loraga: Loraga, content: str) -> None:
     loraga("eval", str(run), *EVALUATION)
