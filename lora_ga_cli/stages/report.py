@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
-from lora_ga_cli.files import read_json
+from lora_ga_cli.files import folder_problem, read_json
 from lora_ga_cli.report.console import reason, size, step, warn
 from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
@@ -66,17 +66,23 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
     for problem in left_out.values():
         warn(f"left out: {problem}")
     file, parts = output or _place(words, sources) / page.FILE, Parts()
+    if problem := folder_problem(file.parent):  # before anything is collected, which may take long
+        raise InvalidInput([_not_written(file, problem, output)])
     content = _report(sources, parts)
     try:
         length = page.write_page(content, file)
     except OSError as error:
-        hint = "give --output FILE, in a folder that you may write" if output is None else "give another --output"
-        raise InvalidInput([Fault(str(file), reason(error), hint)]) from error
+        raise InvalidInput([_not_written(file, error, output)]) from error
     step("report", f"{file} ({size(length)})")
     reasons = [{"folder": folder, "reason": str(problem)} for folder, problem in left_out.items()]
     reasons += [{"folder": folder, "reason": what} for folder, found in parts.damaged.items() for what in found]
     failed = bool(parts.damaged) or any(not isinstance(problem, NothingToReport) for problem in left_out.values())
     return {"report": file, "runs": [run.path for run in sources.runs], "left_out": reasons, "failed": failed}
+
+
+def _not_written(file: Path, error: OSError, output: Path | None) -> Fault:
+    hint = "give --output FILE, in a folder that you may write" if output is None else "give another --output"
+    return Fault(str(file), reason(error), hint)
 
 
 def write_run_report(run: RunFolder, inputs: Inputs | None = None, before: Callable[[], None] = lambda: None) -> None:

@@ -11,8 +11,8 @@ from lora_ga_cli.errors import DamagedFile, UserError
 from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.evaluation.tasks.base import Task
 from lora_ga_cli.registry import TASKS
-from lora_ga_cli.report.html.record import Answered
 from lora_ga_cli.report.console import reason
+from lora_ga_cli.report.html.record import Answered
 from lora_ga_cli.stages.stored_results import read_lines, read_result
 from lora_ga_cli.training.run_folder import RunFolder
 

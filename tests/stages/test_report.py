@@ -220,7 +220,9 @@ class TestDamaged:
         _flip(Path("runs/one/adapter_model.safetensors"))
         said = " ".join(loraga("report", "runs/one", code=1).split())
         assert "runs/one/adapter_model.safetensors does not have the bytes that were written" in said
-        assert "run its train command again, which makes it anew from the last checkpoint (loraga train name=one)" in said
+        assert (
+            "run its train command again, which makes it anew from the last checkpoint (loraga train name=one)" in said
+        )
         (record,) = shown[0].runs
         assert record.inspection is None
         assert "adapter_model.safetensors" in record.absent["inspection"]
@@ -289,9 +291,7 @@ class TestDamaged:
         assert [run.name for run in shown[0].runs] == ["one"]
 
 
-def test_a_folder_that_may_not_be_written_needs_another_output(
-    monkeypatch: pytest.MonkeyPatch, loraga: Loraga
-) -> None:
+def test_a_folder_that_may_not_be_written_needs_another_output(monkeypatch: pytest.MonkeyPatch, loraga: Loraga) -> None:
     def refused(report: Report, file: Path) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", f"{file}.tmp")
 
