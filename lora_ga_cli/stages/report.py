@@ -66,8 +66,8 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
     for problem in left_out.values():
         warn(f"left out: {problem}")
     file, parts = output or _place(words, sources) / page.FILE, Parts()
-    if problem := folder_problem(file.parent):  # before anything is collected, which may take long
-        raise InvalidInput([_not_written(file, problem, output)])
+    if refused := folder_problem(file.parent):  # before anything is collected, which may take long
+        raise InvalidInput([_not_written(file, refused, output)])
     content = _report(sources, parts)
     try:
         length = page.write_page(content, file)
