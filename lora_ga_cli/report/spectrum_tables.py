@@ -34,7 +34,9 @@ TENSORS_ONLY = "memory counts the tensors on the device: the process, with its l
 Layers = Mapping[str, Mapping[str, Any]]
 
 
-def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool) -> Path | None:
+def show_energy(
+    artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool, required: bool = False
+) -> Path | None:
     """Prints the energy of a gradient by kind of layer and by block, or by layer, and draws it.
 
     Args:
@@ -68,9 +70,7 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
     }
     title = f"{info.get('model', '')} {artifact.key}".strip()
     ranks_shown = [int(rank) for rank in shown]
-    return drawn(
-        file, lambda: energy_heatmaps(kinds, ranks_shown, file, title), FIGURES_ELSEWHERE, required=required
-    )
+    return drawn(file, lambda: energy_heatmaps(kinds, ranks_shown, file, title), FIGURES_ELSEWHERE, required=required)
 
 
 def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> None:

@@ -55,7 +55,8 @@ def show_pair(first: Path, second: Path, options: InspectOptions) -> dict[str, A
     run = first if RunFolder(first).manifest_file.exists() else None
     file = options.figures_for(f"{one.name}-{other.name}", run, other.name) / FIGURE
     counts = {kind: len(members) for kind, members in groups.items()}
-    figure = drawn(file, lambda: _draw(kinds, counts, file, one, other, options), FIGURES_ELSEWHERE, required=options.figures is not None)
+    required = options.figures is not None
+    figure = drawn(file, lambda: _draw(kinds, counts, file, one, other, options), FIGURES_ELSEWHERE, required=required)
     return {
         "first": first,
         "second": second,
