@@ -222,6 +222,19 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
     return folders, options
 
 
+def given_options(context: typer.Context) -> list[str]:
+    """The options of a command that stand on the command line, as ``--name``; not what an environment variable or a
+    default sets."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.opts[0].startswith("-")
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+
+
 def unknown_flags(
     context: typer.Context, arguments: Sequence[str] | None, renamed: Mapping[str, str] | None = None
 ) -> list[Fault]:
@@ -250,6 +263,7 @@ def report_error(error: Exception) -> int:
 
     from lora_ga_cli import distributed
     from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
+    from lora_ga_cli.files import final_path
     from lora_ga_cli.report.console import err
 
     if isinstance(error, Interrupted):
@@ -274,7 +288,7 @@ def report_error(error: Exception) -> int:
         )
         return 1
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
-        err.print(f"{label}{escape(str(system_fault('system', error.filename, error)))}")
+        err.print(f"{label}{escape(str(system_fault('system', final_path(error.filename), error)))}")
         return 2
     first = next((line for line in str(error).splitlines() if line.strip()), "")
     err.print(f"{label}unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
