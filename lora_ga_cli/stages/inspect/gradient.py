@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,8 @@ from typing import Any
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import Advice, advise
 from lora_ga_cli.inspection.spectrum import described, shown_ranks
 from lora_ga_cli.methods.base import method_of
@@ -21,7 +20,7 @@ from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.spectrum_tables import ENERGY_FILE, show_advice, show_energy
 from lora_ga_cli.stages.costs import training_memory
-from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.estimate import estimate, gradients_of
 from lora_ga_cli.stages.inputs import Inputs, check_folders, join_processes, prepare_inputs
 from lora_ga_cli.stages.inspect.again import CAPACITY, with_capacity, words_again
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -46,11 +45,10 @@ def artifact_of_run(run: RunFolder) -> GradientArtifact | None:
     key = run.manifest.get("gradient")
     if key is None:
         return None
-    folder = ArtifactStore(cache_root(run.read_config()["cache_dir"])).path(key)
-    try:
-        return GradientArtifact.load(folder)
-    except ArtifactDamaged:
-        return None
+    for folder in gradients_of(run.read_config()["cache_dir"]).places(key):
+        with contextlib.suppress(ArtifactDamaged):
+            return GradientArtifact.load(folder)
+    return None
 
 
 def gradient_part(

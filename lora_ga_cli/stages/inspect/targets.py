@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE
-from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.lora.export import CONFIG_FILE, adapts_parameters
 from lora_ga_cli.lora.saved import refusal
+from lora_ga_cli.stages.estimate import gradients_of
 from lora_ga_cli.stages.inspect.adapter import show_adapter
 from lora_ga_cli.stages.inspect.combinations import Subject, misplaced
 from lora_ga_cli.stages.inspect.gradient import show_stored
@@ -50,7 +49,7 @@ def find(text: str, cache_dir: str | None = None) -> Target:
     if folder.is_dir():
         what = f"no run, adapter or gradient (none of {', '.join(files)} is there)"
         raise InvalidInput([Fault(text, what)])
-    store = ArtifactStore(cache_root(cache_dir))
+    store = gradients_of(cache_dir)
     hits = [entry for entry in store.stored() if entry.name.startswith(text)]
     if not hits:
         what = f"no such folder, and no gradient in {store.folder} has this key"
