@@ -19,7 +19,7 @@ PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
-    {"files", "stores", "distributed", "garbage", "registry", "interruption"},
+    {"files", "stores", "distributed", "garbage", "registry", "interruption", "expressions"},
     {"digests"},
     {"config"},
     {"model", "data"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ga_cli.errors import Fault
+from lora_ga_cli.expressions import Expression, expression_faults
+
+
+LAYERS = "command line: --layers"
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,7 @@ class InspectOptions:
         if not 0 < self.share < 1:
             yield Fault("command line", f"--share {self.share:g}", "a number between 0 and 1")
         if self.layers is not None:
-            try:
-                re.compile(self.layers)
-            except re.error as error:
-                yield Fault("command line", f"--layers {self.layers}: {error}", "a regular expression of Python")
+            yield from expression_faults(LAYERS, self.layers)
         if self.figures is not None and self.figures.exists() and not self.figures.is_dir():
             yield Fault("command line", f"--figures {self.figures}: a file", "give a folder")
 
@@ -64,4 +64,4 @@ class InspectOptions:
         endings = None if self.modules is None else tuple(item.strip() for item in self.modules.split(","))
         if endings is not None and not any(name == item or name.endswith(f".{item}") for item in endings):
             return False
-        return self.layers is None or re.search(self.layers, name) is not None
+        return self.layers is None or Expression(LAYERS, self.layers).search(name) is not None

@@ -108,7 +108,7 @@ def test_what_was_not_kept_is_said_with_what_helps(
         (["ab"], "2 gradients have a key that begins so"),
         (["abc", "rank=3"], "rank=3: options of a recipe do not go with abc"),
         (["abc", "--share", "1.5"], "--share 1.5"),
-        (["abc", "--layers", "("], "--layers (: "),
+        (["abc", "--layers", "("], "--layers: '(' is no regular expression"),
         (["abc", "--modules", "nosuch"], "no layer of this gradient has such a name"),
         (["abc", "abd"], "a gradient; two runs or adapters can be compared"),
         (["abc", "--shares", "3"], "no option --shares (did you mean --share?)"),
