@@ -74,6 +74,8 @@ class GradientError(UserError):
 class ArtifactDamaged(GradientError):
     """A stored gradient artifact does not have the bytes that were written."""
 
+    exit_code = 2
+
 
 class EqualityError(UserError):
     """Two forms of a model that should compute the same do not."""

@@ -1,8 +1,8 @@
 """Regular expressions that users write: an error that names the option, and a limit on the time of matching.
 
-An expression such as ``(a+)+$`` tries a number of ways that grows exponentially with the text. The expressions are those
-of Python's `re`, as in PEFT. (The package ``regex`` has time limits, but other matches, such as of ``\\w``, and it takes
-memory without bound to compile nested repetitions.) `re` looks for signals while it matches, so a timer ends it.
+An expression such as ``(a+)+$`` tries a number of ways that grows exponentially with the text. The expressions are
+those of Python's `re`, as in PEFT. (The package ``regex`` has time limits, but other matches, such as of ``\\w``, and it
+takes memory without bound to compile nested repetitions.) `re` looks for signals while it matches, so a timer ends it.
 """
 
 from __future__ import annotations
@@ -55,11 +55,17 @@ class Expression:
     def search(self, text: str) -> re.Match[str] | None:
         return within_limit(self.option, self.text, lambda: self._compiled.search(text))
 
-    def full_matches(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that it matches completely, within the limit for all of them."""
-        return within_limit(
-            self.option, self.text, lambda: [name for name in names if self._compiled.fullmatch(name) is not None]
-        )
+    def matching(self, names: Iterable[str], *, within: str = "") -> list[str]:
+        """Those of the names that it matches completely, within the limit for all of them.
+
+        Args:
+            within: a larger expression, in whose ``{}`` this one stands; it has to match the beginning of a name.
+        """
+        if not within:
+            match = self._compiled.fullmatch
+        else:
+            match = Expression(self.option, within.replace("{}", self.text))._compiled.match
+        return within_limit(self.option, self.text, lambda: [name for name in names if match(name) is not None])
 
     def last_match(self, text: str) -> re.Match[str] | None:
         """The last one of all matches from the left that do not overlap."""

@@ -40,7 +40,7 @@ def test_the_matches_are_those_of_python(pattern: str, text: str) -> None:
     matches = [match.span() for match in python.finditer(text)]
     last = expression.last_match(text)
     assert (last and last.span()) == (matches[-1] if matches else None)
-    assert expression.full_matches([text]) == ([text] if python.fullmatch(text) else [])
+    assert expression.matching([text]) == ([text] if python.fullmatch(text) else [])
 
 
 def test_a_match_that_takes_too_long_is_refused_with_option_expression_and_limit() -> None:
@@ -54,10 +54,10 @@ def test_a_match_that_takes_too_long_is_refused_with_option_expression_and_limit
     assert "write a+" in fault.hint
 
 
-@pytest.mark.parametrize("use", ["search", "last_match", "full_matches"])
+@pytest.mark.parametrize("use", ["search", "last_match", "matching"])
 def test_every_use_has_the_limit(use: str) -> None:
     with pytest.raises(InvalidInput, match="longer than"):
-        getattr(Expression("option", ENDLESS), use)([TEXT] if use == "full_matches" else TEXT)
+        getattr(Expression("option", ENDLESS), use)([TEXT] if use == "matching" else TEXT)
 
 
 def test_the_timer_and_its_handler_are_gone_afterwards() -> None:

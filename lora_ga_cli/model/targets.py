@@ -298,7 +298,7 @@ def _head_names(model: nn.Module) -> set[str]:
 
 def _matching_pattern(linear: Mapping[str, Target], pattern: str) -> dict[str, Target]:
     try:
-        names = Expression("target_modules", pattern).full_matches(linear)
+        names = Expression("target_modules", pattern).matching(linear)
     except InvalidInput as error:
         raise TargetError(str(error)) from None
     chosen = {name: linear[name] for name in names}

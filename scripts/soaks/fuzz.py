@@ -197,7 +197,7 @@ def overrides(folder: Path) -> Made:
     def call(case: tuple[list[str], list[str], int]) -> Callable[[], Any]:
         start, words, dry = case
         if dry == 0:
-            return lambda: main(["train", "--dry-run", *start, *words])
+            return lambda: main(["train", "--dry-run", "--debug", *start, *words])
         jobs: list[str] = []
 
         def job(config: Any, title: str) -> None:
@@ -291,9 +291,9 @@ def adapters(folder: Path) -> Made:
         (config, weights), how = case
         laid_out(place, {"adapter_config.json": config, "adapter_model.safetensors": weights})
         if how == 0:
-            return lambda: main(["inspect", str(place)])
+            return lambda: main(["inspect", str(place), "--debug"])
         if how == 1:
-            return lambda: main(["convert", str(place), str(folder / "converted")])
+            return lambda: main(["convert", str(place), str(folder / "converted"), "--debug"])
         return lambda: load_adapter(copy.deepcopy(base), place, "cpu")
 
     return st.tuples(folders(description, tensors), st.integers(0, 3)), call
@@ -328,11 +328,11 @@ def artifacts(folder: Path) -> Made:
                 value["sha256"] = sha256_file(place / "factors.safetensors") if isinstance(value, dict) else None
                 (place / "artifact.json").write_text(text_of_json(value, digest=True))
         if how == 0:
-            return lambda: main(["inspect", str(place)])
+            return lambda: main(["inspect", str(place), "--debug"])
         if how == 1:
-            return lambda: main(["cache", "list", "--cache-dir", str(folder / "cache")])
+            return lambda: main(["cache", "list", "--cache-dir", str(folder / "cache"), "--debug"])
         if how == 2:
-            return lambda: main(["cache", "verify", "--cache-dir", str(folder / "cache")])
+            return lambda: list(store.verify())
         return lambda: (store.find("fuzz", 4), store.get("fuzz", 4, computed, lambda text: None))
 
     return st.tuples(folders(description, tensors), st.booleans(), st.integers(0, 5)), call

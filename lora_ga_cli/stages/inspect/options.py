@@ -9,7 +9,6 @@ from pathlib import Path
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.expressions import Expression, expression_faults
 
-
 LAYERS = "command line: --layers"
 
 
