@@ -1,7 +1,7 @@
 """Regular expressions that users write: an error that names the option, and a limit on the time of matching.
 
 An expression such as ``(a+)+$`` tries a number of ways that grows exponentially with the text. The expressions are
-those of Python's `re`, as in PEFT. (The package ``regex`` has time limits, but other matches, such as of ``\\w``, and it
+those of Python's `re`, as in PEFT. (The package ``regex`` has time limits, but other matches, such as of ``\\w``, and
 takes memory without bound to compile nested repetitions.) `re` looks for signals while it matches, so a timer ends it.
 """
 

@@ -1,6 +1,6 @@
-"""Inputs as nobody would write them: words of a command line, recipes, files of data, adapters and stored gradients.
+"""Inputs as nobody would write them: words of a command line, recipes, files of data, adapters, gradients.
 
-Each is a strategy of hypothesis. About half of the inputs are a real one with one or a few changes, so that they pass the
+Each is a strategy of hypothesis. Most of the inputs are a real one with one or a few changes, so that they pass the
 first checks and reach what comes after.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 import csv
+import gzip
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+import zstandard
 from hypothesis import strategies as st
 
 from lora_ga_cli.config.options import all_options
@@ -31,13 +33,18 @@ VALUES = st.recursive(
 )
 """Anything that JSON can say."""
 
-WORDS = (
-    "nan inf -inf -1 0 1 1.5 -0.0 .5 1_000 0x10 1e999 1e-400 true null ??? [] {} [[]] [1,2] [null] {a:1} {a:{b:[c]}} '' '\\''"
-    " ${rank} ${nope} ${oc.env:NOPE} ${oc.env:HOME} ${.rank} ${..rank} ${trainer} ${method.name} ${oc.decode:[} ${ ${} "
-    "1,2 1,a range(3) range(1,3,0) range(1,99999999999) range(nan,inf) choice(1,2) choice() glob(*) glob([*,a],exclude=a) "
-    "interval(0,1) sort(2,1) shuffle(1,2) tag(a,1) extend_list(1) int(x) float(nan) str(1) json_str({) bool(a) a=b = \\ ' \" "
-    "[ ] { } ( ) , : \x00 \ud800 \u202e é 𝔘 ~ ../x /nope a/b auto all-linear float32 lora_ga causal_lm q_proj .*"
-).split(" ")
+# fmt: off
+WORDS = [
+    "nan", "inf", "-inf", "-1", "0", "1", "1.5", "-0.0", ".5", "1_000", "0x10", "1e999", "1e-400", "true", "null",
+    "???", "[]", "{}", "[[]]", "[1,2]", "[null]", "{a:1}", "{a:{b:[c]}}", "''", "'\\''", "${rank}", "${nope}",
+    "${oc.env:NOPE}", "${oc.env:HOME}", "${.rank}", "${..rank}", "${trainer}", "${method.name}", "${oc.decode:[}",
+    "${", "${}", "1,2", "1,a", "range(3)", "range(1,3,0)", "range(1,99999999999)", "range(nan,inf)", "choice(1,2)",
+    "choice()", "glob(*)", "glob([*,a],exclude=a)", "interval(0,1)", "sort(2,1)", "shuffle(1,2)", "tag(a,1)",
+    "extend_list(1)", "int(x)", "float(nan)", "str(1)", "json_str({)", "bool(a)", "a=b", "=", "\\", "'", '"', "[",
+    "]", "{", "}", "(", ")", ",", ":", "é", "𝔘", "~", "../x", "/nope", "a/b", "auto", "all-linear", "float32",
+    "lora_ga", "causal_lm", "q_proj", ".*", "", "\x00", "\ud800", "\u202e",
+]
+# fmt: on
 LONG = [
     "9" * 5000,
     "a" * 10_000,
@@ -49,15 +56,19 @@ LONG = [
 ]
 EXPRESSIONS = ["(", "(a+)+$", "(\\w+\\.?)+!", "x{99999999999}", "(" * DEEP + ")" * DEEP, "(((a{100}){100}){100}){100}"]
 GROUPS = ("recipe", "model", "dataset", "method", "eval", "trainer", "gradient")
-HYDRAS = (
-    "hydra.job.name=x hydra.run.dir=x hydra.sweep.dir=x hydra.sweep.subdir=x hydra.verbose=true hydra.job.chdir=true "
-    "hydra.nope=1 hydra/launcher=nope hydra/sweeper=nope hydra/launcher=basic hydra.searchpath=[x] hydra=1 hydra.mode=RUN "
-    "hydra.job.env_set={a:b} hydra.output_subdir=x ~hydra.job hydra/job_logging=nope hydra.launcher.n_jobs=2"
-).split(" ")
-FLAGS = (
-    "-m --multirun --cfg job --cfg=hydra -c --info --info=defaults -p --package=trainer --run --resolve --config-dir nope "
-    "--config-dir --config-name=x --config-path=x --experimental-rerun=x --help --nope --shard 1/2 -- - -mm"
-).split(" ")
+# fmt: off
+HYDRAS = [
+    "hydra.job.name=x", "hydra.run.dir=x", "hydra.sweep.dir=x", "hydra.sweep.subdir=x", "hydra.verbose=true",
+    "hydra.job.chdir=true", "hydra.nope=1", "hydra/launcher=nope", "hydra/sweeper=nope", "hydra/launcher=basic",
+    "hydra.searchpath=[x]", "hydra=1", "hydra.mode=RUN", "~hydra.job", "hydra.job.env_set={a:b}",
+    "hydra.output_subdir=x", "hydra/job_logging=nope", "hydra.launcher.n_jobs=2",
+]
+FLAGS = [
+    "-m", "--multirun", "--cfg", "job", "--cfg=hydra", "-c", "--info", "--info=defaults", "-p", "--package=trainer",
+    "--run", "--resolve", "--config-dir", "nope", "--config-dir", "--config-name=x", "--config-path=x",
+    "--experimental-rerun=x", "--help", "--nope", "--shard", "1/2", "--", "-", "-mm",
+]
+# fmt: on
 
 
 @cache
@@ -235,33 +246,46 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return items
 
 
-ROWS: tuple[dict[str, Any], ...] = (
-    {"prompt": "1+1=", "answer": "2"},
-    {"instruction": "add", "input": "1 1", "output": "2"},
-    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
-    {
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-            {"role": "assistant", "tool_calls": []},
-        ]
-    },
-    {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
-    {"text": "all of it"},
-    {"text": "good", "label": 1},
+MESSAGES = ["dataset.messages=messages"]
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+ROWS: tuple[tuple[dict[str, Any], tuple[list[str], ...]], ...] = (
+    ({"prompt": "1+1=", "answer": "2"}, ([], ["dataset.prompt='{prompt}'", "dataset.answer='{answer}'"])),
+    (
+        {"instruction": "add", "input": "1 1", "output": "2"},
+        (
+            ["dataset.format=alpaca"],
+            ["dataset.prompt='{instruction}{?input} {input}{/input}'", "dataset.answer='{output}'"],
+        ),
+    ),
+    ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}, ([], MESSAGES)),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}], "content": ""},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+        (MESSAGES,),
+    ),
+    (
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
+        (["dataset.format=sharegpt"], ["dataset.messages=conversations"]),
+    ),
+    (
+        {"text": "all of it, and a_text_of.many.words_and_letters"},
+        (["dataset.text='{text}'"], ["dataset.text='{text}'", "dataset.keep={text: '(\\w+\\.?)+!'}"]),
+    ),
 )
-FORMATS: tuple[list[str], ...] = (
+"""Rows, and the options with which each can be read."""
+MORE: tuple[list[str], ...] = (
     [],
-    ["dataset.prompt={prompt}", "dataset.answer={answer}"],
-    ["dataset.prompt={instruction}{?input} {input}{/input}", "dataset.answer={output}"],
-    ["dataset.messages=messages"],
-    ["dataset.messages=conversations"],
-    ["dataset.text={text}"],
-    ["dataset.format=alpaca"],
-    ["dataset.format=sharegpt"],
-    ["dataset.on_bad_row=skip", "dataset.on_long_row=truncate"],
-    ["dataset.keep={text: '(\\w+\\.?)+!'}"],
+    ["dataset.on_bad_row=skip", "dataset.on_long_row=truncate", "dataset.allow_empty_answers=true"],
+    ["dataset.packing=true", "dataset.on_bad_row=skip"],
+    ["dataset.validation_fraction=0.5"],
+    ["dataset.column_names=[a,b]"],
 )
-ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "arrow", "txt", "jsonl.gz", "json.zst", "xml", "")
+ENDINGS = ("jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "json.zst", "jsonl", "json", "csv", "xml")
 PIECES = (
     b"\x00",
     b"\xff\xfe",
@@ -283,15 +307,23 @@ PIECES = (
 @st.composite
 def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """The ending of a file's name, its bytes, and the options with which it is read."""
-    ending, options = draw(st.sampled_from(ENDINGS)), draw(st.sampled_from(FORMATS))
+    ending, more = draw(st.sampled_from(ENDINGS)), draw(st.sampled_from(MORE))
+    row, ways = draw(st.sampled_from(ROWS))
+    options = [*draw(st.sampled_from(ways)), *more]
     if draw(st.integers(0, 11)) == 0:
         return ending, draw(st.binary(max_size=80)), options
-    rows = [copy.deepcopy(draw(st.sampled_from(ROWS)))] * draw(st.integers(0, 4))
-    if draw(st.integers(0, 3)):
-        rows = changed(draw, rows) if rows else rows
-    made = written(rows, ending)
-    if draw(st.booleans()):
+    rows: Any = [copy.deepcopy(row) for _ in range(draw(st.integers(1, 4)))]
+    how = draw(st.integers(0, 5))
+    if how <= 3:
+        rows = changed(draw, rows)
+    made = written(rows, ending.split(".")[0])
+    if how >= 3:
         made = bitten(draw, made, PIECES)
+    packed = {"gz": gzip.compress, "zst": zstandard.compress}.get(ending.rpartition(".")[2])
+    if packed is not None:
+        made = packed(made)
+        if draw(st.integers(0, 2)) == 0:
+            made = bitten(draw, made, PIECES)
     return ending, made, options
 
 
@@ -310,18 +342,14 @@ def written(rows: Any, ending: str) -> bytes:
         except csv.Error:
             return b""
         return file.getvalue().encode("utf-8", "surrogatepass")
-    if ending in ("parquet", "arrow"):
+    if ending == "parquet":
         import pyarrow as pa
         import pyarrow.parquet
 
         sink = pa.BufferOutputStream()
         try:
             table = pa.Table.from_pylist([row for row in rows if isinstance(row, dict)])
-            if ending == "parquet":
-                pa.parquet.write_table(table, sink)
-            else:
-                with pa.ipc.new_stream(sink, table.schema) as writer:
-                    writer.write_table(table)
+            pa.parquet.write_table(table, sink)
         except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):
             return b""
         return sink.getvalue().to_pybytes()
@@ -361,6 +389,3 @@ def changed_tensors(draw: st.DrawFn, data: bytes) -> bytes:
     text = json.dumps(changed(draw, header, VALUES | pick)).encode()
     count = draw(st.sampled_from([len(text)] * 6 + [0, 1, 2**40, 2**64 - 1]))
     return count.to_bytes(8, "little") + text + rest
-
-
-Changed = Callable[[st.DrawFn, Any], bytes]

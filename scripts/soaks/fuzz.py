@@ -1,8 +1,8 @@
 """Gives loraga inputs as nobody would write them; each has to work, or be refused in a line that says what is wrong.
 
-Of hypothesis come overrides of a command line, recipes and files of choices, files of data, adapters, and stored gradients
-(see `_cases.py`). Only the exit codes 0 and 2 are right, and nothing may compute for longer than ten seconds. The memory of
-the process is limited. What failed is printed, the shortest input of each kind of failure.
+Of hypothesis come words of a command line, recipes and files of choices, files of data, adapters, and stored gradients
+(see `_cases.py`). Only the exit codes 0 and 2 are right, and nothing may compute for longer than ten seconds. The
+memory of the process is limited. What failed is printed, with the shortest input of each kind of failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import report_error
-from soaks._cases import COMMANDS, changed_json, changed_tensors, data_files, yaml_files
+from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, yaml_files
 from soaks._figure import Figure, at_least, at_most
 from soaks._project import inside, make_base, make_rows, must, options, quickly
 
@@ -235,6 +235,7 @@ def data(folder: Path) -> Made:
 
     make_base(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(str(folder / "base"))
+    tokenizer.chat_template = CHAT
 
     def call(case: tuple[str, bytes, list[str]]) -> Callable[[], Any]:
         ending, content, words = case
@@ -243,7 +244,7 @@ def data(folder: Path) -> Made:
 
         def read() -> None:
             start = ["model=causal_lm", f"model.path={folder / 'base'}", "dataset=jsonl", f"dataset.train_file={file}"]
-            config = compose([*start, "dataset.max_length=64", *words])
+            config = compose([*start, "dataset.max_length=128", *words])
             load_data(config.dataset, task="causal_lm", tokenizer=tokenizer, seed=0, max_positions=128, vocabulary=259)
 
         return read
