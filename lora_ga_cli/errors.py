@@ -96,6 +96,8 @@ class SweepError(UserError):
         self.failures, self.jobs = list(failures), jobs
         self.results: list[dict[str, Any]] = []
         """The result or error of each job as plain data, where they are collected."""
+        if self.failures and all(getattr(failure, "exit_code", 1) == 2 for failure in self.failures):
+            self.exit_code = 2
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
         super().__init__(f"{share} jobs failed; run the same command again to repeat only those")
 

@@ -71,6 +71,11 @@ FLAGS = [
 # fmt: on
 
 
+def one_of(last: int) -> st.SearchStrategy[int]:
+    """A number from 0 to ``last``, each as often as the others; hypothesis's own integers are mostly 0."""
+    return st.sampled_from(range(last + 1))
+
+
 @cache
 def choices(group: str) -> list[str]:
     """The names of the files of a group."""
@@ -87,7 +92,7 @@ def option_names() -> list[str]:
 def keys(draw: st.DrawFn) -> str:
     """The part of an override before ``=``: mostly an option or a group, sometimes with something at either end."""
     key = draw(st.sampled_from(option_names()) | st.sampled_from(GROUPS) | TEXT)
-    if draw(st.integers(0, 4)) == 0:
+    if draw(one_of(4)) == 1:
         before = draw(st.sampled_from(["+", "++", "~", "/", ".", "override ", ""]))
         after = draw(st.sampled_from(["@x", ".x", ".", "..", "@hydra.job", ".0", " ", "[0]", ""]))
         key = f"{before}{key}{after}"
@@ -97,24 +102,26 @@ def keys(draw: st.DrawFn) -> str:
 @st.composite
 def overrides(draw: st.DrawFn) -> str:
     """One word of a command line."""
-    kind = draw(st.integers(0, 19))
-    if kind == 0:
+    kind = draw(one_of(49))
+    if kind == 49:
         return draw(st.sampled_from(FLAGS))
-    if kind == 1:
+    if kind == 48:
         return draw(st.sampled_from(HYDRAS))
-    if kind == 2:
+    if kind == 47:
+        return f"{draw(keys())}={draw(st.sampled_from(LONG))}"
+    if kind >= 45:
         return draw(TEXT)
-    if kind <= 5:
+    if kind >= 38:
         group = draw(st.sampled_from(GROUPS))
         return f"{group}={draw(st.sampled_from(choices(group)))}"
     value = draw(
         st.sampled_from(WORDS)
-        | st.sampled_from(LONG + EXPRESSIONS)
+        | st.sampled_from(EXPRESSIONS)
         | TEXT
         | NUMBERS.map(str)
         | VALUES.map(lambda value: json.dumps(value, ensure_ascii=False))
     )
-    if draw(st.integers(0, 9)) == 0:
+    if draw(one_of(9)) == 1:
         value = f"'{value}'"
     return f"{draw(keys())}={value}"
 
@@ -185,14 +192,14 @@ def yaml_files(draw: st.DrawFn) -> tuple[str, bytes]:
     group, text = draw(
         st.sampled_from([item for item in real_files() if item[0] == "recipe"]) | st.sampled_from(real_files())
     )
-    kind = draw(st.integers(0, 9))
+    kind = draw(one_of(9))
     if kind == 0:
         return group, draw(st.binary(max_size=60))
     if kind == 1:
         return group, draw(st.sampled_from(YAML_TEXTS)).encode()
     if kind <= 5:
         value = changed(draw, yaml.safe_load(text) or {})
-        if draw(st.integers(0, 3)) == 0 and isinstance(value, dict):
+        if draw(one_of(3)) == 1 and isinstance(value, dict):
             option = draw(st.sampled_from(option_names()))
             value |= {option.split(".")[0]: nested(option.split(".")[1:], draw(VALUES))}
         return group, yaml.safe_dump(value, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
@@ -213,7 +220,7 @@ def spliced(draw: st.DrawFn, text: str, pieces: st.SearchStrategy[str]) -> str:
             text = "\n".join(lines)
         else:
             place = draw(st.integers(0, len(text)))
-            text = text[:place] + draw(pieces) + text[place + draw(st.integers(0, 8)) :]
+            text = text[:place] + draw(pieces) + text[place + draw(one_of(8)) :]
     return text
 
 
@@ -225,7 +232,7 @@ def changed(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
         if not places:
             return draw(values)
         parent, key = draw(st.sampled_from(places))
-        match draw(st.integers(0, 4)):
+        match draw(one_of(4)):
             case 0:
                 del parent[key]
             case 1 if isinstance(parent, dict):
@@ -274,7 +281,7 @@ ROWS: tuple[tuple[dict[str, Any], tuple[list[str], ...]], ...] = (
     ),
     (
         {"text": "all of it, and a_text_of.many.words_and_letters"},
-        (["dataset.text='{text}'"], ["dataset.text='{text}'", "dataset.keep={text: '(\\w+\\.?)+!'}"]),
+        (["dataset.text='{text}'"],),
     ),
 )
 """Rows, and the options with which each can be read."""
@@ -308,12 +315,14 @@ PIECES = (
 def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """The ending of a file's name, its bytes, and the options with which it is read."""
     ending, more = draw(st.sampled_from(ENDINGS)), draw(st.sampled_from(MORE))
+    if draw(one_of(59)) == 59:
+        more = ["dataset.keep={text: '(\\w+\\.?)+!'}"]
     row, ways = draw(st.sampled_from(ROWS))
     options = [*draw(st.sampled_from(ways)), *more]
-    if draw(st.integers(0, 11)) == 0:
+    if draw(one_of(11)) == 1:
         return ending, draw(st.binary(max_size=80)), options
     rows: Any = [copy.deepcopy(row) for _ in range(draw(st.integers(1, 4)))]
-    how = draw(st.integers(0, 5))
+    how = draw(one_of(5))
     if how <= 3:
         rows = changed(draw, rows)
     made = written(rows, ending.split(".")[0])
@@ -322,7 +331,7 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     packed = {"gz": gzip.compress, "zst": zstandard.compress}.get(ending.rpartition(".")[2])
     if packed is not None:
         made = packed(made)
-        if draw(st.integers(0, 2)) == 0:
+        if draw(one_of(2)) == 1:
             made = bitten(draw, made, PIECES)
     return ending, made, options
 
@@ -361,8 +370,8 @@ def bitten(draw: st.DrawFn, data: bytes, pieces: Sequence[bytes]) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(data)))
         new = draw(st.sampled_from(pieces) | st.binary(max_size=8))
-        data = data[:place] + new + data[place + draw(st.integers(0, 12)) :]
-    return data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 5)) == 0 else data
+        data = data[:place] + new + data[place + draw(one_of(12)) :]
+    return data[: draw(st.integers(0, len(data)))] if draw(one_of(5)) == 1 else data
 
 
 PATTERNS = {"(\\w+\\.?)+!": 4, "(": 4, "q_proj": 8, "x" * 5000: 1, "(a|": 2}
@@ -374,12 +383,12 @@ CONFIG_VALUES = VALUES | st.sampled_from(
 def changed_json(draw: st.DrawFn, value: Any) -> bytes:
     """A JSON file with other content, or with other bytes."""
     text = json.dumps(changed(draw, value, CONFIG_VALUES), indent=1).encode()
-    return bitten(draw, text, PIECES) if draw(st.integers(0, 4)) == 0 else text
+    return bitten(draw, text, PIECES) if draw(one_of(4)) == 1 else text
 
 
 def changed_tensors(draw: st.DrawFn, data: bytes) -> bytes:
     """A safetensors file with another header, another length of the header, or other bytes."""
-    if draw(st.integers(0, 3)) == 0:
+    if draw(one_of(3)) == 1:
         return bitten(draw, data, PIECES)
     length = int.from_bytes(data[:8], "little")
     header, rest = json.loads(data[8 : 8 + length]), data[8 + length :]

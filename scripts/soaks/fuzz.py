@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import report_error
-from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, yaml_files
+from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, one_of, yaml_files
 from soaks._figure import Figure, at_least, at_most
 from soaks._project import inside, make_base, make_rows, must, options, quickly
 
@@ -57,14 +57,14 @@ class Found:
     Args:
         codes: how often each exit code came.
         failures: by kind of failure the shortest input, and the end of the traceback.
-        slowest: the longest computing of one input, in seconds.
+        slowest: the longest computing of one input, in seconds, and the input.
     """
 
     codes: Counter[int] = field(default_factory=Counter)
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
     failed: int = 0
     hung: int = 0
-    slowest: float = 0.0
+    slowest: tuple[float, str] = (0.0, "")
 
     def add(self, case: Any, call: Callable[[], Any]) -> None:
         """Runs one input."""
@@ -74,7 +74,7 @@ class Found:
         except TooLong as late:
             self.hung += 1
             code, failure, trace = -1, f"longer than {LIMIT:g} s", _end_of(late)
-        self.slowest = max(self.slowest, time.process_time() - began)
+        self.slowest = max(self.slowest, (time.process_time() - began, repr(case)))
         self.codes[code] += 1
         if failure:
             self.failed += 1
@@ -109,7 +109,7 @@ def outcome(call: Callable[[], Any]) -> tuple[int, str, str]:
     text = printed.getvalue()
     if code in (0, 2) and "Traceback (most recent" not in text:
         return code, "", ""
-    return code, failure or " ".join(text.split())[-160:], trace
+    return code, failure or f"exit code {code}: {' '.join(text.split())[-160:]}", trace
 
 
 def _too_long(number: int, frame: Any) -> None:
@@ -130,6 +130,7 @@ def _end_of(error: BaseException) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", type=int, default=200, help="how many inputs of each kind (200)")
     parser.add_argument("--only", default="", help="only kinds whose name contains this text")
+    parser.add_argument("--verbose", action="store_true", help="the slowest input of each kind")
 
 
 def run(options: argparse.Namespace) -> Iterator[Figure]:
@@ -150,7 +151,9 @@ def run(options: argparse.Namespace) -> Iterator[Figure]:
             yield Figure("  that were refused", f"{found.codes[2]:,}")
             yield at_most("  that ended otherwise", found.failed - found.hung)
             yield at_most(f"  that computed for longer than {LIMIT:g} s", found.hung)
-            yield Figure("  the slowest", f"{found.slowest:.1f} s")
+            yield Figure("  the slowest", f"{found.slowest[0]:.1f} s")
+            if options.verbose:
+                print(f"--- the slowest\n{found.slowest[1][:1500]}", flush=True)
             for failure, (case, trace) in found.failures.items():
                 print(f"--- {failure}\n{case[:1500]}\n{trace}", flush=True)
 
@@ -160,7 +163,13 @@ def tried(strategy: st.SearchStrategy[Any], call: Callable[[Any], Callable[[], A
     found = Found()
 
     @seeded(seed)
-    @settings(max_examples=cases, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def one(case: Any) -> None:
         if sum(found.codes.values()) < cases:  # hypothesis may run some again
@@ -196,7 +205,7 @@ def overrides(folder: Path) -> Made:
 
     def call(case: tuple[list[str], list[str], int]) -> Callable[[], Any]:
         start, words, dry = case
-        if dry == 0:
+        if dry == 39:
             return lambda: main(["train", "--dry-run", "--debug", *start, *words])
         jobs: list[str] = []
 
@@ -207,7 +216,7 @@ def overrides(folder: Path) -> Made:
 
         return lambda: launch([*start, *words], job)
 
-    return st.tuples(starts, COMMANDS, st.integers(0, 29)), call
+    return st.tuples(starts, COMMANDS, one_of(39)), call
 
 
 def recipes(folder: Path) -> Made:
@@ -257,10 +266,10 @@ def folders(draw: st.DrawFn, description: Any, tensors: bytes) -> tuple[bytes | 
     """The two files of an adapter or a gradient, of which one is changed, or both; None is a missing file."""
     import json
 
-    which = draw(st.integers(0, 9))
+    which = draw(one_of(9))
     first = changed_json(draw, description) if which < 7 else json.dumps(description).encode()
     second = changed_tensors(draw, tensors) if which >= 6 else tensors
-    return (None if draw(st.integers(0, 60)) == 0 else first), (None if draw(st.integers(0, 60)) == 0 else second)
+    return (None if draw(one_of(60)) == 1 else first), (None if draw(one_of(60)) == 1 else second)
 
 
 def laid_out(folder: Path, files: dict[str, bytes | None]) -> None:
@@ -297,7 +306,7 @@ def adapters(folder: Path) -> Made:
             return lambda: main(["convert", str(place), str(folder / "converted"), "--debug"])
         return lambda: load_adapter(copy.deepcopy(base), place, "cpu")
 
-    return st.tuples(folders(description, tensors), st.integers(0, 3)), call
+    return st.tuples(folders(description, tensors), one_of(3)), call
 
 
 def artifacts(folder: Path) -> Made:
@@ -336,7 +345,7 @@ def artifacts(folder: Path) -> Made:
             return lambda: list(store.verify())
         return lambda: (store.find("fuzz", 4), store.get("fuzz", 4, computed, lambda text: None))
 
-    return st.tuples(folders(description, tensors), st.booleans(), st.integers(0, 5)), call
+    return st.tuples(folders(description, tensors), st.booleans(), one_of(5)), call
 
 
 KINDS = {"overrides": overrides, "recipes": recipes, "data": data, "adapters": adapters, "artifacts": artifacts}
