@@ -92,7 +92,7 @@ def scenes(home: Path) -> list[Scene]:
         Scene("eval", trained, ["eval", str(RUN), "eval=loss", *scored], [f"{RUN}/eval.json"]),
         Scene("eval of answers", trained, ["eval", str(RUN), *gsm8k, *scored], [f"{RUN}/eval/gsm8k-*.jsonl"]),
         Scene("eval of programs", trained, ["eval", str(RUN), *programs, *scored], [f"{RUN}/eval/humaneval-*.jsonl"]),
-        Scene("sweep", [], ["train", "-m", *lora[:-1], "method=lora", "rank=1,2"], [f"runs/*/{adapter}"]),
+        Scene("sweep", [], ["train", "-m", *lora, "name=rank-${rank}", "rank=1,2"], [f"runs/*/{adapter}"]),
         Scene(
             "reproduce",
             [],
