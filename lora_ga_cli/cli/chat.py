@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ga_cli.cli.common import Code, Debug, split_folders, unknown_flags, words
+from lora_ga_cli.cli.output import Output, Written, print_line, with_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.stages.chat.session import Session
@@ -28,7 +29,7 @@ SIDE_BY_SIDE = 80
 YOU = "you> "
 
 
-def command(context: typer.Context, arguments: Words = None, code: Code = None, debug: Debug = False) -> None:
+def _chat(context: typer.Context, arguments: Words = None, code: Code = None, debug: Debug = False) -> Written:
     """Talk to trained models: answers appear as they are written, and adapters on one base are switched.
 
     On a terminal, /help lists the commands, such as /adapter NAME and /compare. In a pipe, each line is a message, and
@@ -42,9 +43,12 @@ def command(context: typer.Context, arguments: Words = None, code: Code = None, 
     faults = unknown_flags(context, options)
     if not names:
         faults.append(Fault("command line", "no run is named", "loraga chat runs/NAME"))
+    if Output.as_json and sys.stdin.isatty():
+        what = "--json answers the lines of a pipe, and this is a terminal"
+        faults.append(Fault("command line", what, 'echo "MESSAGE" | loraga chat runs/NAME --json'))
     if faults:
         raise InvalidInput(faults)
-    stdout = sys.stdout
+    stdout = Output.stdout if Output.as_json else sys.stdout
     try:
         # what is said while models load is no answer
         with contextlib.nullcontext() if sys.stdin.isatty() else contextlib.redirect_stdout(sys.stderr):
@@ -55,33 +59,27 @@ def command(context: typer.Context, arguments: Words = None, code: Code = None, 
         raise Interrupted("nothing is kept of a chat; run the same command again") from None
     except BrokenPipeError:  # whoever read the answers has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+    return Written()
+
+
+command = with_json(_chat, "In a pipe, print one JSON object for each line, and everything else on standard error.")
 
 
 def _session(names: Sequence[str], options: Sequence[str], stdout: Any) -> Session:
-    from pydantic import ValidationError
-
-    from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.evaluation.tasks.problems import GenerationOptions
-    from lora_ga_cli.stages.chat.models import OF_CHAT, generation_options, load_models
+    from lora_ga_cli.stages.chat.models import generation_options, load_models
     from lora_ga_cli.stages.chat.session import Session
+    from lora_ga_cli.stages.chat.settings import OF_CHAT, generation
 
     others, chosen = generation_options(options)
 
-    def options_of(values: dict[str, Any]) -> GenerationOptions:
-        try:
-            return GenerationOptions(task="chat", **values)
-        except ValidationError as error:
-            faults = [
-                Fault(f"eval.{item['loc'][0]}", f"{item['input']}: {item['msg'].lower()}") for item in error.errors()
-            ]
-            raise InvalidInput(faults) from None
-
-    options_of(chosen)
+    generation(chosen)
     models = load_models(names, others, chosen.get("prompt"))
     of_run = next(iter(models.speakers.values())).inputs.config.eval
     stored = {name: getattr(of_run, name) for name in OF_CHAT if name != "prompt" and hasattr(of_run, name)}
-    display = Terminal() if sys.stdin.isatty() else Lines(stdout)
-    return Session(models, options_of({**stored, **chosen}), display)
+    options_now = generation({**stored, **chosen})
+    if Output.as_json:
+        return Session(models, options_now, JsonLines(stdout))
+    return Session(models, options_now, Terminal() if sys.stdin.isatty() else Lines(stdout))
 
 
 class Terminal:
@@ -216,11 +214,54 @@ class Lines:
         self._stdout.flush()
 
 
+class JsonLines(Lines):
+    """Writes one JSON object for each line of a pipe: the line, the answers, and what the program said to it."""
+
+    def __init__(self, stdout: Any):
+        super().__init__(stdout)
+        self._answers: list[dict[str, str]] = []
+        self._said: list[str] = []
+        self._refused: str | None = None
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        self._said.append(text)
+
+    def refuse(self, text: str) -> None:
+        super().refuse(text)
+        self._refused = text
+
+    @contextlib.contextmanager
+    def answers(self, names: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
+        texts = ["" for _ in names]
+
+        def write(number: int, text: str) -> None:
+            texts[number] += text
+
+        yield write
+        self._answers = [{"name": name, "text": text} for name, text in zip(names, texts, strict=True)]
+
+    def begin(self) -> None:
+        """Forgets what belongs to earlier lines."""
+        self._answers, self._said, self._refused = [], [], None
+
+    def end(self, line: str) -> None:
+        """Writes what belongs to a line."""
+        found = {"line": line, "answers": self._answers, "said": self._said, "refused": self._refused}
+        print_line(found, self._stdout)
+
+
 def _answer_lines(session: Session) -> None:
     stream = getattr(sys.stdin, "buffer", None)
+    display = session.display
     for line in sys.stdin if stream is None else stream:
-        text = line if isinstance(line, str) else line.decode("utf-8", errors="replace")
-        if not session.handle(text.rstrip("\r\n")):
+        text = (line if isinstance(line, str) else line.decode("utf-8", errors="replace")).rstrip("\r\n")
+        if isinstance(display, JsonLines):
+            display.begin()
+        goes_on = session.handle(text)
+        if isinstance(display, JsonLines) and text.strip():
+            display.end(text)
+        if not goes_on:
             return
 
 

@@ -19,13 +19,18 @@ import typer
 from lora_ga_cli.cli.stopping import stopped
 
 HELP = "Print the result as one JSON object on standard output, and everything else on standard error."
-Json = Annotated[bool, typer.Option("--json", help=HELP)]
 
 
 class Output:
     """What ``--json`` set."""
 
     as_json = False
+    stdout: Any = None
+    """Where JSON goes with the flag; standard output of the program is then standard error."""
+
+
+class Written:
+    """The result of a command that wrote its JSON line by line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +41,12 @@ class Outcome:
     code: int
 
 
-def with_json(command: Callable[..., Any]) -> Callable[..., None]:
+def with_json(command: Callable[..., Any], text: str = HELP) -> Callable[..., None]:
     """A command of Typer with the flag ``--json``.
 
     Args:
-        command: returns its result as a mapping of plain data, or an `Outcome`.
+        command: returns its result as a mapping of plain data, an `Outcome`, or `Written`.
+        text: what ``--help`` says of the flag.
 
     Returns:
         The command with one more parameter. With the flag, standard output has only the result, or else an object with
@@ -53,32 +59,35 @@ def with_json(command: Callable[..., Any]) -> Callable[..., None]:
         if not as_json:
             _end(command(*arguments, **options))
             return
-        stdout = sys.stdout
+        stdout = Output.stdout = sys.stdout
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 outcome = command(*arguments, **options)
         except KeyboardInterrupt as error:
             interrupted = stopped(error)
-            _print({"error": error_as_data(interrupted)}, stdout)
+            print_line({"error": error_as_data(interrupted)}, stdout)
             raise interrupted from error
         except Exception as error:
             if (found := error_as_data(error)) is not None:
                 results = getattr(error, "results", None)  # of the jobs of a sweep
-                _print({**({"jobs": results} if results else {}), "error": found}, stdout)
+                print_line({**({"jobs": results} if results else {}), "error": found}, stdout)
             raise
         finally:
-            Output.as_json = False
-        _print(outcome.result if isinstance(outcome, Outcome) else outcome or {}, stdout)
+            Output.as_json, Output.stdout = False, None
+        if isinstance(outcome, Written):
+            return
+        print_line(outcome.result if isinstance(outcome, Outcome) else outcome or {}, stdout)
         _end(outcome)
 
+    flagged = Annotated[bool, typer.Option("--json", help=text)]
     # Typer reads the types from the signature, and finds no names in another module than this one
     types = get_type_hints(command, include_extras=True)
     given = [
         item.replace(annotation=types.get(item.name, Any)) for item in inspect.signature(command).parameters.values()
     ]
-    flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json)
+    flag = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flagged)
     framed.__signature__ = inspect.Signature([*given, flag])  # type: ignore[attr-defined]
-    framed.__annotations__ = {**types, "as_json": Json}
+    framed.__annotations__ = {**types, "as_json": flagged}
     return framed
 
 
@@ -99,7 +108,8 @@ def error_as_data(error: Exception) -> dict[str, Any] | None:
     return found | {"exit_code": error.exit_code if isinstance(error, UserError) else 1}
 
 
-def _print(result: Mapping[str, Any], stdout: Any) -> None:
+def print_line(result: Mapping[str, Any], stdout: Any) -> None:
+    """Writes plain data as one line of JSON."""
     if os.environ.get("RANK", "0") == "0":  # of several processes that train together
         stdout.write(json.dumps(plain(result), ensure_ascii=False, allow_nan=False) + "\n")
         stdout.flush()

@@ -45,11 +45,12 @@ def common_options() -> Options:
 def options_of_type(section: TypedSection, type_name: object) -> Options | None:
     """The options of a section for one of its types, by path; None if there is no such type."""
     options = section.options_of(type_name)
-    return _of_class(options, section.name) if options is not None else None
+    return options_of_class(options, section.name) if options is not None else None
 
 
 @cache
-def _of_class(options: type[Section], name: str) -> Options:
+def options_of_class(options: type[Section], name: str) -> Options:
+    """The options of a class, by paths that begin with the name of its section."""
     return Options(_walk(options, (name,)))
 
 
@@ -65,7 +66,7 @@ def all_options() -> Options:
 def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> Options:
     found = Options(common_options())
     for name, options in classes:
-        for path, field in _of_class(options, name).items():
+        for path, field in options_of_class(options, name).items():
             found.setdefault(path, field)
     return found
 
@@ -173,17 +174,18 @@ def misfit(path: KeyPath, value: Any) -> str | None:
     if isinstance(value, str) and "${" in value:
         return None
     if not needs_types(path):
-        return _misfit(path, value, common_options())
+        return unfitting(path, value, common_options())
     section = TYPED_SECTIONS[path[0]]
     problem = None
     for type_name in types_with(path):
-        problem = _misfit(path, value, options_of_type(section, type_name) or Options())
+        problem = unfitting(path, value, options_of_type(section, type_name) or Options())
         if problem is None:
             return None
     return problem
 
 
-def _misfit(path: KeyPath, value: Any, options: Options) -> str | None:
+def unfitting(path: KeyPath, value: Any, options: Options) -> str | None:
+    """Why a value does not fit an option, in a line; None if it fits, or is of no option among these."""
     field = options.get(path)
     if field is None:
         return None

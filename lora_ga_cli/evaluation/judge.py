@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from lora_ga_cli.config.schema import Positive, Section
+from lora_ga_cli.config.schema import Positive, Section, Temperature
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.evaluation.client import PROBE_RETRIES, Client, Item, Result, in_parallel
 from lora_ga_cli.files import read_json, sha256_json, write_json
@@ -34,8 +34,8 @@ class JudgeOptions(Section):
     """File of the judge's prompts, FastChat's ``judge_prompts.jsonl``."""
     references: str | None = None
     """File of the reference answers, FastChat's ``reference_answer/gpt-4.jsonl``."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Sampling temperature of the judge; 0 decodes greedily."""
+    temperature: Temperature = 0.0
+    """Sampling temperature of the judge, 0 or from 0.001 to 1000; 0 decodes greedily."""
     max_tokens: Positive = 2048
     """Longest judgement, in tokens."""
     retries: Annotated[int, Field(ge=0)] = 6

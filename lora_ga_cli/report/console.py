@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+from lora_ga_cli.files import size as size
 from lora_ga_cli.report.visible import visible
 
 PIPE_WIDTH = 160
@@ -63,15 +64,6 @@ def quiet() -> Iterator[None]:
 def number(value: int) -> str:
     """An integer with separators: 6,738,415,616."""
     return f"{value:,}"
-
-
-def size(count: float) -> str:
-    """A number of bytes in binary units: 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -25,12 +25,10 @@ MEANINGS = {
     ),
 }
 """What the figures are, by singular directions for each rank."""
-LIMITS = (
-    "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured on "
-    "a base of 33.7M weights (docs/benchmarks.md): at equal parameters, ranks by energy were no better than one rank "
-    "for all layers, and ranks against it were worse; from rank 32, which followed 99%, to rank 128 the loss still fell"
-)
-"""What the advice does not know, with what was measured."""
+LIMITS = "energy is that of the first step, and does not tell which rank a training needs: see docs/inspect.md"
+"""What the advice does not know."""
+TENSORS_ONLY = "memory counts the tensors on the device: the process, with its libraries, takes more"
+"""What a forecast of memory leaves out."""
 Layers = Mapping[str, Mapping[str, Any]]
 
 
@@ -73,17 +71,29 @@ def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> Non
     if advice["uniform"] is None:
         step("advice", advice["note"])
     else:
-        uniform = advice["uniform"]
-        step("advice", f"{share} in {_these(len(found['layers']))} together: rank={uniform['rank']}{_cost(uniform)}")
-        less = 1 - advice["parameters"] / uniform["parameters"]
-        if less > 0:
-            step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.1%} fewer parameters:")
-            say()
-            say(advice["override"])
-            say()
+        _show_ranks(advice, share, len(found["layers"]))
+        if advice["memory_bytes"] is not None:
+            step("advice", TENSORS_ONLY)
         if forecast_needs_recipe:
             step("advice", "with a recipe and no key, the memory of training is forecast too: loraga inspect recipe=…")
     step("advice", LIMITS)
+
+
+def _show_ranks(advice: Mapping[str, Any], share: str, count: int) -> None:
+    uniform = advice["uniform"]
+    step("advice", f"{share} in {_these(count)} together: rank={uniform['rank']}{_cost(uniform)}")
+    less = 1 - advice["parameters"] / uniform["parameters"]
+    line = (advice if less > 0 else uniform)["override"]
+    if less > 0:
+        step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.1%} fewer parameters")
+    if advice["note"]:
+        step("advice", advice["note"])
+    elif line != f"rank={uniform['rank']}":
+        only = "an adapter on these layers alone, " if "target_modules=" in line else ""
+        step("advice", f"{only}to paste behind loraga train with the other options of the recipe:")
+        say()
+        say(line)
+        say()
 
 
 def _these(count: int) -> str:

@@ -40,13 +40,11 @@ def print_comparison(
     metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
     settings = [name for name in columns if name not in metrics]
     shown = [name for name in settings if name in ("run", "method") or len({row[name] for row in rows}) > 1]
-    methods = {row["method"] for row in rows}
-    if len(rows) > 1 and len(methods) == len(rows) and "–" not in methods:
-        shown.remove("run")
     best = {name: None if name in unranked else _best(name, rows, name in lower_is_better) for name in metrics}
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in shown:
-        table.add_column(escape(name), no_wrap=True)
+        # names of runs often differ only at their ends
+        table.add_column(escape(name), no_wrap=name != "run", overflow="fold")
     for name in metrics:
         table.add_column(escape(name.replace("_", " ")), justify="right", no_wrap=True)
     for row in rows:

@@ -35,6 +35,7 @@ from soaks._project import (
     must,
     options,
     quickly,
+    train_until,
 )
 
 RUN = Path("runs/mine")
@@ -112,7 +113,7 @@ def make_scenes(home: Path) -> list[Scene]:
     for name, train, saved in (("stopped", plain, 2), ("chain", chain, 2)):
         (states / name).mkdir()
         with inside(states / name):
-            _train_until(saved, train)
+            train_until(saved, train)
     shutil.copytree(states / "stopped", states / "finished")
     with inside(states / "finished"):
         must("train", *plain)
@@ -163,26 +164,6 @@ def make_scenes(home: Path) -> list[Scene]:
 
 def _data(words: Sequence[str]) -> list[str]:
     return [word for word in words if word.startswith(("dataset", "cache_dir", "model=", "model.dtype"))]
-
-
-def _train_until(saved: int, words: Sequence[str]) -> None:
-    """Trains up to the checkpoint of this number, and stops as if the program had been killed behind it."""
-    from lora_ga_cli.errors import TrainingError
-    from lora_ga_cli.training import trainer
-
-    mark, count = trainer.mark_complete, 0
-
-    def marking(*arguments: Any) -> None:
-        nonlocal count
-        mark(*arguments)
-        count += 1
-        if count == saved:
-            raise TrainingError("stopped here")
-
-    with mock.patch.object(trainer, "mark_complete", marking):
-        done = loraga("train", *words)
-    if "stopped here" not in done.text:
-        raise RuntimeError(done.text)
 
 
 def _evaluate_until_interrupted() -> None:

@@ -13,6 +13,20 @@ from lora_ga_cli.files import one_name
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def sampling_temperature(value: float) -> float:
+    """The same temperature.
+
+    Raises:
+        ValueError: it is neither 0 nor in a range in which logits divided by it are finite and differ.
+    """
+    if value != 0 and not 1e-3 <= value <= 1e3:
+        raise ValueError("should be 0, for greedy answers, or from 0.001 to 1000")
+    return value
+
+
+Temperature = Annotated[float, AfterValidator(sampling_temperature)]
 Name = Annotated[str, AfterValidator(one_name)]
 """A text that is used in the name of a folder."""
 DataFiles = str | list[str] | dict[str, str | list[str]]

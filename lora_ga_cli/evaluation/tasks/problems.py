@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from lora_ga_cli.config.schema import EvalOptions, Positive
+from lora_ga_cli.config.schema import EvalOptions, Positive, Temperature
 from lora_ga_cli.data.faults import RowFaults
 from lora_ga_cli.errors import DataError
 
@@ -22,8 +22,8 @@ class GenerationOptions(EvalOptions):
     prompt: str | None = None
     """Template around a question, with ``{question}``. Null uses the benchmark's default; for a conversation that is
     the tokenizer's chat template."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    """Sampling temperature of the answers; 0 decodes greedily."""
+    temperature: Temperature = 0.0
+    """Sampling temperature of the answers, 0 or from 0.001 to 1000; 0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the smallest set of tokens whose probabilities sum to at least this."""
     samples: Positive = 1

@@ -23,15 +23,12 @@ from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import guess_task
 from lora_ga_cli.report.console import step
 from lora_ga_cli.stages.chat.prompts import ChatPrompt, chat_prompt
+from lora_ga_cli.stages.chat.settings import OF_CHAT
 from lora_ga_cli.stages.eval_targets import EvalTarget, find_target
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
 from lora_ga_cli.stages.shared_base import base_key, sharing_obstacle
 from lora_ga_cli.stages.trained import check_base
 
-SETTINGS = ("temperature", "top_p", "max_new_tokens")
-"""Options of generation that can be changed while the program runs."""
-OF_CHAT = (*SETTINGS, "prompt")
-"""The ``eval`` options that a chat has."""
 BASE = "__base__"
 """PEFT's name for no adapter, in a batch with rows for several."""
 

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-from pydantic import ValidationError
 
 from lora_ga_cli.data.faults import BadRow
-from lora_ga_cli.errors import suggest
+from lora_ga_cli.errors import InvalidInput, UserError, suggest
 from lora_ga_cli.evaluation.tasks.problems import GenerationOptions
-from lora_ga_cli.stages.chat.models import SETTINGS, Answer, ChatModels, Speaker, Voice
+from lora_ga_cli.stages.chat.models import Answer, ChatModels, Speaker, Voice
 from lora_ga_cli.stages.chat.prompts import Talk
+from lora_ga_cli.stages.chat.settings import OF_CHAT, SETTINGS, generation
 
 COMMANDS = {
     "/adapter": ("[NAME]", "lists the adapters, or chooses the one that answers"),
@@ -113,6 +113,12 @@ class Session:
         except torch.OutOfMemoryError:
             self.display.refuse("the accelerator's memory is full: /reset, or /set max_new_tokens to a lower number")
             return
+        except (UserError, OSError):
+            raise
+        except Exception as error:  # of the model's code or torch, of this message or these options
+            line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            self.display.refuse(f"no answer: {type(error).__name__}: {line} (another message, /reset, or /set)")
+            return
         if self.interrupted:
             self.display.say("interrupted; Ctrl-C again leaves")
         elif any(not answer.ended for answer in made):
@@ -127,7 +133,7 @@ class Session:
             return False
         obey = getattr(self, f"_{name.removeprefix('/')}_command", None)
         if name not in COMMANDS or obey is None:
-            self.display.refuse(f"no command {name}: {suggest(name, COMMANDS) or '/help lists them'}")
+            self.display.refuse(f"no command {name} ({suggest(name, COMMANDS) or '/help lists them'})")
             return True
         if rest and not COMMANDS[name][0]:
             self.display.refuse(f"{name} takes nothing after it")
@@ -143,7 +149,7 @@ class Session:
                 self.display.say(f"{mark} {speaker.name}: {speaker.prompt.description}")
             return
         if name not in speakers:
-            self.display.refuse(f"no adapter {name} here: {suggest(name, speakers) or ', '.join(speakers)}")
+            self.display.refuse(f"no adapter {name} here ({suggest(name, speakers) or '/adapter lists them'})")
             return
         self.speaker, self.base_only = speakers[name], False
         self.introduce()
@@ -180,15 +186,16 @@ class Session:
     def _set_command(self, text: str) -> None:
         name, given, value = (part.strip() for part in text.partition("="))
         if text and (name not in SETTINGS or not given):
-            hint = suggest(name, SETTINGS) or f"OPTION=VALUE with one of {', '.join(SETTINGS)}"
-            self.display.refuse(f"cannot set {text!r}: {hint}")
+            near = suggest(name, SETTINGS)
+            hint = near if near.startswith("did") and given else f"OPTION=VALUE with one of {', '.join(SETTINGS)}"
+            self.display.refuse(f"cannot set {text!r} ({hint})")
             return
         if text:
             try:
-                values = self.options.model_dump() | {name: value}
-                self.options = GenerationOptions.model_validate(values, strict=False)
-            except ValidationError as error:
-                self.display.refuse(f"{name}={value}: {error.errors()[0]['msg'].lower()}")
+                kept = {other: getattr(self.options, other) for other in OF_CHAT}
+                self.options = generation(kept | {name: value})
+            except InvalidInput as error:
+                self.display.refuse(", ".join(fault.what.removeprefix("eval.") for fault in error.faults))
                 return
         self.display.say(self.state())
 

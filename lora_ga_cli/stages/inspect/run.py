@@ -7,7 +7,8 @@ from typing import Any
 from lora_ga_cli.files import read_json, sha256_file, write_json
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.report.console import step
-from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_adapter_of_run
+from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_changes
+from lora_ga_cli.stages.inspect.again import words_again
 from lora_ga_cli.stages.inspect.gradient import artifact_of_run, gradient_part, show_gradient, vectors_of
 from lora_ga_cli.stages.inspect.loaded import why_not
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -43,7 +44,15 @@ def inspect_run(
     found = {
         "format": FORMAT,
         "of": {"adapter_sha256": _adapter_digest(run), "gradient": run.manifest.get("gradient")},
-        "gradient": None if artifact is None else gradient_part(artifact, share=share, vectors=vectors_of(config)),
+        "gradient": None
+        if artifact is None
+        else gradient_part(
+            artifact,
+            share=share,
+            vectors=vectors_of(config),
+            config=config,
+            again=words_again(run.manifest.get("provenance")),
+        ),
         "adapter": inspect_adapter(
             run,
             with_base=with_base,
@@ -72,19 +81,25 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
     Raises:
         RunError: the run has not finished.
     """
-    if run.finished:
-        check_result(run)
-    found = inspect_run(run, with_base=options.with_base, share=options.share, options=options)
-    artifact = artifact_of_run(run)
+    require_finished(run)
+    check_result(run)
+    artifact, figures = artifact_of_run(run), options.figures_for("", run.path)
     if artifact is not None:
-        show_gradient(artifact, options, options.figures_for(run.path), vectors_of(stored_config(run)))
+        options.check_selection(artifact.factors, "the run's gradient")
+    found: dict[str, Any] = dict(inspect_run(run, with_base=options.with_base, share=options.share, options=options))
+    files = []
+    if artifact is not None:
+        again = words_again(run.manifest.get("provenance"))
+        found["gradient"], file = show_gradient(artifact, options, figures, config=stored_config(run), again=again)
+        files.append(file)
     else:
         step("gradient", _why_no_gradient(run))
     if found["adapter"] is not None:
-        show_adapter_of_run(run, found["adapter"], options)
+        found["adapter"], file = show_changes(run.path, found["adapter"], options, figures)
+        files.append(file)
     else:
         step("adapter", why_not(run, stored_config(run)))
-    return {"run": run.path, **found}
+    return {"run": run.path, **found, "figures": files}
 
 
 def _adapter_digest(run: RunFolder) -> str | None:
