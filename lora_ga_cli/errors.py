@@ -74,6 +74,8 @@ class GradientError(UserError):
 class ArtifactDamaged(GradientError):
     """A stored gradient artifact does not have the bytes that were written."""
 
+    exit_code = 2
+
 
 class EqualityError(UserError):
     """Two forms of a model that should compute the same do not."""
@@ -95,6 +97,8 @@ class SweepError(UserError):
         self.failures, self.jobs, self.reason = list(failures), jobs, reason
         self.results: list[dict[str, Any]] = []
         """The result or error of each job as plain data, where they are collected."""
+        if self.failures and all(getattr(failure, "exit_code", 1) == 2 for failure in self.failures):
+            self.exit_code = 2
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
         begin = f"{reason}: " if reason else ""
         super().__init__(f"{begin}{share} jobs failed; run the same command again to repeat only those")

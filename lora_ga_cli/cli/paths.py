@@ -16,7 +16,7 @@ from lora_ga_cli.files import disk_room, final_path, folder_problem, with_room
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
-WRITING_FAILED = ("inline_container.cc", "PytorchStreamWriter failed")
+WRITING_FAILED = ("inline_container.cc", "PytorchStreamWriter failed", "iostream error")
 """What torch says, without a reason, where it cannot write a file to its end."""
 BY_NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust say the system's error."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
 from lora_ga_cli.files import read_json
+from lora_ga_cli.lora.description import read_description
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.methods import custom
 from lora_ga_cli.methods.base import Method, Model
@@ -58,10 +58,10 @@ def adapter_class(folder: Path) -> type[Method]:
     """
     if is_custom_adapter(folder):
         return _custom_class(folder)
-    read_json(folder / CONFIG_FILE)
+    config = read_description(folder)
     if not (folder / "adapter_model.bin").exists():
         check_readable(folder / WEIGHTS_FILE)
-    kind = str(getattr(PeftConfig.from_pretrained(str(folder)).peft_type, "value", ""))
+    kind = str(getattr(config.peft_type, "value", ""))
     classes = (METHODS[name] for name in METHODS.names())
     return next((method for method in classes if method.peft_type == kind), Method)
 

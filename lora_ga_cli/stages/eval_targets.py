@@ -14,7 +14,8 @@ from lora_ga_cli.config.compose import compose_around
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError, system_fault
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import folder_problem, read_json, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import folder_problem, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.report.console import step
@@ -110,7 +111,7 @@ def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> 
         run = RunFolder(folder)
         return target_of_run(run, config_of(run, options))
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = described(folder).get("base_model_name_or_path")
         return of_adapter(folder, composed(options, base, to_score=to_score))
     if is_custom_adapter(folder):
         return of_adapter(folder, composed(options, None, to_score=to_score))

@@ -69,7 +69,8 @@ def without_head(model: PeftModel) -> Iterator[Callable[[Mapping[str, Tensor]], 
 
     Where the head has an adapter itself, or the model has none, it runs to its end.
     """
-    head = model.get_base_model().get_output_embeddings()
+    base: Any = model.get_base_model()
+    head: nn.Module | None = base.get_output_embeddings()
 
     def stop(*_: Any) -> None:
         raise _AllLayersSeen

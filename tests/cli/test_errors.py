@@ -173,6 +173,10 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
             "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
         (
+            RuntimeError("basic_ios::clear: iostream error"),
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
+        ),
+        (
             RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214"),
             "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
@@ -190,6 +194,7 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
         "read-only",
         "full",
         "full, said by a library",
+        "full, said by a stream of C++",
         "full, said by torch",
         "limit",
         "limit, open file",

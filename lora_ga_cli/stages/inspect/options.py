@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.expressions import Expression, expression_faults
 
 PLACE = "command line"
+LAYERS = f"{PLACE}: --layers"
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,7 @@ class InspectOptions:
         if self.layers is not None:
             if not self.layers:
                 yield Fault(PLACE, "--layers is empty", "leave it out for all layers")
-            try:
-                re.compile(self.layers)
-            except re.error as error:
-                yield Fault(PLACE, f"--layers {self.layers}: {error}", "a regular expression of Python")
+            yield from expression_faults(LAYERS, self.layers)
         if self.modules is not None and not all(self.endings):
             what = f"--modules '{self.modules}' has an empty entry"
             yield Fault(PLACE, what, "endings of names with commas between them: q_proj,v_proj")
@@ -95,7 +93,7 @@ class InspectOptions:
         """Whether a layer is to be inspected, by its full name."""
         if self.endings and not any(_ends(name, item) for item in self.endings):
             return False
-        return self.layers is None or re.search(self.layers, name) is not None
+        return self.layers is None or Expression(LAYERS, self.layers).search(name) is not None
 
     def check_selection(self, names: Collection[str], whose: str) -> None:
         """Refuses options that select no layer, or of which an entry means none.
@@ -116,7 +114,7 @@ class InspectOptions:
             if not any(_ends(name, entry) for name in names):
                 wrong = True
                 yield Fault(PLACE, f"--modules {entry}: no layer of {whose} ends with it", _meant(entry, names))
-        if self.layers is not None and not any(re.search(self.layers, name) for name in names):
+        if self.layers is not None and not any(map(Expression(LAYERS, self.layers).search, names)):
             wrong = True
             what = f"--layers {self.layers}: matches no full name of a layer of {whose}"
             yield Fault(PLACE, what, _meant(self.layers, names))

@@ -168,7 +168,7 @@ def test_a_gradient_knows_the_command_that_made_it() -> None:
         (["ab"], "2 gradients have a key that begins so"),
         (["abc", "rank=3"], "rank=3: options of a recipe do not go with abc"),
         (["abc", "--share", "1.5"], "--share 1.5"),
-        (["abc", "--layers", "("], "--layers (: "),
+        (["abc", "--layers", "("], "--layers: '(' is no regular expression"),
         (
             ["abc", "--modules", "nosuch"],
             "--modules nosuch: no layer of the gradient ends with it (a full name is model",
