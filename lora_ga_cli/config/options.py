@@ -66,7 +66,7 @@ def all_options() -> Options:
 def _merged(classes: tuple[tuple[str, type[Section]], ...]) -> Options:
     found = Options(common_options())
     for name, options in classes:
-        for path, field in _of_class(options, name).items():
+        for path, field in options_of_class(options, name).items():
             found.setdefault(path, field)
     return found
 

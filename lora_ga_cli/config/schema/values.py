@@ -11,6 +11,8 @@ from lora_ga_cli.files import one_name
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
 def sampling_temperature(value: float) -> float:
     """The same temperature.
 

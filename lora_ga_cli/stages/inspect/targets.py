@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.files import BUNDLED, PACKAGE, cache_root
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.stages.inspect.adapter import show_adapter
@@ -56,6 +56,9 @@ def find(text: str, cache_dir: str | None = None) -> Target:
     if folder.is_dir():
         what = f"no run, adapter or gradient (none of {', '.join(files)} is there)"
         raise InvalidInput([Fault(text, what)])
+    if text.startswith((BUNDLED, PACKAGE)):
+        what = "a model; a run, an adapter or a gradient can be inspected"
+        raise InvalidInput([Fault(text, what, f"loraga inspect model.path={text} … inspects its gradient")])
     store = ArtifactStore(cache_root(cache_dir))
     hits = [entry for entry in store.stored() if entry.name.startswith(text)]
     if not hits:
