@@ -70,7 +70,7 @@ def targets_on_base(base: str, adapters: Sequence[str], options: Sequence[str]) 
     if first.config.model.task == "sequence_classification":
         step("eval", f"{base} is not scored beside its adapters: without one, it has no trained head")
         return targets
-    name = Path(place).name if folder.is_dir() else place.replace("/", "--")
+    name = folder.resolve().name if folder.is_dir() else place.replace("/", "--")
     for other in targets:
         if other is not first and _rows(other.config) != _rows(first.config):
             warn(f"{base} is scored on the rows of {first.name}, and {other.name} on others")
