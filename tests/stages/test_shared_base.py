@@ -114,9 +114,6 @@ def test_a_base_is_scored_beside_the_adapters_on_it(loraga: Loraga, home: Path, 
     loads.clear()
     out = loraga("eval", "base", "--adapters", "head,b", *SHORT, *DATA[-1:], code=2)
     assert "no data set to score on" in out
-    out = loraga("eval", "base", "--adapters", "a,runs/mine", *SHORT, *DATA[-1:])
-    assert "a is scored on the rows of mine" in out
-    loads.clear()
     out = loraga("eval", "base", "--adapters", "head,b", *SHORT, *DATA)
     assert "base is loaded once, for base, b" in out
     assert "head is loaded apart: lm_head was trained with it (modules_to_save)" in out
@@ -124,9 +121,10 @@ def test_a_base_is_scored_beside_the_adapters_on_it(loraga: Loraga, home: Path, 
     table = out[out.index(" run ") :].splitlines()
     assert [line.split()[0] for line in table[2:5]] == ["base", "head", "b"]
     loads.clear()
-    out = loraga("eval", "base", "--adapters", "runs/mine", *SHORT, "device=cpu")
+    out = loraga("eval", "base", "--adapters", "a,runs/mine", *SHORT, "device=cpu")
+    assert "a is scored on the rows of mine" in out
     assert loads == ["base"]
-    assert "base is loaded once, for base, mine" in out
+    assert "base is loaded once, for base, a, mine" in out
     out = loraga("eval", "other", "--adapters", "runs/mine,a", *SHORT, *DATA[-1:], code=2)
     assert re.search(r"runs/mine was trained on \./base, and the files of \S+/other are others", out)
 
