@@ -10,25 +10,26 @@ Importing this module costs nothing: the command line imports it before it knows
 from __future__ import annotations
 
 import os
+import sys
+import uuid
 from typing import TYPE_CHECKING, TypeVar
 
+from lora_ga_cli import peers
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.peers import count as count
+from lora_ga_cli.peers import index as index
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 T = TypeVar("T")
+_STARTED = uuid.uuid4().hex
 
 
-def count() -> int:
-    """The number of processes that train together (``WORLD_SIZE``)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def index() -> int:
-    """The number of this process, from 0 (``RANK``)."""
-    return int(os.environ.get("RANK", "0"))
+def this_process() -> tuple[str, int]:
+    """Tells this process from every other one, also from those of other machines and from forks of this one."""
+    return _STARTED, os.getpid()
 
 
 def is_main() -> bool:
@@ -51,7 +52,7 @@ def check_tasks() -> None:
         [
             Fault(
                 "Slurm",
-                f"it started {tasks} tasks of this command, and each would train the same run",
+                f"it started {tasks} tasks of this command, and each would do the same and write the same files",
                 "set ntasks=1 (hydra.launcher.tasks_per_node=1 for submitit), or start torchrun with one task on each "
                 "node; parts of a sweep take --shard",
             )
@@ -64,12 +65,14 @@ def join(cpu: bool) -> None:
     if count() > 1:
         from accelerate.state import PartialState
 
+        peers.watch()
         PartialState(cpu=cpu)
 
 
 def leave() -> None:
     """Ends what `join` began, in every process that ended without an error."""
-    if count() > 1:
+    if count() > 1 and "torch" in sys.modules:
+        peers.ended()
         from torch import distributed
 
         if distributed.is_initialized():

@@ -74,6 +74,8 @@ class GradientError(UserError):
 class ArtifactDamaged(GradientError):
     """A stored gradient artifact does not have the bytes that were written."""
 
+    exit_code = 2
+
 
 class EqualityError(UserError):
     """Two forms of a model that should compute the same do not."""
@@ -86,19 +88,23 @@ class TrainingError(UserError):
 class SweepError(UserError):
     """Some jobs of a sweep failed; the others finished."""
 
-    def __init__(self, failures: Sequence[Exception], jobs: int | None = None):
+    def __init__(self, failures: Sequence[Exception], jobs: int | None = None, reason: str = ""):
         """Args:
         failures: the errors that they raised.
         jobs: the number of jobs; None if a launcher ran them in other processes and reported only the first failure.
+        reason: what no job has reported, such as that a launcher cannot start any.
         """
-        self.failures, self.jobs = list(failures), jobs
+        self.failures, self.jobs, self.reason = list(failures), jobs, reason
         self.results: list[dict[str, Any]] = []
         """The result or error of each job as plain data, where they are collected."""
+        if self.failures and all(getattr(failure, "exit_code", 1) == 2 for failure in self.failures):
+            self.exit_code = 2
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
-        super().__init__(f"{share} jobs failed; run the same command again to repeat only those")
+        begin = f"{reason}: " if reason else ""
+        super().__init__(f"{begin}{share} jobs failed; run the same command again to repeat only those")
 
-    def __reduce__(self) -> tuple[type[SweepError], tuple[list[Exception], int | None]]:
-        return type(self), (self.failures, self.jobs)
+    def __reduce__(self) -> tuple[type[SweepError], tuple[list[Exception], int | None, str]]:
+        return type(self), (self.failures, self.jobs, self.reason)
 
 
 class Interrupted(UserError):

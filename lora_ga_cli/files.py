@@ -41,6 +41,8 @@ CACHE_VARIABLES = (
     "MPLCONFIGDIR",
 )
 """Environment variables of loraga and its libraries that name a folder of a cache."""
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says where writing is not allowed."""
 LEAST_ROOM = 2**20
 """Bytes that have to be free on a disk before a run begins."""
 LONGEST_NAME = 200
@@ -91,13 +93,36 @@ def one_name(text: str) -> str:
 
 
 def cache_root(configured: str | None) -> Path:
-    """The folder of the cache: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``."""
-    chosen = configured or os.environ.get("LORAGA_CACHE")
-    if chosen:
-        return resolve_path(chosen)
+    """The folder of the cache that is written: as configured, else ``$LORAGA_CACHE``, else ``~/.cache/loraga``.
+
+    If the first of these may only be read (see `shared_cache`), it is the next one that can be written.
+    """
+    first, *others = _cache_places(configured)
+    if not may_only_be_read(first):
+        return first
+    return next((place for place in others if folder_problem(place) is None), first)
+
+
+def shared_cache(configured: str | None) -> Path | None:
+    """The folder of the cache that is read besides: the first choice, if it may only be read, such as a team's."""
+    first = _cache_places(configured)[0]
+    return first if first != cache_root(configured) else None
+
+
+def _cache_places(configured: str | None) -> list[Path]:
+    """The folders that may be the cache, those that are preferred first."""
+    chosen = [resolve_path(text) for text in (configured, os.environ.get("LORAGA_CACHE")) if text]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     # the XDG specification: what is empty or relative counts as not set
-    return (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"
+    return [*chosen, (folder if folder.is_absolute() else Path.home() / ".cache") / "loraga"]
+
+
+def may_only_be_read(folder: Path) -> bool:
+    """Whether a folder exists and can be read, and the system forbids to write into it."""
+    if not os.access(folder, os.R_OK | os.X_OK) or not folder.is_dir():
+        return False
+    problem = folder_problem(folder)
+    return problem is not None and problem.errno in FORBIDDEN
 
 
 def forget_empty_variables() -> None:
@@ -128,15 +153,43 @@ def folder_problem(folder: Path) -> OSError | None:
         except OSError as error:
             return error
         if not os.access(path, os.W_OK | os.X_OK):
-            return OSError(errno.EACCES, os.strerror(errno.EACCES))
-        if shutil.disk_usage(path).free < LEAST_ROOM:
-            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return None
+            code = errno.EROFS if _is_on_read_only_disk(path) else errno.EACCES
+            return OSError(code, os.strerror(code))
+        return with_room(errno.ENOSPC, path) if shutil.disk_usage(path).free < LEAST_ROOM else None
     return None
+
+
+def _is_on_read_only_disk(path: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def with_room(code: int, folder: Path) -> OSError:
+    """The system's error about a full disk, with the bytes that are free.
+
+    Args:
+        code: of the error.
+        folder: a folder on the disk, which need not exist yet.
+    """
+    return OSError(code, f"{os.strerror(code)}, {size(disk_room(folder))} are free now")
+
+
+def size(count: float) -> str:
+    """A number of bytes in binary units: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
 
 
 TEMPORARY = re.compile(r"\.(.+)\.loraga-[a-z0-9_]{8}\.(tmp|old)")
 """Names of the temporary files and folders that are made here, and of no others: what was left is removed."""
+
+
+def final_path(path: str | Path) -> Path:
+    """The path without the names of temporary files and folders, which mean nothing to a user."""
+    found = ((part, TEMPORARY.fullmatch(part)) for part in Path(path).parts)
+    return Path(*(match.group(1) if match else part for part, match in found))
 
 
 def disk_room(folder: Path) -> int:

@@ -3,7 +3,8 @@
 Where unfinished work can be saved, it is saved first: inside `deferred` a signal is only remembered, and the code there
 asks for it with `requested`. Everywhere else a signal raises an `Interruption`, as Python's own handler does for
 Ctrl-C.
-A second Ctrl-C ends the process at once.
+A second Ctrl-C ends the process at once. A later SIGTERM or SIGHUP raises again, where the first did: what the first
+one raised may have been lost, as in a destructor or in a library that catches everything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +24,10 @@ NAMES = {
     if hasattr(signal, name)  # Windows has no SIGHUP
 }
 """The signals that are handled, and what a user calls them."""
+
+
+TOGETHER = 1.0
+"""Seconds after a signal in which others mean the same: a launcher passes on what a scheduler has sent to everyone."""
 
 
 class Interruption(KeyboardInterrupt):
@@ -43,13 +49,14 @@ class _State:
     """What this process knows of signals."""
 
     requested: int | None = None
+    came = 0.0
     raises = True
     children: Callable[[], list[int]] | None = None
     is_worker = False
 
 
 def requested() -> int | None:
-    """The first signal that came since `handled` began; None if there was none."""
+    """The first signal that came inside `handled`; None if there was none."""
     return _State.requested
 
 
@@ -64,16 +71,19 @@ def stop_if_requested() -> None:
 
 
 def _handle(number: int, frame: Any) -> None:
-    first = _State.requested is None
-    if first:
+    now = time.monotonic()
+    again = _State.requested is not None and now - _State.came < TOGETHER
+    if _State.requested is None:
         _State.requested = number
+    if not again:
+        _State.came = now
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if _State.children is not None:
         for child in _State.children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGTERM)  # a terminal sends Ctrl-C to them too, and a second one would kill them
-    if first and _State.raises:
+    if _State.raises and not again:
         raise Interruption(number)
 
 
@@ -106,6 +116,8 @@ def handled() -> Iterator[None]:
             _end_workers()
         for number, action in taken.items():
             signal.signal(number, action)
+        if taken:
+            _State.requested = None
 
 
 def _end_workers() -> None:

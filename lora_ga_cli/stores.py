@@ -18,18 +18,29 @@ class FolderStore:
 
     Args:
         folder: where the entries are; it need not exist.
+        shared: a folder with more entries, which are read and nothing else. An entry in it is complete, because it
+            gets its name after it is written, so it is read without a lock.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, shared: Path | None = None):
+        self.folder, self.shared = folder, shared
 
     def path(self, key: str) -> Path:
-        """The folder of an entry, whether it is stored or not."""
+        """The folder in which an entry is made, whether it is stored or not."""
         return self.folder / key
+
+    def places(self, key: str) -> list[Path]:
+        """The folders in which an entry is stored: at most two."""
+        folders = [self.path(key), *([self.shared / key] if self.shared is not None else [])]
+        return [folder for folder in folders if folder.is_dir()]
 
     def stored(self) -> list[Path]:
         """The folder of every entry, in no order."""
-        return [item for item in self.folder.iterdir() if _is_entry(item)] if self.folder.is_dir() else []
+        entries: dict[str, Path] = {}
+        for folder in (self.shared, self.folder):  # what was made here is used in the place of what is only read
+            if folder is not None and folder.is_dir():
+                entries |= {item.name: item for item in folder.iterdir() if _is_entry(item)}
+        return list(entries.values())
 
     @contextlib.contextmanager
     def claimed(self, key: str, notify: Notify, waiting: str) -> Iterator[None]:

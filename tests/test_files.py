@@ -209,7 +209,17 @@ def test_what_speaks_against_a_folder_is_found_without_creating_it(
 
 def test_a_full_disk_speaks_against_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    assert files.folder_problem(tmp_path).errno == errno.ENOSPC  # type: ignore[union-attr]
+    problem = files.folder_problem(tmp_path)
+    assert problem is not None
+    assert problem.errno == errno.ENOSPC
+    assert problem.strerror == "No space left on device, 1000 B are free now"
+
+
+def test_messages_have_no_names_of_temporary_files(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "merged") as folder, files.atomic_file(folder / "a.json") as file:
+        assert file.name != "a.json"
+        assert files.final_path(file) == tmp_path / "merged" / "a.json"
+    assert files.final_path(".hidden.tmp") == Path(".hidden.tmp")
 
 
 def test_bundled_paths_are_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

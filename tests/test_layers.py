@@ -19,7 +19,8 @@ PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
-    {"files", "stores", "distributed", "garbage", "registry", "interruption"},
+    {"peers"},
+    {"files", "stores", "distributed", "garbage", "gpus", "registry", "interruption", "reachable", "expressions"},
     {"digests"},
     {"config"},
     {"model", "data"},

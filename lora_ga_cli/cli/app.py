@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from lora_ga_cli import __version__, distributed, garbage, interruption
+from lora_ga_cli import __version__, distributed, garbage, interruption, peers
 from lora_ga_cli.cli import (
     cache,
     chat,
@@ -28,9 +28,9 @@ from lora_ga_cli.cli import (
     train,
     watch,
 )
-from lora_ga_cli.cli.common import PASS_THROUGH, State, report_error
+from lora_ga_cli.cli.common import PASS_THROUGH, State, fail
 from lora_ga_cli.cli.lost_terminal import outlive_terminal
-from lora_ga_cli.cli.stopping import Given, stopped
+from lora_ga_cli.cli.stopping import Given, report_lost, stopped
 from lora_ga_cli.files import forget_empty_variables
 
 
@@ -42,6 +42,16 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise stopped(error) from error
+
+
+class WritingCommand(TyperCommand):
+    """A command that writes. Copies of it, as Slurm starts them, are refused, except where it writes nothing or each of
+    them does a part of its own."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        if not any(ctx.params.get(name) for name in ("shard", "dry_run", "preview")):
+            distributed.check_tasks()
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -71,19 +81,19 @@ def options(
     """Options of loraga itself."""
 
 
-app.command("estimate-grad", context_settings=PASS_THROUGH)(estimate_grad.command)
-app.command("init", context_settings=PASS_THROUGH)(init.command)
-app.command("train", context_settings=PASS_THROUGH)(train.command)
+app.command("estimate-grad", cls=WritingCommand, context_settings=PASS_THROUGH)(estimate_grad.command)
+app.command("init", cls=WritingCommand, context_settings=PASS_THROUGH)(init.command)
+app.command("train", cls=WritingCommand, context_settings=PASS_THROUGH)(train.command)
 app.command("watch")(watch.command)
-app.command("eval", context_settings=PASS_THROUGH)(evaluate.command)
+app.command("eval", cls=WritingCommand, context_settings=PASS_THROUGH)(evaluate.command)
 app.command("chat", context_settings=PASS_THROUGH)(chat.command)
-app.command("inspect", context_settings=PASS_THROUGH)(inspect.command)
-app.command("merge", context_settings=PASS_THROUGH)(merge.command)
-app.command("export")(export.command)
-app.command("push")(push.command)
-app.command("convert")(convert.command)
-app.command("reproduce", context_settings=PASS_THROUGH)(reproduce.command)
-app.command("report")(report.command)
+app.command("inspect", cls=WritingCommand, context_settings=PASS_THROUGH)(inspect.command)
+app.command("merge", cls=WritingCommand, context_settings=PASS_THROUGH)(merge.command)
+app.command("export", cls=WritingCommand)(export.command)
+app.command("push", cls=WritingCommand)(push.command)
+app.command("convert", cls=WritingCommand)(convert.command)
+app.command("reproduce", cls=WritingCommand, context_settings=PASS_THROUGH)(reproduce.command)
+app.command("report", cls=WritingCommand)(report.command)
 app.command("env")(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")
@@ -101,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except Exception as error:
+        code = fail(error, silent=State.debug)
         if State.debug:
             raise
-        return report_error(error)
+        return code
     return 0
 
 
@@ -111,7 +122,10 @@ def run() -> None:
     """The ``loraga`` program."""
     garbage.collect_rarely()
     outlive_terminal()
+    peers.report_to(report_lost)
     code = main()
     if code == 0:
         distributed.leave()
+    else:
+        peers.ended()
     sys.exit(code)

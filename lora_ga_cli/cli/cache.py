@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -42,13 +43,23 @@ Only = Annotated[
 ]
 
 
-def _stores(cache_dir: str | None, only: Kind | None = None) -> list[ArtifactStore | RowStore | SourceStore]:
+def _places(cache_dir: str | None) -> list[Path]:
+    """The folders of the cache: one that may only be read, if it is the first choice, and the one that is written."""
+    from lora_ga_cli.files import cache_root, shared_cache
+    from lora_ga_cli.report.console import say
+
+    shared, root = shared_cache(cache_dir), cache_root(cache_dir)
+    if shared is None:
+        return [root]
+    say(f"{shared} may only be read: what is not there is stored in {root}")
+    return [shared, root]
+
+
+def _stores(root: Path, only: Kind | None = None) -> list[ArtifactStore | RowStore | SourceStore]:
     from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowStore
-    from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
-    root = cache_root(cache_dir)
     stores: dict[Kind, ArtifactStore | RowStore | SourceStore] = {
         Kind.gradients: ArtifactStore(root),
         Kind.rows: RowStore(root),
@@ -63,20 +74,17 @@ def list_entries(cache_dir: CacheDir = None) -> dict[str, Any]:
     """List all stored gradients and rows, newest first."""
     from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowStore
-    from lora_ga_cli.files import cache_root
     from lora_ga_cli.gradient.store import ArtifactStore
 
-    root = cache_root(cache_dir)
-    gradients, rows, sources = ArtifactStore(root), RowStore(root), SourceStore(root)
-    _list_gradients(gradients)
-    _list_rows(rows, "tokenized split")
-    _list_rows(sources, "large file or stream, as it was read", "large files and streams, as they were read")
-    return {
-        "folder": root,
-        "gradients": [_plain(entry) for entry in gradients.entries()],
-        "rows": [_plain(entry) for entry in rows.entries()],
-        "sources": [_plain(entry) for entry in sources.entries()],
-    }
+    found: dict[str, Any] = {"gradients": [], "rows": [], "sources": []}
+    for root in (places := _places(cache_dir)):
+        gradients, rows, sources = ArtifactStore(root), RowStore(root), SourceStore(root)
+        _list_gradients(gradients)
+        _list_rows(rows, "tokenized split")
+        _list_rows(sources, "large file or stream, as it was read", "large files and streams, as they were read")
+        for kind, store in (("gradients", gradients), ("rows", rows), ("sources", sources)):
+            found[kind] += [_plain(entry) for entry in store.entries()]
+    return {"folder": places[-1], "only_read": places[0] if len(places) > 1 else None, **found}
 
 
 def _plain(entry: Entry | RowsEntry) -> dict[str, Any]:
@@ -144,13 +152,16 @@ def verify_entries(cache_dir: CacheDir = None) -> Outcome:
 
     checked: dict[str, str] = {}
     leftovers: list[str] = []
-    for store in _stores(cache_dir):
+    places = _places(cache_dir)
+    for store in (store for root in places for store in _stores(root)):
         for entry in store.verify():
-            checked[entry.key] = entry.damage
+            checked[entry.key] = entry.damage or checked.get(entry.key, "")
             if entry.damage:
                 warn(f"{entry.key}: {entry.damage}")
             else:
                 say(f"{entry.key}: ok")
+        if not store.folder.is_relative_to(places[-1]):
+            continue  # its owner removes what is left there
         for item in store.leftovers():
             leftovers.append(item.name)
             warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
@@ -177,11 +188,17 @@ def prune_entries(
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
+    from lora_ga_cli.files import cache_root, shared_cache
+    from lora_ga_cli.gradient.store import FIGURES
     from lora_ga_cli.report.console import say, size, warn
     from lora_ga_cli.stores import age_in_days
 
+    root = cache_root(cache_dir)
+    if (shared := shared_cache(cache_dir)) is not None:
+        what = f"{shared} may only be read, and nothing can be removed there"
+        raise InvalidInput([Fault("command line", what, f"what is stored in yours: --cache-dir {root}")])
     entries: dict[ArtifactStore | RowStore | SourceStore, list[Entry | RowsEntry]] = {
-        store: [*(store.verify() if damaged else store.entries())] for store in _stores(cache_dir, only)
+        store: [*(store.verify() if damaged else store.entries())] for store in _stores(root, only)
     }
     known = [entry.key for some in entries.values() for entry in some]
     unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
@@ -216,6 +233,8 @@ def prune_entries(
         if some or leftovers:
             what = f"{store.folder.name}: removed {removed} of {len(some)} ({size(freed)})"
             say(f"{what} and {len(leftovers)} leftovers")
+    if everything and only is None:
+        shutil.rmtree(root / FIGURES, ignore_errors=True)
     if not known and not any(store.leftovers() for store in entries):
         say("nothing is stored")
     return {"removed": removed_keys, "in_use": kept, "bytes": freed_in_all, "leftovers": leftovers_in_all}

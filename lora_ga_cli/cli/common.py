@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,13 +110,14 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
-    from lora_ga_cli.cli.stopping import Given, stopped, words_given
+    from lora_ga_cli import distributed, peers
+    from lora_ga_cli.cli.stopping import Given, report_lost, stopped, words_given
     from lora_ga_cli.config.launch import Shard, launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
-    process, given = os.getpid(), words_given()
+    process, given = distributed.this_process(), words_given()
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -138,6 +138,9 @@ def run_jobs(
         remember_options()  # the classes that have the options are imported by now
         if heading:
             console.title(heading)
+        is_worker = distributed.this_process() != process
+        if is_worker:
+            peers.report_to(report_lost)
         try:
             with naming(paths_of(config)):
                 if dry_run is not None:
@@ -147,14 +150,17 @@ def run_jobs(
                 else:
                     results.append((heading, job(config)))
         except Interruption as stop:
-            if os.getpid() != process:  # a launcher's, whose caller sees nothing of it
+            if is_worker:  # a launcher's, whose caller sees nothing of it
                 Given.arguments = given
                 report_error(stopped(stop))
             raise
         except Exception as error:
             if heading:
                 failed(error, heading)
-                report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
+                if distributed.count() > 1:
+                    _report_of_several(error, heading, is_worker=is_worker)
+                else:
+                    report_error(error)  # the sweep goes on, so the error is printed under the heading of its job
             raise
 
     def invalid(error: InvalidInput, heading: str) -> None:
@@ -169,12 +175,38 @@ def run_jobs(
 
         console.warn(text)
 
+    if launcher is not None and "submitit" in launcher:
+        from lora_ga_cli.report import console
+
+        where = "the newest folder of OUTPUT_DIR/.sweeps, in .submitit/JOB"
+        console.step("jobs", f"what each of them prints is in {where}; loraga watch shows how far it is")
     try:
         launch(list(arguments or []), task, invalid, note, shard=Shard.parse(shard) if shard is not None else None)
     except SweepError as error:
         error.results = jobs()
         raise
     return dict(results[0][1]) if len(results) == 1 and not results[0][0] else {"jobs": jobs()}
+
+
+def _report_of_several(error: Exception, heading: str, *, is_worker: bool) -> None:
+    """Prints the error of a job of a sweep, which several processes do together.
+
+    Args:
+        heading: the job's title.
+        is_worker: the processes do nothing after this job.
+
+    Raises:
+        SystemExit: others wait for this process in the job, so that the sweep cannot go on. They end too.
+    """
+    from lora_ga_cli import distributed, peers
+    from lora_ga_cli.errors import UserError
+
+    if is_worker:
+        fail(error)
+    elif not isinstance(error, UserError) or not peers.have_all_failed(heading):
+        raise SystemExit(fail(error)) from error
+    elif distributed.is_main():
+        report_error(error)
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
@@ -188,6 +220,19 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
         (folders if is_folder else options).append(item)
         before = item
     return folders, options
+
+
+def given_options(context: typer.Context) -> list[str]:
+    """The options of a command that stand on the command line, as ``--name``; not what an environment variable or a
+    default sets."""
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.opts[0].startswith("-")
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
 
 
 def unknown_flags(
@@ -218,29 +263,55 @@ def report_error(error: Exception) -> int:
 
     from lora_ga_cli import distributed
     from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
+    from lora_ga_cli.files import final_path
     from lora_ga_cli.report.console import err
 
     if isinstance(error, Interrupted):
         if distributed.is_main():  # all processes that train together stop
             err.print(f"[bold yellow]stopped[/]  {escape(str(error))}")
         return error.exit_code
+    label = "[bold red]error[/]  "
+    if distributed.count() > 1 and not str(error).startswith("process "):
+        label += f"process {distributed.index()}: "
     if isinstance(error, InvalidInput):
         for fault in error.faults:
             hint = f" [dim]({escape(fault.hint)})[/]" if fault.hint else ""
-            err.print(f"[bold red]error[/]  [bold]{escape(fault.where)}[/]: {escape(fault.what)}{hint}")
+            err.print(f"{label}[bold]{escape(fault.where)}[/]: {escape(fault.what)}{hint}")
         return error.exit_code
     if isinstance(error, UserError):
-        err.print(f"[bold red]error[/]  {escape(str(error))}")
+        err.print(f"{label}{escape(str(error))}")
         return error.exit_code
     if type(error).__name__ == "OutOfMemoryError":
         err.print(
-            "[bold red]error[/]  the accelerator's memory is full: set trainer.gradient_checkpointing=true, or with "
+            f"{label}the accelerator's memory is full: set trainer.gradient_checkpointing=true, or with "
             "several processes a lower trainer.max_tokens (the result stays the same); or a lower dataset.max_length"
         )
         return 1
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
-        err.print(f"[bold red]error[/]  {escape(str(system_fault('system', error.filename, error)))}")
+        err.print(f"{label}{escape(str(system_fault('system', final_path(error.filename), error)))}")
         return 2
     first = next((line for line in str(error).splitlines() if line.strip()), "")
-    err.print(f"[bold red]error[/]  unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
+    err.print(f"{label}unexpected {type(error).__name__}: {escape(first)}  [dim](--debug shows where)[/]")
     return 1
+
+
+def fail(error: Exception, *, silent: bool = False) -> int:
+    """Prints the error that ends this command. Of several processes that train together, the first that failed does so.
+
+    Args:
+        silent: it is printed elsewhere.
+
+    Returns:
+        The exit code.
+    """
+    from lora_ga_cli import peers
+    from lora_ga_cli.errors import Interrupted, UserError
+
+    if isinstance(error, Interrupted):
+        peers.ended(by_signal=True)
+        return error.exit_code if silent else report_error(error)
+    code = error.exit_code if isinstance(error, UserError) else 1
+    # what a library raises may only mean that the connection to another process has ended
+    by_itself = isinstance(error, UserError) or type(error).__name__ == "OutOfMemoryError"
+    is_first = peers.has_failed_first(code, by_itself=by_itself)
+    return report_error(error) if is_first and not silent else code

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug
+from lora_ga_cli.cli.common import Code, Debug, given_options
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import naming
 from lora_ga_cli.stages.file_types import FileType
 
 if TYPE_CHECKING:
     from lora_ga_cli.errors import Fault
+
+
+OF_CUT = ("--rows", "--all")
+"""What goes with ``--rank`` alone."""
+OF_GGUF = ("--type", "--llama-cpp")
 
 
 class Format(StrEnum):
@@ -28,7 +33,15 @@ class Format(StrEnum):
 
 @with_json
 def command(
-    run: Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="A finished run.", show_default=False)],
+    context: typer.Context,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_FOLDER",
+            help="A finished run; with --rank also a folder with a LoRA adapter of any program.",
+            show_default=False,
+        ),
+    ],
     form: Annotated[
         Format | None,
         typer.Option(
@@ -69,30 +82,25 @@ def command(
     from lora_ga_cli.errors import InvalidInput
     from lora_ga_cli.stages.trained import config_of, folder_of
 
-    of_gguf = {"--type": file_type, "--llama-cpp": llama_cpp if form is Format.peft else None}
-    if faults := _option_faults(form, rank, {"--rows": rows, "--all": every_layer or None}, of_gguf):
+    if faults := _option_faults(form, rank, given_options(context)):
         raise InvalidInput(faults)
     folder = folder_of(run)
-    config = config_of(folder, (), base)
     with naming({"--output": output or folder.path}):
         if rank is not None:
-            from lora_ga_cli.stages.cut import CutOptions, cut_run
+            from lora_ga_cli.stages.cut import CutOptions, cut_adapter
 
-            return cut_run(folder, config, CutOptions(rank, rows, output, every_layer))
+            return cut_adapter(folder.path, CutOptions(rank, rows, output, every_layer, base))
         from lora_ga_cli.stages.export import ExportOptions, export
 
         chosen = ExportOptions(form is Format.gguf_lora, output, file_type or FileType.f16, llama_cpp, base)
-        return export(folder, config, chosen)
+        return export(folder, config_of(folder, (), base), chosen)
 
 
-def _option_faults(
-    form: Format | None, rank: int | None, of_cut: Mapping[str, Any], of_gguf: Mapping[str, Any]
-) -> list[Fault]:
+def _option_faults(form: Format | None, rank: int | None, given: Collection[str]) -> list[Fault]:
     """Options that do not go together.
 
     Args:
-        of_cut: what goes with ``--rank``, by name; None where it is not given.
-        of_gguf: what goes with GGUF.
+        given: the options that stand on the command line. The environment variable of ``--llama-cpp`` is none of them.
     """
     from lora_ga_cli.errors import Fault
 
@@ -107,7 +115,7 @@ def _option_faults(
     if form not in (None, Format.peft) and rank is not None:
         what = f"--rank {rank} does not go with --format {form}"
         faults.append(Fault("command line", what, "--format peft, which --rank alone means too"))
-    wrong = of_gguf if rank is not None else of_cut
-    other = "--rank" if rank is not None else f"--format {form or Format.gguf}"
-    faults += [Fault("command line", f"{name} does not go with {other}") for name, value in wrong.items() if value]
-    return faults
+    wrong = OF_GGUF if rank is not None or form is Format.peft else OF_CUT
+    other = "--rank" if wrong is OF_GGUF else f"--format {form or Format.gguf}"
+    named = [option for option in wrong if option in given]
+    return faults + [Fault("command line", f"{option} does not go with {other}", "leave it out") for option in named]

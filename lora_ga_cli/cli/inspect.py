@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ga_cli.cli.cache import CacheDir
-from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.common import Code, Debug, given_options, run_jobs, split_folders, unknown_flags, words
 from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def command(
     ] = False,
     figures: Annotated[
         Path | None,
-        typer.Option("--figures", help="Folder of the figures (default: inspect/ in the run's folder or beside)."),
+        typer.Option(
+            "--figures", help="Folder of the figures (default: inspect/ in a run's folder, else inspect-NAME/ here)."
+        ),
     ] = None,
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Also measure against the base's weights, which are loaded for it.")
@@ -59,29 +61,29 @@ def command(
 
     Example: loraga inspect recipe=quickstart
     """
+    from lora_ga_cli.cli.paths import naming
+    from lora_ga_cli.cli.stopping import words_given
+    from lora_ga_cli.config.overrides import parse_arguments
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.stages.inspect.options import InspectOptions
-    from lora_ga_cli.stages.inspect.targets import find, inspect_targets
+    from lora_ga_cli.stages.inspect.targets import find_all, inspect_targets
+    from lora_ga_cli.training.own_outputs import without_own_outputs
 
-    faults = unknown_flags(context, [word for word in arguments or [] if word.startswith("--")])
     named, options = split_folders(arguments)
-    chosen = InspectOptions(share, every_layer, figures, with_base, base, layers, modules, factors)
-    faults += chosen.faults()
-    if len(named) > 2:
-        faults.append(Fault("command line", f"{len(named)} targets", "give one, or two to compare"))
-    if factors and len(named) != 2:
-        faults.append(Fault("command line", "--factors goes with two runs or adapters", "leave it out"))
-    if with_base and len(named) != 1:
-        faults.append(Fault("command line", "--with-base goes with one run or adapter", "leave it out"))
-    if named and options and not faults:
-        what = f"{', '.join(options)}: options of a recipe do not go with {named[0]}, which has its own"
+    named = without_own_outputs(named)
+    flags = [word for word in (options if named else parse_arguments(options)[1]) if word.startswith("-")]
+    faults = unknown_flags(context, flags)
+    command_line = tuple(words_given())
+    chosen = InspectOptions(share, every_layer, figures, with_base, base, layers, modules, factors, command_line)
+    if named and (overrides := [word for word in options if word not in flags]):
+        what = f"{', '.join(overrides)}: options of a recipe do not go with {named[0]}, which has its own"
         faults.append(Fault("command line", what, "leave them out"))
-    if cache_dir is not None and not named:
-        faults.append(Fault("command line", "--cache-dir goes with the key of a gradient", f"cache_dir={cache_dir}"))
-    if faults:
+    targets, wrong = find_all(named, given_options(context), cache_dir)
+    if faults := [*faults, *chosen.faults(), *wrong]:
         raise InvalidInput(faults)
-    if named:
-        return inspect_targets([find(text, cache_dir) for text in named], chosen)
+    if targets:
+        with naming({"--figures": figures} if figures is not None else {}):
+            return inspect_targets(targets, chosen)
 
     def job(config: Config) -> dict[str, Any]:
         from lora_ga_cli.stages.inspect.gradient import inspect_recipe

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
-from lora_ga_cli.files import disk_room, folder_problem
+from lora_ga_cli.files import disk_room, final_path, folder_problem, with_room
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
 
-WRITING_FAILED = ("inline_container.cc", "PytorchStreamWriter failed")
+WRITING_FAILED = ("inline_container.cc", "PytorchStreamWriter failed", "iostream error")
 """What torch says, without a reason, where it cannot write a file to its end."""
 BY_NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust say the system's error."""
 FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded"}
 """What the system says about a full disk. Libraries that are not written in Python put it into errors of their own."""
+WITHOUT_NAME = (errno.EFBIG, errno.EIO, errno.EROFS)
+"""What the system says about a file that is open already, whose name the error does not have."""
 
 
 @contextlib.contextmanager
@@ -62,11 +64,17 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
     text = str(error)
     full = next((code for code, said in FULL.items() if said in text), None)
     if full is not None:
-        return system_fault(*_fullest(paths), OSError(full, FULL[full])) if paths else None
+        if not paths:
+            return None
+        option, path = _fullest(paths)
+        error = with_room(full, path) if full == errno.ENOSPC else OSError(full, FULL[full])
+        return system_fault(option, path, error)
     if not isinstance(error, OSError) and paths and any(said in text for said in WRITING_FAILED):
         option, path = _fullest(paths)
         why = folder_problem(path) or OSError(errno.EIO, "A file could not be written to its end")
         return system_fault(option, path, why)
+    if isinstance(error, OSError) and error.filename is None and error.errno in WITHOUT_NAME and paths:
+        return system_fault(*_fullest(paths), error)
     if not isinstance(error, OSError) and paths and (numbered := BY_NUMBER.search(text)):
         code = int(numbered.group(1))
         return system_fault(*_fullest(paths), OSError(code, os.strerror(code)))
@@ -81,7 +89,7 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
     if not named:
         return None
     option = max(named, key=lambda name: len(named[name].parts))
-    return system_fault(option, error.filename, error)
+    return system_fault(option, final_path(error.filename), error)
 
 
 def _fullest(paths: Mapping[str, Path]) -> tuple[str, Path]:

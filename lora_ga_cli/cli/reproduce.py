@@ -70,6 +70,10 @@ def command(
     gpus: Annotated[
         str, typer.Option("--gpus", help="Divide the cells among GPUs: 0,1,2,3. Without --jobs, one on each.")
     ] = "",
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="Do a part of each table's trainings; 2/4 does number 2, 6, 10 and so on."),
+    ] = None,
     config_dir: ConfigDir = None,
     code: Code = None,
     debug: Debug = False,
@@ -80,10 +84,12 @@ def command(
 
     Example: loraga reproduce ablation --scale tiny
     """
+    from lora_ga_cli.config.launch import Shard
     from lora_ga_cli.errors import InvalidInput
 
     if faults := unknown_flags(context, arguments, RENAMED):
         raise InvalidInput(faults)
+    part_of_all = Shard.parse(shard) if shard is not None else None
     user_dir = find_user_dir(config_dir)
     names, options = _names_and_options(arguments)
     if not names and not every:
@@ -120,6 +126,7 @@ def command(
                 user_dir=user_dir,
                 report_error=report_error,
                 gpus=gpu_names,
+                shard=part_of_all,
             )
         )
     with naming({"--output": output.resolve()}):

@@ -1,15 +1,21 @@
-"""What a user reads after a signal stopped a command: what is kept, and the command that goes on."""
+"""What a user reads after a signal, or the end of another process, stopped a command: what is kept, and the command
+that goes on."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import Interrupted
 from lora_ga_cli.interruption import NAMES, Interruption
+
+NOTHING = "no result was complete, so none is kept; earlier results are unchanged"
+_OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w./@]*)=.*", re.DOTALL)
 
 
 class Given:
@@ -23,9 +29,9 @@ def stopped(error: KeyboardInterrupt) -> Interrupted:
     number = error.number if isinstance(error, Interruption) else 2
     kept = error.kept if isinstance(error, Interruption) else ""
     notes = error.notes if isinstance(error, Interruption) else []
-    said = "; ".join([kept or "nothing is kept of what was not complete", *notes])
-    again = "go on" if kept else "begin again"
-    return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. To {again}: {command(goes_on=bool(kept))}", number)
+    said = "; ".join([kept or NOTHING, *notes])
+    again = "To go on" if kept else "To start from the beginning"
+    return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. {again}: {command(goes_on=bool(kept))}", number)
 
 
 def words_given() -> list[str]:
@@ -33,18 +39,45 @@ def words_given() -> list[str]:
     return list(sys.argv[1:] if Given.arguments is None else Given.arguments)
 
 
+def _option(word: str) -> str | None:
+    """The option that a word sets; None for flags, folders and other words."""
+    found = _OVERRIDE.fullmatch(word)
+    return found[1] if found is not None and not Path(word).is_dir() else None
+
+
+def _without_overridden(words: Sequence[str]) -> list[str]:
+    """The words without those that set an option which a later word sets again."""
+    last = {_option(word): place for place, word in enumerate(words)}
+    return [word for place, word in enumerate(words) if _option(word) is None or last[_option(word)] == place]
+
+
 def command(*, goes_on: bool) -> str:
-    """The command line as it was given.
+    """The command line as it was given, where of several values of an option only the last one counts.
 
     Args:
         goes_on: without ``overwrite``, which would begin a run again.
     """
-    words = words_given()
+    words = _without_overridden(words_given())
     if goes_on:
-        words = [word for word in words if word.lstrip("+").partition("=")[0] != "overwrite"]
+        words = [word for word in words if _option(word) != "overwrite"]
     if distributed.count() == 1:
         return shlex.join(["loraga", *words])
     on_each = os.environ.get("LOCAL_WORLD_SIZE", "")
     if on_each == str(distributed.count()):
         return shlex.join(["torchrun", "--nproc-per-node", on_each, "-m", "lora_ga_cli", *words])
     return f"the same launcher on every machine, with {shlex.join(['loraga', *words])}"
+
+
+def report_lost(what: str) -> None:
+    """Prints that another one of the processes that train together is gone.
+
+    Args:
+        what: a sentence without its full stop.
+    """
+    from rich.markup import escape
+
+    from lora_ga_cli.report.console import err, out
+
+    out.show_cursor(True)  # which a bar of progress has hidden
+    again = "The other processes end too. The same command goes on from the last checkpoint, if there is one"
+    err.print(f"[bold red]error[/]  {escape(f'{what}. {again}: {command(goes_on=True)}')}")

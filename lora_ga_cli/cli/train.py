@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli import distributed
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 from lora_ga_cli.cli.output import with_json
 
@@ -41,8 +40,6 @@ def command(
             from lora_ga_cli.stages.preview import preview as show
 
             return {"rows": show(config)}
-        if shard is None:  # parts of a sweep may be tasks of Slurm
-            distributed.check_tasks()
         from lora_ga_cli.stages.train import train
 
         return train(config).summary()

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -22,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_ga_cli import interruption
+from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.documents import Document, merge
 from lora_ga_cli.config.locations import PRIMARY, SCHEMA
@@ -32,6 +33,7 @@ from lora_ga_cli.config.overrides import COMMAND_LINE, parse_override
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config
 from lora_ga_cli.config.validation import configuration, first_line, notes
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
+from lora_ga_cli.gpus import claim_gpu, visible_gpus
 
 HYDRAS_ERRORS = (HydraException, OmegaConfBaseException)
 CELLS = "cells"
@@ -42,7 +44,7 @@ Task = Callable[[Config, str], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a sweep: each ``count``-th of its jobs, from job ``number`` on; jobs are numbered from 1."""
+    """A part of a sweep or a table: each ``count``-th of its jobs, from job ``number`` on, where 1 is the first."""
 
     number: int
     count: int
@@ -56,8 +58,8 @@ class Shard:
         """
         found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
         if not found or not 1 <= int(found[1]) <= int(found[2]):
-            hint = "1/4, 2/4, 3/4 and 4/4 are the parts of a sweep in four"
-            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} is no part of a sweep", hint)])
+            hint = "1/4, 2/4, 3/4 and 4/4 are the four parts of four"
+            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} names no part", hint)])
         return cls(int(found[1]), int(found[2]))
 
     def has(self, job: int) -> bool:
@@ -124,8 +126,11 @@ def _run_jobs(jobs: _Jobs) -> None:
         with stored(sources):
             _run_hydra(PRIMARY, application, sources.arguments)
     except Exception as error:
-        if sources.sweeps and not jobs.titles and not isinstance(error, HYDRAS_ERRORS):
-            raise SweepError([error]) from error  # from a launcher's process
+        if isinstance(error, SweepError):
+            raise  # from a launcher's process, which has reported what happened
+        launcher = _launcher(sources.arguments)
+        if sources.sweeps and launcher and not isinstance(error, HYDRAS_ERRORS):
+            raise SweepError([error], reason=f"{launcher}: {first_line(error)}") from error
         raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
 
 
@@ -142,7 +147,7 @@ class _Jobs:
     titles: list[str] = field(default_factory=list)
     failures: list[Exception] = field(default_factory=list)
     noted: set[str] = field(default_factory=set)
-    process: int = field(default_factory=os.getpid)
+    process: tuple[str, int] = field(default_factory=distributed.this_process)
 
     def run(self, sources: Sources, title: str) -> None:
         """Does the job that these sources describe."""
@@ -154,8 +159,8 @@ class _Jobs:
                 stop.notes.append("jobs after this one were not started")
             raise
         except Exception as error:
-            if os.getpid() != self.process:
-                raise  # in a launcher's process, whose caller sees only what is raised
+            if distributed.this_process() != self.process:
+                raise SweepError([error]) from error  # in a launcher's process, whose caller sees only what is raised
             self.failures.append(error)
 
     def _config(self, sources: Sources, title: str) -> Config:
@@ -172,20 +177,26 @@ class _Jobs:
         return config
 
 
-def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], folder: str) -> None:
+def launch_each(
+    count: int, job: Callable[[int], None], flags: Sequence[str], folder: str, gpus: Sequence[str] = ()
+) -> None:
     """Calls ``job`` with 0, 1, … through one of Hydra's launchers: here one after the other, or in other processes.
 
     Args:
         job: reports its errors itself; an exception that it raises stops all jobs.
         flags: Hydra's, such as ``hydra/launcher=joblib`` and ``hydra.launcher.n_jobs=2``.
         folder: where a launcher may write its files.
+        gpus: those among which the processes are divided.
 
     Raises:
-        InvalidInput: Hydra does not take the flags.
+        InvalidInput: Hydra does not take the flags, or several processes would do each job together.
     """
 
     def application(node: DictConfig) -> None:
+        _require_one_process()
         job(int(node.cell))
+
+    _require_one_process()
 
     node = {
         "defaults": ["_self_", {"override hydra/job_logging": "none"}, {"override hydra/hydra_logging": "none"}],
@@ -196,33 +207,105 @@ def launch_each(count: int, job: Callable[[int], None], flags: Sequence[str], fo
     try:
         with _store():
             ConfigStore.instance().store(name=CELLS, node=node, provider="loraga")
-            _run_hydra(CELLS, application, [f"cell={numbers}", *flags, "--multirun"])
+            _run_hydra(CELLS, application, [f"cell={numbers}", *flags, "--multirun"], gpus)
     except HYDRAS_ERRORS as error:
         raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
 
 
-def _run_hydra(name: str, application: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
-    """Has Hydra compose the stored configuration ``name``, and call ``application`` for each job."""
-    process = os.getpid()
+def _require_one_process() -> None:
+    """
+    Raises:
+        InvalidInput: several processes work together, as those of torchrun do.
+    """
+    if distributed.count() > 1:
+        what = f"{distributed.count()} processes would make each cell together, and each cell is made by one"
+        hint = (
+            "give the command without torchrun, and one task (hydra.launcher.tasks_per_node=1); see --jobs and --gpus"
+        )
+        raise InvalidInput([Fault(COMMAND_LINE, what, hint)])
+
+
+def _run_hydra(
+    name: str, application: Callable[[DictConfig], None], arguments: Sequence[str], gpus: Sequence[str] = ()
+) -> None:
+    """Has Hydra compose the stored configuration ``name``, and call ``application`` for each job.
+
+    Args:
+        gpus: those among which the processes that do jobs are divided. By default the processes of joblib are divided
+            among all that this one sees, and a cluster's scheduler divides its own.
+    """
+    process, launcher = distributed.this_process(), _launcher(arguments)
+    places = tuple(gpus) or (visible_gpus() if launcher == "joblib" else ())
 
     def job(node: DictConfig) -> None:
-        if os.getpid() == process:
+        is_here = distributed.this_process() == process
+        if places and (gpus or not is_here):
+            settings = HydraConfig.get()
+            claim_gpu(places, Path(settings.runtime.cwd, settings.sweep.dir, ".gpus"))
+        if is_here:
             with interruption.prompt():
                 application(node)
             return
         interruption.in_worker()
+        if launcher.startswith("submitit"):
+            join_tasks()
         if interruption.requested() is None:  # or else the job is one of those that are not started any more
             # an exception would end the other processes while they save their work
             with contextlib.suppress(interruption.Interruption), interruption.prompt():
                 application(node)
+                distributed.leave()
 
     main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
-    has_workers = any(item.startswith("hydra/launcher=") for item in arguments)
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
-        interruption.with_workers() if has_workers else contextlib.nullcontext(),
+        _stopping(launcher),
+        _ending_joblib() if launcher == "joblib" and places else contextlib.nullcontext(),
     ):
         main()
+
+
+def _stopping(launcher: str) -> contextlib.AbstractContextManager[None]:
+    """What a signal does to the jobs of a launcher."""
+    if not launcher:
+        return contextlib.nullcontext()
+    if launcher.startswith("submitit"):
+        return interruption.keeping("the jobs that were submitted go on (scancel ends those of Slurm)")
+    return interruption.with_workers()
+
+
+def _launcher(arguments: Sequence[str]) -> str:
+    """The name of the launcher that the command line chooses; empty if it chooses none."""
+    return next((item.partition("=")[2] for item in reversed(arguments) if item.startswith("hydra/launcher=")), "")
+
+
+@contextlib.contextmanager
+def _ending_joblib() -> Iterator[None]:
+    """Ends joblib's processes after the ``with`` block, where joblib would keep them for later.
+
+    They hold memory of their GPUs, and of several that wait on one GPU each could get a later job.
+    """
+    try:
+        yield
+    finally:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+
+
+def join_tasks() -> None:
+    """Has the tasks of one job of submitit train together, if there are several.
+
+    The launcher starts every task with the same job, and with variables of its own in place of torch's.
+    """
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks > 1:
+        # every task sees the GPUs of its node, and takes the one of LOCAL_RANK
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if job.num_nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # where a machine does not know its own name
 
 
 @contextlib.contextmanager

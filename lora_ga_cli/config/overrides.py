@@ -106,7 +106,10 @@ def parse_override(text: str) -> Override:
     Raises:
         HydraException: the text is not an override.
     """
-    return OverridesParser.create().parse_override(text)
+    try:
+        return OverridesParser.create().parse_override(text)
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        raise HydraException(str(error)) from error
 
 
 def how_to_write(text: str) -> str:

@@ -79,7 +79,7 @@ def load_data(
     """
     if not splits and task != "sequence_classification" and not is_complete(config):
         return Data(None, None, config.label_names, config)
-    sources = SourceStore(store.root, store.notify) if store is not None else None
+    sources = _sources_beside(store) if store is not None else None
     config, notes = with_row_format(config, task, validation=TRAIN not in splits, store=sources)
     loader = Loader(config, task, tokenizer, max_positions, num_labels, config.label_names, vocabulary, store)
     loader.check_options({option: listed(files) for option, files in config.files.items()})
@@ -288,7 +288,7 @@ class Loader:
 
     @property
     def _sources(self) -> SourceStore | None:
-        return SourceStore(self.store.root, self.store.notify) if self.store is not None else None
+        return _sources_beside(self.store) if self.store is not None else None
 
     def splits(self, plans: Mapping[str, Plan], readings: Sequence[Reading]) -> dict[str, Split]:
         """The splits by name: those that are stored from the store, and the others from their sources.
@@ -439,3 +439,9 @@ class Loader:
         limits = {"max_positions": self.max_positions, "vocabulary": self.vocabulary}
         builder = Builder(name, source, form, lookup, self.config, **limits, folder=folder)
         return builder.build(plan.order(), plan.limit, plan.malformed)
+
+
+def _sources_beside(store: RowStore) -> SourceStore:
+    """The store of rows as read, in the cache of a store of tokenized rows."""
+    root, shared = store.cache
+    return SourceStore(root, store.notify, shared)

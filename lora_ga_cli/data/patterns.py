@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from lora_ga_cli.data.recognize import format_of_rows
 from lora_ga_cli.data.source import Row
-from lora_ga_cli.errors import Fault
+from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.expressions import Expression, shown
 
 if TYPE_CHECKING:
+    import re
+
     from lora_ga_cli.config.schema import DatasetConfig
 
 
@@ -21,8 +23,8 @@ class Patterns:
     """
 
     def __init__(self, config: DatasetConfig):
-        self._keep = {column: re.compile(pattern) for column, pattern in config.keep.items()}
-        self._extract = {column: re.compile(pattern) for column, pattern in config.extract.items()}
+        self._keep = {column: _expression("keep", column, pattern) for column, pattern in config.keep.items()}
+        self._extract = {column: _expression("extract", column, pattern) for column, pattern in config.extract.items()}
 
     def __call__(self, row: Row) -> Row | None:
         """The row as it is used; None if it is left out.
@@ -43,7 +45,11 @@ class Patterns:
         return changed
 
 
-def _search(pattern: re.Pattern[str], cell: object) -> re.Match[str] | None:
+def _expression(option: str, column: str, pattern: str) -> Expression:
+    return Expression(f"dataset.{option}.{column}", pattern)
+
+
+def _search(pattern: Expression, cell: object) -> re.Match[str] | None:
     return None if cell is None else pattern.search(str(cell))
 
 
@@ -60,10 +66,11 @@ def pattern_faults(config: DatasetConfig) -> list[Fault]:
             if column in conversations:
                 faults.append(Fault(where, "the column holds lists of messages, and patterns are for texts"))
             try:
-                group_count = re.compile(pattern).groups
-            except re.error as error:
-                faults.append(Fault(where, f"{pattern!r} is no regular expression: {error}"))
+                group_count = _expression(option, column, pattern).groups
+            except InvalidInput as error:
+                faults += error.faults
             else:
                 if needs_group and not group_count:
-                    faults.append(Fault(where, f"{pattern!r} has no group to extract", "put ( ) around what is wanted"))
+                    what = f"{shown(pattern)} has no group to extract"
+                    faults.append(Fault(where, what, "put ( ) around what is wanted"))
     return faults

@@ -48,10 +48,11 @@ class SourceStore(StoreOfRows):
     Args:
         root: the folder of the cache.
         notify: receives messages for the user: that it waits, that stored rows are damaged.
+        shared: the folder of a cache that is only read.
     """
 
-    def __init__(self, root: Path, notify: Notify = print):
-        super().__init__(root / "sources")
+    def __init__(self, root: Path, notify: Notify = print, shared: Path | None = None):
+        super().__init__(root / "sources", shared / "sources" if shared is not None else None)
         self.memo = root / "digests.json"
         self.notify = notify
 
@@ -70,9 +71,8 @@ class SourceStore(StoreOfRows):
         Raises:
             DataError: they cannot be read, or the store cannot be written.
         """
-        with contextlib.suppress(Damaged):
-            if self.path(key).is_dir():
-                return load(self.path(key))
+        if (found := self.loaded(key, load)) is not None:
+            return found
         with contextlib.ExitStack() as claims:
             try:
                 waiting = f"another process is reading {source}; waiting for it"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import atomic_folder, file_sizes, read_json, sha256_file, write_json
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ROWS_FILE = "rows.arrow"
 MANIFEST_FILE = "manifest.json"
 FORMAT = 3
+Rows = TypeVar("Rows")
+"""Rows as a store gives them back."""
 
 
 class Damaged(Exception):
@@ -69,6 +71,19 @@ class RowsEntry:
 class StoreOfRows(FolderStore, ABC):
     """Folders by content, each with rows in a file of Arrow and a manifest."""
 
+    notify: Notify
+
+    def loaded(self, key: str, load: Callable[[Path], Rows]) -> Rows | None:
+        """The first entry that is stored and whole. A damaged one that may only be read is named."""
+        for folder in self.places(key):
+            try:
+                return load(folder)
+            except Damaged as error:
+                if folder != self.path(key):  # or it is looked at again when this process may replace it
+                    where = "in a cache that may only be read"
+                    self.notify(f"stored rows {where} are damaged and are made again ({error})")
+        return None
+
     def entries(self) -> Iterator[RowsEntry]:
         """All stored rows, newest first."""
         yield from sorted((entry_of(folder) for folder in self.stored()), key=lambda entry: -entry.created)
@@ -97,11 +112,12 @@ class RowStore(StoreOfRows):
     Args:
         root: the folder of the cache.
         notify: receives messages for the user: that it waits, that stored rows are damaged.
+        shared: the folder of a cache that is only read.
     """
 
-    def __init__(self, root: Path, notify: Notify = print):
-        super().__init__(root / "rows")
-        self.root = root
+    def __init__(self, root: Path, notify: Notify = print, shared: Path | None = None):
+        super().__init__(root / "rows", shared / "rows" if shared is not None else None)
+        self.cache = root, shared
         self.memo = root / "digests.json"
         self.notify = notify
 
@@ -110,9 +126,8 @@ class RowStore(StoreOfRows):
 
         Another process that asks for the same rows waits until then.
         """
-        with contextlib.suppress(Damaged):
-            if self.path(key).is_dir():
-                return load(self.path(key))
+        if (found := self.loaded(key, load)) is not None:
+            return found
         try:
             waiting = "another process is tokenizing these rows; waiting for it"
             claims.enter_context(self.claimed(key, self.notify, waiting))

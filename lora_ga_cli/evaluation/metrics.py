@@ -12,6 +12,7 @@ from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.scoring import ScoringContext
 from lora_ga_cli.evaluation.tasks.base import Score
+from lora_ga_cli.expressions import Expression
 from lora_ga_cli.model.losses import summed_loss
 
 __all__ = ["METRICS", "Score", "ScoringContext"]
@@ -109,10 +110,9 @@ def extract(text: str, pattern: str) -> str | None:
 
     The last match counts because a worked solution may mention intermediate results.
     """
-    matches = list(re.finditer(pattern, text))
-    if not matches:
+    match = Expression("eval.answer_pattern", pattern).last_match(text)
+    if match is None:
         return None
-    match = matches[-1]
     answer = match.group(1) if match.re.groups else match.group(0)
     return None if answer is None else normalize(answer)
 

@@ -114,6 +114,7 @@ class GradientArtifact:
         """
         try:
             manifest = read_json(folder / MANIFEST_FILE)
+            _check_types(manifest)
             if manifest["format"] != FORMAT:
                 raise ArtifactDamaged(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
             if sha256_file(folder / FACTORS_FILE) != manifest["sha256"]:
@@ -134,3 +135,12 @@ class GradientArtifact:
             raise ArtifactDamaged(str(error)) from error
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ArtifactDamaged(f"{folder}: not a complete gradient artifact ({error})") from error
+
+
+def _check_types(manifest: Any) -> None:
+    """Raises TypeError or KeyError where a manifest is not of the form that `GradientArtifact.save` writes."""
+    for name, kind in (("capacity", int), ("info", dict), ("norms", dict), ("key", str), ("sha256", str)):
+        if not isinstance(manifest[name], kind):
+            raise TypeError(f"{name} is no {kind.__name__}")
+    if not all(isinstance(norm, float) for norm in manifest["norms"].values()):
+        raise TypeError("norms are no numbers")

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import file_sizes, read_json, set_aside
+from lora_ga_cli.files import file_sizes, may_only_be_read, read_json, set_aside
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.stores import FolderStore, Notify
+
+GRADIENTS, FIGURES = "gradients", "figures"
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,24 @@ class Entry:
 
 
 class ArtifactStore(FolderStore):
-    """Artifacts by key, in ``root/gradients/<key>``.
+    """Artifacts by key, in ``root/gradients/<key>``, and in a cache that is only read.
 
     A key stands for everything a gradient depends on (`gradient_key`). The capacity is not part of it: an artifact of a
     larger capacity serves all requests for a smaller one, and replaces the smaller one.
     """
 
-    def __init__(self, root: Path):
-        super().__init__(root / "gradients")
+    def __init__(self, root: Path, shared: Path | None = None):
+        super().__init__(root / GRADIENTS, shared / GRADIENTS if shared is not None else None)
+        self.root = root
 
     def find(self, key: str, capacity: int) -> Entry | None:
         """The stored artifact that would serve this request, without verifying its bytes."""
-        entry = self._entry(self.path(key)) if self.path(key).is_dir() else None
-        return entry if entry is not None and not entry.damage and entry.capacity >= capacity else None
+        entries = map(self._entry, self.places(key))
+        return next((entry for entry in entries if not entry.damage and entry.capacity >= capacity), None)
+
+    def figures(self, entry: Path) -> Path:
+        """The folder of an artifact's figures: its own, or one in ``root/figures`` if that may only be read."""
+        return self.root / FIGURES / entry.name if may_only_be_read(entry) else entry
 
     def get(
         self, key: str, capacity: int, compute: Callable[[], GradientArtifact], notify: Notify
@@ -59,19 +66,34 @@ class ArtifactStore(FolderStore):
         Returns:
             The artifact, and whether it was reused.
         """
+        if (found := self._load_shared(key, capacity, notify)) is not None:
+            return found, True
         waiting = "another process is estimating this gradient; waiting for it"
         with self.claimed(key, notify, waiting):
             stored = self._load(key, notify)
             if stored is not None and stored.capacity >= capacity:
                 return stored, True
             if stored is not None:
-                notify(
-                    f"the stored gradient keeps {stored.capacity} singular vectors, and {capacity} are needed: "
-                    "estimating again"
-                )
+                notify(_too_few(stored, capacity))
             artifact = replace(compute(), key=key)
             artifact.save(self.path(key))
             return artifact, False
+
+    def _load_shared(self, key: str, capacity: int, notify: Notify) -> GradientArtifact | None:
+        """The artifact of the cache that is only read, if it serves the request and none that was made here does."""
+        found = self.find(key, capacity)
+        for folder in self.places(key):
+            if folder == self.path(key) or (found is not None and found.path != folder):
+                continue
+            try:
+                artifact = GradientArtifact.load(folder)
+            except ArtifactDamaged as error:
+                notify(f"a stored gradient in a cache that may only be read is damaged ({error}); estimating again")
+                return None
+            if artifact.capacity >= capacity:
+                return artifact
+            notify(_too_few(artifact, capacity))
+        return None
 
     def _load(self, key: str, notify: Notify) -> GradientArtifact | None:
         if not self.path(key).is_dir():
@@ -112,3 +134,8 @@ class ArtifactStore(FolderStore):
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             return Entry(folder.name, folder, 0, 0, sum(sizes.values()), created, {}, f"no readable manifest ({error})")
+
+
+def _too_few(stored: GradientArtifact, capacity: int) -> str:
+    kept = f"the stored gradient keeps {stored.capacity} singular vectors"
+    return f"{kept}, and {capacity} are needed: estimating again"

@@ -79,12 +79,18 @@ def followed(layers: Layers, ranks: Mapping[str, int], vectors: int) -> float:
     return _share(layers, math.fsum(_value(squares[name], rank) for name, rank in ranks.items() if name in squares))
 
 
-def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+def as_pattern(ranks: Mapping[str, int], before: Mapping[str, int] | None = None) -> tuple[int, dict[str, int]]:
     """``rank`` and ``rank_pattern`` that give layers these ranks, with endings of names where they suffice.
+
+    Args:
+        before: entries of ``rank_pattern`` that may stand in the configuration already, to which these are added.
 
     Returns:
         The most frequent rank, and the entries for the other layers: the rank that most layers of a kind have by the
         end of their names behind the number of the block, others by their full name.
+
+    Raises:
+        TargetError: an entry of ``before`` matches none of the layers.
     """
     rank = _most_frequent(ranks.values())
     kinds: dict[str, dict[str, int]] = {}
@@ -95,8 +101,10 @@ def as_pattern(ranks: Mapping[str, int]) -> tuple[int, dict[str, int]]:
         usual = _most_frequent(kinds[kind].values())
         if configured_ranks(ranks, rank, pattern)[next(iter(kinds[kind]))] != usual:
             pattern[kind] = usual
-    resolved = configured_ranks(ranks, rank, pattern)
-    return rank, pattern | {name: value for name, value in ranks.items() if resolved[name] != value}
+    for present in ({}, before or {}):
+        resolved = configured_ranks(ranks, rank, {**present, **pattern})
+        pattern |= {name: value for name, value in ranks.items() if resolved[name] != value}
+    return rank, pattern
 
 
 def _ending(name: str) -> str:

@@ -2,21 +2,24 @@
 
 An intruder dimension is a leading singular vector of the tuned weight ``W + ΔW`` that resembles no singular vector of
 the pre-trained W: its largest absolute cosine to any of them is below a threshold.
+
+W is decomposed completely, since any of its vectors may be the one. Of the tuned weight only the leading vectors are
+computed, from the Gram matrix of W and the factors of ΔW: neither ``W + ΔW`` nor ΔW is formed, except for DoRA.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from lora_ga_cli.inspection.changes import Decomposed
+from lora_ga_cli.inspection.singular import SingularVectors, gram, leading
 
 LEADING = 10
 """How many singular vectors of the tuned weight are looked at: k of the authors' code, and of PEFT's function."""
 THRESHOLD = 0.5
 """ε: the cosine below which a vector is an intruder, as in PEFT's function `reduce_intruder_dimension`."""
-RESOLVED = 1e-7
-"""Singular values of W below this share of the largest are rounding, and so are their vectors."""
 
 
 @dataclass(frozen=True)
@@ -43,35 +46,49 @@ class Intruders:
         return self.largest_cosines.numel()
 
 
-def intruders(left: Tensor, tuned: Tensor, leading: int = LEADING, threshold: float = THRESHOLD) -> Intruders:
+def intruders(
+    base: SingularVectors,
+    change: Decomposed,
+    magnitude: Tensor | None = None,
+    count: int = LEADING,
+    threshold: float = THRESHOLD,
+) -> Intruders:
     """The intruder dimensions of a layer.
 
     Args:
-        left: (d_out, k), all left singular vectors of W, float64.
-        tuned: W + ΔW (d_out, d_in), float64, on the same device.
+        base: of W (d_out, d_in), float64.
+        change: ΔW, on the same device.
+        magnitude: DoRA's magnitudes m (d_out,), with which the tuned weight is ``m (W + ΔW) / ‖W + ΔW‖`` by row.
+        count: how many leading vectors are looked at; at most the shorter side of W.
     """
-    leading = min(leading, *tuned.shape)
-    vectors, _ = left_vectors(tuned)
-    cosines = (vectors[:, :leading].T @ left).abs().amax(1).clamp(max=1.0)
-    return Intruders(cosines.cpu(), threshold)
+    scales = None if magnitude is None else magnitude.to(base.matrix) / _row_norms(base.matrix, change)
+    count = min(count, *base.matrix.shape)
+    of_tuned, squares = leading(_gram_of_tuned(base, change, scales), count, base.vectors)
+    if not base.of_left:  # the left vectors follow from the right ones
+        of_tuned = base.matrix @ of_tuned + (change.left * change.singular) @ (change.right.T @ of_tuned)
+        of_tuned = (of_tuned if scales is None else scales[:, None] * of_tuned) / squares.sqrt()
+    return Intruders(base.cosines(of_tuned).amax(1).clamp(max=1.0).cpu(), threshold)
 
 
-def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """All left singular vectors of a matrix, and all its singular values, both exact in float64.
+def _row_norms(weight: Tensor, change: Decomposed) -> Tensor:
+    """The norms of the rows of ``W + ΔW``, (d_out,)."""
+    left = change.left * change.singular
+    squares = weight.square().sum(1) + 2 * (left * (weight @ change.right)).sum(1) + left.square().sum(1)
+    return squares.clamp(min=0).sqrt()
 
-    They come from the eigenvectors of ``M Mᵀ`` or ``Mᵀ M``, whichever is smaller, which takes a third of the time of a
-    singular value decomposition on a CPU, and less on a GPU. Vectors whose singular value is not `RESOLVED` are left
-    out.
 
-    Args:
-        matrix: M (d_out, d_in), float64.
+def _gram_of_tuned(base: SingularVectors, change: Decomposed, scales: Tensor | None) -> Tensor:
+    """``T Tᵀ`` or ``Tᵀ T`` of the tuned weight T, the one of the shorter side.
 
-    Returns:
-        (d_out, k), orthonormal columns, and (min(d_out, d_in),), descending.
+    With ``ΔW = U S Vᵀ`` it is ``(W + U S Vᵀ)(W + U S Vᵀ)ᵀ = W Wᵀ + P Uᵀ + U Pᵀ + U S² Uᵀ`` with ``P = W V S``, and the
+    other one likewise.
     """
-    d_out, d_in = matrix.shape
-    squares, vectors = torch.linalg.eigh(matrix @ matrix.T if d_out <= d_in else matrix.T @ matrix)
-    singular = squares.clamp(min=0).sqrt().flip(0)
-    kept = int((singular > RESOLVED * singular[:1]).sum())
-    vectors = vectors.flip(1)[:, :kept]
-    return (vectors if d_out <= d_in else matrix @ vectors / singular[:kept]), singular
+    if scales is not None and not base.of_left:
+        tuned = base.matrix + (change.left * change.singular) @ change.right.T
+        return gram(tuned.mul_(scales[:, None]))
+    own, other, matrix = change.left, change.right, base.matrix
+    if not base.of_left:
+        own, other, matrix = other, own, matrix.T
+    crossed = (matrix @ other) * change.singular + 0.5 * own * change.singular.square()
+    found = base.gram + crossed @ own.T + own @ crossed.T
+    return found if scales is None else scales[:, None] * found * scales

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from lora_ga_cli.inspection.changes import Decomposed, Shares, cut_errors
-from lora_ga_cli.inspection.intruders import intruders, left_vectors
+from lora_ga_cli.inspection.intruders import intruders
+from lora_ga_cli.inspection.singular import SingularVectors
 from lora_ga_cli.inspection.spectrum import SHOWN_VALUES, shown_ranks
 from lora_ga_cli.inspection.subspaces import amplification
 
@@ -48,12 +49,9 @@ def against_weight(change: Decomposed, weight: Tensor, magnitude: Tensor | None 
         magnitude: DoRA's magnitudes m (d_out,), with which the tuned weight is ``m (W + ΔW) / ‖W + ΔW‖`` by row.
     """
     here = Decomposed(*(part.to(weight.device) for part in (change.left, change.singular, change.right)))
-    left, singular = left_vectors(weight)
-    table_7 = amplification(here, weight, singular)
-    tuned = weight + (here.left * here.singular) @ here.right.T
-    if magnitude is not None:
-        tuned *= magnitude.to(weight)[:, None] / tuned.norm(dim=1, keepdim=True)
-    found = intruders(left, tuned)
+    base = SingularVectors(weight)
+    table_7 = amplification(here, weight, base.singular)
+    found = intruders(base, here, magnitude)
     return {
         "weight_norm": table_7.weight,
         "relative_norm": table_7.change / table_7.weight if table_7.weight else None,

@@ -15,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig
 from torch import Tensor
 
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import read_json
+from lora_ga_cli.lora.description import described, read_lora_description
 from lora_ga_cli.lora.export import CONFIG_FILE, CONVERSION_TOLERANCE, WEIGHTS_FILE
 from lora_ga_cli.lora.layers import PREFIX, lora_keys
 from lora_ga_cli.lora.links import layer_scaling
@@ -76,18 +75,16 @@ def check_convertible(folder: Path) -> LoraConfig:
     """
     if not (folder / CONFIG_FILE).is_file():
         raise RunError(f"{folder}: this is not a folder with a PEFT adapter, it has no {CONFIG_FILE}")
-    described: dict[str, Any] = read_json(folder / CONFIG_FILE)
-    kind = described.get("peft_type")
+    found = described(folder)
+    kind = found.get("peft_type")
     if kind != "LORA":
         raise RunError(f"{folder}: this adapter is of the kind {kind}; loraga convert converts only LoRA adapters")
     for option in UNSUPPORTED_OPTIONS:
-        if described.get(option):
+        if found.get(option):
             raise RunError(f"{folder}: loraga convert does not support LoRA adapters with {option}")
     if not (folder / WEIGHTS_FILE).is_file():
         raise RunError(f"{folder}: this adapter has no {WEIGHTS_FILE}; loraga convert reads no other format")
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
-    return config
+    return read_lora_description(folder)
 
 
 def to_difference_form(tensors: Mapping[str, Tensor], config: LoraConfig) -> Conversion:

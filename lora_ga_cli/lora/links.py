@@ -17,6 +17,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_ga_cli.lora.description import check_keys, read_lora_description
 from lora_ga_cli.lora.experts import unpack
 from lora_ga_cli.lora.export import WEIGHTS_FILE, describe_ranks, write_adapter
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX, lora_keys, lora_layers, target_of, weight_of
@@ -71,9 +72,9 @@ Change = Mapping[str, LowRank]
 
 def read_adapter(folder: Path) -> dict[str, LowRank]:
     """The changes that a saved LoRA adapter makes, by layer name."""
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
+    config = read_lora_description(folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
+    check_keys(config, folder, tensors)
     changes = {}
     for key in tensors:
         if key.endswith(".lora_A.weight"):
@@ -216,8 +217,7 @@ def write_sum(folder: Path, like: Path, changes: Sequence[Change], *, max_rank: 
     Returns:
         The largest rank that was written, and the relative error of the truncation (Frobenius norm, over all layers).
     """
-    config = LoraConfig.from_pretrained(str(like))
-    assert isinstance(config, LoraConfig)
+    config = read_lora_description(like)
     total, tensors, ranks, scalings = summed(changes), {}, {}, {}
     squared_error = squared_norm = 0.0
     for name, change in total.items():

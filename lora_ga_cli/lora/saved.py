@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import read_json
 from lora_ga_cli.lora.convert import FACTOR_A, UNSUPPORTED_OPTIONS
+from lora_ga_cli.lora.description import FITS, check_expressions, check_keys, described, read_lora_description, refused
 from lora_ga_cli.lora.experts import experts_of, unpack
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX, base_targets, factor_keys, lora_keys, lora_layers
@@ -115,13 +114,13 @@ def read_saved(folder: Path, empty: Callable[[], PreTrainedModel]) -> SavedAdapt
     """
     if problem := refusal(folder):
         raise RunError(f"{folder}: {problem}")
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
+    config = read_lora_description(folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     if broken := next((key for key, item in tensors.items() if not item.isfinite().all()), None):
         raise RunError(
             f"{folder}: {broken} has entries that are not finite (NaN or infinity), as of a run that diverged"
         )
+    check_keys(config, folder, tensors)
     layers = _by_model(folder, config, tensors, empty()) if config.target_parameters else _by_keys(config, tensors)
     factors = {key for layer in layers for key in layer.keys}
     others = {key: item for key, item in tensors.items() if key not in factors}
@@ -134,11 +133,11 @@ def refusal(folder: Path) -> str:
     """Why a folder's adapter cannot be read as products ``s·B A`` of layers, in a few words; empty if it can."""
     if not (folder / CONFIG_FILE).is_file():
         return f"no LoRA adapter (there is no {CONFIG_FILE})"
-    described: dict[str, Any] = read_json(folder / CONFIG_FILE)
-    if (kind := described.get("peft_type")) != "LORA":
+    found = described(folder)
+    if (kind := found.get("peft_type")) != "LORA":
         return f"an adapter of the kind {kind}, and only LoRA adapters change weights by a product s·B A"
     for option in UNSUPPORTED_OPTIONS:
-        if option != "target_parameters" and described.get(option):
+        if option != "target_parameters" and found.get(option):
             return f"a LoRA adapter with {option}, which computes something else than s·B A"
     if not (folder / WEIGHTS_FILE).is_file():
         return f"an adapter without {WEIGHTS_FILE} (no other format is read)"
@@ -164,7 +163,8 @@ def _by_keys(config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[SavedLay
 def _by_model(
     folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor], empty: PreTrainedModel
 ) -> list[SavedLayer]:
-    with torch.device("meta"), without_false_warnings():
+    check_expressions(config, folder, [name for name, _ in empty.named_modules()])
+    with refused(folder, FITS), torch.device("meta"), without_false_warnings():
         model = get_peft_model(empty, config)
     assert isinstance(model, PeftModel)
     keys, found = factor_keys(model), lora_layers(model)

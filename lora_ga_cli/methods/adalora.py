@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lora_ga_cli.config.schema import Config, Fraction, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
+from lora_ga_cli.lora.description import load_peft
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_a, is_b, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit
@@ -136,7 +137,7 @@ class AdaLora(Method):
 
     @classmethod
     def load(cls, base: PreTrainedModel, folder: Path, device: str) -> Model:
-        model = PeftModel.from_pretrained(base, str(folder), torch_device=device).eval()
+        model = load_peft(base, folder, device)
         penalize_in_training_only(model)
         return model
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.lora.peft_targets import without_false_warnings
+from lora_ga_cli.lora.description import add_peft, load_peft, read_description
 from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.methods.loading import adapter_class, is_custom_adapter
 
@@ -26,7 +26,7 @@ def switching_obstacle(folder: Path) -> str:
     """
     if is_custom_adapter(folder):
         return "an adapter that PEFT does not load"
-    config = PeftConfig.from_pretrained(str(folder))
+    config = read_description(folder)
     if not isinstance(config, LoraConfig) or adapter_class(folder).load.__func__ is not Method.load.__func__:  # type: ignore[attr-defined]
         return f"PEFT's {getattr(config.peft_type, 'value', 'adapter')} is not switched with LoRA"
     if config.modules_to_save:
@@ -47,7 +47,7 @@ def switching_obstacle(folder: Path) -> str:
 
 def takes_mixed_batches(folder: Path) -> bool:
     """Whether a batch may have rows for this adapter and rows for others; PEFT does not mix those with DoRA."""
-    config: Any = PeftConfig.from_pretrained(str(folder))
+    config: Any = read_description(folder)
     return not config.use_dora
 
 
@@ -70,18 +70,15 @@ class Switched:
         """Loads an adapter, once. Returns the name that PEFT has for it.
 
         Raises:
-            RuntimeError, ValueError, OSError: its files are damaged, or of another model.
+            RunError, DamagedFile, InvalidInput: its files are damaged, or of another model.
         """
         if folder in self._names:
             return self._names[folder]
         name = f"adapter{len(self._names)}"
-        with without_false_warnings():
-            if self.model is None:
-                self.model = PeftModel.from_pretrained(
-                    self.base, str(folder), adapter_name=name, torch_device=self.device
-                )
-            else:
-                self.model.load_adapter(str(folder), name, torch_device=self.device)
+        if self.model is None:
+            self.model = load_peft(self.base, folder, self.device, name)
+        else:
+            add_peft(self.model, folder, self.device, name)
         self.model.eval()
         self._names[folder] = name
         return name
@@ -90,7 +87,7 @@ class Switched:
         """The model with one adapter active, or none for None.
 
         Raises:
-            RuntimeError, ValueError, OSError: as `add`.
+            RunError, DamagedFile, InvalidInput: as `add`.
         """
         if folder is None:
             if self.model is not None:

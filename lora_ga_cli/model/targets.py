@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.pytorch_utils import Conv1D
 
-from lora_ga_cli.errors import TargetError, suggest
+from lora_ga_cli.errors import InvalidInput, TargetError, suggest
+from lora_ga_cli.expressions import Expression
 from lora_ga_cli.model.experts import expert_weights
 from lora_ga_cli.model.unadaptable import unadaptable
 
@@ -298,9 +298,10 @@ def _head_names(model: nn.Module) -> set[str]:
 
 def _matching_pattern(linear: Mapping[str, Target], pattern: str) -> dict[str, Target]:
     try:
-        chosen = {name: target for name, target in linear.items() if re.fullmatch(pattern, name)}
-    except re.error as error:
-        raise TargetError(f"target_modules={pattern}: not a regular expression ({error})") from None
+        names = Expression("target_modules", pattern).matching(linear)
+    except InvalidInput as error:
+        raise TargetError(str(error)) from None
+    chosen = {name: linear[name] for name in names}
     if not chosen:
         hint = suggest(pattern, {name.rsplit(".", 1)[-1] for name in linear})
         raise TargetError(

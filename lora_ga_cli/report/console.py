@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+from lora_ga_cli.files import size as size
 from lora_ga_cli.report.visible import visible
 
 PIPE_WIDTH = 160
@@ -44,6 +45,12 @@ def warn(text: str) -> None:
         err.print(f"[bold yellow]  warning[/]  {escape(visible(text))}")
 
 
+def reason(error: OSError) -> str:
+    """What the system said, as the end of a sentence."""
+    said = error.strerror or str(error) or type(error).__name__
+    return said[0].lower() + said[1:]
+
+
 def title(text: str) -> None:
     """Prints the heading of a job in a sweep, or of a cell in a table."""
     out.print()
@@ -63,15 +70,6 @@ def quiet() -> Iterator[None]:
 def number(value: int) -> str:
     """An integer with separators: 6,738,415,616."""
     return f"{value:,}"
-
-
-def size(count: float) -> str:
-    """A number of bytes in binary units: 1.5 MiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
 
 
 def duration(seconds: float) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.report.console import number, say, size, step
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.energy_figure import energy_heatmaps
 from lora_ga_cli.report.tables import print_table
 
 ENERGY_FILE = "energy.png"
+FIGURES_ELSEWHERE = "--figures FOLDER draws it elsewhere"
 MEANINGS = {
     2: (
         "r=N: the share of ‖G‖² in the first 2·N singular directions of each layer, which the first step of LoRA-GA at "
@@ -25,21 +27,25 @@ MEANINGS = {
     ),
 }
 """What the figures are, by singular directions for each rank."""
-LIMITS = (
-    "energy does not tell which rank a training needs, or where: G is the gradient before the first step. Measured on "
-    "a base of 33.7M weights (docs/benchmarks.md): at equal parameters, ranks by energy were no better than one rank "
-    "for all layers, and ranks against it were worse; from rank 32, which followed 99%, to rank 128 the loss still fell"
-)
-"""What the advice does not know, with what was measured."""
+LIMITS = "energy is that of the first step, and does not tell which rank a training needs: see docs/inspect.md"
+"""What the advice does not know."""
+TENSORS_ONLY = "memory counts the tensors on the device: the process, with its libraries, takes more"
+"""What a forecast of memory leaves out."""
 Layers = Mapping[str, Mapping[str, Any]]
 
 
-def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool) -> None:
+def show_energy(
+    artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool, required: bool = False
+) -> Path | None:
     """Prints the energy of a gradient by kind of layer and by block, or by layer, and draws it.
 
     Args:
         found: the part ``gradient`` of an inspection.
         file: the PNG file to write.
+        required: whether the user has given its place.
+
+    Returns:
+        The file; None if it could not be written.
     """
     layers: Layers = found["layers"]
     info, shown = artifact.info, list(next(iter(layers.values()))["energy"])
@@ -62,8 +68,9 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
         kind: {block: _followed(of_block, layers, shown) for block, of_block in _grouped(names, block_name).items()}
         for kind, names in by_kind(layers).items()
     }
-    energy_heatmaps(kinds, [int(rank) for rank in shown], file, f"{info.get('model', '')} {artifact.key}".strip())
-    step("figure", str(file))
+    title = f"{info.get('model', '')} {artifact.key}".strip()
+    ranks_shown = [int(rank) for rank in shown]
+    return drawn(file, lambda: energy_heatmaps(kinds, ranks_shown, file, title), FIGURES_ELSEWHERE, required=required)
 
 
 def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> None:
@@ -73,17 +80,29 @@ def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> Non
     if advice["uniform"] is None:
         step("advice", advice["note"])
     else:
-        uniform = advice["uniform"]
-        step("advice", f"{share} in {_these(len(found['layers']))} together: rank={uniform['rank']}{_cost(uniform)}")
-        less = 1 - advice["parameters"] / uniform["parameters"]
-        if less > 0:
-            step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.1%} fewer parameters:")
-            say()
-            say(advice["override"])
-            say()
+        _show_ranks(advice, share, len(found["layers"]))
+        if advice["memory_bytes"] is not None:
+            step("advice", TENSORS_ONLY)
         if forecast_needs_recipe:
             step("advice", "with a recipe and no key, the memory of training is forecast too: loraga inspect recipe=…")
     step("advice", LIMITS)
+
+
+def _show_ranks(advice: Mapping[str, Any], share: str, count: int) -> None:
+    uniform = advice["uniform"]
+    step("advice", f"{share} in {_these(count)} together: rank={uniform['rank']}{_cost(uniform)}")
+    less = 1 - advice["parameters"] / uniform["parameters"]
+    line = (advice if less > 0 else uniform)["override"]
+    if less > 0:
+        step("advice", f"as much with ranks by layer{_cost(advice)}, {less:.1%} fewer parameters")
+    if advice["note"]:
+        step("advice", advice["note"])
+    elif line != f"rank={uniform['rank']}":
+        only = "an adapter on these layers alone, " if "target_modules=" in line else ""
+        step("advice", f"{only}to paste behind loraga train with the other options of the recipe:")
+        say()
+        say(line)
+        say()
 
 
 def _these(count: int) -> str:

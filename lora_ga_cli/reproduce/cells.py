@@ -64,6 +64,10 @@ class Cell:
         return self.row, self.column
 
     @property
+    def place(self) -> tuple[str, str, int]:
+        return self.row, self.column, self.seed
+
+    @property
     def title(self) -> str:
         return f"{self.row}, {self.column}, seed {self.seed}"
 

@@ -11,14 +11,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lora_ga_cli.config.launch import launch_each
+from lora_ga_cli.config.launch import Shard, launch_each
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance
 from lora_ga_cli.reproduce.cells import Cell, cells_of
-from lora_ga_cli.reproduce.gpus import claim_gpu
 from lora_ga_cli.reproduce.measures.base import Measure
 from lora_ga_cli.reproduce.table import Part, RowColumn, Table, TableScale
 
@@ -34,7 +33,8 @@ class TableJob:
         output_dir: the folder of all tables, which share runs and measured values.
         user_dir: a folder with recipes and choices of the user.
         report_error: prints what went wrong with a cell.
-        gpus: among which the processes that fill cells are divided; if there are none named, each sees all.
+        gpus: among which the processes that fill cells are divided; without any, joblib's take turns on all.
+        shard: the part of the trainings and measurements that is done; all of them when None.
     """
 
     name: str
@@ -48,6 +48,7 @@ class TableJob:
     user_dir: Path | None
     report_error: Callable[[Exception], object]
     gpus: tuple[str, ...] = ()
+    shard: Shard | None = None
 
     @property
     def folder(self) -> Path:
@@ -83,6 +84,17 @@ class TableJob:
             final_overrides=final_overrides,
             user_dir=self.user_dir,
         )
+
+    def in_part(self, cells: Iterable[Cell]) -> list[Cell]:
+        """The cells that are in this job's part.
+
+        Cells that share work are in one part. Learning rates that were searched for change nothing about it.
+        """
+        if self.shard is None:
+            return list(cells)
+        groups = group_by_work(self.cells())
+        own = {cell.place for number, group in enumerate(groups) if self.shard.has(number) for cell in group}
+        return [cell for cell in cells if cell.place in own]
 
     def file(self, cell: Cell) -> Path:
         """The file that keeps what was measured of a cell."""
@@ -148,13 +160,11 @@ def _launch(job: TableJob, groups: Sequence[Sequence[Cell]], *, wait: bool) -> N
             return
 
     if groups:
-        launch_each(len(groups), fill, job.launcher_flags, str(job.output_dir / ".sweep"))
+        launch_each(len(groups), fill, job.launcher_flags, str(job.output_dir / ".sweep"), job.gpus)
 
 
 def _fill_group(job: TableJob, group: Sequence[Cell]) -> None:
     """Measures cells that share work, one after another."""
-    if job.gpus:
-        claim_gpu(job.gpus, job.output_dir / ".gpus")
     is_outdated = any(job.file(cell).exists() for cell in group)
     if is_outdated:
         warn("data or base model changed since this was measured: it is measured again")

@@ -41,6 +41,10 @@ def forecast_table(job: TableJob) -> dict[str, Any]:
     tune_lr = check_tune_lr(job) if job.tune_lr else None
     rates = stored_rates(job, tune_lr) if tune_lr is not None else {}
     cells = [*(job.cells(rates=rates) if rates else []), *(cell for cell in job.cells() if cell.position not in rates)]
+    cells = job.in_part(cells)
+    if not cells:
+        say(f"part {job.shard} of this table has no cell")
+        return {"cells": [], "seconds": 0.0, "device": ""}
     done = set(job.stored(cells))
     cached: dict[str, Cost | str] = {}
     with console.quiet():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from lora_ga_cli.reproduce.tune_lr import check_tune_lr, find_rates
 from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
+NAMED = 8
+"""How many missing cells are named."""
+
 
 def check_jobs(jobs: Sequence[TableJob]) -> None:
     """Checks all cells of all tables, and what their measures need, before the first table is made.
@@ -35,7 +39,7 @@ def check_jobs(jobs: Sequence[TableJob]) -> None:
     faults: list[Fault] = []
     for job in jobs:
         try:
-            cells = job.cells()
+            cells = job.in_part(job.cells())
             done = job.stored(cells)
             _check_measures([cell for cell in cells if cell.key not in done])
             if job.tune_lr:
@@ -55,13 +59,17 @@ def make_table(job: TableJob) -> dict[str, Any]:
     for heading, needs in missing_columns(job.part).items():
         warn(f"column {heading} is left out: there is no {needs}")
     rates, notes = find_rates(job) if job.tune_lr else (None, [])
-    cells = job.cells(rates=rates)
-    filled = fill_cells(job, cells)
-    total = len(job.cells())
+    cells, every = job.cells(rates=rates), job.cells()
+    own, own_total = job.in_part(cells), len(job.in_part(every))
+    if job.shard is not None:
+        step("table", f"part {job.shard}: {own_total} of {len(every)} cells")
+    filled = fill_cells(job, own) | job.stored(cells)
+    total = len(every)
     if (leaders := leaders_of(job)) is not None:
         repeated = leader_cells(job, leaders, cells, filled, rates)
         filled |= fill_cells(job, repeated)
-        cells, total = cells + repeated, total + len(repeated)
+        cells, own, own_total = cells + repeated, own + repeated, own_total + len(repeated)
+        total += len(repeated)
     for message in _missing_values(cells, filled):
         warn(message)
     results = _results(job, cells, filled, rates or {}, notes)
@@ -70,14 +78,35 @@ def make_table(job: TableJob) -> dict[str, Any]:
         files += _draw_curves(job, cells, filled) + _draw_measures(job, cells, filled)
     show(results)
     step("table", ", ".join(str(file) for file in files))
-    empty = total - sum(cell.key in filled for cell in cells)
+    empty = own_total - sum(cell.key in filled for cell in own)
     if empty:
-        warn(f"{empty} of {total} cells are not filled; run the same command again to retry them")
+        warn(f"{empty} of {own_total} cells are not filled; run the same command again to retry them")
+    if job.shard is not None:
+        _say_missing(job, every, {cell.place for cell in cells if cell.key in filled})
     values = {
         row: {column: value[0] for column in results.columns if (value := results.measured(row, column)) is not None}
         for row in results.rows
     }
     return {"complete": not empty, "cells": values, "files": files}
+
+
+def _say_missing(job: TableJob, every: Sequence[Cell], there: Collection[tuple[str, str, int]]) -> None:
+    """Names the cells of other parts that are not there yet, and what the parts leave out.
+
+    Args:
+        every: all cells of the table.
+        there: row, column and seed of those that have a value.
+    """
+    own = {cell.place for cell in job.in_part(every)}
+    away = [cell.title for cell in every if cell.place not in own and cell.place not in there]
+    if away:
+        more = f"; and {len(away) - NAMED} more" if len(away) > NAMED else ""
+        step(
+            "table",
+            f"{len(away)} cells of other parts are not in {job.output_dir} yet: {'; '.join(away[:NAMED])}{more}",
+        )
+    if job.part.leaders is not None and leaders_of(replace(job, shard=None)) is not None:
+        step("table", "the best rows get more seeds when all parts are there, by this command without --shard")
 
 
 def show(results: Results) -> None:

@@ -24,14 +24,19 @@ HOLD_OUT = "dataset.validation_fraction=0.05"
 def find_rates(job: TableJob) -> tuple[dict[RowColumn, float], list[str]]:
     """Finds the best learning rate of every row and column, by the loss of held-out rows at the first seed.
 
+    A part of a table searches the rates that its cells need; seeds of one row may be in several parts.
+
     Returns:
-        The rates, and notes for the reader of the table. Where all trials failed, there is no rate.
+        The rates, also those that other parts have found, and notes for the reader of the table. Where all trials
+        failed, there is no rate.
 
     Raises:
         InvalidInput: see `check_tune_lr`.
     """
     tune_lr = check_tune_lr(job)
-    keys = _trial_keys(job, tune_lr)
+    first, own = same_trainings(job.part), job.in_part(job.cells())
+    needed = {(cell.row, first[cell.column]) for cell in own}
+    keys = {position: key for position, key in _trial_keys(job, tune_lr).items() if position in needed}
     losses: dict[RowColumn, dict[float, float]] = {position: {} for position in keys}
     while True:
         wanted = {position: next_rates(of_cell, tune_lr) for position, of_cell in losses.items()}
@@ -51,7 +56,8 @@ def find_rates(job: TableJob) -> tuple[dict[RowColumn, float], list[str]]:
         for row, column in keys
     ]
     _write_searches(job, searches)
-    return _for_all_columns(job, best), _notes(job, tune_lr, losses)
+    of_others = stored_rates(job, tune_lr) if job.shard is not None else {}
+    return of_others | _for_all_columns(job, best), _notes(job, tune_lr, losses)
 
 
 def stored_rates(job: TableJob, tune_lr: TuneLr) -> dict[RowColumn, float]:

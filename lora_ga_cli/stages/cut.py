@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
@@ -22,17 +20,17 @@ from lora_ga_cli.inspection.changes import Decomposed, decompose
 from lora_ga_cli.inspection.cuts import Cut, cut
 from lora_ga_cli.inspection.kinds import by_kind, one_by_one
 from lora_ga_cli.lora.export import adapts_parameters, describe_ranks, write_adapter
-from lora_ga_cli.lora.layers import lora_layers
 from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, refusal
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model
-from lora_ga_cli.report.console import say, size, step, warn
-from lora_ga_cli.report.progress import counting
+from lora_ga_cli.report.console import say, size, step
 from lora_ga_cli.report.tables import print_table
-from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
-from lora_ga_cli.stages.saved_tokenizer import has_tokenizer, with_saved_tokenizer
-from lora_ga_cli.stages.trained import load_trained
+from lora_ga_cli.stages.inspect.weights import base_of_adapter
+from lora_ga_cli.stages.layer_inputs import second_moments
+from lora_ga_cli.stages.saved_tokenizer import has_tokenizer
+from lora_ga_cli.stages.trained import config_of, stored_config
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 RESULT_FILE = "cut.json"
@@ -46,14 +44,16 @@ class CutOptions:
     Args:
         rank: the largest rank of a layer that is written.
         rows: how many of the run's training rows the inputs of layers are taken from; None to cut the weights alone.
-        output: folder to write; ``RUN/peft-rRANK`` when None.
+        output: folder to write; ``peft-rRANK`` in the adapter's folder when None.
         every_layer: whether the table has one line for each layer.
+        base: another place of the base model; None for the one that is known.
     """
 
     rank: int
     rows: int | None = None
     output: Path | None = None
     every_layer: bool = False
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,113 +64,83 @@ class _CutLayer:
     by_weight: Cut
 
 
-def cut_run(run: RunFolder, config: Config, options: CutOptions) -> dict[str, Any]:
-    """Writes the adapter of a finished run at a lower rank, as PEFT's two files.
+def cut_adapter(source: Path, options: CutOptions) -> dict[str, Any]:
+    """Writes the adapter of a finished run, or one in a folder, at a lower rank, as PEFT's two files.
+
+    Without rows, neither data nor weights of the base are read; its configuration is, if the adapter changes parameters
+    such as the weights of experts.
 
     Returns:
-        The folder, its files with their sizes in bytes, the relative errors of weights and (with ``rows``) of outputs,
-        in total and by layer.
+        The run (or the adapter), the folder, its files with their sizes in bytes, the relative errors of weights and
+        (with ``rows``) of outputs, in total and by layer.
 
     Raises:
         InvalidInput: all that is wrong, before anything is loaded.
-        RunError: the base is not that of the run.
+        RunError: the run has not finished; or the base is not that of the run.
     """
-    folder = options.output or run.path / f"peft-r{options.rank}"
-    if faults := list(_faults(run, config, folder, options)):
+    run = RunFolder(source) if (source / "manifest.json").exists() else None
+    config = None if run is None else stored_config(run)
+    if run is not None:
+        check_result(run)
+    folder = options.output or source / f"peft-r{options.rank}"
+    if faults := list(_faults(source, config, folder, options)):
         raise InvalidInput(faults)
-    saved = read_saved(run.path, lambda: empty_model(config.model))
+    saved = read_saved(source, lambda: _empty_base(source, run, options.base))
     if not any(change.rank > options.rank for change in saved.changes.values()):
         largest = max(change.rank for change in saved.changes.values())
         raise InvalidInput([Fault("--rank", f"{options.rank}, and the adapter has rank {largest}", "give a lower one")])
     found = {name: decompose(change) for name, change in saved.changes.items()}
-    moments = {} if options.rows is None else _moments(run, config, found, options.rows)
+    moments: dict[str, Tensor] = {}
+    used = None
+    if options.rows is not None and run is not None:
+        moments, used = second_moments(run, config_of(run, (), options.base), found, options.rows)
     layers = {name: _cut_layer(change, options.rank, moments.get(name)) for name, change in found.items()}
-    result = _described(layers, options)
+    result = _described(layers, options, used)
     with atomic_folder(folder) as temporary:
         write_cut(temporary, saved, {name: layer.chosen.change for name, layer in layers.items()}, options.rank)
         write_json(temporary / RESULT_FILE, result)
-        _copy_tokenizer(run.path, temporary)
+        _copy_tokenizer(source, temporary)
     _show(layers, result, saved.notes, options)
     sizes = file_sizes(folder)
     weights = size(sizes["adapter_model.safetensors"])
     step("exported", f"{folder}: rank {options.rank}, {len(layers)} layers, {weights}; PEFT loads it")
-    return {"run": run.path, "folder": folder, "files": sizes, **result}
+    return {"adapter" if run is None else "run": source, "folder": folder, "files": sizes, **result}
 
 
-def _faults(run: RunFolder, config: Config, folder: Path, options: CutOptions) -> Iterator[Fault]:
+def _empty_base(source: Path, run: RunFolder | None, base: str | None) -> PreTrainedModel:
+    """The base of an adapter without weights.
+
+    Raises:
+        RunError: it is not known, or not where it was.
+        ModelError
+    """
+    return empty_model(base_of_adapter(source, base) if run is None else config_of(run, (), base).model)
+
+
+def _faults(source: Path, config: Config | None, folder: Path, options: CutOptions) -> Iterator[Fault]:
     if options.rank < 1:
         yield Fault("--rank", f"{options.rank}", "1 or more")
     if options.rows is not None and options.rows < 1:
         yield Fault("--rows", f"{options.rows}", "1 or more")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         yield Fault(str(folder), "exists and is not empty", "give another --output, or remove it")
-    if refusal(run.path):
-        label = method_of(config).output.label
-        yield Fault(str(run.path), f"holds {label}, and only a LoRA adapter can be cut to a lower rank")
-    elif options.rows is not None and adapts_parameters(run.path):
+    if problem := refusal(source):
+        label = problem if config is None else f"holds {method_of(config).output.label}"
+        yield Fault(str(source), f"{label}; only a LoRA adapter can be cut to a lower rank")
+        return
+    parameters = adapts_parameters(source)
+    if options.rows is not None and config is None:
+        yield Fault("--rows", f"{source} is no run, which would have training rows", "leave --rows out")
+    elif options.rows is not None and parameters:
         what = "its adapter changes parameters of experts, whose inputs cannot be seen one by one"
         yield Fault("--rows", what, "leave --rows out: the weights alone decide then")
+    if options.base is not None and options.rows is None and not parameters:
+        yield Fault("--base", "does nothing here: without --rows no base is read", "leave it out")
 
 
 def _cut_layer(change: Decomposed, rank: int, moment: Tensor | None) -> _CutLayer:
     by_weight = cut(change, rank, moment)
     return _CutLayer(by_weight if moment is None else cut(change, rank, moment, by_outputs=True), by_weight)
-
-
-def _moments(run: RunFolder, config: Config, changes: Mapping[str, Decomposed], rows: int) -> dict[str, Tensor]:
-    """``Vᵀ C V`` of every layer (see `inspection.cuts`), with the second moment C of its inputs in the trained model,
-    over all tokens of some training rows."""
-    inputs = prepare_inputs(
-        with_saved_tokenizer(config, run.path), ("train",), label_names=run.manifest.get("label_names"), to_train=False
-    )
-    model = load_trained(inputs, run)
-    assert isinstance(model, PeftModel)
-    order = list(range(len(inputs.train.rows)))
-    random.Random(config.seed).shuffle(order)
-    chosen = order[:rows]
-    if len(chosen) < rows:
-        warn(f"--rows {rows}: there are {len(chosen)} training rows, and all of them are used")
-    sums = {name: torch.zeros(change.rank, change.rank, dtype=torch.float64) for name, change in changes.items()}
-    seen = dict.fromkeys(changes, 0)
-    with _watching(model, changes, sums, seen), counting("inputs", "row", len(chosen)) as report, torch.no_grad():
-        for number, row in enumerate(chosen):  # one by one, so that there is no padding
-            model(**{name: item.to(inputs.device) for name, item in _batch(inputs, row).items()})
-            report(number + 1)
-    step("inputs", f"of {len(chosen)} training rows, {max(seen.values())} tokens in a layer")
-    return {name: total / max(seen[name], 1) for name, total in sums.items()}
-
-
-def _batch(inputs: Inputs, row: int) -> dict[str, Tensor]:
-    batch: dict[str, Tensor] = inputs.collator([inputs.train.rows[row]])
-    return batch
-
-
-@contextlib.contextmanager
-def _watching(
-    model: PeftModel, changes: Mapping[str, Decomposed], sums: dict[str, Tensor], seen: dict[str, int]
-) -> Iterator[None]:
-    """Adds up the second moments of what enters the adapted layers, inside the ``with`` block."""
-
-    def watch(name: str, right: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
-            x: Tensor = given[0].flatten(0, -2)  # (tokens, d_in)
-            coordinates = x.to(right) @ right  # (tokens, k)
-            sums[name] += (coordinates.T @ coordinates).double().cpu()
-            seen[name] += len(x)
-
-        return hook
-
-    hooks = []
-    for name, layer in lora_layers(model).items():
-        assert isinstance(layer, nn.Module)
-        device = next(layer.parameters()).device
-        precise = torch.float32 if device.type == "mps" else torch.float64
-        hooks.append(layer.register_forward_pre_hook(watch(name, changes[name].right.to(device, precise))))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def write_cut(folder: Path, saved: SavedAdapter, changes: Mapping[str, LowRank], rank: int) -> None:
@@ -202,11 +172,12 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def _described(layers: Mapping[str, _CutLayer], options: CutOptions) -> dict[str, Any]:
-    """The errors as plain data."""
+def _described(layers: Mapping[str, _CutLayer], options: CutOptions, used: int | None) -> dict[str, Any]:
+    """The errors as plain data, with the wanted number of rows and the number of those that were ``used``."""
     return {
         "rank": options.rank,
         "rows": options.rows,
+        "rows_used": used,
         "errors": _errors(list(layers.values())),
         "layers": {name: _errors([layer]) for name, layer in layers.items()},
     }

@@ -17,7 +17,7 @@ from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config, GradientConfig
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.files import cache_root, shared_cache
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
@@ -147,7 +147,12 @@ def rows_at_a_time(options: GradientConfig, rows: int) -> int:
 
 def store_of(inputs: Inputs) -> ArtifactStore:
     """The store of gradients that the configuration names."""
-    return ArtifactStore(cache_root(inputs.config.cache_dir))
+    return gradients_of(inputs.config.cache_dir)
+
+
+def gradients_of(cache_dir: str | None) -> ArtifactStore:
+    """The store of gradients in a cache, as ``cache_dir`` names it."""
+    return ArtifactStore(cache_root(cache_dir), shared_cache(cache_dir))
 
 
 def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Sequence[str] = ()) -> GradientArtifact:
@@ -262,7 +267,8 @@ def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
 def show(artifact: GradientArtifact, config: Config) -> None:
     """Prints a table of the gradient by layer, and draws how much of it each rank covers."""
     gradient_table(artifact, config.rank)
-    folder = ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
+    store = gradients_of(config.cache_dir)
+    folder = store.figures(store.places(artifact.key)[0])
     coverage(artifact, folder / COVERAGE_FILE, title=f"{config.model.path}, {artifact.info['rows']} rows")
     step("gradient", f"figure of the share of the gradient that each rank covers: {folder / COVERAGE_FILE}")
 

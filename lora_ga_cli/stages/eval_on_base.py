@@ -9,7 +9,8 @@ from typing import Any
 from lora_ga_cli.config.compose import fits_run
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import read_json, resolve_path
+from lora_ga_cli.files import resolve_path
+from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import is_custom_adapter
 from lora_ga_cli.model.loading import adapter_refusal
@@ -137,7 +138,7 @@ def _check_base_of_adapter(folder: Path, config: Config) -> None:
     Raises:
         InvalidInput
     """
-    own, base = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or ""), config.model.path
+    own, base = str(described(folder).get("base_model_name_or_path") or ""), config.model.path
     if not own or own == base:
         return
     places = [resolve_path(name) for name in (own, base)]

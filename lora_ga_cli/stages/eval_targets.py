@@ -13,18 +13,10 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.compose import compose_around, fits_run
 from lora_ga_cli.config.overrides import COMMAND_LINE
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest
+from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest, system_fault
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import (
-    ASSETS,
-    BUNDLED,
-    PACKAGE,
-    folder_problem,
-    read_json,
-    resolve_path,
-    sha256_file,
-    sha256_json,
-)
+from lora_ga_cli.files import ASSETS, BUNDLED, PACKAGE, folder_problem, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
 from lora_ga_cli.report.console import step
@@ -84,10 +76,16 @@ def target_of_run(run: RunFolder, config: Config) -> EvalTarget:
 
 
 def _beside(run: RunFolder, config: Config) -> Path:
-    """Where results are stored of a run of another user, or of one on a disk without room."""
+    """Where results are stored of a run of another user, or of one on a disk without room.
+
+    Raises:
+        InvalidInput: nothing can be written there either.
+    """
     stored = resolve_path(config.output_dir)
     inside = run.path.resolve().is_relative_to(stored.resolve())
     folder = (resolve_path("runs") if inside else stored) / f"eval-{run.path.resolve().name}"
+    if problem := folder_problem(folder):
+        raise InvalidInput([system_fault("output_dir", folder, problem)])
     step("eval", f"nothing can be written in {run.path}: results go to {folder}")
     return folder
 
@@ -153,7 +151,7 @@ def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> 
         run = RunFolder(folder)
         return target_of_run(run, config_of(run, options))
     if (folder / "adapter_config.json").is_file():
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = described(folder).get("base_model_name_or_path")
         return of_adapter(folder, composed(options, base, to_score=to_score))
     if is_custom_adapter(folder):
         return of_adapter(folder, composed(options, None, to_score=to_score))

@@ -15,6 +15,7 @@ from lora_ga_cli.model.forecast import Memory, measure_pace
 from lora_ga_cli.model.loading import pick_device
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.console import duration, number, out, say, size, step
+from lora_ga_cli.report.spectrum_tables import TENSORS_ONLY
 from lora_ga_cli.stages.costs import empty_training, estimation_forecast, training_forecast
 from lora_ga_cli.stages.estimate import request, store_of
 from lora_ga_cli.stages.experts import say_frozen_experts
@@ -127,7 +128,7 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
             found["estimation"] = _say("estimation", *estimation_forecast(inputs, pace), "sums of gradients")
         memory, step_seconds, model = training_forecast(inputs, pace)
         found["training"] = _say("training", memory, step_seconds * steps, "gradients and optimizer")
-        step("forecast", "memory counts the tensors on the device: the process, with its libraries, takes more")
+        step("forecast", TENSORS_ONLY)
     except Unsupported as reason:
         step("forecast", f"memory and time are not known: {reason}")
         found["unknown"] = str(reason)

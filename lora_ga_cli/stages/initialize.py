@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.hub_names import hub_names
 from lora_ga_cli.digests import check_files, written
 from lora_ga_cli.errors import Interrupted, RunError, UserError
-from lora_ga_cli.files import read_json
+from lora_ga_cli.files import FORBIDDEN, folder_problem, read_json
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import Total, read_adapter
@@ -34,9 +35,9 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.stages.together import check_together
+from lora_ga_cli.training.manifest import FORMAT
 from lora_ga_cli.training.run_files import note_start, stored_start
 from lora_ga_cli.training.run_folder import (
-    FORMAT,
     START_AGAIN,
     LinkFolder,
     RunFolder,
@@ -46,6 +47,8 @@ from lora_ga_cli.training.run_folder import (
     with_stored_rows,
     working_folder,
 )
+
+UNWRITABLE = (*FORBIDDEN, errno.ENOSPC)
 
 
 def initialize(config: Config) -> RunFolder:
@@ -71,25 +74,35 @@ def open_run(config: Config) -> Iterator[tuple[Inputs, RunFolder]]:
         UserError: as `prepare_inputs`.
     """
     run = find_run(config)
-    check_folders(config)
+    writes = not _is_only_read(run, config)
+    check_folders(config, ("output_dir", "cache_dir") if writes else ("cache_dir",))
     join_processes(config)
-    with run.locked(), tf32_products(config.trainer.tf32):
-        check_together(config, run)
+    with run.locked() if writes else contextlib.nullcontext(), tf32_products(config.trainer.tf32):
+        if writes:
+            check_together(config, run)
         if distributed.is_main():
             check_run_folder(config, run)
         distributed.wait()
         inputs = prepare_inputs(with_stored_rows(config, run))
         method_of(config).check_steps(inputs.total_steps)
         method_of(config).check_model(inputs.empty_model)
-        _write_manifest(inputs, run, config)
+        _check_rows(inputs, run)
+        if writes:
+            _write_manifest(inputs, run, config)
         with _failure_kept(run):
             yield inputs, run
+
+
+def _is_only_read(run: RunFolder, config: Config) -> bool:
+    """Whether a run has finished in a folder that cannot be written. A command that asks for it again needs not to."""
+    problem = None if config.overwrite else folder_problem(run.path)
+    return problem is not None and problem.errno in UNWRITABLE and run.finished
 
 
 @contextlib.contextmanager
 def _failure_kept(run: RunFolder) -> Iterator[None]:
     """Writes into the manifest what a command failed with, for those who look at the run later."""
-    if run.manifest.get("failed"):
+    if run.manifest.get("failed") and folder_problem(run.path) is None:
         run.update_manifest(failed=None)
     try:
         yield
@@ -102,11 +115,11 @@ def _failure_kept(run: RunFolder) -> Iterator[None]:
         raise
 
 
-def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
-    """Writes the configuration of a run, and for a new run also its manifest: options, rows, base and versions.
+def _check_rows(inputs: Inputs, run: RunFolder) -> None:
+    """Checks that the rows are those that the run began with, if it has begun.
 
-    Args:
-        given: the configuration without what was found in the rows. The same command gives it again.
+    Raises:
+        RunError: they are not.
     """
     stored, actual = run.manifest.get("data"), _data_identity(inputs)
     if stored is not None:
@@ -116,8 +129,16 @@ def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
                 f"{run.path} began with other {' and '.join(changed)} rows than the data set has now: give another "
                 "name=, or overwrite=true, which renames the old folder"
             )
+
+
+def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
+    """Writes the configuration of a run, and for a new run also its manifest: options, rows, base and versions.
+
+    Args:
+        given: the configuration without what was found in the rows. The same command gives it again.
+    """
     run.write_config(inputs.config)
-    if stored is None:
+    if run.manifest.get("data") is None:
         config = inputs.config
         run.update_manifest(
             files={run.config_file.name: written(run.config_file)} if distributed.is_main() else None,
@@ -125,7 +146,7 @@ def _write_manifest(inputs: Inputs, run: RunFolder, given: Config) -> None:
             settings=settings(given),
             seed=config.seed,
             total_steps=inputs.total_steps,
-            data=actual,
+            data=_data_identity(inputs),
             hub_datasets=hub_names(config.dataset),
             label_names=inputs.data.label_names,
             base_identity=base_identity(config),

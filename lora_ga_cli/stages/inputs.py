@@ -21,7 +21,7 @@ from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.local import listed, same_file
 from lora_ga_cli.data.store import RowStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
-from lora_ga_cli.files import cache_root, drop_damaged, folder_problem, resolve_path
+from lora_ga_cli.files import cache_root, drop_damaged, folder_problem, resolve_path, shared_cache
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
@@ -208,6 +208,8 @@ def prepare_inputs(
     """
     garbage.imported()
     quiet()
+    if (shared := shared_cache(config.cache_dir)) is not None:
+        step("cache", f"{shared} may only be read: what is not there is stored in {cache_root(config.cache_dir)}")
     check_model(resolve_path(config.model.path), weights=False)
     device = pick_device(config.device)
     model_config = load_config(config.model)
@@ -277,7 +279,7 @@ def _say(split: Split) -> None:
 
 
 def _row_store(config: Config) -> RowStore:
-    store = RowStore(cache_root(config.cache_dir), warn)
+    store = RowStore(cache_root(config.cache_dir), warn, shared_cache(config.cache_dir))
     drop_damaged(store.memo, warn)
     return store
 

@@ -64,7 +64,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     inputs = _inputs_of_base(run, config, options)
     dtype = getattr(torch, options.dtype or config.model.dtype)
     weights = sum(item.numel() for item in inputs.empty_model().parameters()) * dtype.itemsize
-    require_room("--output", folder, weights, "the merged model", "a smaller --dtype" * (dtype.itemsize > 2))
+    require_room("--output", folder, weights, "the merged model", "choose a smaller --dtype" * (dtype.itemsize > 2))
     model = load_trained(inputs, run)
     expected = probe_logits(model, inputs.probe_batch())
     write_more = method_of(config).merge(model, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def require_room(option: str, folder: Path, needed: int, what: str, hint: str = 
     Raises:
         InvalidInput
     """
-    if (problem := folder_problem(folder)) is not None:
+    problem = folder_problem(folder)
+    if problem is not None and problem.errno != errno.ENOSPC:  # about which more is known here
         raise InvalidInput([system_fault(option, folder, problem)])
     free = disk_room(folder)
     if free < needed:

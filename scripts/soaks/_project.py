@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -28,10 +29,12 @@ class Done:
 
     Args:
         text: everything that it printed, with any run of spaces and line breaks as one space.
+        lines: the same, line by line.
     """
 
     code: int
     text: str
+    lines: tuple[str, ...] = ()
 
 
 def make_base(folder: Path) -> None:
@@ -104,7 +107,7 @@ def loraga(*words: str) -> Done:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = main(words)
-    return Done(code, " ".join(printed.getvalue().split()))
+    return Done(code, " ".join(printed.getvalue().split()), tuple(printed.getvalue().splitlines()))
 
 
 def must(*words: str) -> Done:
@@ -117,6 +120,26 @@ def must(*words: str) -> Done:
     if done.code:
         raise RuntimeError(f"loraga {' '.join(words)} ended with {done.code}: {done.text}")
     return done
+
+
+def train_until(saved: int, words: Sequence[str]) -> None:
+    """Trains up to the checkpoint of this number, and stops as if the program had been killed behind it."""
+    from lora_ga_cli.errors import TrainingError
+    from lora_ga_cli.training import trainer
+
+    mark, count = trainer.mark_complete, 0
+
+    def marking(*arguments: Any) -> None:
+        nonlocal count
+        mark(*arguments)
+        count += 1
+        if count == saved:
+            raise TrainingError("stopped here")
+
+    with mock.patch.object(trainer, "mark_complete", marking):
+        done = loraga("train", *words)
+    if "stopped here" not in done.text:
+        raise RuntimeError(done.text)
 
 
 @contextlib.contextmanager

@@ -110,7 +110,8 @@ def test_an_interruption_says_how_to_continue(
     training(interrupt)
     assert main(["train", QUICKSTART]) == 130
     assert capsys.readouterr().err == (
-        "stopped  Ctrl-C: nothing is kept of what was not complete. To begin again: loraga train recipe=quickstart\n"
+        "stopped  Ctrl-C: no result was complete, so none is kept; earlier results are unchanged. "
+        "To start from the beginning: loraga train recipe=quickstart\n"
     )
 
 
@@ -165,22 +166,39 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
         ),
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "cache_dir: {folder}/cache: no space left on device (free some space there, or give another cache_dir)",
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
         (
             RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
-            "cache_dir: {folder}/cache: no space left on device (free some space there, or give another cache_dir)",
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
+        ),
+        (
+            RuntimeError("basic_ios::clear: iostream error"),
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
         (
             RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214"),
-            "cache_dir: {folder}/cache: no space left on device (free some space there, or give another cache_dir)",
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
         (
             RuntimeError("Error while serializing: I/O error: File too large (os error 27)"),
             "cache_dir: {folder}/cache: file too large (a limit on the size of files (ulimit -f) stops it: raise it,",
         ),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            "cache_dir: {folder}/cache: file too large (a limit on the size of files (ulimit -f) stops it: raise it,",
+        ),
     ],
-    ids=["permission", "read-only", "full", "full, said by a library", "full, said by torch", "limit on files"],
+    ids=[
+        "permission",
+        "read-only",
+        "full",
+        "full, said by a library",
+        "full, said by a stream of C++",
+        "full, said by torch",
+        "limit",
+        "limit, open file",
+    ],
 )
 def test_an_error_of_the_system_during_a_run_names_the_option(
     error: Exception,

@@ -1,4 +1,4 @@
-"""Slurm starts one command as several tasks: no two of them train one run."""
+"""Slurm starts one command as several tasks: no two of them write the same files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from lora_ga_cli.cli.app import main
+from lora_ga_cli.cli.app import app, main
 from lora_ga_cli.stages import train as train_stage
 from lora_ga_cli.training.run_folder import RunFolder
 
@@ -41,6 +42,24 @@ def test_copies_of_a_training_are_refused(trained: list[int], capsys: pytest.Cap
     assert "2 tasks of this command" in capsys.readouterr().err
 
 
+READING = {"watch", "chat", "env", "recipes", "cache"}
+"""Commands that several tasks may give: what is removed from a cache is removed once."""
+WRITING = sorted(set(get_command(app).commands) - READING)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize("command", WRITING)
+def test_copies_of_every_command_that_writes_are_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {"convert": ["--output", "new"], "push": ["ORG/NAME"]}.get(command, [])
+    assert main([command, ".", *more]) == 2
+    assert "2 tasks of this command" in capsys.readouterr().err
+
+
+def test_copies_that_write_nothing_are_not_refused(trained: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", QUICKSTART, "rank=-1", "--dry-run"]) == 2
+    assert "tasks of this command" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("variable", "value"), [("RANK", "0"), ("SLURM_STEP_NUM_TASKS", "1")])
 def test_one_task_or_processes_that_know_each_other_train(
     trained: list[int], monkeypatch: pytest.MonkeyPatch, variable: str, value: str
@@ -62,5 +81,5 @@ def test_a_part_of_something_else_than_a_sweep_is_refused(
     assert main(["train", "-m", QUICKSTART, "rank=1,2", "--shard", "3/2"]) == 2
     errors = capsys.readouterr().err
     assert "add -m" in errors
-    assert "is no part of a sweep" in errors
+    assert "names no part" in errors
     assert trained == []

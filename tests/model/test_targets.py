@@ -54,7 +54,7 @@ def test_endings_full_names_and_patterns() -> None:
         (["embed_tokens"], "embed_tokens, a Embedding; only linear layers"),
         ([], "an empty list"),
         ("q_proj", "matches no full name"),
-        ("q_(proj", "not a regular expression"),
+        ("q_(proj", "no regular expression"),
         (["lm_head"], r"lm_head: its weight is shared with model\.embed_tokens\.weight"),
     ],
 )

@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedConfig, T5Config
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.config.schema import DatasetConfig, ModelConfig
+from lora_ga_cli.config.schema import Config, DatasetConfig, ModelConfig
 from lora_ga_cli.data import Data, Split
 from lora_ga_cli.data.examples.prompt_answer import PromptAnswer
 from lora_ga_cli.model import loading
+from lora_ga_cli.registry import MEASURES
 from lora_ga_cli.report import console
 from lora_ga_cli.reproduce import mean_gradients
 from lora_ga_cli.reproduce.table_files import all_tables, find_table
@@ -223,7 +224,8 @@ def test_two_processes_search_rates_and_make_a_table_on_their_gpus(loraga: Lorag
     (search,) = json.loads(Path("reproduced/mine-tune-lr/rates.json").read_text())["tried"]
     measured = list(Path("reproduced/cells").glob("*.json"))
     assert len(measured) == len(search["losses"]) + 2  # every trial, and both seeds
-    assert {file.name for file in Path("reproduced/.gpus").iterdir()} == {"0.lock", "1.lock"}
+    places = {file.name for file in Path("reproduced/.sweep/.gpus").rglob("gpu-*.lock")}
+    assert places == {"gpu-7-0.lock", "gpu-9-0.lock"}
     (row,) = read_csv("reproduced/mine-tune-lr")
     assert (row["seeds"], float(row["learning_rate"])) == ("2", search["best"])
 
@@ -414,3 +416,64 @@ def test_every_cell_of_every_table_has_a_forecast_without_weights(
     assert len(lines) == len(table.rows) * len(table.full.columns), out
     assert ("time on this device" if name == "rac_lora" else "time on an H100") in out
     assert not Path("forecast").exists()
+
+
+class TestPartsOfATable:
+    """``--shard``: each training is in one part, with everything that is measured of it."""
+
+    @pytest.fixture
+    def working(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The trainings that were asked for, each of which has a loss at once."""
+        done: list[str] = []
+
+        def compute(_: object, config: Config) -> dict[str, float]:
+            done.append(f"{config.method.name} {config.rank} {config.seed}")
+            return {"validation_loss": config.rank + config.seed, "perplexity": 1.0, "mean": 0.5}
+
+        for name in ("loss", "score", "coverage"):
+            monkeypatch.setattr(MEASURES[name], "compute", compute)
+        return done
+
+    def test_each_training_is_in_exactly_one_part(self, loraga: Loraga, user_dir: Path, working: list[str]) -> None:
+        options = ["reproduce", "mine", "--config-dir", str(user_dir), "--columns", "loss", "--output", "parts"]
+        out = loraga(*options, "--shard", "1/3")
+        assert "part 1/3: 2 of 6 cells" in out
+        assert "4 cells of other parts are not in" in out
+        assert "LoRA-GA, loss, seed 1" in out or "LoRA-GA, loss, seed 2" in out
+        assert "| – |" in Path("parts/mine/table.md").read_text()
+        loraga(*options, "--shard", "2/3")
+        out = loraga(*options, "--shard", "3/3")
+        assert "other parts" not in out
+        assert sorted(working) == sorted(set(working))
+        whole = loraga(*options)
+        assert len(working) == 6
+        assert "6 of 6 trainings and measurements exist already" in whole
+        assert {row["seeds"] for row in read_csv("parts/mine")} == {"2"}
+
+    def test_what_shares_a_training_is_in_one_part(self, loraga: Loraga, user_dir: Path, working: list[str]) -> None:
+        options = ["--config-dir", str(user_dir), "--columns", "perplexity,loss", "--rows", "LoRA", "--dry-run"]
+        counts = [loraga("reproduce", "mine", *options, "--shard", f"{part}/2").count(" of 1") for part in (1, 2)]
+        assert counts == [2, 2]  # both columns, at one of two seeds
+        assert working == []
+
+    @pytest.mark.slow
+    def test_parts_search_the_rates_that_their_cells_need(
+        self, loraga: Loraga, user_dir: Path, working: list[str]
+    ) -> None:
+        options = ["reproduce", "mine", "--config-dir", str(user_dir), "--columns", "loss", "--tune-lr", "seed=1"]
+        for part in (1, 2, 3):
+            before = set(working)
+            loraga(*options, "--shard", f"{part}/3")
+            assert len({item.rpartition(" ")[0] for item in set(working) - before}) == 1  # one row in each part
+        assert "trainings and measurements are left: 0:00" in loraga(*options, "--dry-run")
+        assert len(read_csv("reproduced/mine-tune-lr")) == 3
+
+    def test_what_is_no_part_is_refused(self, loraga: Loraga) -> None:
+        assert "--shard 3/2 names no part" in loraga("reproduce", "coverage", "--shard", "3/2", code=2)
+
+    def test_processes_that_train_together_make_no_table(
+        self, loraga: Loraga, user_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        out = loraga("reproduce", "mine", "--config-dir", str(user_dir), "--columns", "loss", code=2)
+        assert "2 processes would make each cell together" in out

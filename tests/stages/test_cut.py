@@ -20,6 +20,7 @@ from lora_ga_cli.lora.layers import ADAPTER, lora_layers
 from lora_ga_cli.lora.saved import read_saved
 from lora_ga_cli.stages.cut import write_cut
 from lora_ga_cli.stages.inputs import prepare_inputs
+from lora_ga_cli.stages.layer_inputs import without_head
 from lora_ga_cli.stages.trained import stored_config
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_batch, build_model
@@ -97,6 +98,9 @@ def test_a_cut_by_rows_has_the_errors_of_the_inputs_of_these_rows(
             model(input_ids=torch.tensor([row["input_ids"]]))
     whole = changes_of(model)
     small = changes_of(PeftModel.from_pretrained(base_of(saved_bases), "small"))
+    lost = [np.linalg.norm(torch.cat(inputs[name]).numpy() @ (item - small[name]).T) for name, item in whole.items()]
+    added = [np.linalg.norm(torch.cat(inputs[name]).numpy() @ item.T) for name, item in whole.items()]
+    assert result["errors"]["outputs"] == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(added), rel=1e-4)
     for name, change in whole.items():
         x = torch.cat(inputs[name]).numpy()
 
@@ -109,6 +113,40 @@ def test_a_cut_by_rows_has_the_errors_of_the_inputs_of_these_rows(
         assert errors["outputs"] <= errors["outputs_by_weight"]
         assert errors["weights"] >= errors["weights_by_weight"]
     assert result["errors"]["outputs"] < 0.95 * result["errors"]["outputs_by_weight"]
+    assert (result["rows"], result["rows_used"]) == (500, 23)
+    kept = json.loads(Path("small/cut.json").read_text())
+    assert (kept["rows"], kept["rows_used"]) == (500, 23)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_inputs_of_layers_are_seen_without_the_head(family: str) -> None:
+    """The last layer before the head is reached, and the head is not."""
+    model = get_peft_model(build_model(family), LoraConfig(r=2, target_modules="all-linear"))
+    assert isinstance(model, PeftModel)
+    calls: list[str] = []
+    head = model.get_base_model().get_output_embeddings()
+    assert head is not None
+    head.register_forward_hook(lambda *_: calls.append("head"))
+    for name, layer in lora_layers(model).items():
+        assert isinstance(layer, nn.Module)
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    with without_head(model) as forward:
+        forward(build_batch(family))
+    assert set(calls) == set(lora_layers(model))
+    model(**build_batch(family))
+    assert "head" in calls
+
+
+def test_a_head_that_has_an_adapter_is_seen() -> None:
+    model = get_peft_model(build_model("llama"), LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
+    assert isinstance(model, PeftModel)
+    seen: list[str] = []
+    for name, layer in lora_layers(model).items():
+        assert isinstance(layer, nn.Module)
+        layer.register_forward_pre_hook(lambda *_, name=name: seen.append(name))
+    with without_head(model) as forward:
+        forward(build_batch("llama"))
+    assert set(seen) == set(lora_layers(model))
 
 
 def save(folder: Path, model: PreTrainedModel, **options: Any) -> PeftModel:
@@ -173,6 +211,54 @@ def test_a_layer_without_a_change_is_written_as_zeros(tmp_path: Path) -> None:
     assert {layer.r[ADAPTER] for layer in lora_layers(after).values()} == {2}
 
 
+def test_a_cut_is_cut_again_and_its_base_need_not_be_there(
+    loraga: Loraga, run: Path, saved_bases: dict[str, Path]
+) -> None:
+    """Rank 8 to 4 and 4 to 2 is the cut from 8 to 2: both are truncated decompositions."""
+    whole = changes_of(PeftModel.from_pretrained(base_of(saved_bases), run))
+    loraga("export", str(run), "--rank", "4", "--output", "four")
+    described = json.loads(Path("four/adapter_config.json").read_text())
+    Path("four/adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": "moved/away"}))
+    again = as_json(loraga("export", "four", "--rank", "2", "--json"))
+    assert again["adapter"] == "four"
+    assert again["folder"] == "four/peft-r2"
+    small = changes_of(PeftModel.from_pretrained(base_of(saved_bases), "four/peft-r2"))
+    for name, change in whole.items():
+        np.testing.assert_allclose(small[name], truncated(change, 2), atol=1e-6)
+
+
+def test_an_adapter_of_peft_alone_is_cut(loraga: Loraga) -> None:
+    before = changes_of(save(Path("theirs"), build_model("llama"), r=5, target_modules=["q_proj"]))
+    loraga("export", "theirs", "--rank", "2")
+    after = changes_of(PeftModel.from_pretrained(build_model("llama"), "theirs/peft-r2"))
+    for name, change in before.items():
+        np.testing.assert_allclose(after[name], truncated(change, 2), atol=1e-6)
+    out = loraga("export", "theirs", "--rank", "0", "--rows", "4", "--base", "x", code=2)
+    assert "--rows: theirs is no run, which would have training rows" in out
+    assert "--rank: 0" in out
+
+
+def test_the_base_of_an_adapter_on_parameters_is_named(loraga: Loraga, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"r": 4, "target_modules": [], "target_parameters": ["experts.down_proj"]}
+    save(Path("theirs"), build_mixture("mixtral"), **options)
+    build_mixture("mixtral").save_pretrained("base")
+    described = json.loads(Path("theirs/adapter_config.json").read_text())
+    Path("theirs/adapter_config.json").write_text(json.dumps(described | {"base_model_name_or_path": None}))
+    out = loraga("export", "theirs", "--rank", "2", code=2)
+    assert "names no base model: give it with --base" in out
+    assert as_json(loraga("export", "theirs", "--rank", "2", "--base", "base", "--json"))["rank"] == 2
+
+
+def test_the_variable_of_llama_cpp_does_not_stop_a_cut_and_the_option_does(
+    loraga: Loraga, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAGA_LLAMA_CPP", "somewhere")
+    loraga("export", str(run), "--rank", "4", "--format", "peft", "--output", "four")
+    for form in ([], ["--format", "peft"]):
+        out = loraga("export", str(run), "--rank", "4", *form, "--llama-cpp", "x", "--output", "other", code=2)
+        assert "--llama-cpp does not go with --rank" in out
+
+
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
@@ -183,6 +269,7 @@ def test_a_layer_without_a_change_is_written_as_zeros(tmp_path: Path) -> None:
             ["does not go with --format gguf", "--type does not go"],
         ),
         (["--format", "gguf", "--rows", "2"], ["--rows does not go with --format gguf"]),
+        (["--rank", "4", "--base", "x"], ["--base: does nothing here: without --rows no base is read (leave it out)"]),
         (
             ["--rank", "0", "--rows", "0", "--output", "taken"],
             ["--rank: 0", "--rows: 0", "taken: exists and is not empty"],

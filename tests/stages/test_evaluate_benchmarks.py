@@ -97,7 +97,9 @@ def test_an_evaluation_that_is_stopped_says_which_answers_are_kept(
         return completing
 
     monkeypatch.setattr(Generator, "_complete", stopped_before(1))
-    assert "SIGTERM: nothing is kept of what was not complete. To begin again: loraga eval" in judged(143, batch_size=1)
+    printed = judged(143, batch_size=1)
+    assert "SIGTERM: no result was complete, so none is kept" in printed
+    assert "To start from the beginning: loraga eval" in printed
     monkeypatch.setattr(Generator, "_complete", stopped_before(2))
     printed = judged(143, batch_size=1)
     (partial,) = Path("runs/eval-model/eval").glob("*.partial.jsonl")

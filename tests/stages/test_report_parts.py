@@ -187,9 +187,25 @@ class TestAnswers:
         assert "--code FILE" in record.absent["answers"]
         assert len(record.answers) == 1
 
-    def test_damaged_answers_are_a_sentence(self) -> None:
-        Path("runs/one/predictions.jsonl").write_text('{"exact_match": 3}\n')
-        assert "eval.json cannot be read" in one().absent["answers"]
+    def test_damaged_answers_are_named_and_made_again(self, loraga: Loraga) -> None:
+        file = Path("runs/one/predictions.jsonl")
+        before = file.read_bytes()
+        file.write_bytes(before[:-3])
+        what = "runs/one/predictions.jsonl does not have the bytes that were written"
+        assert what in one().absent["answers"]
+        assert f"answers are not shown: {what}" in " ".join(loraga("report", "runs/one", code=1).split())
+        assert f"{what}; it is evaluated again" in " ".join(loraga("eval", "runs/one").split())
+        assert file.read_bytes() == before
+        assert loraga("report", "runs/one")
+
+    @pytest.mark.parametrize("line", ['{"exact_match": 3}', "3", "{"])
+    def test_damaged_answers_of_a_result_without_a_digest_are_a_sentence(self, line: str, loraga: Loraga) -> None:
+        result = json.loads(Path("runs/one/eval.json").read_text())
+        left = {name: value for name, value in result.items() if name not in ("content_sha256", "lines_sha256")}
+        Path("runs/one/eval.json").write_text(json.dumps(left))
+        Path("runs/one/predictions.jsonl").write_text(f"{line}\n")
+        assert "runs/one" in loraga("report", "runs/one", code=1)
+        assert one().absent["answers"]
 
 
 def test_the_page_of_the_run_has_all_parts(loraga: Loraga) -> None:

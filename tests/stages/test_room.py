@@ -104,7 +104,8 @@ def test_a_run_of_another_user_is_scored_beside_and_merged_elsewhere(
     loraga: Loraga, arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a mount that is read-only, since root may write everywhere else."""
-    loraga("train", *arguments("llama", "method=lora", "trainer.max_steps=2"))
+    command = arguments("llama", "method=lora", "trainer.max_steps=2")
+    loraga("train", *command)
     (tmp_path / "theirs").mkdir()
     bind = f"mount --bind {tmp_path}/runs {tmp_path}/theirs && mount -o remount,bind,ro {tmp_path}/theirs"
     if subprocess.run(["sh", "-c", bind], capture_output=True, check=False).returncode:
@@ -115,9 +116,13 @@ def test_a_run_of_another_user_is_scored_beside_and_merged_elsewhere(
         assert list(tmp_path.rglob(f"eval-{run.name}/*.json"))
         loraga("merge", str(run), "--output", "mine")
         assert (tmp_path / "mine" / "config.json").exists()
+        assert "finished already: theirs" in loraga("train", *command, "output_dir=theirs")
+        printed = loraga("train", *command, "output_dir=theirs", "name=another", code=2)
+        assert "error  output_dir: theirs: read-only file system" in printed
         printed = loraga("merge", str(run), code=2)
         assert printed.count("error  --output: ") == 1
-        assert "read-only" in printed or "permission denied" in printed
+        assert "theirs" in printed.partition("error  ")[2]
+        assert "read-only file system (nothing can be written there: give another --output)" in printed
     finally:
         subprocess.run(["umount", "-l", f"{tmp_path}/theirs"], check=True)
 

@@ -132,7 +132,8 @@ def test_before_the_first_step_no_checkpoint_is_promised(
     with monkeypatch.context() as patch:
         patch.setattr(train, "initialize_link", sent(1, train.initialize_link))
         printed = loraga("train", *arguments("llama"), code=143)
-    assert "SIGTERM: nothing is kept of what was not complete. To begin again: loraga train" in printed
+    assert "SIGTERM: no result was complete, so none is kept" in printed
+    assert "To start from the beginning: loraga train" in printed
     with monkeypatch.context() as patch:
         patch.setattr(train, "_fit", sent(1, train._fit))
         printed = loraga("train", *arguments("llama"), code=143)
@@ -183,7 +184,7 @@ def test_an_estimation_stops_and_stores_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(SketchEstimator, "end_micro_batch", sent(2, SketchEstimator.end_micro_batch))
         printed = loraga("estimate-grad", *arguments("llama"), code=143)
-    assert "SIGTERM: nothing is kept" in printed
+    assert "SIGTERM: no result was complete" in printed
     assert not [item for item in Path("cache/gradients").iterdir() if item.is_dir()]
     assert "estimated" in loraga("estimate-grad", *arguments("llama"))
 
@@ -274,7 +275,7 @@ LONG = ("method=lora", "trainer.max_steps=2000", "trainer.eval_steps=2000", "tra
 
 @pytest.mark.slow
 def test_processes_that_train_together_stop_after_the_same_step(arguments: Arguments) -> None:
-    launch = "torch.distributed.run --nproc-per-node=2 --master-port=29437 -m lora_ga_cli"
+    launch = "torch.distributed.run --standalone --nproc-per-node=2 -m lora_ga_cli"
     command = ["train", *arguments("llama", *LONG)]
     printed = signalled(started(command, module=launch), "step 3/2000", signal.SIGTERM)
     (found,) = set(re.findall(r"stopped after step (\d+) of 2000", printed))

@@ -13,7 +13,7 @@ from lora_ga_cli.config.schema.run import Config
 from lora_ga_cli.config.schema.section import Section
 from lora_ga_cli.config.schema.trainer import TrainerConfig
 from lora_ga_cli.config.schema.typed import TYPED_SECTIONS, WITHOUT_RULES, WITHOUT_TYPES, TypedSection
-from lora_ga_cli.config.schema.values import DataFiles, Fraction, Positive, Task, Temperature
+from lora_ga_cli.config.schema.values import DataFiles, Fraction, Positive, RegularExpression, Task, Temperature
 
 __all__ = [
     "TYPED_SECTIONS",
@@ -30,6 +30,7 @@ __all__ = [
     "MixSource",
     "ModelConfig",
     "Positive",
+    "RegularExpression",
     "Section",
     "Task",
     "Temperature",

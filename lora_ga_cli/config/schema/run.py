@@ -31,7 +31,9 @@ class Config(Section):
     output_dir: str = "runs"
     """Folder that run folders are written to."""
     cache_dir: str | None = None
-    """Folder that gradients and tokenized rows are stored in. Null means ``$LORAGA_CACHE`` or ``~/.cache/loraga``."""
+    """Folder that gradients and tokenized rows are stored in. Null means ``$LORAGA_CACHE`` or ``~/.cache/loraga``. From
+    one that may only be read, such as a team's, what is there is used, and what is new is stored in ``$LORAGA_CACHE``
+    or ``~/.cache/loraga``."""
     overwrite: bool = False
     """Replace a run with other settings in the same folder. The old run folder is renamed and kept."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

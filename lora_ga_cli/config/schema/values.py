@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from lora_ga_cli.errors import InvalidInput
+from lora_ga_cli.expressions import Expression
 from lora_ga_cli.files import one_name
 
 Positive = Annotated[int, Field(ge=1)]
@@ -51,5 +53,14 @@ def _with_line_ends(text: str) -> str:
     return re.sub(r"(\\?)\\n", lambda found: r"\n" if found[1] else "\n", text)
 
 
+def _compiles(text: str) -> str:
+    try:
+        Expression("", text)
+    except InvalidInput as error:
+        raise ValueError(error.faults[0].what) from None
+    return text
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
 TemplateText = Annotated[str, AfterValidator(_with_line_ends)]
 """A text with ``{column}`` fields, in which ``\\n`` is a line end, and ``\\\\n`` a backslash and an n."""

@@ -7,9 +7,9 @@ and with it the kernel kills everything that is left in the sandbox.
 The process that starts here stays outside and adds up the memory of all processes inside. Above the limit it kills
 process 1: the kernel's own limit counts each process alone.
 
-Process 1 also ends when the process that asked for the sandbox has ended, or the one that starts here: each holds one
-end of a pipe, whose close the kernel tells whenever and however a process ends. (The signal that the kernel sends at
-the death of a parent does not come to a process that asks for it after that death.)
+The process that starts here and process 1 ask the kernel for a signal at the death of their parent. It does not come
+to a process that asks after that death, and new user ids cancel the request. So each parent also holds one end of a
+pipe, whose close tells of its end, and the child looks at it after each request.
 
 The job is read as JSON from standard input, and the report is written as JSON to standard output.
 """
@@ -67,6 +67,8 @@ def main() -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # process 1 hides the path from this process too
     try:
         has_spare_id = _enter_namespaces()
+        if _is_closed(job["lifeline"]):
+            return
         init = os.fork()
         if init == 0:
             os.close(held)
@@ -237,11 +239,12 @@ def _be_init(job: dict[str, Any], has_spare_id: bool, lifelines: list[int]) -> N
     """
     try:
         kernel.die_with_parent(signal.SIGKILL)
+        if any(map(_is_closed, lifelines)):
+            return
         kernel.prctl("hiding from the program", kernel.PR_SET_DUMPABLE, 0)
         kernel.set_host_name("sandbox")
         filesystem.build(job["files"], disk=job["disk"], owner=ID)
-        if not any(map(_is_closed, lifelines)):
-            _report(_run(job, has_spare_id, lifelines))
+        _report(_run(job, has_spare_id, lifelines))
     except (kernel.Refused, OSError) as error:
         _report(_refusal(error, "the file system"))
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.evaluation.sandbox import kernel
+
 PACKAGE = "lora_ga_cli.evaluation.sandbox"
 ROOT = Path(__file__).resolve().parents[3]
 """The folder that contains the package `lora_ga_cli`."""
-START = f"import sys; sys.path.append(sys.argv[1]); from {PACKAGE}.launch import main; main()"
+FOLLOW = (
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({kernel.PR_SET_PDEATHSIG}, {signal.SIGKILL:d}, 0, 0, 0); "
+    "os.getppid() == int(sys.argv[2]) or os._exit(0)"
+)
+"""Has the launcher end with the process that started it. On a busy machine the imports take longer than half a second,
+so this comes before them."""
+START = f"{FOLLOW}; sys.path.append(sys.argv[1]); from {PACKAGE}.launch import main; main()"
 OVERHEAD = 60.0
 """Seconds, beyond the program's own time, in which its sandbox must be built and removed."""
 
@@ -139,7 +148,7 @@ class Sandbox:
 def launcher() -> list[str]:
     """The command that builds a sandbox: the base interpreter, as a virtual environment's needs that environment."""
     python = getattr(sys, "_base_executable", None) or sys.executable
-    return [os.path.realpath(python), "-I", "-S", "-c", START, str(ROOT)]
+    return [os.path.realpath(python), "-I", "-S", "-c", START, str(ROOT), str(os.getpid())]
 
 
 def _ended(report: bytes, broken: bytes) -> Ended:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from lora_ga_cli.config.schema import EvalOptions, Positive
+from lora_ga_cli.config.schema import EvalOptions, Positive, RegularExpression
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.answers import Answer, verdict_of
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
@@ -44,7 +44,7 @@ class RowsOptions(EvalOptions):
     ``matthews_correlation`` and ``f1``. ``label_tokens`` compares the words of ``dataset.label_names``."""
     max_new_tokens: Positive = 256
     """Longest generated answer, in tokens."""
-    answer_pattern: str = r"####\s*(.+)"
+    answer_pattern: RegularExpression = r"####\s*(.+)"
     """Regular expression whose first group is the answer, in the generation and in the reference."""
 
 

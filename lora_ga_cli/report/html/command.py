@@ -16,16 +16,16 @@ def command_of(manifest: Mapping[str, Any]) -> str:
     The interpreter before ``loraga`` is left out. What it has before other programs' code is kept as it is.
     """
     words = [str(word) for word in manifest.get("provenance", {}).get("command") or ()]
-    return shlex.join(["loraga", *after]) if (after := _after_program(words)) is not None else shlex.join(words)
+    return shlex.join(["loraga", *after]) if (after := words_after_program(words)) is not None else shlex.join(words)
 
 
 def is_sweep(manifest: Mapping[str, Any]) -> bool:
     """Whether the command is that of a sweep, which makes other runs too."""
     words = [str(word) for word in manifest.get("provenance", {}).get("command") or ()]
-    return any(word in SWEEP for word in _after_program(words) or ())
+    return any(word in SWEEP for word in words_after_program(words) or ())
 
 
-def _after_program(words: Sequence[str]) -> list[str] | None:
+def words_after_program(words: Sequence[str]) -> list[str] | None:
     """The words after the program; None if it is another one."""
     for number, word in enumerate(words[:8]):
         path = PurePath(word)

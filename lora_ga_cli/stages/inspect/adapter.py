@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.inspection.changes import decompose
 from lora_ga_cli.inspection.kinds import block_of, by_kind, one_by_one
 from lora_ga_cli.inspection.layer import OF_BASE, SHARES, measured, totals
 from lora_ga_cli.lora.saved import refusal
 from lora_ga_cli.report.console import say, step
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.heatmaps import Heatmap, heatmaps
+from lora_ga_cli.report.spectrum_tables import FIGURES_ELSEWHERE
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inspect.loaded import Inspected, load
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -23,6 +24,7 @@ from lora_ga_cli.training.run_folder import RunFolder
 
 CUTS_SHOWN = 4
 FIGURE = "adapter.png"
+ADAPTER = "the adapter"
 Layers = Mapping[str, Mapping[str, Any]]
 
 
@@ -50,7 +52,7 @@ def inspect_adapter(
         return None
     options = options or InspectOptions()
     inspected = load(run.path, options.base)
-    check_selection(inspected.saved.changes, options)
+    options.check_selection(inspected.saved.changes, ADAPTER)
     found = part_of(inspected, artifact, kept)
     return _with_base(found, inspected, options) if with_base else found
 
@@ -83,34 +85,22 @@ def show_adapter(folder: Path, options: InspectOptions) -> dict[str, Any]:
         RunError: it is no LoRA adapter, or its base is not there.
     """
     inspected = load(folder, options.base)
+    options.check_selection(inspected.saved.changes, ADAPTER)
     found = part_of(inspected)
-    check_selection(found["layers"], options)
     if options.with_base:
         found = _with_base(found, inspected, options)
-    _show(folder, found, options, options.figures_for(folder))
-    return {"folder": folder, "adapter": found}
+    shown, file = show_changes(folder, found, options, options.figures_for(inspected.name))
+    return {"folder": folder, "adapter": shown, "figures": [] if file is None else [file]}
 
 
-def show_adapter_of_run(run: RunFolder, found: dict[str, Any], options: InspectOptions) -> None:
-    """Prints the part ``adapter`` of a run's inspection, and draws its figures."""
-    _show(run.path, found, options, options.figures_for(run.path))
+def show_changes(
+    folder: Path, found: Mapping[str, Any], options: InspectOptions, figures: Path
+) -> tuple[dict[str, Any], Path | None]:
+    """Prints the part ``adapter`` of an inspection, and draws it.
 
-
-def check_selection(names: Mapping[str, Any] | Sequence[str], options: InspectOptions) -> None:
-    """Refuses options that select no layer.
-
-    Raises:
-        InvalidInput
+    Returns:
+        The part with the selected layers and their totals, and the file of the figure; None if it could not be written.
     """
-    if not any(options.selects(name) for name in names):
-        kinds = ", ".join(list(by_kind(names))[:8])
-        given = " ".join(
-            f"--{option} {value}" for option in ("layers", "modules") if (value := getattr(options, option))
-        )
-        raise InvalidInput([Fault("command line", f"{given}: no layer of the adapter is meant", f"it has {kinds}")])
-
-
-def _show(folder: Path, found: Mapping[str, Any], options: InspectOptions, figures: Path) -> None:
     layers = {name: layer for name, layer in found["layers"].items() if options.selects(name)}
     together = totals(layers)
     ranks = sorted({layer["rank"] for layer in layers.values()})
@@ -123,8 +113,9 @@ def _show(folder: Path, found: Mapping[str, Any], options: InspectOptions, figur
     if any(layer["intruders"] is not None for layer in layers.values()):
         _print_base(layers, groups, together)
     file = figures / FIGURE
-    _draw(layers, file, f"{folder.resolve().name}: what the adapter changes, by block and kind of layer")
-    step("figure", str(file))
+    title = f"{folder.resolve().name}: what the adapter changes, by block and kind of layer"
+    drawing = drawn(file, lambda: _draw(layers, file, title), FIGURES_ELSEWHERE, required=options.figures is not None)
+    return {**found, "layers": layers, "totals": together}, drawing
 
 
 def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together: Mapping[str, Any]) -> None:

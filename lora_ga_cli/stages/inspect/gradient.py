@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import ArtifactDamaged, Fault, InvalidInput
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.errors import ArtifactDamaged
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
-from lora_ga_cli.gradient.store import ArtifactStore
-from lora_ga_cli.inspection.advice import Advice, advise, as_pattern
+from lora_ga_cli.inspection.advice import Advice, advise
 from lora_ga_cli.inspection.spectrum import described, shown_ranks
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.model.unsupported import Unsupported
 from lora_ga_cli.report.spectrum_tables import ENERGY_FILE, show_advice, show_energy
 from lora_ga_cli.stages.costs import training_memory
-from lora_ga_cli.stages.estimate import estimate
+from lora_ga_cli.stages.estimate import estimate, gradients_of
 from lora_ga_cli.stages.inputs import Inputs, check_folders, join_processes, prepare_inputs
+from lora_ga_cli.stages.inspect.again import CAPACITY, with_capacity, words_again
 from lora_ga_cli.stages.inspect.options import InspectOptions
+from lora_ga_cli.stages.inspect.paste import Only, as_options, only_these, parameters_of_experts
 from lora_ga_cli.training.run_folder import RunFolder
 
 LORA_GA_VECTORS = 2
@@ -44,11 +45,10 @@ def artifact_of_run(run: RunFolder) -> GradientArtifact | None:
     key = run.manifest.get("gradient")
     if key is None:
         return None
-    folder = ArtifactStore(cache_root(run.read_config()["cache_dir"])).path(key)
-    try:
-        return GradientArtifact.load(folder)
-    except ArtifactDamaged:
-        return None
+    for folder in gradients_of(run.read_config()["cache_dir"]).places(key):
+        with contextlib.suppress(ArtifactDamaged):
+            return GradientArtifact.load(folder)
+    return None
 
 
 def gradient_part(
@@ -57,7 +57,9 @@ def gradient_part(
     share: float,
     vectors: int = LORA_GA_VECTORS,
     inputs: Inputs | None = None,
+    config: Config | None = None,
     selected: Mapping[str, Factors] | None = None,
+    again: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The part ``gradient`` of an inspection, as plain data.
 
@@ -65,97 +67,14 @@ def gradient_part(
         share: of ``Σ ‖G‖²``, which the advised ranks follow.
         vectors: singular directions for each rank.
         inputs: of the training whose memory is forecast; None for no forecast.
+        config: to which the advised options are added, as far as it is known.
         selected: the layers to look at; None for all.
+        again: the words of a command that estimates this gradient, see `again.with_capacity`; empty if none is known.
     """
     layers = selected if selected is not None else artifact.factors
     ranks = shown_ranks(artifact.capacity // vectors)
-    advice = advise(layers, share, vectors, _parameters_of_experts(artifact))
-    return {
-        "capacity": artifact.capacity,
-        "directions_per_rank": vectors,
-        "layers": described(layers, vectors, ranks),
-        "advice": _advice(advice, artifact, inputs if selected is None else None),
-    }
-
-
-def inspect_recipe(config: Config, options: InspectOptions) -> dict[str, Any]:
-    """Looks into the gradient that a configuration needs, from the cache or estimated now.
-
-    Raises:
-        UserError: as `loraga estimate-grad`.
-    """
-    check_folders(config, ("cache_dir",))
-    join_processes(config)
-    with tf32_products(config.trainer.tf32):
-        inputs = prepare_inputs(config, splits=("train",))
-        artifact = estimate(inputs)
-    folder = options.figures or ArtifactStore(cache_root(config.cache_dir)).path(artifact.key)
-    found = {}
-    if distributed.is_main():
-        found = show_gradient(artifact, options, folder, vectors_of(config), inputs)
-    distributed.wait()
-    return {"key": artifact.key, "gradient": found}
-
-
-def show_stored(artifact: GradientArtifact, folder: Path, options: InspectOptions) -> dict[str, Any]:
-    """Looks into a stored gradient, prints what it found, and draws figures.
-
-    Args:
-        folder: of the gradient, for the figures.
-    """
-    return {"key": artifact.key, "gradient": show_gradient(artifact, options, options.figures or folder)}
-
-
-def show_gradient(
-    artifact: GradientArtifact,
-    options: InspectOptions,
-    folder: Path,
-    vectors: int = LORA_GA_VECTORS,
-    inputs: Inputs | None = None,
-) -> dict[str, Any]:
-    """Prints what is known of a gradient by layer and rank, and draws its figure.
-
-    Args:
-        folder: of the figures.
-        vectors: singular directions for each rank.
-        inputs: of the training whose memory is forecast; None for no forecast.
-
-    Returns:
-        What `gradient_part` returns for the selected layers, and ``figures``.
-
-    Raises:
-        InvalidInput: no layer is selected.
-    """
-    selected = {name: factors for name, factors in artifact.factors.items() if options.selects(name)}
-    if not selected:
-        what = "no layer of this gradient has such a name"
-        raise InvalidInput([Fault("command line", what, f"one of them: {next(iter(artifact.factors))}")])
-    all_of_them = len(selected) == len(artifact.factors)
-    found = gradient_part(
-        artifact,
-        share=options.share,
-        vectors=vectors,
-        inputs=inputs,
-        selected=None if all_of_them else selected,
-    )
-    file = folder / ENERGY_FILE
-    show_energy(artifact, found, file, every_layer=options.every_layer)
-    show_advice(found, forecast_needs_recipe=inputs is None)
-    return {**found, "figures": [file]}
-
-
-def _parameters_of_experts(artifact: GradientArtifact) -> dict[str, str]:
-    """For each layer that is one of several experts, the name of their parameter: they have one rank together."""
-    modules = artifact.target_modules
-    experts = [
-        name for name in artifact.factors if not any(name == item or name.endswith(f".{item}") for item in modules)
-    ]
-    return {name: name.rpartition(".")[0] for name in experts if name.rpartition(".")[2].isdigit()}
-
-
-def _advice(advice: Advice, artifact: GradientArtifact, inputs: Inputs | None) -> dict[str, Any]:
-    """The advice as plain data. ``rank`` with ``rank_pattern`` gives the ranks by layer, and ``uniform`` is the one
-    rank for all; both are null where the artifact keeps too little to know."""
+    experts = parameters_of_experts(artifact)
+    advice = advise(layers, share, vectors, experts)
     found: dict[str, Any] = {
         "share": advice.share,
         "kept": advice.kept,
@@ -169,33 +88,115 @@ def _advice(advice: Advice, artifact: GradientArtifact, inputs: Inputs | None) -
         "note": "",
     }
     if advice.uniform is None or advice.ranks is None:
-        found["note"] = _what_is_missing(advice, artifact)
-        return found
-    rank, pattern = as_pattern(advice.ranks)
-    found["uniform"] = {
-        "rank": advice.uniform,
-        "parameters": advice.uniform_parameters,
-        "memory_bytes": _memory(inputs, advice.uniform, {}),
-    }
-    entries = ", ".join(f"{name}: {value}" for name, value in pattern.items())
-    override = f"rank={rank}" + (f" 'rank_pattern={{{entries}}}'" if pattern else "")
-    return found | {
-        "rank": rank,
-        "rank_pattern": pattern,
-        "memory_bytes": _memory(inputs, rank, pattern),
-        "override": override,
+        found["note"] = _what_is_missing(advice, artifact, again)
+    else:
+        only = None if selected is None else only_these(selected, artifact.factors, experts)
+        before = {} if config is None else config.rank_pattern
+        largest = {name: max(min(factors.shape) // vectors, 1) for name, factors in layers.items()}
+        found |= as_options(advice.uniform, advice.ranks, before, only, largest)
+        found["uniform"] |= {
+            "parameters": advice.uniform_parameters,
+            "memory_bytes": _memory(inputs, advice.uniform, {}, only),
+        }
+        found["memory_bytes"] = _memory(inputs, found["rank"], found["rank_pattern"], only)
+    return {
+        "capacity": artifact.capacity,
+        "directions_per_rank": vectors,
+        "layers": described(layers, vectors, ranks),
+        "advice": found,
     }
 
 
-def _what_is_missing(advice: Advice, artifact: GradientArtifact) -> str:
-    """Why the artifact does not tell the rank, and the option that helps."""
+def inspect_recipe(config: Config, options: InspectOptions) -> dict[str, Any]:
+    """Looks into the gradient that a configuration needs, from the cache or estimated now.
+
+    Raises:
+        UserError: as `loraga estimate-grad`.
+        InvalidInput: no layer is selected.
+    """
+    check_folders(config, ("cache_dir",))
+    join_processes(config)
+    with tf32_products(config.trainer.tf32):
+        inputs = prepare_inputs(config, splits=("train",))
+        targets = method_of(config).targets(inputs.empty_model())
+        options.check_selection([layer.name for item in targets.values() for layer in item.layers], "the model")
+        artifact = estimate(inputs)
+    found: dict[str, Any] = {}
+    if distributed.is_main():
+        folder = options.figures_for(artifact.key)
+        part, file = show_gradient(artifact, options, folder, inputs=inputs, config=config, again=options.command)
+        found = {"gradient": part, "figures": [] if file is None else [file]}
+    distributed.wait()
+    return {"key": artifact.key, **found}
+
+
+def show_stored(folder: Path, options: InspectOptions) -> dict[str, Any]:
+    """Looks into a stored gradient, prints what it found, and draws figures.
+
+    Raises:
+        ArtifactDamaged
+        InvalidInput: no layer is selected.
+    """
+    artifact = GradientArtifact.load(folder)
+    again = words_again(artifact.info.get("provenance"))
+    part, file = show_gradient(artifact, options, options.figures_for(folder.resolve().name), again=again)
+    return {"key": artifact.key, "gradient": part, "figures": [] if file is None else [file]}
+
+
+def show_gradient(
+    artifact: GradientArtifact,
+    options: InspectOptions,
+    folder: Path,
+    *,
+    inputs: Inputs | None = None,
+    config: Config | None = None,
+    again: Sequence[str] = (),
+) -> tuple[dict[str, Any], Path | None]:
+    """Prints what a gradient shows, and draws it into a folder; see `gradient_part`.
+
+    Returns:
+        What `gradient_part` returns for the selected layers, and the file of the figure; None if it could not be
+        written.
+
+    Raises:
+        InvalidInput: no layer is selected.
+    """
+    options.check_selection(artifact.factors, "the gradient")
+    selected = {name: factors for name, factors in artifact.factors.items() if options.selects(name)}
+    found = gradient_part(
+        artifact,
+        share=options.share,
+        vectors=vectors_of(config),
+        inputs=inputs,
+        config=config,
+        selected=None if len(selected) == len(artifact.factors) else selected,
+        again=again,
+    )
+    file = show_energy(
+        artifact,
+        found,
+        folder / ENERGY_FILE,
+        every_layer=options.every_layer,
+        required=options.figures is not None,
+    )
+    show_advice(found, forecast_needs_recipe=inputs is None)
+    return found, file
+
+
+def _what_is_missing(advice: Advice, artifact: GradientArtifact, again: Sequence[str]) -> str:
+    """Why the artifact does not tell the rank, and the command that helps."""
     smallest = min(min(shape) for shape in artifact.shapes.values())
     capacity = min(_power_of_two(4 * advice.at_least), max(min(shape) for shape in artifact.shapes.values()))
     capacity = max(capacity, min(2 * artifact.capacity, smallest))
+    command = (
+        f"more vectors tell: {with_capacity(again, capacity)}"
+        if again
+        else f"the command that made this gradient tells it with {CAPACITY}={capacity}, as loraga inspect in place of "
+        "the name of the command"
+    )
     return (
         f"the kept {artifact.capacity} singular vectors of each layer have {advice.kept:.1%} of ‖G‖², so the rank for "
-        f"{100 * advice.share:g}% is not known; it is at least {advice.at_least}. More vectors tell: "
-        f"loraga inspect gradient.capacity={capacity} with the options of the recipe"
+        f"{100 * advice.share:g}% is not known; it is at least {advice.at_least}; {command}"
     )
 
 
@@ -203,12 +204,14 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _memory(inputs: Inputs | None, rank: int, pattern: Mapping[str, int]) -> int | None:
+def _memory(inputs: Inputs | None, rank: int, pattern: Mapping[str, int], only: Only | None) -> int | None:
     """The forecast of the peak memory of training with these ranks, in bytes; None if it is not known."""
-    if inputs is None or "rank_pattern" not in inputs.config.shared_uses:
+    if inputs is None or "rank_pattern" not in inputs.config.shared_uses or (only is not None and only.obstacle):
         return None
-    config = inputs.config.model_copy(update={"rank": rank, "rank_pattern": dict(pattern)})
+    changes: dict[str, Any] = {"rank": rank, "rank_pattern": dict(pattern)}
+    if only is not None:
+        changes |= {"target_modules": only.modules, "target_parameters": only.parameters or []}
     try:
-        return training_memory(replace(inputs, config=config)).total
+        return training_memory(replace(inputs, config=inputs.config.model_copy(update=changes))).total
     except Unsupported:
         return None

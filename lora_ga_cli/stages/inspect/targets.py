@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import BUNDLED, PACKAGE, cache_root
-from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
-from lora_ga_cli.gradient.store import ArtifactStore
+from lora_ga_cli.files import BUNDLED, PACKAGE
+from lora_ga_cli.gradient.artifact import MANIFEST_FILE
+from lora_ga_cli.lora.export import CONFIG_FILE, adapts_parameters
+from lora_ga_cli.lora.saved import refusal
+from lora_ga_cli.stages.estimate import gradients_of
 from lora_ga_cli.stages.inspect.adapter import show_adapter
+from lora_ga_cli.stages.inspect.combinations import Subject, misplaced
 from lora_ga_cli.stages.inspect.gradient import show_stored
-from lora_ga_cli.stages.inspect.options import InspectOptions
+from lora_ga_cli.stages.inspect.options import PLACE, InspectOptions
 from lora_ga_cli.stages.inspect.pair import show_pair
 from lora_ga_cli.stages.inspect.run import show_run
 from lora_ga_cli.training.run_folder import RunFolder
-
-
-class Kind(StrEnum):
-    """Kinds of targets, as messages name them."""
-
-    run = "a run"
-    adapter = "an adapter"
-    gradient = "a gradient"
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Target:
     """
 
     text: str
-    kind: Kind
+    kind: Subject
     folder: Path
 
 
@@ -49,7 +43,7 @@ def find(text: str, cache_dir: str | None = None) -> Target:
         InvalidInput: it names nothing, or several gradients.
     """
     folder = Path(text).expanduser()
-    files = {"manifest.json": Kind.run, MANIFEST_FILE: Kind.gradient, "adapter_config.json": Kind.adapter}
+    files = {"manifest.json": Subject.run, MANIFEST_FILE: Subject.gradient, CONFIG_FILE: Subject.adapter}
     for file, kind in files.items():
         if (folder / file).is_file():
             return Target(text, kind, folder)
@@ -59,7 +53,7 @@ def find(text: str, cache_dir: str | None = None) -> Target:
     if text.startswith((BUNDLED, PACKAGE)):
         what = "a model; a run, an adapter or a gradient can be inspected"
         raise InvalidInput([Fault(text, what, f"loraga inspect model.path={text} … inspects its gradient")])
-    store = ArtifactStore(cache_root(cache_dir))
+    store = gradients_of(cache_dir)
     hits = [entry for entry in store.stored() if entry.name.startswith(text)]
     if not hits:
         what = f"no such folder, and no gradient in {store.folder} has this key"
@@ -67,30 +61,54 @@ def find(text: str, cache_dir: str | None = None) -> Target:
     if len(hits) > 1:
         what = f"{len(hits)} gradients have a key that begins so"
         raise InvalidInput([Fault(text, what, f"give more of it: {', '.join(sorted(item.name for item in hits)[:4])}")])
-    return Target(text, Kind.gradient, hits[0])
+    return Target(text, Subject.key, hits[0])
+
+
+def find_all(
+    words: Sequence[str], given: Collection[str], cache_dir: str | None = None
+) -> tuple[list[Target], list[Fault]]:
+    """The targets that words name, and all that is wrong with them and with the options beside them.
+
+    Args:
+        words: none for a recipe.
+        given: see `combinations.misplaced`.
+    """
+    targets, faults = [], []
+    for word in words:
+        try:
+            targets.append(find(word, cache_dir))
+        except InvalidInput as error:
+            faults += error.faults
+    if len(words) > 2:
+        return targets, [*faults, Fault(PLACE, f"{len(words)} targets", "give one, or two to compare")]
+    if len(targets) < len(words):
+        return targets, faults
+    if len(targets) == 2:
+        what = "a gradient; two runs or adapters can be compared"
+        faults += [Fault(one.text, what) for one in targets if one.kind in (Subject.key, Subject.gradient)]
+    subject = Subject.pair if len(targets) == 2 else targets[0].kind if targets else Subject.recipe
+    base_is_read = any(adapts_parameters(target.folder) for target in targets)
+    faults += misplaced(subject, given, base_is_read=base_is_read)
+    if subject is Subject.run and "--with-base" in given and (reason := refusal(targets[0].folder)):
+        faults.append(Fault(PLACE, f"--with-base: {targets[0].text} is {reason}", "leave it out"))
+    return targets, faults
 
 
 def inspect_targets(targets: Sequence[Target], options: InspectOptions) -> dict[str, Any]:
     """Looks into one target, or compares two, prints what it found, and draws figures.
 
     Returns:
-        The same as plain data.
+        The same as plain data, with the files of the ``figures``.
 
     Raises:
-        InvalidInput: a gradient cannot be compared.
+        InvalidInput: no layer is selected.
         UserError: a target is not complete.
     """
     if len(targets) == 2:
-        if faults := [
-            Fault(one.text, "a gradient; two runs or adapters can be compared")
-            for one in targets
-            if one.kind is Kind.gradient
-        ]:
-            raise InvalidInput(faults)
         return show_pair(targets[0].folder, targets[1].folder, options)
     (target,) = targets
-    if target.kind is Kind.gradient:
-        return show_stored(GradientArtifact.load(target.folder), target.folder, options)
-    if target.kind is Kind.adapter:
+    if target.kind in (Subject.key, Subject.gradient):
+        return show_stored(target.folder, options)
+    if target.kind is Subject.adapter:
         return show_adapter(target.folder, options)
     return show_run(RunFolder(target.folder), options)

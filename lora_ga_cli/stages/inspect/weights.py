@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, ModelConfig
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import read_json
 from lora_ga_cli.inspection.changes import decompose
 from lora_ga_cli.inspection.layer import against_weight
-from lora_ga_cli.lora.export import CONFIG_FILE
+from lora_ga_cli.lora.description import described
 from lora_ga_cli.lora.saved import SavedAdapter, target_in
 from lora_ga_cli.model.loading import empty_model, guess_task, load_model, pick_device
 from lora_ga_cli.model.quantization import dense
@@ -39,7 +38,7 @@ def base_of_adapter(folder: Path, base: str | None) -> ModelConfig:
         RunError: it names none.
         ModelError: there is none.
     """
-    path = base or read_json(folder / CONFIG_FILE).get("base_model_name_or_path")
+    path = base or described(folder).get("base_model_name_or_path")
     if not path:
         raise RunError(f"{folder}: the description of this adapter names no base model: give it with --base")
     return ModelConfig(path=path, task=guess_task(path))
@@ -109,8 +108,8 @@ def _device_of(model: PreTrainedModel) -> torch.device:
 
 
 def _say_how_long(shapes: Sequence[tuple[int, int]], device: torch.device) -> None:
-    """Two decompositions of each weight, whose time grows with the cube of the shorter side."""
-    cubes = sum(min(shape) ** 3 * (2 + max(shape) / min(shape) / 4) for shape in shapes)
+    """A decomposition of each weight, whose time grows with the cube of the shorter side, and what is beside it."""
+    cubes = sum(min(shape) ** 3 * (1.3 + max(shape) / min(shape) / 8) for shape in shapes)
     if cubes < 10 * PILOT**3:
         return
     matrix: Tensor = torch.randn(PILOT, PILOT, dtype=torch.float64, device=device)

@@ -174,9 +174,23 @@ def test_what_is_no_lora_adapter_is_said(loraga: Loraga, runs: dict[str, Path]) 
     assert inspect_run(RunFolder(runs["bottleneck"]), with_base=False)["adapter"] is None
 
 
-def test_options_that_select_nothing_or_belong_to_a_pair_are_refused(loraga: Loraga, runs: dict[str, Path]) -> None:
+def test_layers_that_are_not_there_are_refused(loraga: Loraga, runs: dict[str, Path]) -> None:
     out = loraga("inspect", str(runs["rs"]), "--layers", "x_proj", code=2)
-    assert "--layers x_proj: no layer of the adapter is meant (it has mlp.down_proj, self_attn.q_proj)" in out
-    assert "--factors goes with two" in loraga("inspect", str(runs["rs"]), "--factors", code=2)
-    both = loraga("inspect", str(runs["rs"]), str(runs["ga"]), "--with-base", code=2)
-    assert "--with-base goes with one" in both
+    assert "--layers x_proj: matches no full name of a layer of the adapter" in out
+    assert "did you mean q_proj, as in model.layers.0.self_attn.q_proj?" in out
+
+
+def test_what_no_lora_adapter_has_cannot_be_measured_against_the_base(loraga: Loraga, runs: dict[str, Path]) -> None:
+    out = loraga("inspect", str(runs["bottleneck"]), "--with-base", code=2)
+    assert "--with-base: " in out
+
+
+def test_json_has_the_selected_layers_and_the_files_of_figures(loraga: Loraga, runs: dict[str, Path]) -> None:
+    found = as_json(loraga("inspect", str(runs["ga"]), "--modules", "q_proj", "--json"))
+    for part in ("gradient", "adapter"):
+        assert {name.rpartition(".")[2] for name in found[part]["layers"]} == {"q_proj"}
+    assert found["adapter"]["totals"]["layers"] == 2
+    assert [Path(file).name for file in found["figures"]] == ["energy.png", "adapter.png"]
+    kept = read_inspection(RunFolder(runs["ga"]))
+    assert kept is not None
+    assert len(kept["adapter"]["layers"]) == 14

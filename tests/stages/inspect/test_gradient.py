@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.config.compose import compose
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import followed
 from lora_ga_cli.lora.links import read_adapter
+from lora_ga_cli.methods.base import method_of
+from lora_ga_cli.stages.inspect.again import with_capacity, words_again
 from lora_ga_cli.stages.inspect.gradient import gradient_part
 from lora_ga_cli.stages.inspect.run import read_inspection
 from lora_ga_cli.training.run_folder import RunFolder
+from tests.conftest import build_model
 from tests.helpers import Arguments, Loraga
 
 
@@ -74,6 +78,36 @@ def test_the_advice_for_a_recipe_is_taken_by_train(
     assert read_inspection(run) is None
 
 
+@pytest.mark.parametrize("before", [[], ["rank_pattern={q_proj: 3}"]])
+def test_advice_for_some_layers_is_for_an_adapter_on_these_layers(
+    loraga: Loraga, arguments: Arguments, capsys: pytest.CaptureFixture[str], before: list[str]
+) -> None:
+    """What is pasted adapts the selected layers alone, with the advised ranks, also where the recipe has a pattern."""
+    recipe = [*arguments("llama", "gradient.capacity=32"), *before]
+    selection = ["--layers", r"layers\.1\.", "--modules", "q_proj,down_proj,up_proj"]
+    found = json_of(capsys, "inspect", *recipe, *selection, "--share", "0.98")["gradient"]
+    assert len(found["layers"]) == 3
+    advice = found["advice"]
+    resolved = []
+    for part in (advice, advice["uniform"]):
+        config = compose([*recipe, *shlex.split(part["override"])])
+        method = method_of(config)
+        resolved.append(method.gradient_ranks(method.targets(build_model("llama"))))
+        assert part["memory_bytes"] > 0
+    assert set(resolved[0]) == set(resolved[1]) == set(found["layers"])
+    costs = {name: sum(layer["shape"]) for name, layer in found["layers"].items()}
+    assert sum(rank * costs[name] for name, rank in resolved[0].items()) == advice["parameters"]
+    assert len(set(resolved[0].values())) > 1
+    assert set(resolved[1].values()) == {advice["uniform"]["rank"]}
+
+
+def test_the_printed_line_is_the_one_that_is_pasted(loraga: Loraga, stored: GradientArtifact) -> None:
+    printed = loraga("inspect", "abc", "--modules", "q_proj", "--share", "0.5")
+    assert "an adapter on these layers alone, to paste behind loraga train" in printed
+    assert "target_modules=[model.layers.0.q_proj,model.layers.1.q_proj]" in printed
+    assert "target_modules" not in loraga("inspect", "abc", "--share", "0.5")
+
+
 def test_a_stored_gradient_is_named_by_its_key_or_folder(loraga: Loraga, stored: GradientArtifact) -> None:
     printed = loraga("inspect", "abc", "--share", "0.5")
     assert "abc1: 64 rows, 4 layers, 8 singular vectors of each are kept (exact)" in printed
@@ -88,6 +122,9 @@ def test_a_stored_gradient_is_named_by_its_key_or_folder(loraga: Loraga, stored:
     assert Path("pictures/energy.png").is_file()
     one = loraga("inspect", "abc", "--modules", "q_proj", "--layers", r"layers\.1")
     assert "1 layer, 8 singular" in one
+    assert Path("inspect-abc1/energy.png").is_file()
+    assert "figure  inspect-abc1/energy.png" in one
+    assert not list(Path("cache").rglob("*.png"))
     assert "up_proj" not in one
 
 
@@ -101,6 +138,29 @@ def test_what_was_not_kept_is_said_with_what_helps(
     assert "gradient.capacity=16" in found["note"]  # all there are
 
 
+def test_the_command_that_keeps_more_is_pasted(loraga: Loraga, arguments: Arguments) -> None:
+    recipe = arguments("llama", "gradient.capacity=8")
+    said = loraga("inspect", *recipe, "--share", "0.9999")
+    line = next(item for item in said.splitlines() if "more vectors tell: loraga " in item)
+    words = shlex.split(line.partition("more vectors tell: loraga ")[2])
+    assert words[0] == "inspect"
+    assert "gradient.capacity=8" not in words
+    assert "is not known" not in loraga(*words)
+
+
+def test_a_gradient_knows_the_command_that_made_it() -> None:
+    options = ["recipe=quickstart", "rank=4"]
+    for words in (
+        ["/usr/bin/loraga", "train", *options],
+        ["python", "-m", "lora_ga_cli", "inspect", *options, "--json"],
+    ):
+        again = words_again({"command": words})
+        assert again == ("inspect", *options)
+    assert with_capacity(again, 16) == "loraga inspect recipe=quickstart rank=4 gradient.capacity=16"
+    others: list[list[str]] = [["pytest"], ["loraga", "reproduce", "x"], ["loraga", "train", "-m", "rank=1,2"], []]
+    assert [words_again({"command": words}) for words in others] == [()] * 4
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -108,8 +168,20 @@ def test_what_was_not_kept_is_said_with_what_helps(
         (["ab"], "2 gradients have a key that begins so"),
         (["abc", "rank=3"], "rank=3: options of a recipe do not go with abc"),
         (["abc", "--share", "1.5"], "--share 1.5"),
-        (["abc", "--layers", "("], "--layers (: "),
-        (["abc", "--modules", "nosuch"], "no layer of this gradient has such a name"),
+        (["abc", "--layers", "("], "--layers: '(' is no regular expression"),
+        (
+            ["abc", "--modules", "nosuch"],
+            "--modules nosuch: no layer of the gradient ends with it (a full name is model",
+        ),
+        (["abc", "--modules", "q_proj,up_pro"], "did you mean up_proj, as in model.layers.0.up_proj?"),
+        (["abc", "--layers", "layers.0.q_prj"], "did you mean model.layers.0.q_proj?"),
+        (
+            ["abc", "--layers", "up", "--modules", "q_proj"],
+            "--layers up --modules q_proj: no layer of",
+        ),
+        (["abc", "--modules", "q_proj,"], "--modules 'q_proj,' has an empty entry"),
+        (["abc", "--modules", ""], "--modules '' has an empty entry"),
+        (["abc", "--layers", ""], "--layers is empty"),
         (["abc", "abd"], "a gradient; two runs or adapters can be compared"),
         (["abc", "--shares", "3"], "no option --shares (did you mean --share?)"),
         (["."], "no run, adapter or gradient"),
@@ -142,3 +214,24 @@ def test_experts_of_one_parameter_get_one_rank() -> None:
     assert advice["rank_pattern"] == {"experts.up": advice["uniform"]["rank"]}
     costs = 40 * (2 * advice["uniform"]["rank"] + 3 * advice["rank"])
     assert advice["parameters"] == costs
+
+
+def test_experts_of_which_some_are_selected_get_no_options() -> None:
+    """They have an adapter together. Selected together, they are named as a parameter."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["h.0.experts.up.0", "h.0.experts.up.1", "h.0.q"]
+    factors = {name: truncated_svd(torch.randn(24, 16, generator=generator), 16) for name in names}
+    artifact = GradientArtifact(factors, 16, {"target_modules": ["h.0.q"]})
+
+    def advised(*chosen: str) -> dict[str, Any]:
+        found: dict[str, Any] = gradient_part(artifact, share=0.5, selected={name: factors[name] for name in chosen})[
+            "advice"
+        ]
+        return found
+
+    some = advised(names[0], names[2])
+    assert some["override"] is some["uniform"]["override"] is None
+    assert "h.0.experts.up.1 is not selected" in some["note"]
+    both = advised(*names[:2])
+    assert shlex.split(both["override"])[1:] == ["target_modules=[]", "target_parameters=[h.0.experts.up]"]
+    assert shlex.split(advised(names[2])["override"])[1:] == ["target_modules=[h.0.q]", "target_parameters=[]"]

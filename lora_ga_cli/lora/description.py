@@ -1,0 +1,196 @@
+"""What describes a saved PEFT adapter, its ``adapter_config.json``. Any program may have written it, or a stranger."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from transformers import PreTrainedModel
+
+from lora_ga_cli.errors import RunError, UserError
+from lora_ga_cli.expressions import Expression
+from lora_ga_cli.files import read_json
+from lora_ga_cli.lora.export import CONFIG_FILE
+from lora_ga_cli.lora.layers import PREFIX
+from lora_ga_cli.lora.peft_targets import without_false_warnings
+
+KEY = r"(.*\.)?({})$"
+"""How PEFT matches a key of ``rank_pattern`` and ``alpha_pattern`` against the name of a layer."""
+SAVED = r"(^|.*\.){}($|\..*)"
+"""How it matches an entry of ``modules_to_save``."""
+LAYERS = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+"""How it matches an entry of ``layers_pattern``."""
+
+FITS = "PEFT cannot load this adapter onto the base"
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What the file says, of which only the types are checked that loraga itself relies on.
+
+    Raises:
+        FileNotFoundError
+        DamagedFile: it is no JSON.
+        RunError: it is no description of an adapter.
+    """
+    file = folder / CONFIG_FILE
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise RunError(f"{file} is no description of an adapter: it holds no JSON object")
+    for name, wanted in WANTED.items():
+        if found.get(name) is not None and not wanted[1](found[name]):
+            raise RunError(f"{file}: {name} is {_shown(found[name])}, and {wanted[0]} is wanted")
+    return found
+
+
+def read_description(folder: Path) -> PeftConfig:
+    """The file as PEFT reads it.
+
+    Raises:
+        RunError, DamagedFile: as `described`; or PEFT does not read it.
+    """
+    described(folder)
+    with refused(folder, "PEFT cannot read its description"):
+        return PeftConfig.from_pretrained(str(folder))
+
+
+def read_lora_description(folder: Path) -> LoraConfig:
+    """The file of a LoRA adapter.
+
+    Raises:
+        RunError, DamagedFile: as `read_description`; or it describes another kind of adapter.
+    """
+    config = read_description(folder)
+    if not isinstance(config, LoraConfig):
+        raise RunError(
+            f"{folder}: an adapter of the kind {getattr(config.peft_type, 'value', 'unknown')}, and not LoRA"
+        )
+    return config
+
+
+def check_expressions(config: PeftConfig, folder: Path, names: Iterable[str]) -> None:
+    """Matches the regular expressions of a description with a limit on the time, before PEFT does it without.
+
+    Args:
+        names: the full names of all modules that PEFT will match them against.
+
+    Raises:
+        InvalidInput: one is no expression, or takes too long.
+    """
+    names, layers = list(names), getattr(config, "layers_pattern", None)
+    whole = {name: _one(getattr(config, name, None)) for name in ("target_modules", "exclude_modules")}
+    parts = {
+        "rank_pattern": (KEY, list(getattr(config, "rank_pattern", None) or ())),
+        "alpha_pattern": (KEY, list(getattr(config, "alpha_pattern", None) or ())),
+        "modules_to_save": (SAVED, list(getattr(config, "modules_to_save", None) or ())),
+        "layers_pattern": (LAYERS, _one(layers) or list(layers or ())),
+    }
+    file = folder / CONFIG_FILE
+    for name, texts in whole.items():
+        for text in texts:
+            Expression(f"{file}: {name}", text).matching(names)
+    for name, (form, texts) in parts.items():
+        for text in texts:
+            Expression(f"{file}: {name}", text).matching(names, within=form)
+
+
+def check_keys(config: PeftConfig, folder: Path, keys: Iterable[str]) -> None:
+    """As `check_expressions`, for the layers that an adapter's tensors belong to.
+
+    Args:
+        keys: the names of the tensors.
+    """
+    layers = dict.fromkeys(key.removeprefix(PREFIX).partition(".lora_")[0] for key in keys)
+    check_expressions(config, folder, [name for layer in layers for name in (layer, f"{layer}.weight")])
+
+
+def load_peft(base: PreTrainedModel, folder: Path, device: str, name: str = "default") -> PeftModel:
+    """A base with a saved adapter on it, in evaluation mode.
+
+    Raises:
+        RunError, DamagedFile: as `read_description`; or PEFT cannot load it onto this base.
+        InvalidInput: as `check_expressions`.
+    """
+    check_expressions(read_description(folder), folder, [module for module, _ in base.named_modules()])
+    with refused(folder, FITS), without_false_warnings():
+        return PeftModel.from_pretrained(base, str(folder), adapter_name=name, torch_device=device).eval()
+
+
+def add_peft(model: PeftModel, folder: Path, device: str, name: str) -> None:
+    """Loads one more adapter.
+
+    Args:
+        name: what PEFT calls it.
+
+    Raises:
+        RunError, DamagedFile, InvalidInput: as `load_peft`.
+    """
+    names = [module for module, _ in model.get_base_model().named_modules()]
+    check_expressions(read_description(folder), folder, names)
+    with refused(folder, FITS), without_false_warnings():
+        model.load_adapter(str(folder), name, torch_device=device)
+
+
+@contextlib.contextmanager
+def refused(folder: Path, what: str) -> Iterator[None]:
+    """Makes an error of one line of whatever PEFT raises inside the ``with`` block, which only calls PEFT."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise RunError(f"{folder}: {what} ({type(error).__name__}: {_short(' '.join(lines[:2]))})") from error
+
+
+def _one(value: Any) -> list[str]:
+    """A text as a list of one."""
+    return [value] if isinstance(value, str) else []
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+WANTED = {
+    "peft_type": ("a text", lambda value: isinstance(value, str)),
+    "base_model_name_or_path": ("a text", lambda value: isinstance(value, str)),
+    "r": ("a positive whole number", _is_count),
+    "lora_alpha": ("a number", _is_number),
+    "use_rslora": ("true or false", lambda value: isinstance(value, bool)),
+    "bias": ("a text", lambda value: isinstance(value, str)),
+    "rank_pattern": (
+        "positive whole numbers by name",
+        lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    ),
+    "alpha_pattern": (
+        "numbers by name",
+        lambda value: isinstance(value, dict) and all(map(_is_number, value.values())),
+    ),
+    "target_modules": ("a text or a list of texts", lambda value: isinstance(value, str) or _are_names(value)),
+    "exclude_modules": ("a text or a list of texts", lambda value: isinstance(value, str) or _are_names(value)),
+    "layers_pattern": ("a text or a list of texts", lambda value: isinstance(value, str) or _are_names(value)),
+    "target_parameters": ("a list of texts", _are_names),
+    "modules_to_save": ("a list of texts", _are_names),
+}
+"""What the entries that loraga reads have to be, in words and as a check; null stands for the default."""
+
+
+def _shown(value: Any) -> str:
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
