@@ -134,7 +134,7 @@ def _name(key: str) -> str:
 
 def _connected(timeout: timedelta) -> Any:
     """A connection to the store of these processes. torch's own may be waiting for something in another thread."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
@@ -162,14 +162,11 @@ class _Watch(threading.Thread):
         self.beats: dict[int, tuple[bytes, float]] = {}
 
     def run(self) -> None:
-        import psutil
-
         try:
             store = _connected(timedelta(minutes=10))
         except RuntimeError:
             return  # torch's own connection fails too, and says so
-        created = psutil.Process().create_time()
-        store.set(_name(f"address/{self.index}"), f"{os.getpid()} {created} {self.machine}")
+        store.set(_name(f"address/{self.index}"), f"{os.getpid()} {_began(os.getpid())} {self.machine}")
         self.store = store
         self.connected.set()
         beat = 0
@@ -286,8 +283,8 @@ class _Watch(threading.Thread):
 
     def _address(self, other: int) -> tuple[str, int, str] | None:
         if other not in self.addresses and self.store.check([_name(f"address/{other}")]):
-            number, created, machine = self.store.get(_name(f"address/{other}")).decode().split(" ", 2)
-            self.addresses[other] = machine, int(number), created
+            number, began, machine = self.store.get(_name(f"address/{other}")).decode().split(" ", 2)
+            self.addresses[other] = machine, int(number), began
         return self.addresses.get(other)
 
     def _is_silent(self, other: int) -> bool:
@@ -330,21 +327,30 @@ class _Watch(threading.Thread):
         _leave(code)
 
 
-def _exists(number: int, created: str) -> bool:
-    """Whether a process of this machine runs.
+def _began(number: int) -> str | None:
+    """When a process of this machine began, in ticks since the machine's start; None if it has ended.
 
-    Args:
-        created: when it began, as text: numbers of processes are used again.
+    The time of day would differ after the clock was set. Where there is no /proc, this is the same for all processes.
     """
-    import psutil
-
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            return None
+        return "-"
     try:
-        process = psutil.Process(number)
-        return str(process.create_time()) == created and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True
+        state, *fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in ("Z", "X") else fields[18]
+
+
+def _exists(number: int, began: str) -> bool:
+    """Whether a process of this machine runs that began then: numbers of processes are used again."""
+    try:
+        return _began(number) == began
+    except OSError:
+        return True  # nothing speaks against it
 
 
 def _outlive_launcher() -> None:

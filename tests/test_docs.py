@@ -42,7 +42,7 @@ MADE_ELSEWHERE = {"data.jsonl", "recipes/mine.yaml"}
 """Files that a reader has or makes."""
 RUN_FILES = re.compile(
     r"(init|start|inserted|custom_adapter|adapter_model|quantized|generation_config|merged_from|inspection)"
-    r"\.(safetensors|json)|(complete|link|manifest|cost)\.json|metrics\.jsonl|config\.yaml"
+    r"\.(safetensors|json)|(complete|link|manifest|cost|table)\.json|(metrics|predictions)\.jsonl|config\.yaml"
 )
 """Files of a run's folder and of merged models, and of folders that earlier versions wrote."""
 

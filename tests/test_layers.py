@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors"},
     {"peers"},
-    {"files", "stores", "distributed", "garbage", "gpus", "registry", "interruption", "expressions"},
+    {"files", "stores", "distributed", "garbage", "gpus", "registry", "interruption", "reachable", "expressions"},
     {"digests"},
     {"config"},
     {"model", "data"},

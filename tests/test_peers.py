@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 from torch.distributed import TCPStore
 
@@ -128,16 +127,16 @@ class TestWatch:
             peers._State.watch.join(10)
         peers._State.watch = peers._State.report = None
 
-    def enter(self, store: TCPStore, process: psutil.Process | None = None, machine: str = "") -> None:
+    def enter(self, store: TCPStore, process: subprocess.Popen[bytes] | None = None, machine: str = "") -> None:
         """Writes where process 1 is."""
-        number, created = (process.pid, process.create_time()) if process else (1, 0.0)
-        store.set(peers._name("address/1"), f"{number} {created} {machine or peers._machine()}")
+        number = process.pid if process else 1
+        store.set(peers._name("address/1"), f"{number} {peers._began(number)} {machine or peers._machine()}")
 
     def test_a_process_of_this_machine_that_is_killed_is_noticed(
         self, store: TCPStore, left: Callable[[], int], said: list[str]
     ) -> None:
         other = subprocess.Popen(["sleep", "60"])
-        self.enter(store, psutil.Process(other.pid))
+        self.enter(store, other)
         time.sleep(0.3)
         assert said == []
         other.kill()  # and is not waited for, so that it stays in the list of processes
@@ -149,7 +148,7 @@ class TestWatch:
         self, store: TCPStore, left: Callable[[], int], said: list[str]
     ) -> None:
         other = subprocess.Popen(["true"])
-        self.enter(store, psutil.Process(other.pid))
+        self.enter(store, other)
         store.set(peers._name("done/1"), "1")
         other.wait()
         time.sleep(0.3)
@@ -207,6 +206,16 @@ class TestWatch:
         threading.Timer(0.05, store.add, [peers._name("job/1: rank=2"), 1]).start()
         assert peers.have_all_failed("1: rank=2")
         assert not peers.have_all_failed("2: rank=4")
+
+
+def test_the_number_of_a_process_may_be_used_again() -> None:
+    began = peers._began(os.getpid())
+    assert began is not None
+    assert peers._exists(os.getpid(), began)
+    assert not peers._exists(os.getpid(), "17")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert not peers._exists(ended.pid, began)
 
 
 def test_a_process_alone_says_every_error() -> None:

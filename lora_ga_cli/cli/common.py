@@ -175,6 +175,11 @@ def run_jobs(
 
         console.warn(text)
 
+    if launcher is not None and "submitit" in launcher and {"-m", "--multirun"} & set(arguments or []):
+        from lora_ga_cli.report import console
+
+        where = "the newest folder of OUTPUT_DIR/.sweeps, in .submitit/JOB"
+        console.step("jobs", f"what each of them prints is in {where}; loraga watch shows how far it is")
     try:
         launch(list(arguments or []), task, invalid, note, shard=Shard.parse(shard) if shard is not None else None)
     except SweepError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_ga_cli.cli.output import Outcome
 
 if TYPE_CHECKING:
-    from lora_ga_cli.errors import ModelError, RunError
+    from lora_ga_cli.errors import DamagedFile, ModelError, RunError
     from lora_ga_cli.stages.eval_targets import EvalTarget
+
+    Problem = ModelError | RunError | DamagedFile
 
 VALUE_KINDS = ("lower_is_better", "unranked", "shares")
 """Entries of a result that tell a table how to show its values."""
@@ -37,18 +40,22 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
         UserError: none can be scored, or options are wrong.
     """
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.report.console import say, step
+    from lora_ga_cli.report.console import say
+    from lora_ga_cli.report.drawn import drawn
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.eval_on_base import targets_on_base
-    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target
+    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target, options_for_each
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
     from lora_ga_cli.stages.shared_base import SharedBases
+    from lora_ga_cli.training.own_outputs import without_own_outputs
 
-    missing: dict[str, ModelError | RunError] = {}
+    missing: dict[str, Problem] = {}
     if adapters:
         named = [(target.name, target) for target in targets_on_base(folders[0], adapters, options)]
     else:
-        named, missing = _each(folders, str, lambda folder: (folder, find_target(folder, options)))
+        chosen = without_own_outputs(folders)
+        given = options_for_each(chosen, options)
+        named, missing = _each(chosen, str, lambda folder: (folder, find_target(folder, given[folder])))
     targets = [target for _, target in named]
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
@@ -67,9 +74,8 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     runs = [target.run for target, _ in scored if target.run is not None]
     picture = Path(runs[0].path.parent) / "comparison.png" if len(runs) > 1 else None
     if picture is not None:
-        compare_curves(runs, picture)
         say()
-        step("figure", str(picture))
+        picture = drawn(picture, functools.partial(compare_curves, runs, picture))
     results = [
         {"name": target.name, "folder": target.folder, **_settings(target), **result} for target, result in scored
     ]
@@ -107,21 +113,21 @@ def _row(target: EvalTarget) -> dict[str, Any]:
 
 def _each(
     items: Iterable[Item], name: Callable[[Item], str], do: Callable[[Item], Done]
-) -> tuple[list[Done], dict[str, ModelError | RunError]]:
+) -> tuple[list[Done], dict[str, Problem]]:
     """The results for all items, and why others have none, by name. Each item whose run or model fails is warned of.
 
     Raises:
         UserError: every item fails, or the error concerns all of them, such as a wrong option.
     """
-    from lora_ga_cli.errors import ModelError, RunError
+    from lora_ga_cli.errors import DamagedFile, ModelError, RunError
     from lora_ga_cli.report.console import warn
 
     done: list[Done] = []
-    problems: dict[str, ModelError | RunError] = {}
+    problems: dict[str, Problem] = {}
     for item in items:
         try:
             done.append(do(item))
-        except (ModelError, RunError) as error:
+        except (ModelError, RunError, DamagedFile) as error:
             problems[name(item)] = error
     if not done:
         raise next(iter(problems.values()))

@@ -67,8 +67,10 @@ def command(
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.stages.inspect.options import InspectOptions
     from lora_ga_cli.stages.inspect.targets import find_all, inspect_targets
+    from lora_ga_cli.training.own_outputs import without_own_outputs
 
     named, options = split_folders(arguments)
+    named = without_own_outputs(named)
     flags = [word for word in (options if named else parse_arguments(options)[1]) if word.startswith("-")]
     faults = unknown_flags(context, flags)
     command_line = tuple(words_given())

@@ -258,10 +258,19 @@ def _run_hydra(
     main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
-        interruption.with_workers() if launcher else contextlib.nullcontext(),
+        _stopping(launcher),
         _ending_joblib() if launcher == "joblib" and places else contextlib.nullcontext(),
     ):
         main()
+
+
+def _stopping(launcher: str) -> contextlib.AbstractContextManager[None]:
+    """What a signal does to the jobs of a launcher."""
+    if not launcher:
+        return contextlib.nullcontext()
+    if launcher.startswith("submitit"):
+        return interruption.keeping("the jobs that were submitted go on (scancel ends those of Slurm)")
+    return interruption.with_workers()
 
 
 def _launcher(arguments: Sequence[str]) -> str:

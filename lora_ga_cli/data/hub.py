@@ -17,6 +17,7 @@ from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.data.source_store import ReadRows, SourceStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, suggest
 from lora_ga_cli.files import resolve_path, sha256_json
+from lora_ga_cli.reachable import ask_hub_once
 
 if TYPE_CHECKING:
     from datasets.arrow_dataset import Dataset
@@ -98,6 +99,7 @@ def read_hub(where: HubSplit) -> HubRows:
     """
     import datasets
 
+    ask_hub_once()
     try:
         with _quiet():
             dataset = datasets.load_dataset(where.path, split=where.split, **where.arguments)  # type: ignore[attr-defined]
@@ -153,6 +155,7 @@ class _StreamedSplit:
     def _builder(self) -> Any:
         import datasets
 
+        ask_hub_once()
         return datasets.load_dataset_builder(self._where.path, **self._where.arguments)  # type: ignore[attr-defined]
 
     @property

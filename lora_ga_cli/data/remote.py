@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.files import resolve_path
+from lora_ga_cli.reachable import ask_hub_once
 
 HUB = "hf://"
 _FILE = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<path>.+)")
@@ -44,6 +45,7 @@ def local_path(file: str) -> Path:
         return resolve_path(file)
     import huggingface_hub
 
+    ask_hub_once()
     revision = (found["revision"] or "").replace("%2F", "/") or None
     try:
         return Path(
@@ -61,6 +63,7 @@ def matching(pattern: str) -> list[str]:
     """
     import huggingface_hub
 
+    ask_hub_once()
     try:
         return sorted(HUB + str(name) for name in huggingface_hub.HfFileSystem().glob(pattern))
     except Exception as error:

@@ -99,7 +99,12 @@ def leading(matrix: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Tensor]:
 
         start = guess[:, :size].contiguous()
         squares, vectors = torch.lobpcg(
-            matrix, X=start, largest=True, tol=RESIDUAL / 10, niter=STEPS, tracker=stop_without_guards
+            matrix,
+            X=start,
+            largest=True,
+            tol=RESIDUAL / 10,
+            niter=STEPS,
+            tracker=stop_without_guards,  # type: ignore[arg-type]  # torch declares None alone, for TorchScript
         )
         squares, vectors = squares[:count], vectors[:, :count]
         if _are_leading(matrix, squares, vectors):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from lora_ga_cli.errors import Fault, InvalidInput, RunError
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
+from lora_ga_cli.files import read_json
 from lora_ga_cli.lora.description import read_description
-from lora_ga_cli.lora.export import WEIGHTS_FILE
+from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.methods import custom
 from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.model.tensor_files import check_readable
@@ -16,11 +17,26 @@ from lora_ga_cli.registry import METHODS
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.*", custom.CONFIG_FILE, custom.WEIGHTS_FILE)
 """Patterns of the files that an adapter consists of."""
+ADAPTER_DESCRIPTIONS = (CONFIG_FILE, custom.CONFIG_FILE)
+"""The files that say what an adapter is, of which it has one."""
 
 
 def is_custom_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter that PEFT does not load."""
     return (folder / custom.CONFIG_FILE).is_file()
+
+
+def readable_adapter(folder: Path) -> list[str]:
+    """The names of the two files of an adapter in a folder; empty unless both are there and complete."""
+    for names in ((CONFIG_FILE, WEIGHTS_FILE), (custom.CONFIG_FILE, custom.WEIGHTS_FILE)):
+        if all((folder / name).is_file() for name in names):
+            try:
+                read_json(folder / names[0])
+                check_readable(folder / names[1])
+            except DamagedFile:
+                return []
+            return list(names)
+    return []
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, device: str) -> Model:

@@ -22,6 +22,7 @@ from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_argu
 from lora_ga_cli.model.targets import classifier_heads
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
 from lora_ga_cli.model.written import check_model
+from lora_ga_cli.reachable import ask_hub_once
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import ModelConfig, Task
@@ -66,6 +67,7 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = suggest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
+    ask_hub_once()
     return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
 
 

@@ -45,6 +45,12 @@ def warn(text: str) -> None:
         err.print(f"[bold yellow]  warning[/]  {escape(visible(text))}")
 
 
+def reason(error: OSError) -> str:
+    """What the system said, as the end of a sentence."""
+    said = error.strerror or str(error) or type(error).__name__
+    return said[0].lower() + said[1:]
+
+
 def title(text: str) -> None:
     """Prints the heading of a job in a sweep, or of a cell in a table."""
     out.print()

@@ -10,10 +10,12 @@ from typing import Any
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.inspection.kinds import block_name, by_kind
 from lora_ga_cli.report.console import number, say, size, step
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.energy_figure import energy_heatmaps
 from lora_ga_cli.report.tables import print_table
 
 ENERGY_FILE = "energy.png"
+FIGURES_ELSEWHERE = "--figures FOLDER draws it elsewhere"
 MEANINGS = {
     2: (
         "r=N: the share of ‖G‖² in the first 2·N singular directions of each layer, which the first step of LoRA-GA at "
@@ -32,12 +34,18 @@ TENSORS_ONLY = "memory counts the tensors on the device: the process, with its l
 Layers = Mapping[str, Mapping[str, Any]]
 
 
-def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool) -> None:
+def show_energy(
+    artifact: GradientArtifact, found: Mapping[str, Any], file: Path, *, every_layer: bool, required: bool = False
+) -> Path | None:
     """Prints the energy of a gradient by kind of layer and by block, or by layer, and draws it.
 
     Args:
         found: the part ``gradient`` of an inspection.
         file: the PNG file to write.
+        required: whether the user has given its place.
+
+    Returns:
+        The file; None if it could not be written.
     """
     layers: Layers = found["layers"]
     info, shown = artifact.info, list(next(iter(layers.values()))["energy"])
@@ -60,8 +68,9 @@ def show_energy(artifact: GradientArtifact, found: Mapping[str, Any], file: Path
         kind: {block: _followed(of_block, layers, shown) for block, of_block in _grouped(names, block_name).items()}
         for kind, names in by_kind(layers).items()
     }
-    energy_heatmaps(kinds, [int(rank) for rank in shown], file, f"{info.get('model', '')} {artifact.key}".strip())
-    step("figure", str(file))
+    title = f"{info.get('model', '')} {artifact.key}".strip()
+    ranks_shown = [int(rank) for rank in shown]
+    return drawn(file, lambda: energy_heatmaps(kinds, ranks_shown, file, title), FIGURES_ELSEWHERE, required=required)
 
 
 def show_advice(found: Mapping[str, Any], *, forecast_needs_recipe: bool) -> None:

@@ -13,7 +13,7 @@ from lora_ga_cli.data import Split
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
 from lora_ga_cli.evaluation.completions import LINES_DIGEST
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
-from lora_ga_cli.files import atomic_file, read_json, sha256_file, sha256_json, write_json
+from lora_ga_cli.files import atomic_file, sha256_file, sha256_json, write_json
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import counting
@@ -22,7 +22,8 @@ from lora_ga_cli.stages.eval_targets import EvalTarget
 from lora_ga_cli.stages.inputs import Inputs, evaluation_split, prepare_inputs
 from lora_ga_cli.stages.report import renew_run_report
 from lora_ga_cli.stages.shared_base import SharedBases
-from lora_ga_cli.training.run_files import points_of
+from lora_ga_cli.stages.stored_results import check_lines, read_result
+from lora_ga_cli.training.run_files import check_adapter, points_of
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -40,6 +41,7 @@ def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, 
 
     Raises:
         RunError: a run has not finished, or its base model has changed.
+        DamagedFile: the run's adapter is not what was written.
         UserError: options, files or services of the task.
     """
     task, inputs = task_of(target.config), LazyInputs(target.config, target, bases)
@@ -49,21 +51,22 @@ def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, 
         task.check_ready(inputs)  # reports this fault together with others
         raise
     file = task.result_file(target.folder, identity)
-    if (stored := _stored(file, identity)) is not None:
+    if (stored := _stored(file, identity, task.lines_file(file))) is not None:
+        if target.run is not None and target.config.eval.endpoint.base_url is None:
+            check_adapter(target.run)
+        step("eval", f"reused {file}")
         return stored
     task.check_ready(inputs)
     result = task.evaluate(inputs, file)
     lines = task.lines_file(file)
     if result.lines:
         _write_lines(lines, result.lines)
-    # lines that only this result has
-    digest = sha256_file(lines) if result.lines and lines.stem == file.stem else None
-    content = _write(target, file, identity, result, digest)
+    content = _write(target, file, identity, result, sha256_file(lines) if result.lines else None)
     for obsolete in result.obsolete:
         obsolete.unlink(missing_ok=True)
     values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.score.values.items())
     step("eval", f"{target.name}: {values} ({result.rows} {task.unit})")
-    if target.run is not None:
+    if target.run is not None and target.folder == target.run.path:
         renew_run_report(target.run)
     return content
 
@@ -159,18 +162,18 @@ def _identity(target: EvalTarget, task: Task, inputs: LazyInputs) -> str:
     return sha256_json({**parts, **task.served_by(inputs), **task.identity(inputs)})
 
 
-def _stored(file: Path, identity: str) -> dict[str, Any] | None:
-    if not file.exists():
-        return None
+def _stored(file: Path, identity: str, lines: Path) -> dict[str, Any] | None:
+    """The stored result of this identity, if it and the lines beside it are what was written."""
     try:
-        stored = read_json(file)
+        stored = read_result(file)
+        if stored is None or stored.get("identity") != identity:
+            return None
+        check_lines(lines, stored)
+    except FileNotFoundError:
+        return None
     except DamagedFile as error:
-        warn(f"{error}; it is evaluated again")
+        warn(f"{error.file} {error.what}; it is evaluated again")
         return None
-    if stored.get("identity") != identity:
-        return None
-    step("eval", f"reused {file}")
-    assert isinstance(stored, dict)
     return stored
 
 

@@ -35,9 +35,9 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.stages.together import check_together
+from lora_ga_cli.training.manifest import FORMAT
 from lora_ga_cli.training.run_files import note_start, stored_start
 from lora_ga_cli.training.run_folder import (
-    FORMAT,
     START_AGAIN,
     LinkFolder,
     RunFolder,

@@ -69,7 +69,8 @@ def without_head(model: PeftModel) -> Iterator[Callable[[Mapping[str, Tensor]], 
 
     Where the head has an adapter itself, or the model has none, it runs to its end.
     """
-    head = model.get_base_model().get_output_embeddings()
+    base: Any = model.get_base_model()
+    head: nn.Module | None = base.get_output_embeddings()
 
     def stop(*_: Any) -> None:
         raise _AllLayersSeen
@@ -78,7 +79,8 @@ def without_head(model: PeftModel) -> Iterator[Callable[[Mapping[str, Tensor]], 
         with contextlib.suppress(_AllLayersSeen):
             model(**batch)
 
-    adapted = any(layer is head for layer in lora_layers(model).values())
+    layers: list[Any] = list(lora_layers(model).values())
+    adapted = any(layer is head for layer in layers)
     hook = head.register_forward_pre_hook(stop) if head is not None and not adapted else None
     try:
         yield forward

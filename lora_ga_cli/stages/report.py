@@ -8,22 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import read_json
-from lora_ga_cli.report.console import size, step, warn
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
+from lora_ga_cli.files import folder_problem, read_json
+from lora_ga_cli.report.console import reason, size, step, warn
 from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord
 from lora_ga_cli.stages.inputs import Inputs
 from lora_ga_cli.stages.report_answers import results_of
 from lora_ga_cli.stages.report_parts import Parts
 from lora_ga_cli.training.cost import COST_NAMES, read_cost
+from lora_ga_cli.training.manifest import type_problem
+from lora_ga_cli.training.own_outputs import is_own_output, without_own_outputs
 from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder, require_format
 
 TABLE_FILE = "table.json"
 """What `loraga reproduce` writes beside a table, for programs."""
-WRITTEN = (page.FILE, "comparison.png")
-"""Files around runs that loraga writes, which a pattern such as ``runs/*`` names too."""
+TABLE_AGAIN = "loraga reproduce writes the table again"
+Problem = RunError | DamagedFile
 MANIFEST_COSTS = (*COST_NAMES, "training_seconds", "forecast_peak_memory_bytes")
 
 
@@ -48,23 +52,37 @@ def report(words: Sequence[str], output: Path | None = None) -> dict[str, Any]:
         output: the file; by default ``report.html`` in the only folder that is named, or in the one around all runs.
 
     Returns:
-        ``report``, the file; ``runs``, the folders that it shows; ``left_out``, others with the reason.
+        ``report``, the file; ``runs``, the folders that it shows; ``left_out``, others with the reason, and what could
+        not be read of those; ``failed``, whether something that was asked for could not be read.
 
     Raises:
-        RunError: there is nothing to show.
-        InvalidInput: ``output`` is a folder.
+        RunError, DamagedFile: there is nothing to show.
+        InvalidInput: ``output`` is a folder, or the file cannot be written.
     """
     if output is not None and output.is_dir():
         raise InvalidInput([Fault("--output", f"{output} is a folder", f"give a file: {output / page.FILE}")])
+    words = without_own_outputs(words)
     sources, left_out = _found(words)
     for problem in left_out.values():
         warn(f"left out: {problem}")
-    file = output or _place(words, sources) / page.FILE
-    length = page.write_page(_report(sources), file)
+    file, parts = output or _place(words, sources) / page.FILE, Parts()
+    if refused := folder_problem(file.parent):  # before anything is collected, which may take long
+        raise InvalidInput([_not_written(file, refused, output)])
+    content = _report(sources, parts)
+    try:
+        length = page.write_page(content, file)
+    except OSError as error:
+        raise InvalidInput([_not_written(file, error, output)]) from error
     step("report", f"{file} ({size(length)})")
     reasons = [{"folder": folder, "reason": str(problem)} for folder, problem in left_out.items()]
-    failed = any(not isinstance(problem, NothingToReport) for problem in left_out.values())
+    reasons += [{"folder": folder, "reason": what} for folder, found in parts.damaged.items() for what in found]
+    failed = bool(parts.damaged) or any(not isinstance(problem, NothingToReport) for problem in left_out.values())
     return {"report": file, "runs": [run.path for run in sources.runs], "left_out": reasons, "failed": failed}
+
+
+def _not_written(file: Path, error: OSError, output: Path | None) -> Fault:
+    hint = "give --output FILE, in a folder that you may write" if output is None else "give another --output"
+    return Fault(str(file), reason(error), hint)
 
 
 def write_run_report(run: RunFolder, inputs: Inputs | None = None, before: Callable[[], None] = lambda: None) -> None:
@@ -77,7 +95,7 @@ def write_run_report(run: RunFolder, inputs: Inputs | None = None, before: Calla
 
     def make() -> Report:
         before()
-        return _report(Sources([run]), inputs)
+        return _report(Sources([run]), Parts(), inputs)
 
     page.write_beside(run.path, make)
 
@@ -100,32 +118,34 @@ def collect(run: RunFolder, name: str, parts: Parts | None = None, inputs: Input
         RunError: there is no run, or one of an earlier version.
     """
     require_format(run)
-    manifest = run.manifest
-    results = results_of(run)
-    cost = read_cost(run.path / "cost.json")  # of a run that is not finished; of another one, the manifest has all
+    parts = parts or Parts()
+    manifest, notify = run.manifest, parts.note_damage(run)
+    results = results_of(run, notify)
+    # of a run that is not finished; of another one, the manifest has all
+    cost = None if run.finished else read_cost(run.path / "cost.json", notify)
     known = {} if cost is None else dict(cost.entries)
     return RunRecord(
         name=name,
         folder=run.path,
         manifest=manifest,
         config=run.read_config(),
-        points=points_of(run),
+        points=points_of(run, notify),
         cost=known | {key: manifest[key] for key in MANIFEST_COSTS if key in manifest},
         evaluations=list(results.values()),
-        **(parts or Parts()).of(run, results, inputs),
+        **parts.of(run, results, inputs),
     )
 
 
-def _report(sources: Sources, inputs: Inputs | None = None) -> Report:
+def _report(sources: Sources, parts: Parts, inputs: Inputs | None = None) -> Report:
     """Reads everything that a report of these folders shows.
 
     Args:
+        parts: collects what is not in the files of a run, and which files are damaged.
         inputs: of the only run, if they are loaded.
     """
     names = _names([run.path for run in sources.runs])
-    parts = Parts()
     runs = [collect(run, name, parts, inputs) for run, name in zip(sources.runs, names, strict=True)]
-    tables = [_table(folder) for folder in sources.tables]
+    tables = [read_table(folder).shown for folder in sources.tables]
     return Report(_title(runs, tables), runs, tables)
 
 
@@ -135,35 +155,64 @@ def _title(runs: Sequence[RunRecord], tables: Sequence[TableRecord]) -> str:
     return runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
 
 
-def _table(folder: Path) -> TableRecord:
-    content = read_json(folder / TABLE_FILE)
-    return TableRecord(content["title"], content["headings"], content["rows"], content["notes"])
+class StoredTable(BaseModel):
+    """What `loraga reproduce` writes of a table for programs, as far as it is read here."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    runs: list[str] = []
+
+    @property
+    def shown(self) -> TableRecord:
+        return TableRecord(self.title, self.headings, self.rows, self.notes)
 
 
-def _found(words: Sequence[str]) -> tuple[Sources, dict[str, RunError]]:
+def read_table(folder: Path) -> StoredTable:
+    """The table in a folder.
+
+    Raises:
+        DamagedFile
+    """
+    file = folder / TABLE_FILE
+    try:
+        return StoredTable.model_validate(read_json(file, TABLE_AGAIN))
+    except ValidationError as error:
+        raise DamagedFile(file, f"is damaged ({type_problem(error)})", TABLE_AGAIN) from error
+
+
+def _found(words: Sequence[str]) -> tuple[Sources, dict[str, Problem]]:
     """What the words name, and why others of them name nothing to show.
 
     Raises:
-        RunError: nothing is named at all.
+        RunError, DamagedFile: nothing is named that can be shown.
     """
     runs: dict[Path, RunFolder] = {}
     tables: dict[Path, None] = {}
-    problems: dict[str, RunError] = {}
+    problems: dict[str, Problem] = {}
     for word in words:
-        if Path(word).name in WRITTEN and Path(word).is_file():
-            continue
         try:
             of_word = _sources_of(Path(word).expanduser())
         except RunError as problem:
             problems[word] = problem
             continue
-        tables |= dict.fromkeys(of_word.tables)
-        for run in of_word.runs:
+        found = list(of_word.runs)
+        for folder in of_word.tables:
             try:
+                found += _runs_of_table(folder)
+                tables[folder] = None
+            except DamagedFile as problem:
+                problems[str(folder)] = problem
+        for run in found:
+            try:
+                run.require_manifest()
                 require_format(run)
                 run.read_config()
                 runs.setdefault(run.path.resolve(), run)
-            except RunError as problem:
+            except (RunError, DamagedFile) as problem:
                 problems[str(run.path)] = problem
     if not runs and not tables:
         raise next(iter(problems.values()), NothingToReport(f"{' '.join(words)}: neither a run nor a table"))
@@ -183,26 +232,30 @@ def _sources_of(folder: Path) -> Sources:
     if _is_run(folder):
         return Sources([RunFolder(folder)])
     if (folder / TABLE_FILE).is_file():
-        return _of_table(folder)
+        return Sources([], [folder])
     inside = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    inside = [item for item in inside if not is_own_output(item)]
     runs = [RunFolder(item) for item in inside if _is_run(item)]
-    of_tables = [_of_table(item) for item in inside if (item / TABLE_FILE).is_file()]
-    if not runs and not of_tables:
+    tables = [item for item in inside if (item / TABLE_FILE).is_file()]
+    if not runs and not tables:
         raise NothingToReport(
             f"{folder}: neither a run (no manifest.json there), nor a table (no {TABLE_FILE}), nor a folder of them"
         )
-    runs += [run for found in of_tables for run in found.runs]
-    return Sources(runs, [table for found in of_tables for table in found.tables])
+    return Sources(runs, tables)
 
 
-def _of_table(folder: Path) -> Sources:
-    """A table with the runs that its cells trained, as far as they are there."""
-    runs = [folder / path for path in read_json(folder / TABLE_FILE).get("runs", [])]
-    return Sources([RunFolder(Path(os.path.normpath(run))) for run in runs if _is_run(run)], [folder])
+def _runs_of_table(folder: Path) -> list[RunFolder]:
+    """The runs that the cells of a table trained, as far as they are there.
+
+    Raises:
+        DamagedFile
+    """
+    found = [Path(os.path.normpath(folder / path)) for path in read_table(folder).runs]
+    return [RunFolder(run) for run in found if _is_run(run)]
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
+    return (folder / "manifest.json").is_file() or RunFolder(folder).lost_manifest
 
 
 def _place(words: Sequence[str], sources: Sources) -> Path:

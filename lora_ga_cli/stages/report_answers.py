@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.errors import UserError
+from lora_ga_cli.errors import DamagedFile, UserError
 from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.evaluation.tasks.base import Task
-from lora_ga_cli.files import read_json
 from lora_ga_cli.registry import TASKS
-from lora_ga_cli.report.console import warn
+from lora_ga_cli.report.console import reason
 from lora_ga_cli.report.html.record import Answered
+from lora_ga_cli.stages.stored_results import read_lines, read_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 
-def results_of(run: RunFolder) -> dict[Path, dict[str, Any]]:
-    """The results of evaluations of a run, by file, the newest first."""
+def results_of(run: RunFolder, notify: Callable[[str], object]) -> dict[Path, dict[str, Any]]:
+    """The results of evaluations of a run, by file, the newest first.
+
+    Args:
+        notify: is told which are damaged.
+    """
     found = {}
     # of metrics on rows, then of other tasks
     for file in (run.path / "eval.json", *sorted((run.path / "eval").glob("*.json"))):
-        if not file.exists():
-            continue
         try:
-            content = read_json(file)
-        except (OSError, ValueError) as error:
-            warn(f"left out: {file} cannot be read ({error})")
+            content = read_result(file)
+        except FileNotFoundError:
             continue
-        if isinstance(content, dict) and isinstance(content.get("values"), dict):
+        except OSError as error:
+            notify(f"a result is not shown: {file}: {reason(error)}")
+            continue
+        except DamagedFile as error:
+            notify(f"a result is not shown: {error}")
+            continue
+        if content is not None:
             found[file] = content
     return dict(sorted(found.items(), key=lambda item: str(item[1].get("time", "")), reverse=True))
 
 
-def answers_of(results: Mapping[Path, Mapping[str, Any]]) -> tuple[list[Answered], str]:
+def answers_of(
+    results: Mapping[Path, Mapping[str, Any]], notify: Callable[[str], object]
+) -> tuple[list[Answered], str]:
     """The answers of a run, of each task those of the newest result that has any; and why some are not there.
 
     Args:
         results: of the run, as `results_of` gives them.
+        notify: is told which answers are damaged.
     """
     found: dict[str, Answered] = {}
     problems = []
@@ -47,11 +56,17 @@ def answers_of(results: Mapping[Path, Mapping[str, Any]]) -> tuple[list[Answered
         try:
             task = str(content["options"]["task"])
             title, answers = answers_in(file, content)
+        except DamagedFile as error:
+            notify(f"answers are not shown: {error}")
+            problems.append(str(error))
+            continue
         except UserError as error:
             problems.append(f"{file.name}: {' '.join(str(error).split())}")
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})")
+            what = f"the answers of {file.name} cannot be read ({type(error).__name__}: {error})"
+            notify(f"{file.parent}: {what}")
+            problems.append(what)
             continue
         if not answers:
             continue
@@ -69,12 +84,10 @@ def answers_in(file: Path, result: Mapping[str, Any]) -> tuple[str, list[Answer]
         file: where the result is stored.
 
     Raises:
+        DamagedFile: the answers are not what was written.
         OSError, ValueError, KeyError, TypeError, AttributeError: something is not what a task writes.
         InvalidInput: no task of this name is registered.
     """
     found: type[Task] = TASKS[result["options"]["task"]]
     task = found(found.Options.model_validate(result["options"]))
-    lines = task.lines_file(file)
-    # as bytes: texts may hold Unicode line breaks
-    stored = lines.read_bytes().split(b"\n") if lines.is_file() else []
-    return task.summary, task.answers([json.loads(line) for line in stored if line])
+    return task.summary, task.answers(read_lines(task.lines_file(file), result))

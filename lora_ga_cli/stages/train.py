@@ -262,7 +262,7 @@ def _fit(
     config, options, method = inputs.config, inputs.config.trainer, method_of(inputs.config)
     checkpoints = run.link(link).checkpoints
     if distributed.is_main():
-        last_sound(checkpoints, warn)  # sets others aside, before the other processes look
+        _set_damaged_aside(checkpoints, link)  # before the other processes look
     distributed.wait()
     checkpoint = last_complete(checkpoints)
     done = link.first_step + (step_of(checkpoint) if checkpoint else 0)
@@ -335,6 +335,17 @@ def _fit(
     _count_seconds(run, began)
     run.update_manifest(steps=link.first_step + trainer.state.global_step)
     return trainer
+
+
+def _set_damaged_aside(checkpoints: Path, link: Link) -> None:
+    """Renames incomplete and damaged checkpoints, and says so if none is left."""
+    told: list[str] = []
+    sound = last_sound(checkpoints, told.append)
+    for text in told:
+        warn(text)
+    if told and sound is None:
+        what = f"{link.title} begins" if link.title else "training begins"
+        warn(f"no earlier checkpoint is left: {what} again at step {link.first_step + 1}")
 
 
 def _count_seconds(run: RunFolder, began: float) -> None:

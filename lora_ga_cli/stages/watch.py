@@ -19,6 +19,7 @@ from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.report.console import duration, out, size, warn
 from lora_ga_cli.report.sparkline import loss_curve
 from lora_ga_cli.report.visible import visible
+from lora_ga_cli.training.own_outputs import is_own_output, without_own_outputs
 from lora_ga_cli.training.run_names import is_locked, run_of_lock
 from lora_ga_cli.training.run_state import RunState, WatchedRun, is_run
 
@@ -26,7 +27,8 @@ INTERVAL = 1.0
 """Seconds between two looks at the folders."""
 SPARKLINES = (32, 24, 16, 8)
 """Widths of a curve of the loss, of which the largest that fits is taken."""
-STYLES = {"running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red"}
+STYLES = {"running": "cyan", "stopped": "yellow", "finished": "green", "failed": "red", "damaged": "red"}
+ENDED = ("finished", "failed", "damaged")
 
 
 class Watch:
@@ -61,9 +63,13 @@ def _runs_at(target: Path) -> Iterator[Path]:
         return
     with suppress(OSError):
         inside = sorted(target.iterdir())
-        yield from (folder for folder in inside if folder.is_dir() and folder.name[:1] != "." and is_run(folder))
+        yield from (folder for folder in inside if _is_visible(folder) and is_run(folder))
         created = (run_of_lock(file) for file in inside if file.name.startswith(".") and file.suffix == ".lock")
         yield from (folder for folder in created if not folder.exists() and is_locked(folder))
+
+
+def _is_visible(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".") and not is_own_output(folder)
 
 
 def watch(targets: Sequence[Path], *, once: bool) -> list[RunState]:
@@ -78,7 +84,7 @@ def watch(targets: Sequence[Path], *, once: bool) -> list[RunState]:
     Raises:
         InvalidInput: there is no run at any target.
     """
-    watched = Watch(targets)
+    watched = Watch([Path(word) for word in without_own_outputs([str(target) for target in targets])])
     empty = watched.empty_targets()
     if len(empty) == len(watched.targets):
         raise InvalidInput(
@@ -91,7 +97,7 @@ def watch(targets: Sequence[Path], *, once: bool) -> list[RunState]:
         out.print(shown(states, out), soft_wrap=False)
         return states
     with suppress(KeyboardInterrupt), Live(shown(states, out), console=out, auto_refresh=False) as live:
-        while any(state.state not in ("finished", "failed") for state in states):
+        while any(state.state not in ENDED for state in states):
             time.sleep(INTERVAL)
             states = watched.look()
             live.update(shown(states, out), refresh=True)

@@ -6,16 +6,18 @@ resumed knows those of its earlier sessions.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -23,6 +25,7 @@ from transformers import TrainerCallback
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import read_json, write_json
 from lora_ga_cli.report.console import warn
+from lora_ga_cli.training.manifest import type_problem
 
 MIN_STEPS = 3
 """The median time of fewer steps says nothing: the first steps warm the device up."""
@@ -59,6 +62,7 @@ class Cost:
         }
 
 
+_COST = TypeAdapter(Cost)
 COST_NAMES = tuple(Cost(0).entries)
 """The names of the costs in a manifest."""
 
@@ -73,13 +77,20 @@ def combined(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def read_cost(file: Path) -> Cost | None:
-    """The cost that a file holds; None if there is no file, or, with a line for the user, if it is damaged."""
+def read_cost(file: Path, notify: Callable[[str], object] | None = None) -> Cost | None:
+    """The cost that a file holds; None if there is no file, or if it is damaged.
+
+    Args:
+        notify: is told of the damage; by default it is a warning.
+    """
     try:
-        return Cost(**read_json(file)) if file.exists() else None
+        return _COST.validate_json(json.dumps(read_json(file)), strict=True) if file.exists() else None
     except DamagedFile as error:
-        warn(f"{error}; the cost of what was trained before is not known any more")
-        return None
+        what = error.what
+    except ValidationError as error:
+        what = f"is damaged ({type_problem(error)})"
+    (notify or warn)(f"{file} {what}; the cost of what was trained before is not known any more")
+    return None
 
 
 def optimizer_state_bytes(optimizer: Any) -> int:

@@ -14,6 +14,9 @@ from typing import Any
 from lora_ga_cli.digests import Written
 from lora_ga_cli.files import atomic_file
 
+NUMBERS = ("epoch", "loss", "eval_loss", "learning_rate", "tokens_per_second", "memory_bytes", "time")
+"""Entries of a point that are shown. It may have others."""
+
 
 def append(file: Path, point: dict[str, Any]) -> None:
     """Adds a point at the end of the file."""
@@ -25,13 +28,29 @@ def read(file: Path) -> list[dict[str, Any]]:
     """All points. Lines that are none are left out, such as an incomplete last one, which a killed process leaves."""
     points = []
     for line in file.read_bytes().split(b"\n") if file.exists() else []:
-        try:
-            point = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(point, dict) and isinstance(point.get("step"), int):
+        if (point := point_in(line)) is not None:
             points.append(point)
     return points
+
+
+def point_in(line: bytes) -> dict[str, Any] | None:
+    """The point in a line; None if there is none, or if a value that is drawn is neither a number nor null."""
+    try:
+        point = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(point, dict) or not _is_whole(point.get("step")):
+        return None
+    sound = all(point.get(name) is None or _is_number(point[name]) for name in NUMBERS)
+    return point if sound else None
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or isinstance(value, float)
 
 
 def state(file: Path) -> dict[str, Any]:

@@ -6,14 +6,17 @@ of a finished run. Runs of versions before this was so have none of these entrie
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.digests import check_file, check_files, damage, written, written_in
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.files import write_json
+from lora_ga_cli.methods.loading import ADAPTER_DESCRIPTIONS
 from lora_ga_cli.model.written import holds_weights
 from lora_ga_cli.report.console import step, warn
+from lora_ga_cli.report.html.command import command_of
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.result_files import result_files
 from lora_ga_cli.training.run_folder import START_AGAIN, LinkFolder, RunFolder
@@ -72,7 +75,27 @@ def check_result(run: RunFolder, *, weights: bool = True) -> None:
     if files is None and weights and manifest.get("finished"):
         step("files", f"{run.path} was made before runs kept digests of their files: damage would not be noticed")
     chosen = {name: entry for name, entry in (files or {}).items() if holds_weights(name) == weights}
-    check_files(run.path, chosen, FINISH_AGAIN)
+    check_files(run.path, chosen, finish_again(run))
+
+
+def check_adapter(run: RunFolder) -> None:
+    """`check_result` where the result is an adapter, whose files are small; of a complete model, only the sizes.
+
+    Raises:
+        DamagedFile
+    """
+    files = run.manifest.get("result_files", {})
+    if any(name in files for name in ADAPTER_DESCRIPTIONS):
+        check_files(run.path, files, finish_again(run))
+    else:
+        sizes = {name: {"size": entry["size"]} for name, entry in files.items() if "size" in entry}
+        check_files(run.path, sizes, finish_again(run))
+
+
+def finish_again(run: RunFolder) -> str:
+    """What makes a file of the result anew, with the command where the run says it."""
+    command = command_of(run.manifest)
+    return f"{FINISH_AGAIN} ({command})" if command.startswith("loraga train ") else FINISH_AGAIN
 
 
 def damaged_result(run: RunFolder) -> str:
@@ -91,9 +114,13 @@ def reopen(run: RunFolder) -> None:
         write_json(run.manifest_file, kept, digest=True)
 
 
-def points_of(run: RunFolder) -> list[dict[str, Any]]:
-    """The points of a run's metrics; with a line for the user if some of a finished run were lost or changed."""
+def points_of(run: RunFolder, notify: Callable[[str], object] | None = None) -> list[dict[str, Any]]:
+    """The points of a run's metrics.
+
+    Args:
+        notify: is told if some of a finished run were lost or changed; by default it is a warning.
+    """
     expected = run.manifest.get("metrics")
     if expected is not None and (what := metrics.damage(run.metrics_file, expected)):
-        warn(what)
+        (notify or warn)(what)
     return metrics.read(run.metrics_file)

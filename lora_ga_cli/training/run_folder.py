@@ -20,10 +20,12 @@ from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.digests import check_file, written
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import DamagedFile, RunError
-from lora_ga_cli.files import atomic_file, read_json, resolve_path, set_aside, sha256_json, write_json
+from lora_ga_cli.files import atomic_file, resolve_path, set_aside, sha256_json, write_json
 from lora_ga_cli.methods.base import Link, method_of
+from lora_ga_cli.methods.loading import readable_adapter
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.arguments import adapter_dtype
+from lora_ga_cli.training.manifest import FORMAT, read_manifest
 from lora_ga_cli.training.run_names import CONFIG, LOCK_WAIT, MANIFEST, METRICS, lock_file
 
 IGNORED_OPTIONS = {
@@ -70,9 +72,6 @@ START_AGAIN = "start the run again with overwrite=true, which renames the old fo
 """What is left to do where a file is damaged that nothing can make again."""
 WRITE_AGAIN = "run its train command again, which writes it anew"
 """What makes the configuration anew."""
-
-FORMAT = 2
-"""The format of run folders. Those of format 1 had another form of adapters and other names of options."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +150,7 @@ class RunFolder:
         Raises:
             DamagedFile
         """
-        manifest = read_json(self.manifest_file, START_AGAIN) if self.manifest_file.exists() else {}
-        if not isinstance(manifest, dict):
-            raise DamagedFile(self.manifest_file, "is damaged (no object of JSON)", START_AGAIN)
-        return manifest
+        return read_manifest(self.manifest_file, self._without_manifest()) if self.manifest_file.exists() else {}
 
     @property
     def lost_manifest(self) -> bool:
@@ -168,7 +164,16 @@ class RunFolder:
         DamagedFile: the run's manifest is missing.
         """
         if self.lost_manifest:
-            raise DamagedFile(self.manifest_file, "is missing", START_AGAIN)
+            raise DamagedFile(self.manifest_file, "is missing", self._without_manifest())
+
+    def _without_manifest(self) -> str:
+        """What is left to do where the manifest is damaged, which nothing can make again."""
+        if not (files := readable_adapter(self.path)):
+            return START_AGAIN
+        return (
+            f"the adapter beside it can be read, and is used without it: copy {' and '.join(files)} into a folder of "
+            f"their own, which loraga eval takes too; or {START_AGAIN}"
+        )
 
     @property
     def finished(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_ga_cli.files import read_json
+from lora_ga_cli.errors import DamagedFile
+from lora_ga_cli.training.manifest import read_manifest
+from lora_ga_cli.training.metrics import point_in
 from lora_ga_cli.training.run_names import CONFIG, MANIFEST, METRICS, is_locked
 
 LAST_INTERVALS = 20
 """How many intervals between two logged points the time of a step is the median of."""
-State = Literal["running", "stopped", "finished", "failed"]
+State = Literal["running", "stopped", "finished", "failed", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class RunState:
 
     Args:
         state: ``running`` while a process works on it; ``failed`` if the last command ended with an error, and
-            ``stopped`` if it was interrupted or killed.
+            ``stopped`` if it was interrupted or killed; ``damaged`` if its manifest cannot be read.
         total: steps of the complete run. This and what follows is None where it is not known (yet).
         losses: of the logged training steps, in order.
         loss, validation_loss: the last ones; of a finished run, those of its result.
         seconds_left: estimated from the time of the last steps; only of a run that is running.
         seconds_taken: what training took; only of a finished run.
         memory_bytes: the peak of a GPU, or what the process used, at the last logged step.
-        error: what it failed with.
+        error: what it failed with, or what is wrong with its manifest.
     """
 
     name: str
@@ -81,16 +82,8 @@ class Points:
             return self.points
         complete = added[: added.rfind(b"\n") + 1]
         self._read += len(complete)
-        self.points += [point for line in complete.splitlines() if (point := _point(line)) is not None]
+        self.points += [point for line in complete.splitlines() if (point := point_in(line)) is not None]
         return self.points
-
-
-def _point(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def is_run(folder: Path) -> bool:
@@ -117,12 +110,15 @@ class WatchedRun:
             now: seconds since the epoch.
         """
         locked = is_locked(self.folder)  # before the manifest, which a run finishes before it lets go of the lock
-        manifest, points = self._manifest(), self._points.look()
-        trained = [point for point in points if "loss" in point]
+        points = self._points.look()
+        manifest, damage = self._manifest()
+        trained = [point for point in points if point.get("loss") is not None]
         last: dict[str, Any] = trained[-1] if trained else {}
         evaluated: dict[str, Any] = next((point for point in reversed(points) if "eval_loss" in point), {})
-        if manifest.get("finished"):
-            state: State = "finished"
+        if damage and not locked:
+            state: State = "damaged"
+        elif manifest.get("finished"):
+            state = "finished"
         elif locked:
             state = "running"
         else:
@@ -142,15 +138,17 @@ class WatchedRun:
             memory_bytes=last.get("memory_bytes"),
             seconds_left=_seconds_left(points, total, now) if state == "running" else None,
             seconds_taken=manifest.get("training_seconds") if finished else None,
-            error=manifest.get("failed") if state == "failed" else None,
+            error=damage or (manifest.get("failed") if state == "failed" else None),
         )
 
-    def _manifest(self) -> dict[str, Any]:
+    def _manifest(self) -> tuple[dict[str, Any], str]:
+        """The content of the manifest, and what is wrong with it."""
         try:
-            found = read_json(self.folder / MANIFEST)
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+            return read_manifest(self.folder / MANIFEST), ""
+        except DamagedFile as error:
+            return {}, f"{error.file} {error.what}"
+        except OSError:
+            return {}, ""
 
 
 def _seconds_left(points: Sequence[dict[str, Any]], total: int | None, now: float) -> float | None:

@@ -29,10 +29,12 @@ class Done:
 
     Args:
         text: everything that it printed, with any run of spaces and line breaks as one space.
+        lines: the same, line by line.
     """
 
     code: int
     text: str
+    lines: tuple[str, ...] = ()
 
 
 def make_base(folder: Path) -> None:
@@ -105,7 +107,7 @@ def loraga(*words: str) -> Done:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = main(words)
-    return Done(code, " ".join(printed.getvalue().split()))
+    return Done(code, " ".join(printed.getvalue().split()), tuple(printed.getvalue().splitlines()))
 
 
 def must(*words: str) -> Done:

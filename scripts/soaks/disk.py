@@ -103,23 +103,29 @@ def _results() -> dict[str, bytes]:
 
 
 def _prepare(command: str, project: Path) -> list[str]:
-    """Makes what a command begins with, and returns its words."""
+    """Puts on the disk what a command begins with, and returns its words."""
+    train, kept = ["train", *_given(project)], Path(f"before-{command}")
+    _clear()
+    if kept.is_dir():
+        shutil.copytree(kept, "disk", dirs_exist_ok=True)
+    elif command != "train":
+        if command == "resume":
+            train_until(2, train[1:])
+        else:
+            must(*train)
+        shutil.copytree("disk", kept)
+    return ["merge", str(RUN), "--output", "disk/merged"] if command == "merge" else train
+
+
+def _clear() -> None:
     for folder in ("runs", "cache", "merged"):
         shutil.rmtree(Path("disk") / folder, ignore_errors=True)
-    train = ["train", *_given(project)]
-    if command == "resume":
-        train_until(2, train[1:])
-    if command == "merge":
-        must(*train)
-        return ["merge", str(RUN), "--output", "disk/merged"]
-    return train
 
 
 def _disks(count: int, draw: random.Random, project: Path) -> Iterator[tuple[str, Case]]:
     needed = {command: _needed(command, project) for command in COMMANDS}
     for _ in range(count):
         command = draw.choice(COMMANDS)
-        _mount(Path("disk"), ROOMY, "remount")
         words = _prepare(command, project)
         room = draw.randrange(PAGE, needed[command])
 
@@ -141,7 +147,6 @@ def _limits(count: int, draw: random.Random, project: Path) -> Iterator[tuple[st
 
 def _needed(command: str, project: Path) -> int:
     """Bytes that a command takes on the disk."""
-    _mount(Path("disk"), ROOMY, "remount")
     words = _prepare(command, project)
     before = _used()
     must(*words)

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> Iterator[Figure]:
     computed = [len(list((home / "computed").glob(f"{number}-*"))) for number in range(rounds)]
     remembered = {entry.partition("|")[0] for entry in read_json(home / "digests.json")}
     kept = sum(str((home / f"file-{number}").resolve()) in remembered for number in range(processes * rounds))
-    yield at_least("results that several processes asked for at once", len(computed), rounds)
+    yield Figure("results that several processes asked for at once", f"{rounds:,}")
     yield at_most("  computed more than once, or never", sum(count != 1 for count in computed))
     yield at_least("digests of files that were remembered", kept, processes * rounds)
     yield at_most("processes that failed", sum(worker.exitcode != 0 for worker in workers))

@@ -173,6 +173,10 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
             "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
         (
+            RuntimeError("basic_ios::clear: iostream error"),
+            "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
+        ),
+        (
             RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 320 vs 214"),
             "cache_dir: {folder}/cache: no space left on device, 0 B are free now (free some space there, or give",
         ),
@@ -190,6 +194,7 @@ def test_all_folders_that_cannot_be_written_are_named_at_once(
         "read-only",
         "full",
         "full, said by a library",
+        "full, said by a stream of C++",
         "full, said by torch",
         "limit",
         "limit, open file",
@@ -215,6 +220,15 @@ def test_an_error_of_the_system_during_a_run_names_the_option(
     printed = capsys.readouterr().err
     assert printed.startswith(f"error  {message.format(folder=tmp_path)}")
     assert len(printed.splitlines()) == 1
+
+
+def test_a_limit_on_files_is_named_where_a_library_gives_no_reason(
+    training: Callable[[Training], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (10_000, -1))
+    training(failing(RuntimeError("basic_ios::clear: iostream error")))
+    assert main(["train", QUICKSTART]) == 2
+    assert "file too large (a limit on the size of files (ulimit -f) stops it: raise it, or" in capsys.readouterr().err
 
 
 def test_an_error_about_a_path_that_no_option_names_is_one_line_too(

@@ -163,41 +163,6 @@ def test_a_failing_job_of_the_joblib_launcher_does_not_stop_the_others(tmp_path:
     assert caught.value.exit_code == 1
 
 
-def leave_its_gpus(config: Config, title: str) -> None:
-    """A job that leaves a file which says when it ran, and on which GPUs."""
-    began = time.monotonic()
-    time.sleep(0.3)
-    seen = [os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid(), began, time.monotonic()]
-    (Path(config.output_dir) / f"rank_{config.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
-
-
-@pytest.mark.parametrize(("processes", "on_each"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
-def test_joblibs_processes_take_turns_on_the_gpus_that_the_user_chose(
-    processes: int, on_each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"]
-    launch([QUICKSTART, "rank=1,2,3,4,5", f"output_dir={tmp_path}", *launcher, "-m"], leave_its_gpus)
-    left = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("rank_*.json")]
-    assert {gpu for gpu, *_ in left} == {"5", "7"}
-    for name, _, began, _ in left:
-        assert sum(gpu == name and start <= began < end for gpu, _, start, end in left) <= on_each
-    assert len({(gpu, process) for gpu, process, *_ in left}) == len({process for _, process, *_ in left})
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
-
-
-@pytest.mark.slow
-def test_without_gpus_joblibs_processes_see_what_the_command_line_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    launch([QUICKSTART, "rank=1,2", f"output_dir={tmp_path}", *launcher, "-m"], leave_its_gpus)
-    assert [json.loads(file.read_text(encoding="utf-8"))[0] for file in tmp_path.glob("rank_*.json")] == ["", ""]
-
-
 def test_a_users_recipes_can_be_swept() -> None:
     lay_out(Path("mine"), {"recipes/a.yaml": BASE + "rank: 3\n", "recipes/b.yaml": BASE + "rank: 5\n"})
     assert [config.rank for _, config in jobs("recipe=a,b", "-m", "--config-dir", "mine")] == [3, 5]
@@ -234,3 +199,38 @@ def test_what_is_no_part_of_a_sweep_is_refused(text: str) -> None:
 def test_a_single_run_has_no_parts() -> None:
     with pytest.raises(InvalidInput, match="--shard 1/2 is a part of a sweep"):
         launch([QUICKSTART], lambda config, title: None, shard=Shard(1, 2))
+
+
+def leave_its_gpus(config: Config, title: str) -> None:
+    """A job that leaves a file which says when it ran, and on which GPUs."""
+    began = time.monotonic()
+    time.sleep(0.3)
+    seen = [os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid(), began, time.monotonic()]
+    (Path(config.output_dir) / f"rank_{config.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("processes", "on_each"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_joblibs_processes_take_turns_on_the_gpus_that_the_user_chose(
+    processes: int, on_each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    launcher = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={processes}"]
+    launch([QUICKSTART, "rank=1,2,3,4,5", f"output_dir={tmp_path}", *launcher, "-m"], leave_its_gpus)
+    left = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("rank_*.json")]
+    assert {gpu for gpu, *_ in left} == {"5", "7"}
+    for name, _, began, _ in left:
+        assert sum(gpu == name and start <= began < end for gpu, _, start, end in left) <= on_each
+    assert len({(gpu, process) for gpu, process, *_ in left}) == len({process for _, process, *_ in left})
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+@pytest.mark.slow
+def test_without_gpus_joblibs_processes_see_what_the_command_line_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    launch([QUICKSTART, "rank=1,2", f"output_dir={tmp_path}", *launcher, "-m"], leave_its_gpus)
+    assert [json.loads(file.read_text(encoding="utf-8"))[0] for file in tmp_path.glob("rank_*.json")] == ["", ""]

@@ -98,6 +98,9 @@ def test_a_cut_by_rows_has_the_errors_of_the_inputs_of_these_rows(
             model(input_ids=torch.tensor([row["input_ids"]]))
     whole = changes_of(model)
     small = changes_of(PeftModel.from_pretrained(base_of(saved_bases), "small"))
+    lost = [np.linalg.norm(torch.cat(inputs[name]).numpy() @ (item - small[name]).T) for name, item in whole.items()]
+    added = [np.linalg.norm(torch.cat(inputs[name]).numpy() @ item.T) for name, item in whole.items()]
+    assert result["errors"]["outputs"] == pytest.approx(np.linalg.norm(lost) / np.linalg.norm(added), rel=1e-4)
     for name, change in whole.items():
         x = torch.cat(inputs[name]).numpy()
 

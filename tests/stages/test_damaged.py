@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_ga_cli.files import read_json
 from tests.helpers import Arguments, Loraga, only_run
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -60,6 +61,50 @@ def test_a_damaged_adapter_is_refused_and_the_train_command_makes_it_again(
     assert "the result is made again" in out
     assert "resuming after step 2" in out
     assert (run / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_stored_score_of_an_adapter_that_is_damaged_by_now_is_not_believed(run: Path, loraga: Loraga) -> None:
+    loraga("eval", str(run), *EVALUATION)
+    assert "reused" in loraga("eval", str(run), *EVALUATION)
+    flip(run / "adapter_model.safetensors")
+    out = " ".join(loraga("eval", str(run), *EVALUATION, code=2).split())
+    assert f"error {run}/adapter_model.safetensors does not have the bytes that were written" in out
+    assert "reused" not in out
+
+
+def test_training_says_that_it_begins_again_where_the_only_checkpoint_is_damaged(
+    run: Path, loraga: Loraga, command: list[str]
+) -> None:
+    before = (run / "adapter_model.safetensors").read_bytes()
+    flip(run / "adapter_model.safetensors")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    flip(checkpoint / "optimizer.pt")
+    out = " ".join(loraga(*command).split())
+    assert "checkpoint-2 is damaged (optimizer.pt does not have the bytes that were written)" in out
+    assert "no earlier checkpoint is left: training begins again at step 1" in out
+    assert (run / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"values": {"loss": "low"}}'])
+def test_a_damaged_result_is_named_and_evaluated_again(run: Path, loraga: Loraga, content: str) -> None:
+    loraga("eval", str(run), *EVALUATION)
+    before = read_json(run / "eval.json")
+    (run / "eval.json").write_text(content)
+    out = " ".join(loraga("eval", str(run), *EVALUATION).split())
+    assert f"{run}/eval.json is damaged" in out
+    assert "it is evaluated again" in out
+    assert read_json(run / "eval.json")["values"] == before["values"]
+
+
+def test_of_several_runs_a_damaged_one_is_left_out(run: Path, loraga: Loraga) -> None:
+    for name in ("other", "broken", "gone.old"):
+        shutil.copytree(run, f"runs/{name}")
+    flip(Path("runs/broken/manifest.json"))
+    Path("runs/comparison.png").touch()
+    out = " ".join(loraga("eval", *map(str, sorted(Path("runs").glob("[!.]*"))), *EVALUATION, code=1).split())
+    assert "left out: runs/broken/manifest.json is damaged" in out
+    assert out.count("left out") == 1
+    assert "gone.old" not in out
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "adapter_config.json", "adapter_model.safetensors"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from lora_ga_cli.files import read_json
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.stages.report import collect, write_run_report
 from lora_ga_cli.stages.report_parts import Parts
+from lora_ga_cli.training.cost import COST_NAMES
 from lora_ga_cli.training.run_folder import RunFolder, settings
 from tests.conftest import build_model, byte_tokenizer
 from tests.helpers import Loraga
@@ -109,7 +111,7 @@ def test_a_report_that_cannot_be_written_is_a_warning(
     monkeypatch.setattr("lora_ga_cli.report.html.page.write_page", full)
     write_run_report(RunFolder(Path("runs/one")))
     said = capsys.readouterr().err
-    assert "No space left on device" in said
+    assert "runs/one/report.html: no space left on device" in said
     assert "loraga report runs/one" in said
 
 
@@ -178,7 +180,7 @@ def test_a_run_that_has_not_finished_is_shown(loraga: Loraga) -> None:
         (["runs/none"], "no such run folder"),
         (["rows.jsonl"], "a file, not a run folder"),
         (["runs/one/eval"], "neither a run"),
-        (["runs/one/report.html"], "neither a run"),
+        (["runs/one/report.html"], "a file, not a run folder"),
         (["runs/one", "--output", "runs"], "is a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -200,8 +202,123 @@ def test_a_reproduced_table_is_shown_with_the_runs_of_its_cells(shown: list[Repo
     assert [run.name for run in shown[0].runs] == ["one"]
 
 
+def test_what_loraga_writes_beside_runs_is_no_run(shown: list[Report], loraga: Loraga) -> None:
+    _write_beside_runs()
+    every = sorted(str(path) for path in Path("runs").glob("[!.]*"))
+    assert "left out" not in loraga("report", *every)
+    loraga("report", "runs")
+    assert [run.name for report in shown for run in report.runs] == ["one", "two"] * 2
+
+
+class TestDamaged:
+    """Something damaged is left out with a line that names the file; the rest is shown, and the exit code is 1."""
+
+    def test_an_adapter_is_neither_inspected_nor_drawn(self, shown: list[Report], loraga: Loraga) -> None:
+        began = {"command": ["bin/loraga", "train", "name=one"]}
+        _change_manifest("runs/one", lambda manifest: manifest["provenance"].update(began))
+        Path("runs/one/inspection.json").unlink()
+        _flip(Path("runs/one/adapter_model.safetensors"))
+        said = " ".join(loraga("report", "runs/one", code=1).split())
+        assert "runs/one/adapter_model.safetensors does not have the bytes that were written" in said
+        assert (
+            "run its train command again, which makes it anew from the last checkpoint (loraga train name=one)" in said
+        )
+        (record,) = shown[0].runs
+        assert record.inspection is None
+        assert "adapter_model.safetensors" in record.absent["inspection"]
+        assert record.points
+        assert not Path("runs/one/inspection.json").exists()
+
+    def test_an_adapter_has_no_figures_of_an_earlier_inspection(self, shown: list[Report], loraga: Loraga) -> None:
+        _flip(Path("runs/one/adapter_model.safetensors"))
+        loraga("report", "runs/one", code=1)
+        assert shown[0].runs[0].inspection is None
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"format": 1, "of": {"adapter_sha256": 3}}'])
+    def test_an_inspection_is_made_again(self, content: str, shown: list[Report], loraga: Loraga) -> None:
+        file = Path("runs/one/inspection.json")
+        before = read_json(file)
+        file.write_text(content)
+        said = loraga("report", "runs/one")
+        assert "runs/one/inspection.json is damaged" in said
+        assert "it is made again" in said
+        assert read_json(file) == before == shown[0].runs[0].inspection
+
+    @pytest.mark.parametrize("entries", [None, {"steps": "3"}, {"data": 1}, {"files": {"config.yaml": 2}}], ids=str)
+    def test_a_manifest(self, entries: dict[str, Any] | None, shown: list[Report], loraga: Loraga) -> None:
+        if entries is None:
+            _flip(Path("runs/two/manifest.json"))
+        else:
+            _change_manifest("runs/two", lambda manifest: manifest.update(entries))
+        said = loraga("report", "runs/one", "runs/two", code=1)
+        assert "left out: runs/two/manifest.json is damaged" in said
+        assert "the adapter beside it can be read" in said
+        assert [run.name for run in shown[0].runs] == ["one"]
+
+    def test_a_configuration(self, shown: list[Report], loraga: Loraga) -> None:
+        _flip(Path("runs/two/config.yaml"))
+        assert "left out: runs/two/config.yaml" in loraga("report", "runs", code=1)
+        assert [run.name for run in shown[0].runs] == ["one"]
+
+    @pytest.mark.parametrize("content", ["[]", '{"trained_parameters": "many"}', '{"seconds": 1}', "{"])
+    def test_the_cost_of_a_run_that_has_not_finished(self, content: str, shown: list[Report], loraga: Loraga) -> None:
+        _change_manifest("runs/one", lambda manifest: [manifest.pop(name) for name in ("finished", *COST_NAMES)])
+        Path("runs/one/cost.json").write_text(content)
+        assert "runs/one/cost.json is damaged" in loraga("report", "runs/one", code=1)
+        assert not set(COST_NAMES) & set(shown[0].runs[0].cost)
+
+    def test_points_of_another_type(self, shown: list[Report], loraga: Loraga) -> None:
+        lines = Path("runs/one/metrics.jsonl").read_text().splitlines()
+        Path("runs/one/metrics.jsonl").write_text("\n".join(['{"step": 1, "loss": "low"}', *lines[1:], ""]))
+        assert "runs/one/metrics.jsonl lost 1 of its" in loraga("report", "runs/one", code=1)
+        assert [point["step"] for point in shown[0].runs[0].points if "loss" in point] == [2, 3]
+
+    @pytest.mark.parametrize("content", ["[]", '{"title": "Mine", "rows": 3}', "{"])
+    def test_a_table(self, content: str, shown: list[Report], loraga: Loraga) -> None:
+        Path("mine").mkdir()
+        Path("mine/table.json").write_text(content)
+        assert "mine/table.json is damaged" in loraga("report", "mine", code=2)
+        assert "left out: mine/table.json is damaged" in loraga("report", "mine", "runs/one", code=1)
+        assert (shown[0].tables, [run.name for run in shown[0].runs]) == ([], ["one"])
+
+    def test_the_run_of_a_cell(self, shown: list[Report], loraga: Loraga) -> None:
+        content = {"title": "Mine", "headings": ["", "loss"], "rows": [["LoRA", "1.5"]], "notes": []}
+        Path("mine").mkdir()
+        Path("mine/table.json").write_text(json.dumps(content | {"runs": ["../runs/one", "../runs/two"]}))
+        _flip(Path("runs/two/manifest.json"))
+        assert "left out: runs/two/manifest.json is damaged" in loraga("report", "mine", code=1)
+        assert shown[0].tables[0].rows == [["LoRA", "1.5"]]
+        assert [run.name for run in shown[0].runs] == ["one"]
+
+
+def test_a_folder_that_may_not_be_written_needs_another_output(monkeypatch: pytest.MonkeyPatch, loraga: Loraga) -> None:
+    def refused(report: Report, file: Path) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{file}.tmp")
+
+    monkeypatch.setattr("lora_ga_cli.report.html.page.write_page", refused)
+    said = " ".join(loraga("report", "runs/one", code=2).split())
+    assert "runs/one/report.html: permission denied (give --output FILE" in said
+
+
+def _write_beside_runs() -> None:
+    """What other commands write beside the runs, and a run that was set aside."""
+    for folder in ("inspect-one-two", "eval-base/eval"):
+        Path("runs", folder).mkdir(parents=True)
+    for file in ("report.html", "comparison.png", "inspect-one-two/similarity.png", "eval-base/eval.json"):
+        Path("runs", file).touch()
+    for name in ("one.old", "one.old-2"):
+        shutil.copytree("runs/one", f"runs/{name}")
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content)
+
+
 def _change_manifest(run: str, change: Callable[[dict[str, Any]], object]) -> None:
     file = Path(run, "manifest.json")
     manifest = json.loads(file.read_text())
+    manifest.pop("content_sha256", None)
     change(manifest)
     file.write_text(json.dumps(manifest))

@@ -16,10 +16,10 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.report.html.page import render
 from lora_ga_cli.report.html.record import Report, RunRecord
 from lora_ga_cli.stages.report import collect
-from lora_ga_cli.stages.report_parts import Parts
+from lora_ga_cli.stages.report_parts import Parts, size_of
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_model, byte_tokenizer
-from tests.helpers import Loraga
+from tests.helpers import Loraga, configured
 
 ROWS = [{"prompt": f"{number}+1=", "answer": f"#### {number + 1}"} for number in (7, 8, 9, 99, 12345, 100, 5, 6)]
 MICRO_BATCH = 2
@@ -167,6 +167,26 @@ class TestGradient:
         assert "loraga estimate-grad" in record.absent["gradient"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "saved", "expected"),
+    [
+        (["lora"], 4, "rank 4"),
+        (["lora", "rank_pattern={q_proj: 16, v_proj: 2}"], 16, "ranks from 2 to 16"),
+        (["lora_ga"], 8, "rank 4 (saved as an adapter of rank 8: 4 trained + 4 initial)"),
+        (["lora_ga", "rank_pattern={q_proj: 16}"], 32,
+         "ranks from 4 to 16 (saved as an adapter of rank 32: 16 trained + 16 initial)"),
+        (["full"], None, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_the_size_of_a_run_is_that_which_trains_and_that_which_is_saved(
+    overrides: list[str], saved: int | None, expected: str, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    run.update_manifest(adapter_rank=saved)
+    assert size_of(run, configured(*overrides)) == expected
+
+
 class TestAnswers:
     def test_they_are_those_beside_the_result(self) -> None:
         (found,) = one().answers
@@ -187,9 +207,25 @@ class TestAnswers:
         assert "--code FILE" in record.absent["answers"]
         assert len(record.answers) == 1
 
-    def test_damaged_answers_are_a_sentence(self) -> None:
-        Path("runs/one/predictions.jsonl").write_text('{"exact_match": 3}\n')
-        assert "eval.json cannot be read" in one().absent["answers"]
+    def test_damaged_answers_are_named_and_made_again(self, loraga: Loraga) -> None:
+        file = Path("runs/one/predictions.jsonl")
+        before = file.read_bytes()
+        file.write_bytes(before[:-3])
+        what = "runs/one/predictions.jsonl does not have the bytes that were written"
+        assert what in one().absent["answers"]
+        assert f"answers are not shown: {what}" in " ".join(loraga("report", "runs/one", code=1).split())
+        assert f"{what}; it is evaluated again" in " ".join(loraga("eval", "runs/one").split())
+        assert file.read_bytes() == before
+        assert loraga("report", "runs/one")
+
+    @pytest.mark.parametrize("line", ['{"exact_match": 3}', "3", "{"])
+    def test_damaged_answers_of_a_result_without_a_digest_are_a_sentence(self, line: str, loraga: Loraga) -> None:
+        result = json.loads(Path("runs/one/eval.json").read_text())
+        left = {name: value for name, value in result.items() if name not in ("content_sha256", "lines_sha256")}
+        Path("runs/one/eval.json").write_text(json.dumps(left))
+        Path("runs/one/predictions.jsonl").write_text(f"{line}\n")
+        assert "runs/one" in loraga("report", "runs/one", code=1)
+        assert one().absent["answers"]
 
 
 def test_the_page_of_the_run_has_all_parts(loraga: Loraga) -> None:

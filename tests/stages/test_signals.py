@@ -275,7 +275,7 @@ LONG = ("method=lora", "trainer.max_steps=2000", "trainer.eval_steps=2000", "tra
 
 @pytest.mark.slow
 def test_processes_that_train_together_stop_after_the_same_step(arguments: Arguments) -> None:
-    launch = "torch.distributed.run --nproc-per-node=2 --master-port=29437 -m lora_ga_cli"
+    launch = "torch.distributed.run --standalone --nproc-per-node=2 -m lora_ga_cli"
     command = ["train", *arguments("llama", *LONG)]
     printed = signalled(started(command, module=launch), "step 3/2000", signal.SIGTERM)
     (found,) = set(re.findall(r"stopped after step (\d+) of 2000", printed))

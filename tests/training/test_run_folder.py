@@ -9,7 +9,8 @@ import pytest
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.training.run_folder import FORMAT, RunFolder, check_run_folder, find_run, run_name, settings
+from lora_ga_cli.training.manifest import FORMAT
+from lora_ga_cli.training.run_folder import RunFolder, check_run_folder, find_run, run_name, settings
 
 
 def configure(**changes: Any) -> Config:

@@ -141,12 +141,13 @@ def test_a_file_that_was_rewound_is_read_again(run: RunFolder) -> None:
     assert points.look() == []
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '"text"'])
-def test_a_damaged_manifest_is_no_reason_to_fail(run: RunFolder, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"text"', '{"format": 2, "finished": "now", "steps": "ten"}'])
+def test_a_damaged_manifest_is_a_state_and_no_reason_to_fail(run: RunFolder, content: str) -> None:
     log(run, 10)
-    run.metrics_file.open("a").write('nonsense\n[1]\n{"step": "x"}\n')
+    run.metrics_file.open("a").write('nonsense\n[1]\n{"step": "x"}\n{"step": 20, "loss": "low"}\n')
     run.manifest_file.write_text(content)
-    assert (look(run).state, look(run).step, look(run).total) == ("stopped", 10, None)
+    assert (look(run).state, look(run).step, look(run).total) == ("damaged", 10, None)
+    assert f"{run.manifest_file} is damaged" in str(look(run).error)
 
 
 def test_a_state_is_plain_data(run: RunFolder) -> None:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.registry import SECTIONS
-from lora_ga_cli.report.console import duration, number, size, step, warn
+from lora_ga_cli.report.console import duration, number, reason, size, step, warn
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.report.html.section import Section, SectionContent
 from lora_ga_cli.report.provenance import now, version
@@ -63,9 +63,14 @@ def write_beside(run: Path, make: Callable[[], Report]) -> None:
     """
     try:
         write_page(make(), run / FILE)
+    except OSError as error:
+        warn(
+            f"no report was written: {run / FILE}: {reason(error)}; loraga report {run} tries it again, and with "
+            "--output FILE writes it elsewhere"
+        )
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        warn(f"no report was written ({reason}); loraga report {run} tries it again")
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        warn(f"no report was written ({what}); loraga report {run} tries it again")
     else:
         step("saved", f"report: {run / FILE}")
 

@@ -13,7 +13,9 @@ from lora_ga_cli.inspection.kinds import block_of, by_kind, one_by_one
 from lora_ga_cli.inspection.layer import OF_BASE, SHARES, measured, totals
 from lora_ga_cli.lora.saved import refusal
 from lora_ga_cli.report.console import say, step
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.heatmaps import Heatmap, heatmaps
+from lora_ga_cli.report.spectrum_tables import FIGURES_ELSEWHERE
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inspect.loaded import Inspected, load
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -88,16 +90,16 @@ def show_adapter(folder: Path, options: InspectOptions) -> dict[str, Any]:
     if options.with_base:
         found = _with_base(found, inspected, options)
     shown, file = show_changes(folder, found, options, options.figures_for(inspected.name))
-    return {"folder": folder, "adapter": shown, "figures": [file]}
+    return {"folder": folder, "adapter": shown, "figures": [] if file is None else [file]}
 
 
 def show_changes(
     folder: Path, found: Mapping[str, Any], options: InspectOptions, figures: Path
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Path | None]:
     """Prints the part ``adapter`` of an inspection, and draws it.
 
     Returns:
-        The part with the selected layers and their totals, and the file of the figure.
+        The part with the selected layers and their totals, and the file of the figure; None if it could not be written.
     """
     layers = {name: layer for name, layer in found["layers"].items() if options.selects(name)}
     together = totals(layers)
@@ -111,9 +113,9 @@ def show_changes(
     if any(layer["intruders"] is not None for layer in layers.values()):
         _print_base(layers, groups, together)
     file = figures / FIGURE
-    _draw(layers, file, f"{folder.resolve().name}: what the adapter changes, by block and kind of layer")
-    step("figure", str(file))
-    return {**found, "layers": layers, "totals": together}, file
+    title = f"{folder.resolve().name}: what the adapter changes, by block and kind of layer"
+    drawing = drawn(file, lambda: _draw(layers, file, title), FIGURES_ELSEWHERE, required=options.figures is not None)
+    return {**found, "layers": layers, "totals": together}, drawing
 
 
 def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together: Mapping[str, Any]) -> None:
@@ -129,7 +131,8 @@ def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together
     if len(rows) > 1:
         rows.append(["all", *_cells(together, cuts, shares)])
     print_table(columns, rows, numeric=columns[1:])
-    say("eff., stable: mean effective rank and stable rank of ΔW; cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
+    say("‖ΔW‖ of several layers: the root of the sum of squares; eff., stable: their mean effective and stable rank")
+    say("cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
     if "within_start" in shares:
         say("start: the share of ‖ΔW‖² in the row space of A0 or the column space of B0, the initial factors")
     if "within_gradient" in shares:

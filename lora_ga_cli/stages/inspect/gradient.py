@@ -125,7 +125,7 @@ def inspect_recipe(config: Config, options: InspectOptions) -> dict[str, Any]:
     if distributed.is_main():
         folder = options.figures_for(artifact.key)
         part, file = show_gradient(artifact, options, folder, inputs=inputs, config=config, again=options.command)
-        found = {"gradient": part, "figures": [file]}
+        found = {"gradient": part, "figures": [] if file is None else [file]}
     distributed.wait()
     return {"key": artifact.key, **found}
 
@@ -140,7 +140,7 @@ def show_stored(folder: Path, options: InspectOptions) -> dict[str, Any]:
     artifact = GradientArtifact.load(folder)
     again = words_again(artifact.info.get("provenance"))
     part, file = show_gradient(artifact, options, options.figures_for(folder.resolve().name), again=again)
-    return {"key": artifact.key, "gradient": part, "figures": [file]}
+    return {"key": artifact.key, "gradient": part, "figures": [] if file is None else [file]}
 
 
 def show_gradient(
@@ -151,11 +151,12 @@ def show_gradient(
     inputs: Inputs | None = None,
     config: Config | None = None,
     again: Sequence[str] = (),
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[dict[str, Any], Path | None]:
     """Prints what a gradient shows, and draws it into a folder; see `gradient_part`.
 
     Returns:
-        What `gradient_part` returns for the selected layers, and the file of the figure.
+        What `gradient_part` returns for the selected layers, and the file of the figure; None if it could not be
+        written.
 
     Raises:
         InvalidInput: no layer is selected.
@@ -171,8 +172,13 @@ def show_gradient(
         selected=None if len(selected) == len(artifact.factors) else selected,
         again=again,
     )
-    file = folder / ENERGY_FILE
-    show_energy(artifact, found, file, every_layer=options.every_layer)
+    file = show_energy(
+        artifact,
+        found,
+        folder / ENERGY_FILE,
+        every_layer=options.every_layer,
+        required=options.figures is not None,
+    )
     show_advice(found, forecast_needs_recipe=inputs is None)
     return found, file
 

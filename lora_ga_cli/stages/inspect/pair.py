@@ -18,7 +18,9 @@ from lora_ga_cli.inspection.subspaces import expected_by_chance, random_basis, s
 from lora_ga_cli.lora.initialization import layer_seed
 from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.report.console import say, step, warn
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.heatmaps import Heatmap, heatmaps
+from lora_ga_cli.report.spectrum_tables import FIGURES_ELSEWHERE
 from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inspect.loaded import Inspected, load
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -52,8 +54,9 @@ def show_pair(first: Path, second: Path, options: InspectOptions) -> dict[str, A
     _print(layers, one_by_one(names) if options.every_layer else groups, options)
     run = first if RunFolder(first).manifest_file.exists() else None
     file = options.figures_for(f"{one.name}-{other.name}", run, other.name) / FIGURE
-    _draw(kinds, {kind: len(members) for kind, members in groups.items()}, file, one, other, options)
-    step("figure", str(file))
+    counts = {kind: len(members) for kind, members in groups.items()}
+    required = options.figures is not None
+    figure = drawn(file, lambda: _draw(kinds, counts, file, one, other, options), FIGURES_ELSEWHERE, required=required)
     return {
         "first": first,
         "second": second,
@@ -63,7 +66,7 @@ def show_pair(first: Path, second: Path, options: InspectOptions) -> dict[str, A
         "totals": together,
         "only_in_first": sorted(set(one.saved.changes) - set(other.saved.changes)),
         "only_in_second": sorted(set(other.saved.changes) - set(one.saved.changes)),
-        "figures": [file],
+        "figures": [] if figure is None else [figure],
     }
 
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_ga_cli.files import read_json, sha256_file, write_json
-from lora_ga_cli.lora.export import WEIGHTS_FILE
-from lora_ga_cli.report.console import step
+from lora_ga_cli.files import write_json
+from lora_ga_cli.report.console import reason, step, warn
 from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_changes
 from lora_ga_cli.stages.inspect.again import words_again
 from lora_ga_cli.stages.inspect.gradient import artifact_of_run, gradient_part, show_gradient, vectors_of
 from lora_ga_cli.stages.inspect.loaded import why_not
 from lora_ga_cli.stages.inspect.options import InspectOptions
+from lora_ga_cli.stages.inspect.stored import FORMAT, INSPECTION_FILE, adapter_digest, read_inspection
 from lora_ga_cli.stages.trained import require_finished, stored_config
 from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
-
-FORMAT = 1
-INSPECTION_FILE = "inspection.json"
 
 
 def inspect_run(
@@ -43,7 +40,7 @@ def inspect_run(
     config = None if artifact is None else stored_config(run)
     found = {
         "format": FORMAT,
-        "of": {"adapter_sha256": _adapter_digest(run), "gradient": run.manifest.get("gradient")},
+        "of": {"adapter_sha256": adapter_digest(run), "gradient": run.manifest.get("gradient")},
         "gradient": None
         if artifact is None
         else gradient_part(
@@ -61,18 +58,12 @@ def inspect_run(
             kept=None if before is None else before["adapter"],
         ),
     }
-    write_json(run.path / INSPECTION_FILE, found, digest=True)
-    return found
-
-
-def read_inspection(run: RunFolder) -> dict[str, Any] | None:
-    """The kept inspection of a run; None if there is none of this format, or if it is of another adapter."""
+    file = run.path / INSPECTION_FILE
     try:
-        found = read_json(run.path / INSPECTION_FILE)
-        current = found["format"] == FORMAT and found["of"]["adapter_sha256"] == _adapter_digest(run)
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
-    return dict(found) if current else None
+        write_json(file, found, digest=True)
+    except OSError as error:
+        warn(f"what was found is not kept: {file}: {reason(error)}")
+    return found
 
 
 def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
@@ -99,12 +90,7 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
         files.append(file)
     else:
         step("adapter", why_not(run, stored_config(run)))
-    return {"run": run.path, **found, "figures": files}
-
-
-def _adapter_digest(run: RunFolder) -> str | None:
-    file = run.path / WEIGHTS_FILE
-    return sha256_file(file) if file.is_file() else None
+    return {"run": run.path, **found, "figures": [file for file in files if file is not None]}
 
 
 def _why_no_gradient(run: RunFolder) -> str:
