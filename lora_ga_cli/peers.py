@@ -134,7 +134,7 @@ def _name(key: str) -> str:
 
 def _connected(timeout: timedelta) -> Any:
     """A connection to the store of these processes. torch's own may be waiting for something in another thread."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
 
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)

@@ -64,6 +64,14 @@ def test_an_input_that_computes_for_too_long_is_counted(fuzz: ModuleType, monkey
     assert found.hung == 1
 
 
+def test_a_sweep_is_what_its_jobs_are(fuzz: ModuleType) -> None:
+    found = fuzz.Found()
+    found.add("case", lambda: _raise(SweepError([RunError("x"), RunError("y")], 2)))
+    assert found.failed == 0
+    found.add("case", lambda: _raise(SweepError([RunError("x"), KeyError("y")], 2)))
+    assert found.failed == 1
+
+
 @pytest.mark.parametrize("error", [None, UserError, RunError])
 def test_what_works_or_is_refused_is_no_failure(fuzz: ModuleType, error: type[UserError] | None) -> None:
     found = fuzz.Found()
@@ -111,10 +119,6 @@ class TestFound:
         (tmp_path / "artifact.json").write_text(json.dumps(content))
         with pytest.raises(ArtifactDamaged, match="not a complete gradient artifact"):
             GradientArtifact.load(tmp_path)
-
-    def test_a_sweep_of_which_only_wrong_options_failed_ends_as_wrong_options_do(self) -> None:
-        assert SweepError([RunError("x")], 2).exit_code == 2
-        assert SweepError([RunError("x"), TrainingError("y")], 2).exit_code == 1
 
 
 def _raise(error: BaseException) -> None:

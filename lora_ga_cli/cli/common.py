@@ -175,7 +175,7 @@ def run_jobs(
 
         console.warn(text)
 
-    if launcher is not None and "submitit" in launcher:
+    if launcher is not None and "submitit" in launcher and {"-m", "--multirun"} & set(arguments or []):
         from lora_ga_cli.report import console
 
         where = "the newest folder of OUTPUT_DIR/.sweeps, in .submitit/JOB"
