@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from lora_ga_cli import expressions
-from lora_ga_cli.errors import ArtifactDamaged, RunError, SweepError, TrainingError, UserError
+from lora_ga_cli.errors import ArtifactDamaged, InvalidInput, RunError, SweepError, TrainingError, UserError
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.description import read_lora_description
+from lora_ga_cli.lora.description import check_expressions, read_lora_description
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = 40
 DEEP = 3000
+ENDLESS = r"(\w+\.?)+!"
 
 
 @pytest.fixture
@@ -87,7 +88,6 @@ class TestFound:
     )
     def test_words_that_are_too_deep_or_too_long(self, word: str) -> None:
         from lora_ga_cli.config.compose import compose
-        from lora_ga_cli.errors import InvalidInput
 
         with pytest.raises(InvalidInput) as refused:
             compose(["recipe=quickstart", word])
@@ -112,6 +112,29 @@ class TestFound:
         with pytest.raises(RunError) as refused:
             read_lora_description(tmp_path)
         assert message in str(refused.value)
+
+    @pytest.mark.parametrize(
+        ("changes", "option", "message"),
+        [
+            ({"target_modules": ENDLESS}, "target_modules", "longer than"),
+            ({"rank_pattern": {ENDLESS: 4}}, "rank_pattern", "longer than"),
+            ({"alpha_pattern": {"(": 4}}, "alpha_pattern", "no regular expression"),
+            ({"modules_to_save": ["*"]}, "modules_to_save", "no regular expression"),
+            ({"layers_to_transform": [0], "layers_pattern": "(a"}, "layers_pattern", "no regular expression"),
+        ],
+    )
+    def test_expressions_in_descriptions_of_adapters(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], option: str, message: str
+    ) -> None:
+        monkeypatch.setattr(expressions, "LIMIT", 0.05)
+        content = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], **changes}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        config = read_lora_description(tmp_path)
+        with pytest.raises(InvalidInput) as refused:
+            check_expressions(config, tmp_path, ["model.layers.0.self_attn.query_projection.of_long_names"])
+        (fault,) = refused.value.faults
+        assert fault.where == f"{tmp_path / 'adapter_config.json'}: {option}"
+        assert message in fault.what
 
     @pytest.mark.parametrize("norms", [[], [["x", 1.0]], {"x": "1"}, None])
     def test_manifests_of_gradients(self, tmp_path: Path, norms: Any) -> None:
