@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lora_ga_cli import __version__, distributed, garbage, interruption, peers
+from lora_ga_cli import __version__, distributed, garbage, interruption, peers, reachable
 from lora_ga_cli.cli import (
     cache,
     chat,
@@ -72,6 +72,12 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _warn(text: str) -> None:
+    from lora_ga_cli.report import console
+
+    console.warn(text)
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -104,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number of a signal that stopped it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP)."""
     State.debug = False
     Given.arguments = arguments
+    reachable.report_to(_warn)
     forget_empty_variables()  # before the libraries that read them are imported
     try:
         with interruption.handled():
