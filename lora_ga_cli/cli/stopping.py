@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import Interrupted
@@ -30,7 +29,9 @@ def stopped(error: KeyboardInterrupt) -> Interrupted:
     kept = error.kept if isinstance(error, Interruption) else ""
     notes = error.notes if isinstance(error, Interruption) else []
     said = "; ".join([kept or NOTHING, *notes])
-    again = "To go on" if kept else "To start from the beginning"
+    again = "To start from the beginning"
+    if kept:
+        again = error.then if isinstance(error, Interruption) else "To go on"
     return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. {again}: {command(goes_on=bool(kept))}", number)
 
 
@@ -39,16 +40,46 @@ def words_given() -> list[str]:
     return list(sys.argv[1:] if Given.arguments is None else Given.arguments)
 
 
-def _option(word: str) -> str | None:
-    """The option that a word sets; None for flags, folders and other words."""
-    found = _OVERRIDE.fullmatch(word)
-    return found[1] if found is not None and not Path(word).is_dir() else None
+def _valued_flags(words: Sequence[str]) -> set[str] | None:
+    """The flags of a command after which a word is their value; None for a command that takes no overrides."""
+    import typer
+
+    from lora_ga_cli.cli.app import app
+    from lora_ga_cli.cli.common import VALUED_FLAGS
+
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    given = next((commands[word] for word in words if word in commands), None)
+    if given is None or not given.context_settings.get("ignore_unknown_options"):
+        return None
+    own = {flag for option in given.params if not getattr(option, "is_flag", True) for flag in option.opts}
+    return own | VALUED_FLAGS
 
 
-def _without_overridden(words: Sequence[str]) -> list[str]:
-    """The words without those that set an option which a later word sets again."""
-    last = {_option(word): place for place, word in enumerate(words)}
-    return [word for place, word in enumerate(words) if _option(word) is None or last[_option(word)] == place]
+def _options(words: Sequence[str]) -> list[str | None]:
+    """For each word the option that it sets; None for flags, their values, folders and other words."""
+    flags = _valued_flags(words)
+    if flags is None:
+        return [None] * len(words)
+    found = [_OVERRIDE.fullmatch(word) for word in words]
+    return [
+        None if match is None or before in flags or os.path.isdir(word) else match[1]  # noqa: PTH112 (takes any length)
+        for before, word, match in zip(["", *words], words, found, strict=False)
+    ]
+
+
+def _last_of_each_option(words: Sequence[str], left_out: str = "") -> list[str]:
+    """The words without those that set an option which a later word sets again.
+
+    Args:
+        left_out: an option that no word sets then.
+    """
+    options = _options(words)
+    last = {option: place for place, option in enumerate(options)}
+    return [
+        word
+        for place, (word, option) in enumerate(zip(words, options, strict=True))
+        if option is None or (last[option] == place and option != left_out)
+    ]
 
 
 def command(*, goes_on: bool) -> str:
@@ -57,9 +88,7 @@ def command(*, goes_on: bool) -> str:
     Args:
         goes_on: without ``overwrite``, which would begin a run again.
     """
-    words = _without_overridden(words_given())
-    if goes_on:
-        words = [word for word in words if _option(word) != "overwrite"]
+    words = _last_of_each_option(words_given(), "overwrite" if goes_on else "")
     if distributed.count() == 1:
         return shlex.join(["loraga", *words])
     on_each = os.environ.get("LOCAL_WORLD_SIZE", "")
