@@ -118,7 +118,7 @@ def run_jobs(
     from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
-    process, given = distributed.this_process(), words_given()
+    process, given, valued_flags = distributed.this_process(), words_given(), Given.valued_flags
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -153,7 +153,7 @@ def run_jobs(
                     results.append((heading, job(config)))
         except Interruption as stop:
             if is_worker:  # a launcher's, whose caller sees nothing of it
-                Given.arguments = given
+                Given.arguments, Given.valued_flags = given, staticmethod(valued_flags)
                 report_error(stopped(stop))
             raise
         except Exception as error:

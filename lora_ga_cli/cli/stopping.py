@@ -22,6 +22,11 @@ class Given:
 
     arguments: Sequence[str] | None = None
 
+    @staticmethod
+    def valued_flags(words: Sequence[str]) -> set[str] | None:
+        """The flags after which a word is their value; None if the command takes no overrides. The program sets it."""
+        return set()
+
 
 def stopped(error: KeyboardInterrupt) -> Interrupted:
     """The error that tells of an interruption."""
@@ -40,24 +45,9 @@ def words_given() -> list[str]:
     return list(sys.argv[1:] if Given.arguments is None else Given.arguments)
 
 
-def _valued_flags(words: Sequence[str]) -> set[str] | None:
-    """The flags of a command after which a word is their value; None for a command that takes no overrides."""
-    import typer
-
-    from lora_ga_cli.cli.app import app
-    from lora_ga_cli.cli.common import VALUED_FLAGS
-
-    commands = getattr(typer.main.get_command(app), "commands", {})
-    given = next((commands[word] for word in words if word in commands), None)
-    if given is None or not given.context_settings.get("ignore_unknown_options"):
-        return None
-    own = {flag for option in given.params if not getattr(option, "is_flag", True) for flag in option.opts}
-    return own | VALUED_FLAGS
-
-
 def _options(words: Sequence[str]) -> list[str | None]:
     """For each word the option that it sets; None for flags, their values, folders and other words."""
-    flags = _valued_flags(words)
+    flags = Given.valued_flags(words)
     if flags is None:
         return [None] * len(words)
     found = [_OVERRIDE.fullmatch(word) for word in words]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_ga_cli.cli.app import valued_flags
 from lora_ga_cli.cli.common import split_folders
 from lora_ga_cli.cli.stopping import Given, command, stopped
 from lora_ga_cli.config.launch import when_stopped
@@ -13,6 +14,11 @@ from lora_ga_cli.interruption import Interruption
 
 LONG = "a" * 300
 """Longer than the name of a file may be."""
+
+
+@pytest.fixture(autouse=True)
+def _flags_of_loraga(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Given, "valued_flags", valued_flags)
 
 
 @pytest.mark.parametrize(
