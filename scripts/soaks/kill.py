@@ -206,8 +206,12 @@ def _lasting(file: Path) -> bytes:
 
 
 def _left(work: Path) -> list[str]:
-    """Temporary files and folders of loraga, and what was set aside as damaged."""
+    """Temporary files and folders of loraga, and what was set aside as damaged.
+
+    A checkpoint that was being written is set aside with all that is in it, and a line says so.
+    """
     names = [item for item in work.rglob("*") if TEMPORARY.fullmatch(item.name) or ".damaged" in item.name]
+    names = [item for item in names if not any(".cut-off" in parent.name for parent in item.parents)]
     return sorted(str(item.relative_to(work)) for item in names)
 
 
