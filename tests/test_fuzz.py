@@ -155,9 +155,20 @@ class TestFound:
         assert fault.where == f"{tmp_path / 'adapter_config.json'}: {option}"
         assert message in fault.what
 
-    @pytest.mark.parametrize("norms", [[], [["x", 1.0]], {"x": "1"}, None])
-    def test_manifests_of_gradients(self, tmp_path: Path, norms: Any) -> None:
-        content = {"format": 2, "key": "k", "capacity": 4, "sha256": "0" * 64, "info": {}, "norms": norms}
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"norms": []},
+            {"norms": [["x", 1.0]]},
+            {"norms": {"x": "1"}},
+            {"norms": None},
+            {"info": {"provenance": [1]}},
+            {"info": {"provenance": {"command": "loraga"}}},
+            {"info": {"unreached": [[]]}},
+        ],
+    )
+    def test_manifests_of_gradients(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        content = {"format": 2, "key": "k", "capacity": 4, "sha256": "0" * 64, "info": {}, "norms": {}, **changes}
         (tmp_path / "artifact.json").write_text(json.dumps(content))
         with pytest.raises(ArtifactDamaged, match="not a complete gradient artifact"):
             GradientArtifact.load(tmp_path)
