@@ -76,7 +76,10 @@ def resolve_path(path: str | Path) -> Path:
         if not Path(os.path.normpath(inside)).is_relative_to(ASSETS):
             raise UserError(f"{text} leaves the files that come with loraga")
         return inside
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~name` of a user that there is not
+        return Path(text)
 
 
 def one_name(text: str) -> str:

@@ -52,8 +52,12 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, 
     faults = list(refused_flags(parsed, others))
     user_dir = None
     if parsed.config_dir is not None:
-        user_dir = Path(parsed.config_dir).expanduser().resolve()
-        if not user_dir.is_dir():
+        try:
+            user_dir = Path(parsed.config_dir).expanduser().resolve()
+            is_there = user_dir.is_dir()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or the home of nobody
+            is_there = False
+        if user_dir is None or not is_there:
             faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
             return Sources(Locations()), faults
         faults += _reserved(user_dir)
