@@ -128,9 +128,33 @@ def test_an_unknown_choice_of_a_group_is_an_error(argument: str, message: str) -
     assert message in fault
 
 
-@pytest.mark.parametrize("arguments", [[], ["rank=4"], ["model=tiny"], ["recipe=null"]])
+@pytest.mark.parametrize("arguments", [[], ["rank=4"], ["recipe=null"]])
 def test_without_a_recipe_the_recipes_are_listed(arguments: list[str]) -> None:
     assert any("no recipe chosen" in fault and "quickstart" in fault for fault in refused(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [("model=tiny", "no data set chosen (dataset.train_file=FILE"), ("dataset.train_file=a.jsonl", "no model chosen")],
+)
+def test_of_model_and_data_set_the_one_that_is_missing_is_named(given: str, missing: str) -> None:
+    (fault,) = refused(given)
+    assert missing in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("rank=abc", "rank=abc should be a whole number"),
+        ("rank=2.5", "rank=2.5 should be a whole number"),
+        ("trainer.weight_decay=much", "trainer.weight_decay=much should be a number"),
+        ("trainer.compile=perhaps", "trainer.compile=perhaps should be true or false"),
+        ("rank_pattern=4", "rank_pattern=4 should be a mapping, {name: value}"),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_plain_words(given: str, message: str) -> None:
+    (fault,) = refused(QUICKSTART, given)
+    assert fault == f"command line: {message}"
 
 
 def test_model_and_dataset_do_without_a_recipe() -> None:
