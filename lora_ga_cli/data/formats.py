@@ -146,7 +146,8 @@ def _read_json(file: BinaryIO, names: Names) -> Records:
     try:
         value = json.loads(file.read().decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8: {error.reason}", line=error.object[: error.start].count(b"\n") + 1) from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}", line=line) from error
     except json.JSONDecodeError as error:
         hint = "one object a line is the format .jsonl" if error.msg == "Extra data" else ""
         raise Unreadable(f"not JSON: {json_problem(error, line=False)}", line=error.lineno, hint=hint) from error
