@@ -97,8 +97,6 @@ class SweepError(UserError):
         self.failures, self.jobs, self.reason = list(failures), jobs, reason
         self.results: list[dict[str, Any]] = []
         """The result or error of each job as plain data, where they are collected."""
-        if self.failures and all(getattr(failure, "exit_code", 1) == 2 for failure in self.failures):
-            self.exit_code = 2
         share = f"{len(self.failures)} of {jobs}" if jobs else "one or more"
         begin = f"{reason}: " if reason else ""
         super().__init__(f"{begin}{share} jobs failed; run the same command again to repeat only those")

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from lora_ga_cli import expressions
-from lora_ga_cli.errors import ArtifactDamaged, RunError, SweepError, TrainingError, UserError
+from lora_ga_cli.errors import ArtifactDamaged, InvalidInput, RunError, SweepError, TrainingError, UserError
 from lora_ga_cli.gradient.artifact import GradientArtifact
-from lora_ga_cli.lora.description import read_lora_description
+from lora_ga_cli.lora.description import check_expressions, read_lora_description
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = 40
 DEEP = 3000
+ENDLESS = r"(\w+\.?)+!"
 
 
 @pytest.fixture
@@ -64,6 +65,14 @@ def test_an_input_that_computes_for_too_long_is_counted(fuzz: ModuleType, monkey
     assert found.hung == 1
 
 
+def test_a_sweep_is_what_its_jobs_are(fuzz: ModuleType) -> None:
+    found = fuzz.Found()
+    found.add("case", lambda: _raise(SweepError([RunError("x"), RunError("y")], 2)))
+    assert found.failed == 0
+    found.add("case", lambda: _raise(SweepError([RunError("x"), KeyError("y")], 2)))
+    assert found.failed == 1
+
+
 @pytest.mark.parametrize("error", [None, UserError, RunError])
 def test_what_works_or_is_refused_is_no_failure(fuzz: ModuleType, error: type[UserError] | None) -> None:
     found = fuzz.Found()
@@ -79,7 +88,6 @@ class TestFound:
     )
     def test_words_that_are_too_deep_or_too_long(self, word: str) -> None:
         from lora_ga_cli.config.compose import compose
-        from lora_ga_cli.errors import InvalidInput
 
         with pytest.raises(InvalidInput) as refused:
             compose(["recipe=quickstart", word])
@@ -105,16 +113,35 @@ class TestFound:
             read_lora_description(tmp_path)
         assert message in str(refused.value)
 
+    @pytest.mark.parametrize(
+        ("changes", "option", "message"),
+        [
+            ({"target_modules": ENDLESS}, "target_modules", "longer than"),
+            ({"rank_pattern": {ENDLESS: 4}}, "rank_pattern", "longer than"),
+            ({"alpha_pattern": {"(": 4}}, "alpha_pattern", "no regular expression"),
+            ({"modules_to_save": ["*"]}, "modules_to_save", "no regular expression"),
+            ({"layers_to_transform": [0], "layers_pattern": "(a"}, "layers_pattern", "no regular expression"),
+        ],
+    )
+    def test_expressions_in_descriptions_of_adapters(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], option: str, message: str
+    ) -> None:
+        monkeypatch.setattr(expressions, "LIMIT", 0.05)
+        content = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], **changes}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        config = read_lora_description(tmp_path)
+        with pytest.raises(InvalidInput) as refused:
+            check_expressions(config, tmp_path, ["model.layers.0.self_attn.query_projection.of_long_names"])
+        (fault,) = refused.value.faults
+        assert fault.where == f"{tmp_path / 'adapter_config.json'}: {option}"
+        assert message in fault.what
+
     @pytest.mark.parametrize("norms", [[], [["x", 1.0]], {"x": "1"}, None])
     def test_manifests_of_gradients(self, tmp_path: Path, norms: Any) -> None:
         content = {"format": 2, "key": "k", "capacity": 4, "sha256": "0" * 64, "info": {}, "norms": norms}
         (tmp_path / "artifact.json").write_text(json.dumps(content))
         with pytest.raises(ArtifactDamaged, match="not a complete gradient artifact"):
             GradientArtifact.load(tmp_path)
-
-    def test_a_sweep_of_which_only_wrong_options_failed_ends_as_wrong_options_do(self) -> None:
-        assert SweepError([RunError("x")], 2).exit_code == 2
-        assert SweepError([RunError("x"), TrainingError("y")], 2).exit_code == 1
 
 
 def _raise(error: BaseException) -> None:

@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.common import report_error
+from lora_ga_cli.errors import SweepError
 from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, one_of, yaml_files
 from soaks._figure import Figure, at_least, at_most
 from soaks._project import inside, make_base, make_rows, must, options, quickly
@@ -99,6 +100,9 @@ def outcome(call: Callable[[], Any]) -> tuple[int, str, str]:
                 code = 0
             except SystemExit as done:
                 code = done.code if isinstance(done.code, int) else 1
+            except SweepError as error:  # its own exit code is 1, whatever its jobs failed for
+                code = max((getattr(one, "exit_code", 1) for one in error.failures), key=lambda code: code != 2)
+                trace, failure = _end_of(error), f"SweepError of {error.failures!r}"
             except Exception as error:
                 code, trace = report_error(error), _end_of(error)
                 failure = f"{type(error).__name__} at {_place(error)}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -120,6 +122,22 @@ def test_a_run_without_digests_is_scored_with_a_line_that_says_so(run: Path, lor
     (run / "manifest.json").write_text(json.dumps({name: it for name, it in manifest.items() if name not in new}))
     out = " ".join(loraga("eval", str(run), *EVALUATION).split())
     assert f"{run} was made before runs kept digests of their files" in out
+
+
+@pytest.mark.figures
+def test_an_inspection_in_a_folder_that_may_only_be_read_prints_its_tables(
+    run: Path, loraga: Loraga, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, *_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{path}.tmp")
+
+    (run / "inspection.json").unlink(missing_ok=True)
+    monkeypatch.setattr("lora_ga_cli.files._temporary", refused)
+    out = " ".join(loraga("inspect", str(run)).split())
+    assert "q_proj" in out
+    assert f"what was found is not kept: {run}/inspection.json: permission denied" in out
+    assert f"no figure was drawn: {run}/inspect/adapter.png: permission denied (--figures FOLDER" in out
+    assert "--figures: " in loraga("inspect", str(run), "--figures", "given", code=2)
 
 
 def test_metrics_that_lost_lines_say_so(run: Path, loraga: Loraga) -> None:
