@@ -212,7 +212,8 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
         return []
     name = "null" if choice is None else str(choice)
     if not isinstance(choice, str | int | float) or isinstance(choice, bool) or name not in choices:
-        hint = suggest(name, choices) if isinstance(choice, str) else f"one of {', '.join(choices)}"
+        every = "loraga recipes --methods lists them" if group == "method" else f"one of {', '.join(choices)}"
+        hint = (suggest(name, choices) or every) if isinstance(choice, str) else every
         return [Fault(where, f"no {group} {name!r}", hint)]
     if name in above:
         return [Fault(where, f"{group} {name} builds on itself: {' → '.join([*above, name])}")]

@@ -118,6 +118,7 @@ def test_an_unknown_option_of_a_method_is_reported_together_with_every_other_fau
         ("eval=nope", "accuracy, exact_match, glue"),
         ("model=t5", "tiny"),
         ("method={name: x}", "no method"),
+        ("method=qqqq", "no method 'qqqq' (loraga recipes --methods lists them)"),
         ("trainer=[default]", "no trainer"),
         ("eval=null", "accuracy, exact_match, glue"),
     ],
