@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -154,6 +155,16 @@ class TestFound:
         (fault,) = refused.value.faults
         assert fault.where == f"{tmp_path / 'adapter_config.json'}: {option}"
         assert message in fault.what
+
+    def test_many_expressions_have_one_limit_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(expressions, "LIMIT", 0.05)
+        slow = {rf"(\w+)+!{number}": 8 for number in range(1000)}  # some milliseconds each on this name
+        content = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "rank_pattern": slow}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        began = time.process_time()
+        with pytest.raises(InvalidInput, match="regular expressions compute for longer"):
+            check_expressions(read_lora_description(tmp_path), tmp_path, ["abcdefghijklmn"])
+        assert time.process_time() - began < 2
 
     @pytest.mark.parametrize(
         "changes",
