@@ -3,7 +3,7 @@
 A process whose neighbour is gone would else wait for it for minutes, inside a library where no signal reaches it, and
 fail with an error of its own. So a thread of each process looks after the others, through the store by which torch has
 connected them: whether one has failed, whether those on this machine exist, and, in process 0, whether those on others
-still answer.
+still answer. A second thread sees whether the store itself still answers, since a request to it has no time limit.
 
 Only a program that has called `report_to` is watched and ended in this way. Importing this module costs nothing.
 """
@@ -141,10 +141,13 @@ def _connected(timeout: timedelta) -> Any:
 
 
 def _machine() -> str:
-    """Tells this machine, or container, from others: the processes of one see each other."""
+    """Tells this machine, or container, from others, also those of the same name: the processes of one see each
+    other. Its name is what stands before the first slash."""
+    name = platform.node().replace("/", "-")
     with contextlib.suppress(OSError):
-        return f"{platform.node()}/{Path('/proc/self/ns/pid').readlink()}"
-    return platform.node()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{name}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    return name
 
 
 class _Watch(threading.Thread):
@@ -160,6 +163,7 @@ class _Watch(threading.Thread):
         self.stopped = threading.Event()
         self.addresses: dict[int, tuple[str, int, str]] = {}
         self.beats: dict[int, tuple[bytes, float]] = {}
+        self.looks = 0
 
     def run(self) -> None:
         try:
@@ -169,14 +173,14 @@ class _Watch(threading.Thread):
         store.set(_name(f"address/{self.index}"), f"{os.getpid()} {_began(os.getpid())} {self.machine}")
         self.store = store
         self.connected.set()
-        beat = 0
+        threading.Thread(target=self._look_after_store, name="loraga-store", daemon=True).start()
         while not self.stopped.wait(PERIOD):
-            beat += 1
+            self.looks += 1
             if self._host_is_killed():
                 self._end_without_store()
             try:
                 with self.busy:
-                    self.store.set(_name(f"alive/{self.index}"), str(beat))
+                    self.store.set(_name(f"alive/{self.index}"), str(self.looks))
                     failed, lost = self._failed(), self._lost()
             except RuntimeError:
                 if self.stopped.wait(PERIOD):
@@ -188,6 +192,15 @@ class _Watch(threading.Thread):
                 self._end_with(*failed)
             if lost is not None:
                 self._say_and_end(*lost)
+
+    def _look_after_store(self) -> None:
+        """Ends this process when a request to the store takes too long. Its own rounds are counted, and not the time of
+        day, because the whole process may have stood still."""
+        rounds, looks = 0, self.looks
+        while not self.stopped.wait(PERIOD):
+            rounds, looks = rounds + 1 if self.looks == looks else 0, self.looks
+            if rounds * PERIOD > SILENCE:
+                self._end_without_store(f"process 0, or torchrun on its machine, has not answered for {SILENCE:.0f} s")
 
     def fail(self, code: int, *, by_itself: bool) -> bool:
         """See `has_failed_first`."""
@@ -302,11 +315,11 @@ class _Watch(threading.Thread):
         is_here = address is not None and address[0] == self.machine and not _torchrun_has_store()
         return address is not None and is_here and not _exists(address[1], address[2])
 
-    def _end_without_store(self) -> None:
-        """Ends this process when the others cannot be asked any more. One of them says why."""
-        if self.index == 1:
-            killed = self._host_is_killed()
-            self.report(f"process 0 {KILLED}" if killed else "process 0, or torchrun on its machine, is gone")
+    def _end_without_store(self, why: str = "process 0, or torchrun on its machine, is gone") -> None:
+        """Ends this process when the others cannot be asked any more. One of each machine says why."""
+        here = [other for other, address in self.addresses.items() if address[0] == self.machine and other > 0]
+        if self.index == min([self.index, *here]):
+            self.report(f"process 0 {KILLED}" if self._host_is_killed() else why)
         _leave(1)
 
     def _say_and_end(self, lost: int, what: str) -> None:

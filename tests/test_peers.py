@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -206,6 +207,44 @@ class TestWatch:
         threading.Timer(0.05, store.add, [peers._name("job/1: rank=2"), 1]).start()
         assert peers.have_all_failed("1: rank=2")
         assert not peers.have_all_failed("2: rank=4")
+
+
+def test_a_store_that_does_not_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request to it waits without an end."""
+    port, said, is_left = free_port(), list[str](), threading.Event()
+    program = (
+        "import sys, time; from torch.distributed import TCPStore; "
+        f"store = TCPStore('127.0.0.1', {port}, is_master=True, wait_for_workers=False); print(flush=True); "
+        "time.sleep(60)"
+    )
+    host = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert host.stdout is not None
+    host.stdout.readline()
+    for name, value in {"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    for name, seconds in {"PERIOD": 0.02, "SILENCE": 0.5}.items():
+        monkeypatch.setattr(peers, name, seconds)
+    monkeypatch.setattr(peers, "_leave", lambda _: is_left.set())
+    watch = peers._Watch(said.append)
+    watch.start()
+    try:
+        assert watch.connected.wait(30)
+        assert not is_left.wait(1)
+        host.send_signal(signal.SIGSTOP)
+        assert is_left.wait(30)
+        assert said[0] == "process 0, or torchrun on its machine, has not answered for 0 s"
+    finally:
+        watch.stopped.set()
+        host.kill()
+        host.communicate()
+
+
+def test_two_machines_of_one_name_differ() -> None:
+    """They have begun at different times. All hosts have the same number of the first namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():
+        pytest.skip("not Linux")
+    assert boot.read_text().strip() in peers._machine()
 
 
 def test_the_number_of_a_process_may_be_used_again() -> None:

@@ -238,11 +238,11 @@ def changed(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
             case 1 if isinstance(parent, dict):
                 parent[draw(TEXT)] = parent.pop(key)
             case 2 if isinstance(parent, dict):
-                parent[draw(TEXT)] = draw(values)
+                parent[draw(TEXT)] = copy.deepcopy(draw(values))
             case 3:
                 parent[key] = [parent[key]]
             case _:
-                parent[key] = draw(values)
+                parent[key] = copy.deepcopy(draw(values))
     return value
 
 
