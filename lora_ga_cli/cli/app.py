@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, and 128 more than the
     number of a signal that stopped it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP)."""
     State.debug = False
-    Given.arguments, Given.valued_flags = arguments, staticmethod(valued_flags)
+    Given.arguments, Given.valued_flags = arguments, valued_flags
     reachable.report_to(_warn)
     forget_empty_variables()  # before the libraries that read them are imported
     try:

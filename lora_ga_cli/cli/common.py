@@ -153,7 +153,7 @@ def run_jobs(
                     results.append((heading, job(config)))
         except Interruption as stop:
             if is_worker:  # a launcher's, whose caller sees nothing of it
-                Given.arguments, Given.valued_flags = given, staticmethod(valued_flags)
+                Given.arguments, Given.valued_flags = given, valued_flags
                 report_error(stopped(stop))
             raise
         except Exception as error:

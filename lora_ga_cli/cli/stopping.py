@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import Interrupted
@@ -21,11 +21,8 @@ class Given:
     """The command line of this process, without the name of the program."""
 
     arguments: Sequence[str] | None = None
-
-    @staticmethod
-    def valued_flags(words: Sequence[str]) -> set[str] | None:
-        """The flags after which a word is their value; None if the command takes no overrides. The program sets it."""
-        return set()
+    valued_flags: Callable[[Sequence[str]], set[str] | None] = lambda words: set()
+    """The flags after which a word is their value; None for a command that takes no overrides. The program sets it."""
 
 
 def stopped(error: KeyboardInterrupt) -> Interrupted:
