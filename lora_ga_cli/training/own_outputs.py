@@ -9,8 +9,6 @@ from pathlib import Path
 
 FILES = ("report.html", "comparison.png")
 """Files for several runs."""
-LOCK = re.compile(r"\..+\.lock")
-"""Names of files that keep two processes from working on one run."""
 SET_ASIDE = re.compile(r".+\.old(-\d+)?")
 """Names of runs that ``overwrite=true`` has renamed."""
 CONTENTS = {
@@ -22,10 +20,13 @@ CONTENTS = {
 
 def is_own_output(path: Path) -> bool:
     """Whether a file or folder is one that loraga writes beside runs, and no run of its own: a report, a picture, the
-    figures of an inspection, the results of a model that is no run, or a run that was set aside."""
+    figures of an inspection, the results of a model that is no run, a run that was set aside, or what is hidden (locks
+    and states of sweeps)."""
     name = path.name
+    if name.startswith(".") and name.strip("."):
+        return True
     if path.is_file():
-        return name in FILES or LOCK.fullmatch(name) is not None
+        return name in FILES
     if not path.is_dir():
         return False
     if was_set_aside(path):
