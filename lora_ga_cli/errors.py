@@ -146,6 +146,17 @@ class RunError(UserError):
     exit_code = 2
 
 
+def together(problems: Sequence[UserError]) -> UserError:
+    """One error that says why each of several things cannot be used, where none of them can.
+
+    Args:
+        problems: at least one.
+    """
+    if len(problems) == 1:
+        return problems[0]
+    return RunError("\n".join(dict.fromkeys(str(problem) for problem in problems)))
+
+
 def system_fault(option: str, path: object, error: OSError) -> Fault:
     """What the system said about a path that an option names, and what to do.
 
