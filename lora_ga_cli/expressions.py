@@ -106,7 +106,7 @@ def within_limit(option: str, text: str, match: Callable[[], T]) -> T:
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     except _Expired:
-        what = f"the regular expression {shown(text)} computes for longer than {LIMIT:g} s on one text"
+        what = f"the regular expression {shown(text)} computes for longer than {LIMIT:g} s"
         hint = "a repetition inside a repetition, such as (a+)+, takes exponential time: write a+"
         raise InvalidInput([Fault(option, what, hint)]) from None
     finally:

@@ -76,7 +76,10 @@ def resolve_path(path: str | Path) -> Path:
         if not Path(os.path.normpath(inside)).is_relative_to(ASSETS):
             raise UserError(f"{text} leaves the files that come with loraga")
         return inside
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~name` of a user that there is not
+        return Path(text)
 
 
 def one_name(text: str) -> str:
@@ -344,7 +347,7 @@ def read_json(path: Path, mend: str = "") -> Any:
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(path, f"is damaged (no complete JSON: {error})", mend) from error
+        raise DamagedFile(path, f"is damaged (no complete JSON: {json_problem(error)})", mend) from error
     begin = len(_DIGEST_KEY)
     # 64 digits behind another key are a digest whose key is damaged
     if not data.startswith(_DIGEST_KEY) and not _HEXADECIMAL.fullmatch(data[begin : begin + 64]):
@@ -354,6 +357,36 @@ def read_json(path: Path, mend: str = "") -> Any:
         raise DamagedFile(path, "is damaged (its content is not what its digest says)", mend)
     del value[DIGEST]
     return value
+
+
+JSON_PROBLEMS = {
+    "Expecting ',' delimiter": "a comma is missing",
+    "Expecting ':' delimiter": "a colon is missing",
+    "Expecting property name": "a name in double quotes is missing",
+    "Illegal trailing comma": "a comma stands before the end",
+    "Expecting value": "a value is missing",
+    "Unterminated string": "a text has no closing quote; it begins",
+    "Invalid control character": "a text holds a line break or a control character, which JSON writes as \\n or \\u…,",
+    "Invalid \\": "a backslash begins no escape of JSON",
+    "Extra data": "the text goes on after the end",
+    "Unexpected UTF-8 BOM": "a byte order mark stands",
+}
+"""What is wrong with a text, by how Python's message begins, in words that a place follows."""
+
+
+def json_problem(error: ValueError | RecursionError, *, line: bool = True) -> str:
+    """Why a text is no JSON.
+
+    Args:
+        error: of `json.loads`, or of decoding its text.
+        line: name the line too, and not only the column.
+    """
+    if isinstance(error, json.JSONDecodeError):
+        words = next((words for begin, words in JSON_PROBLEMS.items() if error.msg.startswith(begin)), error.msg)
+        return f"{words} at " + (f"line {error.lineno}, " if line else "") + f"column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is not UTF-8"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _with_digest(rest: bytes) -> bytes:

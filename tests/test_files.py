@@ -14,6 +14,7 @@ import pytest
 
 from lora_ga_cli import files
 from lora_ga_cli.errors import DamagedFile, UserError
+from lora_ga_cli.files import json_problem
 
 
 class Interrupted(Exception):
@@ -338,3 +339,25 @@ def test_threads_that_write_beside_one_another_do_not_remove_what_others_write(t
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(8)))
     assert len(list(tmp_path.iterdir())) == 8 * 60
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b'{"a": 1 "b": 2}', "a comma is missing at line 1, column 9"),
+        (b'{"a" 1}', "a colon is missing at line 1, column 6"),
+        (b"{'a': 1}", "a name in double quotes is missing at line 1, column 2"),
+        (b'{"a":\n}', "a value is missing at line 2, column 1"),
+        (b'{"a": "b}', "a text has no closing quote; it begins at line 1, column 7"),
+        (b'{"a": "b\nc"}', "control character, which JSON writes as \\n or \\u…, at line 1, column 9"),
+        (b'{"a": "\\d"}', "a backslash begins no escape of JSON at line 1, column 8"),
+        (b"{} {}", "the text goes on after the end at line 1, column 4"),
+        (b'"\xff"', "byte 2 is not UTF-8"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b"1" * 10_000, "a number has too many digits"),
+    ],
+)
+def test_why_a_text_is_no_json_is_said_in_plain_words(text: bytes, problem: str) -> None:
+    with pytest.raises((ValueError, RecursionError)) as error:
+        json.loads(text.decode())
+    assert json_problem(error.value).endswith(problem)

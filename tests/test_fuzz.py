@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import pytest
 
 from lora_ga_cli import expressions
 from lora_ga_cli.errors import ArtifactDamaged, InvalidInput, RunError, SweepError, TrainingError, UserError
+from lora_ga_cli.files import resolve_path
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.description import check_expressions, read_lora_description
 
@@ -84,7 +86,16 @@ class TestFound:
     """Inputs that once ended in an unexpected error."""
 
     @pytest.mark.parametrize(
-        "word", ["rank=" + "[" * DEEP + "]" * DEEP, "rank=" + "9" * 5000, "method={a:" * DEEP, "recipe=" + "[" * 400]
+        "word",
+        [
+            "rank=" + "[" * 1000 + "]" * 1000,
+            "rank=" + "9" * 5000,
+            "method={a:" * DEEP,
+            "recipe=" + "[" * 400,
+            "rank=range(1,3,0)",
+            "method.max_rank=range(nan,inf)",
+            "rank=range(1,99999999999)",
+        ],
     )
     def test_words_that_are_too_deep_or_too_long(self, word: str) -> None:
         from lora_ga_cli.config.compose import compose
@@ -92,6 +103,15 @@ class TestFound:
         with pytest.raises(InvalidInput) as refused:
             compose(["recipe=quickstart", word])
         assert refused.value.faults[0].where == "command line"
+
+    @pytest.mark.parametrize("folder", ["\udc24", "~nobody-of-this-name/x", "a" * 5000])
+    def test_folders_that_cannot_be(self, folder: str) -> None:
+        from lora_ga_cli.config.compose import compose
+
+        with pytest.raises(InvalidInput, match="no such folder"):
+            compose(["recipe=quickstart", "--config-dir", folder])
+        config = compose(["recipe=quickstart", f"output_dir='{folder}'"])
+        assert resolve_path(config.output_dir) == Path(folder)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -136,9 +156,30 @@ class TestFound:
         assert fault.where == f"{tmp_path / 'adapter_config.json'}: {option}"
         assert message in fault.what
 
-    @pytest.mark.parametrize("norms", [[], [["x", 1.0]], {"x": "1"}, None])
-    def test_manifests_of_gradients(self, tmp_path: Path, norms: Any) -> None:
-        content = {"format": 2, "key": "k", "capacity": 4, "sha256": "0" * 64, "info": {}, "norms": norms}
+    def test_many_expressions_have_one_limit_together(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(expressions, "LIMIT", 0.05)
+        slow = {rf"(\w+)+!{number}": 8 for number in range(1000)}  # some milliseconds each on this name
+        content = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "rank_pattern": slow}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+        began = time.process_time()
+        with pytest.raises(InvalidInput, match="regular expressions compute for longer"):
+            check_expressions(read_lora_description(tmp_path), tmp_path, ["abcdefghijklmn"])
+        assert time.process_time() - began < 2
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"norms": []},
+            {"norms": [["x", 1.0]]},
+            {"norms": {"x": "1"}},
+            {"norms": None},
+            {"info": {"provenance": [1]}},
+            {"info": {"provenance": {"command": "loraga"}}},
+            {"info": {"unreached": [[]]}},
+        ],
+    )
+    def test_manifests_of_gradients(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        content = {"format": 2, "key": "k", "capacity": 4, "sha256": "0" * 64, "info": {}, "norms": {}, **changes}
         (tmp_path / "artifact.json").write_text(json.dumps(content))
         with pytest.raises(ArtifactDamaged, match="not a complete gradient artifact"):
             GradientArtifact.load(tmp_path)

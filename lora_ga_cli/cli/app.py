@@ -44,7 +44,15 @@ class Commands(TyperGroup):
             raise stopped(error) from error
 
 
-class WritingCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command whose help is wrapped for the terminal, and not where the lines of its docstring end."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.help = "\n\n".join(" ".join(part.split()) for part in (self.help or "").split("\n\n"))
+
+
+class WritingCommand(Command):
     """A command that writes. Copies of it, as Slurm starts them, are refused, except where it writes nothing or each of
     them does a part of its own."""
 
@@ -84,9 +92,9 @@ def options(
 app.command("estimate-grad", cls=WritingCommand, context_settings=PASS_THROUGH)(estimate_grad.command)
 app.command("init", cls=WritingCommand, context_settings=PASS_THROUGH)(init.command)
 app.command("train", cls=WritingCommand, context_settings=PASS_THROUGH)(train.command)
-app.command("watch")(watch.command)
+app.command("watch", cls=Command)(watch.command)
 app.command("eval", cls=WritingCommand, context_settings=PASS_THROUGH)(evaluate.command)
-app.command("chat", context_settings=PASS_THROUGH)(chat.command)
+app.command("chat", cls=Command, context_settings=PASS_THROUGH)(chat.command)
 app.command("inspect", cls=WritingCommand, context_settings=PASS_THROUGH)(inspect.command)
 app.command("merge", cls=WritingCommand, context_settings=PASS_THROUGH)(merge.command)
 app.command("export", cls=WritingCommand)(export.command)
@@ -94,7 +102,7 @@ app.command("push", cls=WritingCommand)(push.command)
 app.command("convert", cls=WritingCommand)(convert.command)
 app.command("reproduce", cls=WritingCommand, context_settings=PASS_THROUGH)(reproduce.command)
 app.command("report", cls=WritingCommand)(report.command)
-app.command("env")(environment.command)
+app.command("env", cls=Command)(environment.command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")
 

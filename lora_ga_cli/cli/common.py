@@ -222,6 +222,18 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
     return folders, options
 
 
+def require_words(arguments: Sequence[str] | None, missing: str, hint: str) -> None:
+    """Refuses a command line without any word, which names neither a folder nor a recipe.
+
+    Raises:
+        InvalidInput
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    if not arguments:
+        raise InvalidInput([Fault("command line", missing, hint)])
+
+
 def given_options(context: typer.Context) -> list[str]:
     """The options of a command that stand on the command line, as ``--name``; not what an environment variable or a
     default sets."""

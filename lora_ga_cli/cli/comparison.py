@@ -71,7 +71,12 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     scored = sorted(by_base, key=lambda item: places[id(item[0])])
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
-    print_comparison([_row(target) | result["values"] for target, result in scored], **kinds)
+    labels = _labels([target for target, _ in scored])
+    rows = [
+        {**_row(target), "run": label} | result["values"]
+        for label, (target, result) in zip(labels, scored, strict=True)
+    ]
+    print_comparison(rows, **kinds)
     runs = [target.run for target, _ in scored if target.run is not None]
     picture = Path(runs[0].path.parent) / "comparison.png" if len(runs) > 1 else None
     if picture is not None:
@@ -101,6 +106,15 @@ def _settings(target: EvalTarget) -> dict[str, Any]:
         "steps": run.manifest["steps"],
         "seed": config.seed,
     }
+
+
+def _labels(targets: Sequence[EvalTarget]) -> list[str]:
+    """The targets' names, with the folder where runs or adapters in different folders have the same one."""
+    from lora_ga_cli.training.run_names import names_told_apart
+
+    places = [target.run.path if target.run is not None else target.adapter for target in targets]
+    told_apart = iter(names_told_apart([place for place in places if place is not None]))
+    return [target.name if place is None else next(told_apart) for target, place in zip(targets, places, strict=True)]
 
 
 def _row(target: EvalTarget) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, DryRun, run_jobs, split_folders, words
+from lora_ga_cli.cli.common import Code, Debug, DryRun, require_words, run_jobs, split_folders, words
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import caches_of_libraries, naming
 
@@ -53,7 +53,9 @@ def command(
     from lora_ga_cli.cli.comparison import compare
 
     folders, options = split_folders(arguments)
-    if adapters is not None:
+    if adapters is None:
+        require_words(arguments, "nothing to score is named", "loraga eval runs/NAME, or loraga eval recipe=NAME")
+    else:
         if len(folders) != 1:
             what = "no base is named" if not folders else f"{len(folders)} bases are named"
             raise typer.BadParameter(f"--adapters are on one base, and {what}: loraga eval BASE --adapters A,B")

@@ -74,7 +74,7 @@ def command(
 ) -> dict[str, Any]:
     """Write a run as GGUF for llama.cpp and Ollama, with a Modelfile beside it; or its adapter at a lower rank.
 
-    GGUF is written by llama.cpp's own converter. With `pip install 'loraga[gguf]'`, llama.cpp loads the file of a
+    GGUF is written by llama.cpp's own converter. With `pip install 'loraga\\[gguf]'`, llama.cpp loads the file of a
     model, and its answers are compared.
 
     Example: loraga export runs/mine --format gguf --llama-cpp ../llama.cpp

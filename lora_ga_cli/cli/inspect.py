@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lora_ga_cli.cli.cache import CacheDir
-from lora_ga_cli.cli.common import Code, Debug, given_options, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.common import (
+    Code,
+    Debug,
+    given_options,
+    require_words,
+    run_jobs,
+    split_folders,
+    unknown_flags,
+    words,
+)
 from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
@@ -69,6 +78,7 @@ def command(
     from lora_ga_cli.stages.inspect.targets import find_all, inspect_targets
     from lora_ga_cli.training.own_outputs import without_own_outputs
 
+    require_words(arguments, "nothing to look into is named", "loraga inspect runs/NAME or loraga inspect recipe=NAME")
     named, options = split_folders(arguments)
     named = without_own_outputs(named)
     flags = [word for word in (options if named else parse_arguments(options)[1]) if word.startswith("-")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.common import Code, Debug, require_words, run_jobs, split_folders, unknown_flags, words
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import naming
 
@@ -51,6 +51,7 @@ def command(
     """
     from lora_ga_cli.errors import Fault, InvalidInput
 
+    require_words(arguments, "nothing to merge is named", "loraga merge runs/NAME, or loraga merge recipe=NAME")
     folders, options = split_folders(arguments)
     faults = []
     if dtype not in (None, "float32", "bfloat16", "float16"):

@@ -32,6 +32,11 @@ from lora_ga_cli.registry import METHODS
 
 REQUIRED = {"model": frozenset[str](), "dataset": frozenset({"dataset.train_file", "dataset.path", "dataset.mix"})}
 """Groups of which a recipe or the command line chooses a file, with the options that need no such choice."""
+NOT_CHOSEN = {
+    "model": ("no model chosen", "model=causal_lm model.path=ORG/MODEL, or recipe=NAME"),
+    "dataset": ("no data set chosen", "dataset.train_file=FILE, dataset=NAME, or recipe=NAME"),
+}
+"""What is wrong, and the next step, where the command line chooses only the other group."""
 
 
 def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, list[Fault]]:
@@ -52,8 +57,12 @@ def check(arguments: Sequence[str], *, complete: bool = True) -> tuple[Sources, 
     faults = list(refused_flags(parsed, others))
     user_dir = None
     if parsed.config_dir is not None:
-        user_dir = Path(parsed.config_dir).expanduser().resolve()
-        if not user_dir.is_dir():
+        try:
+            user_dir = Path(parsed.config_dir).expanduser().resolve()
+            is_there = user_dir.is_dir()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, or the home of nobody
+            is_there = False
+        if user_dir is None or not is_there:
             faults.append(Fault(COMMAND_LINE, f"--config-dir {parsed.config_dir}: no such folder"))
             return Sources(Locations()), faults
         faults += _reserved(user_dir)
@@ -141,6 +150,8 @@ def _incomplete(sources: Sources) -> list[Fault]:
     recipes = [str(value) for value in values_of(given["recipe"], choices)] if "recipe" in given else []
     recipes = [name for name in recipes if name in sources.choices("recipe")]
     if missing and not recipes:
+        if len(missing) < len(REQUIRED):
+            return [Fault(COMMAND_LINE, *NOT_CHOSEN[group]) for group in missing]
         known = ", ".join(sources.choices("recipe"))
         return [
             Fault(COMMAND_LINE, "no recipe chosen", f"recipe=NAME, of {known}; or model=… and dataset.train_file=…")
@@ -205,7 +216,8 @@ def _check_choice(sources: Sources, group: str, choice: Any, where: str, above: 
         return []
     name = "null" if choice is None else str(choice)
     if not isinstance(choice, str | int | float) or isinstance(choice, bool) or name not in choices:
-        hint = suggest(name, choices) if isinstance(choice, str) else f"one of {', '.join(choices)}"
+        every = "loraga recipes --methods lists them" if group == "method" else f"one of {', '.join(choices)}"
+        hint = (suggest(name, choices) or every) if isinstance(choice, str) else every
         return [Fault(where, f"no {group} {name!r}", hint)]
     if name in above:
         return [Fault(where, f"{group} {name} builds on itself: {' → '.join([*above, name])}")]

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from lora_ga_cli.config.aliases import MOVED_SECTIONS, RENAMED, hint_for
 from lora_ga_cli.config.schema import TYPED_SECTIONS, Config, Section, TypedSection
+from lora_ga_cli.config.wording import what_is_wrong
 from lora_ga_cli.errors import suggest
 
 LONGEST_SHOWN = 100
@@ -234,12 +235,7 @@ def explain(path: KeyPath, value: Any, error: Any, options: Options) -> str:
         return f"{name}={shown_value} is not one of {', '.join(choices)}" + (
             f" ({hint})" if hint.startswith("did") else ""
         )
-    return f"{name}={shown_value} {_message(error)}"
-
-
-def _message(error: Any) -> str:
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be ", "should be ")
-    return message[:1].lower() + message[1:]
+    return f"{name}={shown_value} {what_is_wrong(error)}"
 
 
 def _explain_inside(name: str, place: KeyPath, shown_value: str, error: Any, section: type[Section]) -> str:
@@ -253,7 +249,7 @@ def _explain_inside(name: str, place: KeyPath, shown_value: str, error: Any, sec
         near = suggest(field, section.model_fields)
         known = f"known: {', '.join(section.model_fields)}"
         return f"{item} has no option {field} ({near if near.startswith('did') else known})"
-    return f"{item}{f'.{field}' if field else ''}={shown_value} {_message(error)}"
+    return f"{item}{f'.{field}' if field else ''}={shown_value} {what_is_wrong(error)}"
 
 
 def _section_in(annotation: Any) -> type[Section] | None:

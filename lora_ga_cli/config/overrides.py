@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,9 @@ CFG_CHOICES = ("job", "hydra", "all")
 MODE_FLAGS = ("run", "multirun", "cfg", "info", "shell_completion")
 """Hydra's flags of which only one can be given."""
 INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+MOST_VALUES = 100_000
+"""Values that a range in a sweep may have; Hydra would make a list of any number of them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,9 +111,13 @@ def parse_override(text: str) -> Override:
         HydraException: the text is not an override.
     """
     try:
-        return OverridesParser.create().parse_override(text)
-    except (RecursionError, ValueError) as error:  # nested too deep; a number of thousands of digits
+        override = OverridesParser.create().parse_override(text)
+        if override.is_range_sweep() and len(list(islice(override.sweep_iterator(), MOST_VALUES + 1))) > MOST_VALUES:
+            raise HydraException(f"more than {MOST_VALUES:,} values")
+    except (RecursionError, ValueError, ArithmeticError) as error:
+        # nested too deep; a number of thousands of digits; a range in steps of 0, or to infinity
         raise HydraException(str(error)) from error
+    return override
 
 
 def how_to_write(text: str) -> str:

@@ -19,6 +19,7 @@ from lora_ga_cli.data.arrow import BATCH, Row, json_batches
 from lora_ga_cli.data.compression import OPENERS, DamagedFile, compression_of, opened
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.errors import suggest
+from lora_ga_cli.files import json_problem
 
 if TYPE_CHECKING:
     import pyarrow.lib as pa
@@ -125,10 +126,8 @@ def _read_jsonl(file: BinaryIO, names: Names) -> Records:
 def _json_object(text: str) -> Row:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadRow(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
-        raise BadRow(f"not JSON that can be read: {error}") from None
+        raise BadRow(f"not JSON: {json_problem(error, line=False)}") from None
     return _object(value)
 
 
@@ -147,12 +146,13 @@ def _read_json(file: BinaryIO, names: Names) -> Records:
     try:
         value = json.loads(file.read().decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8: {error.reason}", line=error.object[: error.start].count(b"\n") + 1) from error
+        line = error.object[: error.start].count(b"\n") + 1
+        raise Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}", line=line) from error
     except json.JSONDecodeError as error:
         hint = "one object a line is the format .jsonl" if error.msg == "Extra data" else ""
-        raise Unreadable(f"not JSON: {error.msg} at column {error.colno}", line=error.lineno, hint=hint) from error
+        raise Unreadable(f"not JSON: {json_problem(error, line=False)}", line=error.lineno, hint=hint) from error
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON that can be read: {error}") from error
+        raise Unreadable(f"not JSON: {json_problem(error)}") from error
     for number, item in enumerate(_list_in(value), start=1):
         try:
             yield number, _object(item)

@@ -144,3 +144,14 @@ def _check_types(manifest: Any) -> None:
             raise TypeError(f"{name} is no {kind.__name__}")
     if not all(isinstance(norm, float) for norm in manifest["norms"].values()):
         raise TypeError("norms are no numbers")
+    info = manifest["info"]
+    for name in ("unreached", "target_modules"):
+        if not _are_names(info.get(name, [])):
+            raise TypeError(f"{name} is no list of names")
+    provenance = info.get("provenance") or {}
+    if not isinstance(provenance, dict) or not _are_names(provenance.get("command") or []):
+        raise TypeError("provenance is not what was written")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

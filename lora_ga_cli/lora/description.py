@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from numbers import Real
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.errors import RunError, UserError
+from lora_ga_cli import expressions
+from lora_ga_cli.errors import Fault, InvalidInput, RunError, UserError
 from lora_ga_cli.expressions import Expression
 from lora_ga_cli.files import read_json
 from lora_ga_cli.lora.export import CONFIG_FILE
@@ -73,7 +75,8 @@ def read_lora_description(folder: Path) -> LoraConfig:
 
 
 def check_expressions(config: PeftConfig, folder: Path, names: Iterable[str]) -> None:
-    """Matches the regular expressions of a description with a limit on the time, before PEFT does it without.
+    """Matches the regular expressions of a description, before PEFT does it without a limit on the time: here each of
+    them has one, and all of them together.
 
     Args:
         names: the full names of all modules that PEFT will match them against.
@@ -89,13 +92,14 @@ def check_expressions(config: PeftConfig, folder: Path, names: Iterable[str]) ->
         "modules_to_save": (SAVED, list(getattr(config, "modules_to_save", None) or ())),
         "layers_pattern": (LAYERS, _one(layers) or list(layers or ())),
     }
-    file = folder / CONFIG_FILE
-    for name, texts in whole.items():
-        for text in texts:
-            Expression(f"{file}: {name}", text).matching(names)
-    for name, (form, texts) in parts.items():
-        for text in texts:
-            Expression(f"{file}: {name}", text).matching(names, within=form)
+    file, began = folder / CONFIG_FILE, time.process_time()
+    every = [(name, "", text) for name, texts in whole.items() for text in texts]
+    every += [(name, form, text) for name, (form, texts) in parts.items() for text in texts]
+    for name, form, text in every:
+        Expression(f"{file}: {name}", text).matching(names, within=form)
+        if time.process_time() - began > expressions.LIMIT:
+            what = f"its {len(every):,} regular expressions compute for longer than {expressions.LIMIT:g} s"
+            raise InvalidInput([Fault(f"{file}: {name}", what, "give the names of the layers instead")])
 
 
 def check_keys(config: PeftConfig, folder: Path, keys: Iterable[str]) -> None:

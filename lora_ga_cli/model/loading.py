@@ -67,6 +67,8 @@ def find_source(config: ModelConfig, path: str | None = None) -> Source:
         siblings = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = suggest(folder.name, siblings)
         raise ModelError(f"model.path={given}: no such folder" + (f" ({hint})" if hint else ""))
+    if folder.is_file():
+        raise ModelError(f"model.path={given}: a file; give the folder of a model, or ORG/MODEL on the hub")
     ask_hub_once()
     return Source(given, False, config.revision if path is None else None, config.trust_remote_code)
 

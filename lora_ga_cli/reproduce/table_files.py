@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from lora_ga_cli.config.locations import Locations, shown
 from lora_ga_cli.config.safety import unsafe_options
 from lora_ga_cli.config.schema import Section
+from lora_ga_cli.config.wording import WANTED, what_is_wrong
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.reproduce.table import Table
 
@@ -124,7 +125,12 @@ def _fault(file: Path, error: Any) -> Fault:
         where = f"{shown(file)}: {'.'.join(map(str, around))}" if around else shown(file)
         hint = f"did you mean {RENAMED[last]}?" if last in RENAMED else suggest(str(last), _keys_at(around))
         return Fault(where, f"no key {last!r}", hint)
-    return Fault(f"{shown(file)}: {'.'.join(map(str, error['loc']))}", error["msg"].removeprefix("Value error, "))
+    where = ".".join(map(str, error["loc"]))
+    if not where:
+        return Fault(shown(file), what_is_wrong(error))
+    if error["type"] in WANTED:
+        return Fault(shown(file), f"{where}={error['input']} {what_is_wrong(error)}")
+    return Fault(f"{shown(file)}: {where}", what_is_wrong(error))
 
 
 def _keys_at(location: list[int | str]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from lora_ga_cli.stages.shared_base import SharedBases
 from lora_ga_cli.stages.stored_results import check_lines, read_result
 from lora_ga_cli.training.run_files import check_adapter, points_of
 from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_names import names_told_apart
 
 
 def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, Any]:
@@ -212,6 +213,6 @@ def compare_curves(runs: Sequence[RunFolder], file: Path) -> None:
 
 
 def _labels(runs: Sequence[RunFolder]) -> list[str]:
-    """The runs' methods if they differ, else the names of their folders."""
+    """The runs' methods if they differ, else the names of their folders, or their paths if these are the same too."""
     methods = [str(run.read_config()["method"]["name"]) for run in runs]
-    return methods if len(set(methods)) == len(methods) else [run.path.name for run in runs]
+    return methods if len(set(methods)) == len(methods) else names_told_apart([run.path for run in runs])

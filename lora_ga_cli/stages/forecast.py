@@ -23,6 +23,7 @@ from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.training.checkpoints import is_complete, step_of
+from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
 from lora_ga_cli.training.trackers import check_trackers
 
@@ -37,11 +38,14 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     Returns:
         The same as plain data: ``config``, ``stages`` and ``forecast``, with memory in bytes and time in seconds.
     """
+    trains = STAGES.index(last) >= STAGES.index("train")
+    if trains:
+        check_learning_rate(config)
     check_folders(config)
     check_speed(config, pick_device(config.device))
     check_trackers(config)
     inputs = prepare_inputs(config)
-    _summarize(inputs)
+    _summarize(inputs, trains)
     run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
     states = {stage: _state(stage, inputs, run) for stage in STAGES[: STAGES.index(last) + 1]}
@@ -52,16 +56,21 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     return {"config": config.model_dump(mode="json"), "stages": states, "forecast": _forecast(inputs)}
 
 
-def _summarize(inputs: Inputs) -> None:
-    """What would be trained, and how, in a few lines."""
+def _summarize(inputs: Inputs, trains: bool) -> None:
+    """What would be trained, and how, in a few lines.
+
+    Args:
+        trains: there is a training, which has a learning rate.
+    """
     config, trainer = inputs.config, inputs.config.trainer
     quantized = f", quantized: {config.model.quantization}" if config.model.quantization else ""
     step("model", f"{config.model.path}, {config.model.task}, {config.model.dtype}{quantized}, on {inputs.device}")
     used = {"rank": config.rank, "alpha": config.alpha, "target_modules": config.target_modules}
     shared = [f"{name} {value}" for name, value in used.items() if name in config.shared_uses]
     step("method", ", ".join([config.method.name, *shared]))
+    rate = {"learning rate": f"{learning_rate(config, inputs.model_config):g}"} if trains else {}
     options = {
-        "learning rate": f"{trainer.learning_rate:g}",
+        **rate,
         "schedule": trainer.lr_scheduler,
         "optimizer": trainer.optimizer,
         "rows in a step": trainer.batch_size,

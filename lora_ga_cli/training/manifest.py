@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lora_ga_cli.config.wording import what_is_wrong
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.files import read_json
 
@@ -93,5 +94,4 @@ def type_problem(error: ValidationError) -> str:
     """The first entry that is of another type, in a few words."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    message = "input should be an object" if first["type"] == "model_type" else first["msg"].lower()
-    return f"{where or 'the content'}: {message}"
+    return f"{where or 'the content'} {what_is_wrong(first)}"

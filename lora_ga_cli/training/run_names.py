@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +18,22 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 LOCK_WAIT = 0.2
 """Seconds for which a run waits for its lock: `is_locked` may hold it for a moment."""
+
+
+def names_told_apart(folders: Sequence[Path]) -> list[str]:
+    """For each folder its name, and its path instead where another folder has the same name.
+
+    Paths inside the working folder are given from there.
+    """
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else str(_from_here(folder)) for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _from_here(folder: Path) -> Path:
+    place, here = folder.resolve(), Path.cwd().resolve()
+    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 def lock_file(run: Path) -> Path:

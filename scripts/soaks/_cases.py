@@ -238,12 +238,20 @@ def changed(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any] = VALUES
             case 1 if isinstance(parent, dict):
                 parent[draw(TEXT)] = parent.pop(key)
             case 2 if isinstance(parent, dict):
-                parent[draw(TEXT)] = draw(values)
+                parent[draw(TEXT)] = copy.deepcopy(draw(values))
             case 3:
                 parent[key] = [parent[key]]
             case _:
-                parent[key] = draw(values)
+                parent[key] = copy.deepcopy(draw(values))
     return value
+
+
+def reworded(draw: st.DrawFn, rows: list[Any]) -> list[Any]:
+    """Rows in which other texts stand."""
+    for parent, key in [*_places(rows)]:
+        if isinstance(parent[key], str) and key not in ("role", "type", "from", "name", "arguments"):
+            parent[key] = draw(TEXT.filter(str.strip))
+    return rows
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -322,11 +330,13 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     if draw(one_of(11)) == 1:
         return ending, draw(st.binary(max_size=80)), options
     rows: Any = [copy.deepcopy(row) for _ in range(draw(st.integers(1, 4)))]
-    how = draw(one_of(5))
+    how = draw(one_of(9))
     if how <= 3:
         rows = changed(draw, rows)
+    elif how >= 6:  # most of these are read
+        rows = reworded(draw, rows)
     made = written(rows, ending.split(".")[0])
-    if how >= 3:
+    if 3 <= how < 6:
         made = bitten(draw, made, PIECES)
     packed = {"gz": gzip.compress, "zst": zstandard.compress}.get(ending.rpartition(".")[2])
     if packed is not None:

@@ -27,6 +27,7 @@ from soaks._figure import Figure, at_least, at_most
 from soaks._project import inside, make_base, make_problems, make_rows, must, options, quickly
 
 RUN = Path("runs/mine")
+PLACES = ("model.path=", "dataset.train_file=")
 SLOWEST = 300.0
 """Seconds after which a command counts as one that hangs."""
 TABLE = """
@@ -78,6 +79,8 @@ def run(options: argparse.Namespace) -> Iterator[Figure]:
 def scenes(home: Path) -> list[Scene]:
     """The commands, on a project that `_lay_out` writes."""
     lora_ga, lora = [*options(home), "method=lora_ga"], [*options(home), "method=lora"]
+    # a table's file may not name places outside of the working folder
+    places = [word for word in lora if word.startswith(PLACES)]
     trained = [["train", *lora]]
     scored = ["device=cpu", "eval.batch_size=2", "eval.max_new_tokens=4"]
     adapter, weights = "adapter_model.safetensors", "model.safetensors"
@@ -96,7 +99,7 @@ def scenes(home: Path) -> list[Scene]:
         Scene(
             "reproduce",
             [],
-            ["reproduce", "mine", "--config-dir", str(home / "user")],
+            ["reproduce", "mine", "--config-dir", str(home / "user"), *places],
             [f"reproduced/runs/*/{adapter}", "reproduced/mine/table.csv"],
         ),
     ]
@@ -132,7 +135,7 @@ def _lay_out(home: Path) -> None:
     ]
     (home / "programs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (home / "user" / "tables").mkdir(parents=True)
-    words = [word for word in options(home) if not word.startswith(("name=", "cache_dir="))]
+    words = [word for word in options(home) if not word.startswith(("name=", "cache_dir=", *PLACES))]
     table = TABLE.format(overrides=", ".join(json.dumps(word) for word in words))
     (home / "user" / "tables" / "mine.yaml").write_text(table, encoding="utf-8")
 
@@ -203,8 +206,12 @@ def _lasting(file: Path) -> bytes:
 
 
 def _left(work: Path) -> list[str]:
-    """Temporary files and folders of loraga, and what was set aside as damaged."""
+    """Temporary files and folders of loraga, and what was set aside as damaged.
+
+    A checkpoint that was being written is set aside with all that is in it, and a line says so.
+    """
     names = [item for item in work.rglob("*") if TEMPORARY.fullmatch(item.name) or ".damaged" in item.name]
+    names = [item for item in names if not any(".cut-off" in parent.name for parent in item.parents)]
     return sorted(str(item.relative_to(work)) for item in names)
 
 

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from lora_ga_cli import __version__
-from lora_ga_cli.cli.app import main
+from lora_ga_cli.cli.app import app, main
 from lora_ga_cli.config.listing import list_options
 from tests.config import lay_out
 
@@ -23,6 +25,7 @@ COMMANDS = (
     "watch",
     "eval",
     "chat",
+    "inspect",
     "merge",
     "export",
     "push",
@@ -35,7 +38,7 @@ COMMANDS = (
 )
 SCRIPT = """
 import json, sys
-from lora_ga_cli.cli.app import main
+from lora_ga_cli.cli.app import app, main
 code = main(json.loads(sys.argv[1]))
 print(json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}), file=sys.stderr)
 """
@@ -142,3 +145,21 @@ def test_options_of_a_method_are_completed_without_loading_a_library_of_models()
     report = json.loads(done.stderr.strip().splitlines()[-1])
     assert report["code"] == ["method.name="]
     assert set(report["modules"]).isdisjoint(HEAVY)
+
+
+def test_help_fills_the_width_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich keeps the line ends of a docstring, and reads ``[gguf]`` as a style."""
+    assert main(["export", "--help"]) == 0
+    paragraph = " ".join(capsys.readouterr().out.split())
+    assert "pip install 'loraga[gguf]'" in paragraph
+    root = get_command(app)
+    assert isinstance(root, TyperGroup)
+    for name in COMMANDS:
+        for part in (root.commands[name].help or "").split("\n\n"):
+            assert "\n" not in part, name
+
+
+@pytest.mark.parametrize("command", ["eval", "merge", "inspect"])
+def test_a_command_without_arguments_says_what_to_give_it(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([command]) == 2
+    assert f"is named (loraga {command} runs/NAME" in " ".join(capfd.readouterr().err.split())

@@ -45,14 +45,14 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("rank=abc", "integer"),
-        ("rank=2.5", "integer"),
+        ("rank=abc", "a whole number"),
+        ("rank=2.5", "a whole number"),
         ("rank=0", "greater than or equal to 1"),
         ("rank=-1", "greater than or equal to 1"),
-        ("rank=", "integer"),
-        ("rank=null", "integer"),
-        ("rank=[2,4]", "integer"),
-        ("rank={a: 1}", "integer"),
+        ("rank=", "a whole number"),
+        ("rank=null", "a whole number"),
+        ("rank=[2,4]", "a whole number"),
+        ("rank={a: 1}", "a whole number"),
         ("rank=true", "rank=true"),
         ("trainer.learning_rate=true", "trainer.learning_rate=true"),
         ("trainer.learning_rate=nan", "trainer.learning_rate=nan"),
@@ -60,7 +60,7 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
         ("adapter_dropout=1", "less than 1"),
         ("seed=-1", "greater than or equal to 0"),
         ("seed=4294967296", "less than 4294967296"),
-        ("dataset.shuffle=maybe", "boolean"),
+        ("dataset.shuffle=maybe", "true or false"),
         ("trainer.save_total_limit=1", "greater than or equal to 2"),
         ("model.dtype=float31", "did you mean float32?"),
         ("trainer.lr_scheduler=cosin", "did you mean cosine?"),
@@ -118,6 +118,7 @@ def test_an_unknown_option_of_a_method_is_reported_together_with_every_other_fau
         ("eval=nope", "accuracy, exact_match, glue"),
         ("model=t5", "tiny"),
         ("method={name: x}", "no method"),
+        ("method=qqqq", "no method 'qqqq' (loraga recipes --methods lists them)"),
         ("trainer=[default]", "no trainer"),
         ("eval=null", "accuracy, exact_match, glue"),
     ],
@@ -128,9 +129,33 @@ def test_an_unknown_choice_of_a_group_is_an_error(argument: str, message: str) -
     assert message in fault
 
 
-@pytest.mark.parametrize("arguments", [[], ["rank=4"], ["model=tiny"], ["recipe=null"]])
+@pytest.mark.parametrize("arguments", [[], ["rank=4"], ["recipe=null"]])
 def test_without_a_recipe_the_recipes_are_listed(arguments: list[str]) -> None:
     assert any("no recipe chosen" in fault and "quickstart" in fault for fault in refused(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [("model=tiny", "no data set chosen (dataset.train_file=FILE"), ("dataset.train_file=a.jsonl", "no model chosen")],
+)
+def test_of_model_and_data_set_the_one_that_is_missing_is_named(given: str, missing: str) -> None:
+    (fault,) = refused(given)
+    assert missing in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("rank=abc", "rank=abc should be a whole number"),
+        ("rank=2.5", "rank=2.5 should be a whole number"),
+        ("trainer.weight_decay=much", "trainer.weight_decay=much should be a number"),
+        ("trainer.compile=perhaps", "trainer.compile=perhaps should be true or false"),
+        ("rank_pattern=4", "rank_pattern=4 should be a mapping, {name: value}"),
+    ],
+)
+def test_what_a_value_should_be_is_said_in_plain_words(given: str, message: str) -> None:
+    (fault,) = refused(QUICKSTART, given)
+    assert fault == f"command line: {message}"
 
 
 def test_model_and_dataset_do_without_a_recipe() -> None:

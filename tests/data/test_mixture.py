@@ -216,7 +216,7 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: 
         ("{train_file: a, wieght: 2}", "dataset.mix[0] has no option wieght (did you mean weight?)"),
         ("{train_file: a},{path: b, weight: -1}", "dataset.mix[1].weight=-1 should be greater than 0"),
         ("{train_file: a, subset: b}", "dataset.mix[0]={train_file: a,subset: b} gives subset, which goes with path"),
-        ("a.jsonl", "dataset.mix[0]=a.jsonl should be a valid dictionary"),
+        ("a.jsonl", "dataset.mix[0]=a.jsonl should be a mapping, {name: value}"),
     ],
 )
 def test_a_fault_of_a_source_names_it(mix: str, message: str, loraga: Callable[..., str]) -> None:

@@ -262,6 +262,10 @@ def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
         (["trainer.optimizer=lora_rit"], "trainer.optimizer=lora_rit names no optimizer; did you mean lora_rite?"),
         (["trainer.optimizer=lora_rite", "trainer.optimizer_options={clp: 0}"], "no option 'clp'; did you mean clip?"),
         (["trainer.optimizer=lora_rite", "trainer.optimizer_options={clip: -1}"], "trainer.optimizer_options.clip"),
+        (
+            ["trainer.optimizer=lora_rite", "trainer.optimizer_options={clip: x}"],
+            "trainer.optimizer_options.clip=x should be a number",
+        ),
         (["trainer.optimizer_options={clip: 0}"], "adamw has no options"),
         (["trainer.optimizer=lora_rite", "method=full"], "has none: use trainer.optimizer=adamw"),
         (["trainer.optimizer=lora_fa"], "trainer.optimizer=lora_fa needs method.frozen_factor=A, not none"),

@@ -106,7 +106,7 @@ def test_wrong_options_are_reported_once(loraga: Loraga) -> None:
     flags = ["reproduce", "powers", "--config-dir", "user"]
     out = loraga(*flags, "exponant=3", code=2)
     assert out.count("no option 'exponant' (did you mean exponent?)") == 1
-    assert "exponent: Input should be a valid integer" in loraga(*flags, "exponent=x", code=2)
+    assert "exponent=x should be a whole number" in loraga(*flags, "exponent=x", code=2)
     assert "this table's rows differ in base" in loraga(*flags, "base=5", code=2)
     assert "one value for each option" in loraga(*flags, "exponent=1,2", code=2)
     lay_out(Path("user"), {"tables/powers.yaml": TABLE.replace("base=2", "bas=2")})

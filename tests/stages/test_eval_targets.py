@@ -259,13 +259,17 @@ def test_runs_adapters_and_models_are_in_one_table(
     monkeypatch.setattr(console.out, "_width", 160)
     out = loraga("eval", "runs/plain", "exported", str(digits), "nonsense", *BENCHMARK, code=1)
     table = out[out.index(" run ") :].splitlines()
-    assert [line.split()[:3] for line in table[2:5]] == [
-        ["plain", "lora", "4"],
-        ["exported", "–", "–"],
-        ["digits", "–", "–"],
-    ]
+    assert [line.split()[:2] for line in table[2:5]] == [["plain", "lora"], ["exported", "–"], ["digits", "–"]]
+    assert "all runs: rank 4, " in out
     assert "33.3%" in table[4]
     assert "left out: nonsense: no such run folder, adapter or model" in out
+
+
+def test_runs_of_one_name_are_told_apart_in_the_table(loraga: Loraga) -> None:
+    shutil.copytree("runs/plain", "old/plain")
+    out = loraga("eval", "runs/plain", "old/plain", *BENCHMARK)
+    table = out[out.index(" run ") :].splitlines()
+    assert [line.split()[0] for line in table[2:4]] == ["runs/plain", "old/plain"]
 
 
 def tamper(**changes: Any) -> None:

@@ -28,6 +28,15 @@ def test_a_cached_gradient_counts_if_the_run_would_take_it(loraga: Loraga, argum
     assert "to do: 16 rows, 14 layers" in loraga("train", "--dry-run", *arguments("llama", "gradient.capacity=12"))
 
 
+def test_the_learning_rate_is_the_one_that_the_run_would_use(loraga: Loraga, arguments: Arguments) -> None:
+    options = arguments("llama", "method=lora", "trainer.learning_rate=null")
+    config = compose(options)
+    width = prepare_inputs(config).model_config.hidden_size
+    assert config.method.learning_rate is not None
+    assert f"learning rate {config.method.learning_rate * 512 / width:.2g}, " in loraga("train", "--dry-run", *options)
+    assert "learning rate" not in loraga("init", "--dry-run", *options)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

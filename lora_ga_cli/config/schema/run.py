@@ -16,6 +16,7 @@ from lora_ga_cli.config.schema.section import Section, unless
 from lora_ga_cli.config.schema.trainer import TrainerConfig
 from lora_ga_cli.config.schema.typed import EVAL, METHOD, TYPED_SECTIONS, WITHOUT_RULES, WITHOUT_TYPES
 from lora_ga_cli.config.schema.values import Fraction, Name, Positive
+from lora_ga_cli.config.wording import what_is_wrong
 from lora_ga_cli.errors import suggest
 from lora_ga_cli.registry import METHODS, OPTIMIZERS
 
@@ -102,5 +103,10 @@ def _of_optimizer(config: Config) -> list[str]:
     try:
         optimizer.Options.model_validate(given)
     except ValidationError as error:
-        return [f"{where}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+        return [
+            f"{where}.{'.'.join(map(str, item['loc']))}={item['input']} {what_is_wrong(item)}"
+            if item["loc"]
+            else f"{where}: {what_is_wrong(item)}"
+            for item in error.errors()
+        ]
     return list(optimizer.check(config))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from lora_ga_cli.config.overrides import COMMAND_LINE, parse_overrides
 from lora_ga_cli.config.schema import Section
+from lora_ga_cli.config.wording import what_is_wrong
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
 from lora_ga_cli.reproduce.measures.base import Measure
 
@@ -60,7 +61,8 @@ class ModelFreeMeasure(Measure):
         name = ".".join(map(str, error["loc"]))
         if error["type"] == "extra_forbidden":
             return Fault(COMMAND_LINE, f"no option {name!r}", suggest(name, cls.Options.model_fields))
-        return Fault(name or COMMAND_LINE, f"{error['msg'].removeprefix('Value error, ')} (given: {error['input']!r})")
+        problem = what_is_wrong(error)
+        return Fault(COMMAND_LINE, f"{name}={error['input']} {problem}" if name else problem)
 
 
 def _values(overrides: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
