@@ -87,7 +87,7 @@ class Parts:
                 f"Its rows are not shown: a report reads those of {MOST_DATA_SETS} runs that differ in rows or order.",
             )
         if key not in self._seen:
-            self._seen[key] = _read(config, digest, inputs, self.note_damage(run))
+            self._seen[key] = _read(run, config, digest, inputs, self.note_damage(run))
         return self._seen[key]
 
 
@@ -107,7 +107,9 @@ def size_of(run: RunFolder, config: Config) -> str:
     return f"{trained} (saved as an adapter of rank {saved}" + (f": {why})" if why else ")")
 
 
-def _read(config: Config, digest: str, inputs: Inputs | None, notify: Callable[[str], object]) -> tuple[Seen, str]:
+def _read(
+    run: RunFolder, config: Config, digest: str, inputs: Inputs | None, notify: Callable[[str], object]
+) -> tuple[Seen, str]:
     """What is shown of the rows of a digest, or why they cannot be had.
 
     Args:
@@ -120,7 +122,7 @@ def _read(config: Config, digest: str, inputs: Inputs | None, notify: Callable[[
     except (UserError, OSError) as error:
         return nothing, _because("its rows cannot be read", error)
     except Exception as error:
-        return nothing, _unexpected("its rows cannot be read", error, notify)
+        return nothing, _unexpected(run, "its rows cannot be read", error, notify)
     if inputs.train.sha256 != digest:
         return nothing, "The data set has other rows now than the run was trained on."
     return rows_seen(inputs), ""
@@ -140,14 +142,14 @@ def _inspection(run: RunFolder, notify: Callable[[str], object]) -> tuple[dict[s
     except UserError as error:
         return None, _because("it cannot be inspected", error)
     except Exception as error:
-        return None, _unexpected("it cannot be inspected", error, notify)
+        return None, _unexpected(run, "it cannot be inspected", error, notify)
 
 
-def _unexpected(what: str, error: Exception, notify: Callable[[str], object]) -> str:
+def _unexpected(run: RunFolder, what: str, error: Exception, notify: Callable[[str], object]) -> str:
     """The sentence for an error that should not occur, of which the user is told too: the report is written without the
     part, and the exit code is 1."""
     found = _because(what, error)
-    notify(found)
+    notify(f"{run.path}: {found[0].lower()}{found[1:]}")
     return found
 
 

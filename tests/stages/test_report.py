@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -262,7 +263,8 @@ class TestDamaged:
             raise IndexError("no such row")
 
         monkeypatch.setattr(f"lora_ga_cli.stages.report_parts.{part}", fails)
-        assert "IndexError: no such row" in loraga("report", "runs/one", code=1)
+        said = " ".join(loraga("report", "runs/one", code=1).split())
+        assert re.search("runs/one: it.* cannot be .*: IndexError: no such row", said)
         assert "IndexError: no such row" in " ".join(shown[0].runs[0].absent.values())
 
     @pytest.mark.parametrize("entries", [None, {"steps": "3"}, {"data": 1}, {"files": {"config.yaml": 2}}], ids=str)
