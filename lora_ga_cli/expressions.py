@@ -26,6 +26,10 @@ class _Expired(BaseException):
     """The time is over. (No `Exception`, so that code between the timer and `within_limit` lets it pass.)"""
 
 
+class TakesTooLong(InvalidInput):
+    """An expression computes for longer than `LIMIT`."""
+
+
 class Expression:
     """A regular expression that an option gives.
 
@@ -94,7 +98,7 @@ def within_limit(option: str, text: str, match: Callable[[], T]) -> T:
     Python sets timers in the main thread only, and Windows has none; elsewhere there is no limit.
 
     Raises:
-        InvalidInput: it computes for longer than `LIMIT`.
+        TakesTooLong: it computes for longer than `LIMIT`.
     """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         return match()
@@ -108,7 +112,7 @@ def within_limit(option: str, text: str, match: Callable[[], T]) -> T:
     except _Expired:
         what = f"the regular expression {shown(text)} computes for longer than {LIMIT:g} s"
         hint = "a repetition inside a repetition, such as (a+)+, takes exponential time: write a+"
-        raise InvalidInput([Fault(option, what, hint)]) from None
+        raise TakesTooLong([Fault(option, what, hint)]) from None
     finally:
         signal.signal(signal.SIGVTALRM, before)
 

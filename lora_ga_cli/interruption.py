@@ -43,6 +43,8 @@ class Interruption(KeyboardInterrupt):
         self.number, self.kept = number, kept
         self.notes: list[str] = []
         """What else a user should know, such as that a sweep did not begin its other jobs."""
+        self.then = "To go on"
+        """What stands before the command that goes on with what is kept."""
 
 
 class _State:
@@ -197,15 +199,16 @@ def ignored_in_worker(*_: Any) -> None:
 
 
 @contextlib.contextmanager
-def keeping(kept: str | Callable[[], str]) -> Iterator[None]:
+def keeping(kept: str | Callable[[], str], then: str = "To go on") -> Iterator[None]:
     """Says what is kept if the ``with`` block is interrupted.
 
     Args:
         kept: what is kept, as a part of a sentence; nothing is added if the block itself has said it.
+        then: what stands before the command that goes on.
     """
     try:
         yield
     except Interruption as stop:
         if not stop.kept:
-            stop.kept = kept if isinstance(kept, str) else kept()
+            stop.kept, stop.then = kept if isinstance(kept, str) else kept(), then
         raise

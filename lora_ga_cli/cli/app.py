@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lora_ga_cli import __version__, distributed, garbage, interruption, peers
+from lora_ga_cli import __version__, distributed, garbage, interruption, peers, reachable
 from lora_ga_cli.cli import (
     cache,
     chat,
@@ -28,7 +28,7 @@ from lora_ga_cli.cli import (
     train,
     watch,
 )
-from lora_ga_cli.cli.common import PASS_THROUGH, State, fail
+from lora_ga_cli.cli.common import PASS_THROUGH, VALUED_FLAGS, State, fail
 from lora_ga_cli.cli.lost_terminal import outlive_terminal
 from lora_ga_cli.cli.stopping import Given, report_lost, stopped
 from lora_ga_cli.files import forget_empty_variables
@@ -80,6 +80,12 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+def _warn(text: str) -> None:
+    from lora_ga_cli.report import console
+
+    console.warn(text)
+
+
 @app.callback()
 def options(
     version: Annotated[
@@ -107,11 +113,22 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(cache.app, name="cache")
 
 
+def valued_flags(words: Sequence[str]) -> set[str] | None:
+    """The flags of the command in a command line after which a word is their value; None if it takes no overrides."""
+    commands = getattr(typer.main.get_command(app), "commands", {})
+    given = next((commands[word] for word in words if word in commands), None)
+    if given is None or not given.context_settings.get("ignore_unknown_options"):
+        return None
+    own = {flag for option in given.params if not getattr(option, "is_flag", True) for flag in option.opts}
+    return own | VALUED_FLAGS
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0, 1 for a failure, 2 for wrong input, and 128 more than the
     number of a signal that stopped it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP)."""
     State.debug = False
-    Given.arguments = arguments
+    Given.arguments, Given.valued_flags = arguments, valued_flags
+    reachable.report_to(_warn)
     forget_empty_variables()  # before the libraries that read them are imported
     try:
         with interruption.handled():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,21 +154,29 @@ def verify_entries(cache_dir: CacheDir = None) -> Outcome:
     checked: dict[str, str] = {}
     leftovers: list[str] = []
     places = _places(cache_dir)
+    own, theirs = 0, 0
     for store in (store for root in places for store in _stores(root)):
+        is_own = store.folder.is_relative_to(places[-1])
         for entry in store.verify():
             checked[entry.key] = entry.damage or checked.get(entry.key, "")
             if entry.damage:
                 warn(f"{entry.key}: {entry.damage}")
+                own, theirs = own + is_own, theirs + (not is_own)
             else:
                 say(f"{entry.key}: ok")
-        if not store.folder.is_relative_to(places[-1]):
+        if not is_own:
             continue  # its owner removes what is left there
         for item in store.leftovers():
             leftovers.append(item.name)
             warn(f"{item.name}: left by an interrupted write or set aside; loraga cache prune removes it")
     damaged = {key: damage for key, damage in checked.items() if damage}
-    if damaged:
-        say(f"{len(damaged)} damaged: loraga cache prune --damaged removes them; they are made again when needed")
+    if theirs:
+        again = f"they are made again in {places[-1]} when needed"
+        say(f"{theirs} damaged in {places[0]}, which may only be read: its owner has to remove them; {again}")
+    if own:
+        there = shlex.join(["--cache-dir", str(places[-1])]) if len(places) > 1 else ""
+        prune = f"loraga cache prune --damaged {there}".rstrip()
+        say(f"{own} damaged: {prune} removes them; they are made again when needed")
     found = {"intact": [key for key in checked if key not in damaged], "damaged": damaged, "leftovers": leftovers}
     return Outcome(found, 1 if damaged else 0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,14 +111,14 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
-    from lora_ga_cli import distributed, peers
+    from lora_ga_cli import distributed, peers, reachable
     from lora_ga_cli.cli.stopping import Given, report_lost, stopped, words_given
     from lora_ga_cli.config.launch import Shard, launch
     from lora_ga_cli.errors import Fault, InvalidInput, SweepError
     from lora_ga_cli.interruption import Interruption
 
     results: list[tuple[str, Mapping[str, Any]]] = []
-    process, given = distributed.this_process(), words_given()
+    process, given, valued_flags = distributed.this_process(), words_given(), Given.valued_flags
     launcher = next((item for item in arguments or [] if item.startswith("hydra/launcher=")), None)
     if Output.as_json and launcher is not None:
         hint = "leave one of them out; each run's manifest.json has its result"
@@ -141,6 +142,7 @@ def run_jobs(
         is_worker = distributed.this_process() != process
         if is_worker:
             peers.report_to(report_lost)
+            reachable.report_to(note)
         try:
             with naming(paths_of(config)):
                 if dry_run is not None:
@@ -151,7 +153,7 @@ def run_jobs(
                     results.append((heading, job(config)))
         except Interruption as stop:
             if is_worker:  # a launcher's, whose caller sees nothing of it
-                Given.arguments = given
+                Given.arguments, Given.valued_flags = given, valued_flags
                 report_error(stopped(stop))
             raise
         except Exception as error:
@@ -175,13 +177,19 @@ def run_jobs(
 
         console.warn(text)
 
+    def tell(text: str) -> None:
+        from lora_ga_cli.report import console
+
+        console.step("jobs", text)
+
     if launcher is not None and "submitit" in launcher and {"-m", "--multirun"} & set(arguments or []):
         from lora_ga_cli.report import console
 
         where = "the newest folder of OUTPUT_DIR/.sweeps, in .submitit/JOB"
         console.step("jobs", f"what each of them prints is in {where}; loraga watch shows how far it is")
     try:
-        launch(list(arguments or []), task, invalid, note, shard=Shard.parse(shard) if shard is not None else None)
+        part = Shard.parse(shard) if shard is not None else None
+        launch(list(arguments or []), task, invalid, note, shard=part, tell=tell)
     except SweepError as error:
         error.results = jobs()
         raise
@@ -216,7 +224,7 @@ def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]
     before = ""
     for item in arguments or []:
         override = "=" in item or item.startswith(("-", "~"))
-        is_folder = before not in VALUED_FLAGS and (Path(item).is_dir() or not override)
+        is_folder = before not in VALUED_FLAGS and (os.path.isdir(item) or not override)  # noqa: PTH112
         (folders if is_folder else options).append(item)
         before = item
     return folders, options

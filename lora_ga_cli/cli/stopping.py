@@ -7,8 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import Interrupted
@@ -22,6 +21,8 @@ class Given:
     """The command line of this process, without the name of the program."""
 
     arguments: Sequence[str] | None = None
+    valued_flags: Callable[[Sequence[str]], set[str] | None] = lambda words: set()
+    """The flags after which a word is their value; None for a command that takes no overrides. The program sets it."""
 
 
 def stopped(error: KeyboardInterrupt) -> Interrupted:
@@ -30,7 +31,9 @@ def stopped(error: KeyboardInterrupt) -> Interrupted:
     kept = error.kept if isinstance(error, Interruption) else ""
     notes = error.notes if isinstance(error, Interruption) else []
     said = "; ".join([kept or NOTHING, *notes])
-    again = "To go on" if kept else "To start from the beginning"
+    again = "To start from the beginning"
+    if kept:
+        again = error.then if isinstance(error, Interruption) else "To go on"
     return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. {again}: {command(goes_on=bool(kept))}", number)
 
 
@@ -39,16 +42,31 @@ def words_given() -> list[str]:
     return list(sys.argv[1:] if Given.arguments is None else Given.arguments)
 
 
-def _option(word: str) -> str | None:
-    """The option that a word sets; None for flags, folders and other words."""
-    found = _OVERRIDE.fullmatch(word)
-    return found[1] if found is not None and not Path(word).is_dir() else None
+def _options(words: Sequence[str]) -> list[str | None]:
+    """For each word the option that it sets; None for flags, their values, folders and other words."""
+    flags = Given.valued_flags(words)
+    if flags is None:
+        return [None] * len(words)
+    found = [_OVERRIDE.fullmatch(word) for word in words]
+    return [
+        None if match is None or before in flags or os.path.isdir(word) else match[1]  # noqa: PTH112 (takes any length)
+        for before, word, match in zip(["", *words], words, found, strict=False)
+    ]
 
 
-def _without_overridden(words: Sequence[str]) -> list[str]:
-    """The words without those that set an option which a later word sets again."""
-    last = {_option(word): place for place, word in enumerate(words)}
-    return [word for place, word in enumerate(words) if _option(word) is None or last[_option(word)] == place]
+def _last_of_each_option(words: Sequence[str], left_out: str = "") -> list[str]:
+    """The words without those that set an option which a later word sets again.
+
+    Args:
+        left_out: an option that no word sets then.
+    """
+    options = _options(words)
+    last = {option: place for place, option in enumerate(options)}
+    return [
+        word
+        for place, (word, option) in enumerate(zip(words, options, strict=True))
+        if option is None or (last[option] == place and option != left_out)
+    ]
 
 
 def command(*, goes_on: bool) -> str:
@@ -57,9 +75,7 @@ def command(*, goes_on: bool) -> str:
     Args:
         goes_on: without ``overwrite``, which would begin a run again.
     """
-    words = _without_overridden(words_given())
-    if goes_on:
-        words = [word for word in words if _option(word) != "overwrite"]
+    words = _last_of_each_option(words_given(), "overwrite" if goes_on else "")
     if distributed.count() == 1:
         return shlex.join(["loraga", *words])
     on_each = os.environ.get("LOCAL_WORLD_SIZE", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,6 @@ def _values(name: str, locations: Locations) -> list[str]:
 
 def _user_dir(words: Sequence[str]) -> Path | None:
     for flag, value in itertools.pairwise(words):
-        if flag in ("--config-dir", "-cd") and Path(value).is_dir():
+        if flag in ("--config-dir", "-cd") and os.path.isdir(value):  # noqa: PTH112
             return Path(value).resolve()
     return None

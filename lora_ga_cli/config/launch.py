@@ -7,6 +7,7 @@ from the overrides that Hydra gives the job.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -82,6 +84,7 @@ def launch(
     *,
     one_of_many: bool = False,
     shard: Shard | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Composes the configuration that ``arguments`` describe and calls ``task``, once for each job of a sweep.
 
@@ -93,6 +96,7 @@ def launch(
         note: called once for each message about an option that the method does not use.
         one_of_many: see `lora_ga_cli.config.validation.validated`.
         shard: the part of the sweep that is done; all of it when None.
+        tell: called once with how many jobs the part has.
 
     Raises:
         InvalidInput: anything is wrong with them; all faults at once.
@@ -103,6 +107,8 @@ def launch(
         faults = [*faults, Fault(COMMAND_LINE, f"--shard {shard} is a part of a sweep, and this is none", "add -m")]
     if faults:
         raise InvalidInput(faults)
+    if shard is not None:
+        tell(_share(shard, sources))
     jobs = _Jobs(sources, task, invalid, note, one_of_many, shard)
     if not sources.needs_hydra:
         jobs.run(sources, "")
@@ -110,6 +116,17 @@ def launch(
         _run_jobs(jobs)
     if jobs.failures:
         raise SweepError(jobs.failures, len(jobs.titles)) if sources.sweeps else jobs.failures[0]
+
+
+def _share(shard: Shard, sources: Sources) -> str:
+    """How many jobs of a sweep a part has. Only Hydra counts what a pattern matches, or what another sweeper draws."""
+    swept = [override for override in sources.overrides if override.is_sweep_override()]
+    own_sweeper = any(override.key_or_group == "hydra/sweeper" for override in sources.overrides)
+    patterns = any(override.value_type == ValueType.GLOB_CHOICE_SWEEP for override in swept)
+    if own_sweeper or patterns or not all(override.is_discrete_sweep() for override in swept):
+        return f"part {shard} of the jobs"
+    total = math.prod(len(list(override.sweep_iterator())) for override in swept)
+    return f"part {shard}: {sum(map(shard.has, range(total)))} of {total} jobs"
 
 
 def _run_jobs(jobs: _Jobs) -> None:
@@ -258,18 +275,20 @@ def _run_hydra(
     main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
-        _stopping(launcher),
+        when_stopped(launcher),
         _ending_joblib() if launcher == "joblib" and places else contextlib.nullcontext(),
     ):
         main()
 
 
-def _stopping(launcher: str) -> contextlib.AbstractContextManager[None]:
+def when_stopped(launcher: str) -> contextlib.AbstractContextManager[None]:
     """What a signal does to the jobs of a launcher."""
     if not launcher:
         return contextlib.nullcontext()
     if launcher.startswith("submitit"):
-        return interruption.keeping("the jobs that were submitted go on (scancel ends those of Slurm)")
+        end = ", and scancel ends them" if launcher == "submitit_slurm" else ""
+        kept = f"the jobs that were submitted go on; loraga watch OUTPUT_DIR/* shows how far they are{end}"
+        return interruption.keeping(kept, "When they have ended, this does what is left")
     return interruption.with_workers()
 
 

@@ -12,7 +12,7 @@ from lora_ga_cli.errors import DataError, Fault
 from lora_ga_cli.evaluation.label_tokens import label_tokens
 from lora_ga_cli.evaluation.scoring import ScoringContext
 from lora_ga_cli.evaluation.tasks.base import Score
-from lora_ga_cli.expressions import Expression
+from lora_ga_cli.expressions import LIMIT, Expression, TakesTooLong
 from lora_ga_cli.model.losses import summed_loss
 
 __all__ = ["METRICS", "Score", "ScoringContext"]
@@ -36,21 +36,21 @@ def loss(context: ScoringContext) -> Score:
 def exact_match(context: ScoringContext) -> Score:
     """Share of rows whose greedily generated answer equals the reference's.
 
-    Both answers are extracted by ``answer_pattern``. A generation without an answer counts as wrong; ``no_answer`` is
-    the share of such rows.
+    Both answers are extracted by ``answer_pattern``. A generation without an answer counts as wrong, and so does one on
+    which the pattern takes too long; ``no_answer`` is the share of such rows.
 
     Raises:
-        DataError: the pattern matches no reference.
+        InvalidInput: as `expected_answers`.
     """
     rows, pattern = context.split.rows, context.answer_pattern
-    if all(extract(reference, pattern) is None for reference in rows["reference"]):
-        text = f"{pattern} is in no reference, such as {rows['reference'][0]!r}"
-        raise DataError(
-            [Fault("eval.answer_pattern", text, f"{quoted('eval.answer_pattern', '(.+)')} takes the last line")]
-        )
+    wanted = expected_answers(rows["reference"], pattern)
     verdicts: list[dict[str, Any]] = []
-    for row, text in zip(rows, context.texts(), strict=True):
-        expected, answer = reference_answer(row["reference"], pattern), extract(text, pattern)
+    too_long = 0
+    for row, expected, text in zip(rows, wanted, context.texts(), strict=True):
+        try:
+            answer = extract(text, pattern)
+        except TakesTooLong:
+            answer, too_long = None, too_long + 1
         verdicts.append(
             {
                 "prompt": row["prompt"],
@@ -62,6 +62,9 @@ def exact_match(context: ScoringContext) -> Score:
             }
         )
     count = len(verdicts)
+    if too_long:
+        what = f"eval.answer_pattern computes for longer than {LIMIT:g} s on {too_long} of {count} generated texts"
+        context.warn(f"{what}: each counts as no answer")
     values = {
         "exact_match": sum(item["correct"] for item in verdicts) / count,
         "no_answer": sum(item["answer"] is None for item in verdicts) / count,
@@ -123,7 +126,17 @@ def normalize(answer: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", answer)
 
 
-def reference_answer(text: str, pattern: str) -> str:
-    """The answer in a reference text: the pattern's match, or the complete text if there is no match."""
-    answer = extract(text, pattern)
-    return normalize(text) if answer is None else answer
+def expected_answers(references: Sequence[str], pattern: str) -> list[str]:
+    """The answers in all references.
+
+    Raises:
+        DataError: the pattern matches none of them.
+        TakesTooLong: it does so on one of them.
+    """
+    found = [extract(reference, pattern) for reference in references]
+    if all(answer is None for answer in found):
+        text = f"{pattern} is in no reference, such as {references[0]!r}"
+        raise DataError(
+            [Fault("eval.answer_pattern", text, f"{quoted('eval.answer_pattern', '(.+)')} takes the last line")]
+        )
+    return [normalize(text) if answer is None else answer for text, answer in zip(references, found, strict=True)]

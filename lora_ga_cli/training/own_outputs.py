@@ -9,6 +9,8 @@ from pathlib import Path
 
 FILES = ("report.html", "comparison.png")
 """Files for several runs."""
+LOCK = re.compile(r"\..+\.lock")
+"""Names of files that keep two processes from working on one run."""
 SET_ASIDE = re.compile(r".+\.old(-\d+)?")
 """Names of runs that ``overwrite=true`` has renamed."""
 CONTENTS = {
@@ -23,7 +25,7 @@ def is_own_output(path: Path) -> bool:
     figures of an inspection, the results of a model that is no run, or a run that was set aside."""
     name = path.name
     if path.is_file():
-        return name in FILES
+        return name in FILES or LOCK.fullmatch(name) is not None
     if not path.is_dir():
         return False
     if was_set_aside(path):

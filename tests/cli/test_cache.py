@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,23 @@ def test_verify_names_the_damaged_and_exits_with_1(store: ArtifactStore, capsys:
     assert "aaa222" in printed.err
     assert "bbb333" in printed.err
     assert keys(store) == list(KEYS)
+
+
+def test_verify_says_what_to_do_with_damage_that_may_only_be_read(
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, own = store.folder.parent, tmp_path / "own"
+    monkeypatch.setattr("lora_ga_cli.files.shared_cache", lambda given: theirs)
+    monkeypatch.setattr("lora_ga_cli.files.cache_root", lambda given: own)
+    damage(store, keys(store)[0])
+    assert main(["cache", "verify"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"1 damaged in {theirs}, which may only be read: its owner has to remove them" in printed
+    assert f"they are made again in {own} when needed" in printed
+    assert "prune" not in printed
+    shutil.copytree(theirs, own)
+    assert main(["cache", "verify"]) == 1
+    assert f"1 damaged: loraga cache prune --damaged --cache-dir {own} removes them" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,23 @@ def test_a_part_without_a_job_does_nothing() -> None:
     assert ranks_of_part("6/6") == []
 
 
+@pytest.mark.parametrize(
+    ("swept", "part", "said"),
+    [
+        (["rank=3,4"], Shard(3, 3), "part 3/3: 0 of 2 jobs"),
+        (["rank=3,4", "seed=range(0,2)"], Shard(1, 3), "part 1/3: 2 of 4 jobs"),
+        (["rank=3,4", "method=glob(pis*)"], Shard(1, 2), "part 1/2 of the jobs"),
+    ],
+)
+def test_a_part_says_how_many_jobs_it_has(swept: list[str], part: Shard, said: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    done: list[str] = []
+    options = [QUICKSTART, *swept, f"output_dir={tmp_path}", "-m"]
+    launch(options, lambda config, title: done.append(title), shard=part, tell=told.append)
+    assert told == [said]
+    assert "glob" in str(swept) or f": {len(done)} of " in said
+
+
 def test_a_launcher_does_a_part_of_a_sweep() -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     assert ranks_of_part("2/3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") == [3, 6]

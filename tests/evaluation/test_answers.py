@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_ga_cli.evaluation.metrics import extract, normalize, reference_answer
+from lora_ga_cli.errors import DataError
+from lora_ga_cli.evaluation.metrics import expected_answers, extract, normalize
 
 GSM8K = r"####\s*(.+)"
 
@@ -62,5 +63,9 @@ def test_normalizing_twice_changes_nothing_more(answer: str) -> None:
 
 
 def test_a_reference_without_the_pattern_is_the_answer() -> None:
-    assert reference_answer("reasoning #### 1,000", GSM8K) == "1000"
-    assert reference_answer(" 1,000. ", GSM8K) == "1000"
+    assert expected_answers(["reasoning #### 1,000", " 1,000. "], GSM8K) == ["1000", "1000"]
+
+
+def test_a_pattern_in_no_reference_is_refused() -> None:
+    with pytest.raises(DataError, match="is in no reference, such as '1,000'"):
+        expected_answers(["1,000"], GSM8K)

@@ -11,9 +11,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from lora_ga_cli import expressions
 from lora_ga_cli.config.schema import DatasetConfig, Task
 from lora_ga_cli.data import Split, load_file_split
-from lora_ga_cli.errors import DataError
+from lora_ga_cli.errors import DataError, InvalidInput
 from lora_ga_cli.evaluation.classes import Classes
 from lora_ga_cli.evaluation.metrics import METRICS, Score, ScoringContext
 from lora_ga_cli.evaluation.tasks.rows import Metric
@@ -246,6 +247,29 @@ def test_scores_are_those_of_tasks(rows: Rows) -> None:
     assert loss.values["perplexity"] == pytest.approx(math.exp(loss.values["loss"]))
     (verdict,) = METRICS["exact_match"](context).verdicts
     assert (verdict["expected"], verdict["correct"], verdict["prompt"]) == ("2", False, "1+1=")
+
+
+def test_an_answer_on_which_the_pattern_takes_too_long_is_none(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "LIMIT", 0.05)
+    split = rows.split("causal_lm", None, [{"q": "1", "a": "x!"}, {"q": "2", "a": "y!"}], prompt="{q}", answer="{a}")
+    told: list[str] = []
+    context = rows.context("llama", None, split, answer_pattern=r"(\w+\.?)+!", warn=told.append)
+    monkeypatch.setattr(ScoringContext, "texts", lambda self: ["a" * 60, "y!"])
+    found = METRICS["exact_match"](context)
+    assert found.values == {"exact_match": 0.5, "no_answer": 0.5}
+    assert [verdict["answer"] for verdict in found.verdicts] == [None, "y"]
+    (line,) = told
+    assert "on 1 of 2 generated texts: each counts as no answer" in line
+
+
+def test_the_references_are_matched_before_anything_is_generated(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "LIMIT", 0.05)
+    references = [{"q": "1", "a": "x!"}, {"q": "2", "a": "a" * 60}]
+    split = rows.split("causal_lm", None, references, prompt="{q}", answer="{a}")
+    context = rows.context("llama", None, split, answer_pattern=r"(\w+\.?)+!")
+    monkeypatch.setattr(ScoringContext, "texts", lambda self: pytest.fail("generated before the check"))
+    with pytest.raises(InvalidInput, match=r"eval\.answer_pattern.*longer than"):
+        METRICS["exact_match"](context)
 
 
 def test_every_metric_of_the_configuration_has_a_function() -> None:

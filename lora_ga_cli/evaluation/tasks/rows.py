@@ -90,9 +90,11 @@ class Rows(Task):
 
     def evaluate(self, inputs: EvalInputs, file: Path) -> Result:
         from lora_ga_cli.evaluation.completions import said_of_kept
-        from lora_ga_cli.evaluation.metrics import METRICS
+        from lora_ga_cli.evaluation.metrics import METRICS, expected_answers
         from lora_ga_cli.evaluation.scoring import ScoringContext
 
+        if "exact_match" in self.options.metrics:  # a wrong pattern is told before the model is loaded
+            expected_answers(inputs.split.rows["reference"], self.options.answer_pattern)
         endpoint = self.endpoint(inputs)
         partial = None if endpoint is None else self._partial(inputs, file)
         if endpoint is not None:
