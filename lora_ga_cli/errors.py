@@ -146,6 +146,31 @@ class RunError(UserError):
     exit_code = 2
 
 
+class SeveralProblems(RunError):
+    """None of several things can be used, each for a reason of its own."""
+
+    def __init__(self, problems: Sequence[UserError]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """The reasons, each once."""
+        return list(dict.fromkeys(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[SeveralProblems], tuple[list[UserError]]]:
+        return type(self), (self.problems,)
+
+
+def together(problems: Sequence[UserError]) -> UserError:
+    """One error that says why each of several things cannot be used, where none of them can.
+
+    Args:
+        problems: at least one.
+    """
+    return problems[0] if len(problems) == 1 else SeveralProblems(problems)
+
+
 def system_fault(option: str, path: object, error: OSError) -> Fault:
     """What the system said about a path that an option names, and what to do.
 

@@ -282,7 +282,7 @@ def report_error(error: Exception) -> int:
     from rich.markup import escape
 
     from lora_ga_cli import distributed
-    from lora_ga_cli.errors import Interrupted, InvalidInput, UserError, system_fault
+    from lora_ga_cli.errors import Interrupted, InvalidInput, SeveralProblems, UserError, system_fault
     from lora_ga_cli.files import final_path
     from lora_ga_cli.report.console import err
 
@@ -299,7 +299,8 @@ def report_error(error: Exception) -> int:
             err.print(f"{label}[bold]{escape(fault.where)}[/]: {escape(fault.what)}{hint}")
         return error.exit_code
     if isinstance(error, UserError):
-        err.print(f"{label}{escape(str(error))}")
+        for text in error.lines if isinstance(error, SeveralProblems) else [str(error)]:
+            err.print(f"{label}{escape(text)}")
         return error.exit_code
     if type(error).__name__ == "OutOfMemoryError":
         err.print(

@@ -44,7 +44,7 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     from lora_ga_cli.report.drawn import drawn
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.eval_on_base import targets_on_base
-    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target, options_for_each
+    from lora_ga_cli.stages.eval_targets import NothingToScore, find_among, find_target, options_for_each
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
     from lora_ga_cli.stages.shared_base import SharedBases
     from lora_ga_cli.training.own_outputs import without_own_outputs
@@ -55,7 +55,8 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     else:
         chosen = without_own_outputs(folders)
         given = options_for_each(chosen, options)
-        named, missing = _each(chosen, str, lambda folder: (folder, find_target(folder, given[folder])))
+        find = find_among if len(chosen) > 1 else find_target
+        named, missing = _each(chosen, str, lambda folder: (folder, find(folder, given[folder])))
     targets = [target for _, target in named]
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
@@ -131,9 +132,9 @@ def _each(
     """The results for all items, and why others have none, by name. Each item whose run or model fails is warned of.
 
     Raises:
-        UserError: every item fails, or the error concerns all of them, such as a wrong option.
+        UserError: every item fails, and the error says why of each; or it concerns all of them, such as a wrong option.
     """
-    from lora_ga_cli.errors import DamagedFile, ModelError, RunError
+    from lora_ga_cli.errors import DamagedFile, ModelError, RunError, together
     from lora_ga_cli.report.console import warn
 
     done: list[Done] = []
@@ -144,7 +145,7 @@ def _each(
         except (ModelError, RunError, DamagedFile) as error:
             problems[name(item)] = error
     if not done:
-        raise next(iter(problems.values()))
+        raise together(list(problems.values()))
     for problem in problems.values():
         warn(f"left out: {problem}")
     return done, problems

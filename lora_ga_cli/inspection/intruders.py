@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lora_ga_cli.inspection.changes import Decomposed
-from lora_ga_cli.inspection.singular import SingularVectors, gram, leading
+from lora_ga_cli.inspection.singular import RESOLVED, SingularVectors, gram, leading
 
 LEADING = 10
 """How many singular vectors of the tuned weight are looked at: k of the authors' code, and of PEFT's function."""
@@ -28,7 +29,7 @@ class Intruders:
 
     Args:
         largest_cosines: (k,), of each leading left singular vector of the tuned weight with the singular vector of W
-            that it resembles most, in the order of the singular values.
+            that it resembles most, in the order of the singular values; 0 for a W of zeros, which has none.
         threshold: ε.
     """
 
@@ -59,15 +60,24 @@ def intruders(
         base: of W (d_out, d_in), float64.
         change: ΔW, on the same device.
         magnitude: DoRA's magnitudes m (d_out,), with which the tuned weight is ``m (W + ΔW) / ‖W + ΔW‖`` by row.
-        count: how many leading vectors are looked at; at most the shorter side of W.
+        count: how many leading vectors are looked at; at most the rank of the tuned weight, which has no others.
     """
-    scales = None if magnitude is None else magnitude.to(base.matrix) / _row_norms(base.matrix, change)
+    scales = None if magnitude is None else _scales(magnitude.to(base.matrix), _row_norms(base.matrix, change))
     count = min(count, *base.matrix.shape)
     of_tuned, squares = leading(_gram_of_tuned(base, change, scales), count, base.vectors)
+    resolved = squares > RESOLVED**2 * squares[:1]
+    of_tuned, squares = of_tuned[:, resolved], squares[resolved]
     if not base.of_left:  # the left vectors follow from the right ones
         of_tuned = base.matrix @ of_tuned + (change.left * change.singular) @ (change.right.T @ of_tuned)
         of_tuned = (of_tuned if scales is None else scales[:, None] * of_tuned) / squares.sqrt()
-    return Intruders(base.cosines(of_tuned).amax(1).clamp(max=1.0).cpu(), threshold)
+    cosines = base.cosines(of_tuned)
+    largest = cosines.amax(1) if cosines.shape[1] else cosines.new_zeros(len(cosines))
+    return Intruders(largest.clamp(max=1.0).cpu(), threshold)
+
+
+def _scales(magnitude: Tensor, norms: Tensor) -> Tensor:
+    """``m / ‖W + ΔW‖`` by row, (d_out,); 0 for a row of zeros, which stays so."""
+    return torch.where(norms > 0, magnitude / norms, 0.0)
 
 
 def _row_norms(weight: Tensor, change: Decomposed) -> Tensor:

@@ -22,6 +22,8 @@ GUARDS = 6
 """Vectors that are iterated beside the wanted ones, which makes these converge faster."""
 RESIDUAL = 1e-10
 """The largest ``‖G x - λ x‖ / λ_1`` of an eigenvector that is taken from an iteration."""
+ABOVE = 10 * RESIDUAL
+"""How far above the last of the taken eigenvalues another one may be, as a share of λ_1."""
 STEPS = 200
 """Steps of the iteration at most."""
 
@@ -70,7 +72,8 @@ class SingularVectors:
         return self._eigen[1][:, : int((self.singular > RESOLVED * self.singular[:1]).sum())]
 
     def cosines(self, left: Tensor) -> Tensor:
-        """The absolute cosines (n, k) between unit vectors (d_out, n) and all left singular vectors."""
+        """The absolute cosines (n, k) between unit vectors (d_out, n) and all left singular vectors; k is 0 for a
+        matrix of zeros."""
         if self.of_left:
             return (left.T @ self.vectors).abs()
         return (left.T @ self.matrix @ self.vectors / self.singular[: self.vectors.shape[1]]).abs()
@@ -80,8 +83,8 @@ def leading(matrix: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Tensor]:
     """The eigenvectors of the largest eigenvalues of a positive semidefinite matrix.
 
     They come from LOBPCG, and are used only if they certainly are what is wanted: every residual is at most `RESIDUAL`,
-    and a Cholesky decomposition shows that no other eigenvalue is above the last of them. Otherwise, and for small
-    matrices, the matrix is decomposed completely.
+    and a Cholesky decomposition shows that no other eigenvalue is more than ``ABOVE λ_1`` above the last of them.
+    Otherwise, and for small matrices, the matrix is decomposed completely.
 
     Args:
         matrix: G (d, d), float64.
@@ -114,13 +117,14 @@ def leading(matrix: Tensor, count: int, guess: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _are_leading(matrix: Tensor, squares: Tensor, vectors: Tensor) -> bool:
-    """Whether these are eigenvectors, and all other eigenvalues are at most the smallest of theirs.
+    """Whether these are eigenvectors, and all other eigenvalues are at most the smallest of theirs, λ, or at most
+    ``ABOVE λ_1`` larger.
 
-    The latter is so if ``λ I - (G - X Λ Xᵀ)`` is positive definite for a λ that is larger by `RESIDUAL`.
+    The latter is so if ``(λ + ABOVE λ_1) I - (G - X Λ Xᵀ)`` is positive definite.
     """
     residuals = (matrix @ vectors - vectors * squares).norm(dim=0)
     if not bool((residuals <= RESIDUAL * squares[0]).all()):
         return False
     rest = (vectors * squares) @ vectors.T - matrix
-    rest.diagonal().add_(squares[-1] + 10 * RESIDUAL * squares[0])
+    rest.diagonal().add_(squares[-1] + ABOVE * squares[0])
     return int(torch.linalg.cholesky_ex(rest).info) == 0

@@ -25,6 +25,8 @@ from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import config_of, load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder, with_stored_rows
 
+ROWS_BY = "dataset=… or recipe=…, or a benchmark by eval=…"
+"""What gives an adapter or a model something to be scored on."""
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -92,6 +94,11 @@ def _beside(run: RunFolder, config: Config) -> Path:
 
 class NothingToScore(RunError):
     """A file or folder that is there, and no run, adapter or model: a pattern such as ``runs/*`` names such too."""
+
+
+class NoRowsToScore(InvalidInput):
+    """An adapter or a model without rows to score it on. Those that a pattern such as ``runs/*`` names among runs need
+    none of the options of the others."""
 
 
 def options_for_each(words: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
@@ -170,6 +177,21 @@ def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> 
     raise NothingToScore(f"{text}: {what}")
 
 
+def find_among(text: str, options: Sequence[str]) -> EvalTarget:
+    """`find_target` for one of several words: for an adapter or a model without rows, the error is its own, and does
+    not concern the others.
+
+    Raises:
+        RunError, InvalidInput
+    """
+    try:
+        return find_target(text, options)
+    except NoRowsToScore as error:
+        folder = Path(text).expanduser()
+        is_adapter = (folder / "adapter_config.json").is_file() or is_custom_adapter(folder)
+        raise RunError(f"{text}: {'an adapter' if is_adapter else 'a model'}, which needs {ROWS_BY}") from error
+
+
 def of_adapter(folder: Path, config: Config) -> EvalTarget:
     """The target of an adapter in a folder, on the base of a configuration."""
 
@@ -208,6 +230,5 @@ def composed(options: Sequence[str], base: str | None, *, to_score: bool = True)
     """
     config, has_data = compose_around(options, base)
     if to_score and task_of(config).needs_rows and not has_data:
-        hint = "dataset=… or recipe=…, or a benchmark by eval=…"
-        raise InvalidInput([Fault("command line", "no data set to score on", hint)])
+        raise NoRowsToScore([Fault(COMMAND_LINE, "no data set to score on", ROWS_BY)])
     return config

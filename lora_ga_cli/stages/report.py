@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
+from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError, together
 from lora_ga_cli.files import folder_problem, read_json
 from lora_ga_cli.report.console import reason, size, step, warn
 from lora_ga_cli.report.html import page
@@ -188,7 +188,7 @@ def _found(words: Sequence[str]) -> tuple[Sources, dict[str, Problem]]:
     """What the words name, and why others of them name nothing to show.
 
     Raises:
-        RunError, DamagedFile: nothing is named that can be shown.
+        RunError, DamagedFile: nothing is named that can be shown; it says why of all words.
     """
     runs: dict[Path, RunFolder] = {}
     tables: dict[Path, None] = {}
@@ -215,7 +215,7 @@ def _found(words: Sequence[str]) -> tuple[Sources, dict[str, Problem]]:
             except (RunError, DamagedFile) as problem:
                 problems[str(run.path)] = problem
     if not runs and not tables:
-        raise next(iter(problems.values()), NothingToReport(f"{' '.join(words)}: neither a run nor a table"))
+        raise together([*problems.values()] or [NothingToReport(f"{' '.join(words)}: neither a run nor a table")])
     return Sources(list(runs.values()), list(tables)), problems
 
 

@@ -69,7 +69,7 @@ class Parts:
             return found | {"absent": absent | {"rows": _because("the configuration cannot be read", error)}}
         found["size"] = size_of(run, config)
         found["inspection"], absent["inspection"] = _inspection(run, self.note_damage(run))
-        found["gradient"], absent["gradient"] = gradient_of(run, config, found["inspection"])
+        found["gradient"], absent["gradient"] = gradient_of(run, config, found["inspection"], self.note_damage(run))
         (found["rows"], found["lengths"]), absent["rows"] = self._rows(run, config, inputs)
         found["absent"] = {part: why for part, why in absent.items() if why}
         return found
@@ -87,7 +87,7 @@ class Parts:
                 f"Its rows are not shown: a report reads those of {MOST_DATA_SETS} runs that differ in rows or order.",
             )
         if key not in self._seen:
-            self._seen[key] = _read(config, digest, inputs)
+            self._seen[key] = _read(run, config, digest, inputs, self.note_damage(run))
         return self._seen[key]
 
 
@@ -107,14 +107,22 @@ def size_of(run: RunFolder, config: Config) -> str:
     return f"{trained} (saved as an adapter of rank {saved}" + (f": {why})" if why else ")")
 
 
-def _read(config: Config, digest: str, inputs: Inputs | None) -> tuple[Seen, str]:
-    """What is shown of the rows of a digest, or why they cannot be had."""
+def _read(
+    run: RunFolder, config: Config, digest: str, inputs: Inputs | None, notify: Callable[[str], object]
+) -> tuple[Seen, str]:
+    """What is shown of the rows of a digest, or why they cannot be had.
+
+    Args:
+        notify: is told of an error that data which are gone do not explain.
+    """
     nothing: Seen = ((), None)
     try:
         with console.quiet():
             inputs = inputs or prepare_inputs(config, splits=("train",))
-    except Exception as error:  # libraries raise many types for data that is gone
+    except (UserError, OSError) as error:
         return nothing, _because("its rows cannot be read", error)
+    except Exception as error:
+        return nothing, _unexpected(run, "its rows cannot be read", error, notify)
     if inputs.train.sha256 != digest:
         return nothing, "The data set has other rows now than the run was trained on."
     return rows_seen(inputs), ""
@@ -127,12 +135,22 @@ def _inspection(run: RunFolder, notify: Callable[[str], object]) -> tuple[dict[s
     try:
         check_adapter(run)
         kept = read_inspection(run)
-        return inspect_run(run, with_base=False) if kept is None else kept, ""
+        return inspect_run(run, with_base=False, with_kept=False) if kept is None else kept, ""
     except DamagedFile as error:
         notify(f"{run.path}: what was learned is not shown: {error}")
         return None, _because("it is not shown", error)
-    except Exception as error:  # an adapter can be of many forms
+    except UserError as error:
         return None, _because("it cannot be inspected", error)
+    except Exception as error:
+        return None, _unexpected(run, "it cannot be inspected", error, notify)
+
+
+def _unexpected(run: RunFolder, what: str, error: Exception, notify: Callable[[str], object]) -> str:
+    """The sentence for an error that should not occur, of which the user is told too: the report is written without the
+    part, and the exit code is 1."""
+    found = _because(what, error)
+    notify(f"{run.path}: {found[0].lower()}{found[1:]}")
+    return found
 
 
 def _because(what: str, error: Exception) -> str:

@@ -33,7 +33,8 @@ def is_own_output(path: Path) -> bool:
         return True
     patterns = [pattern for beginning, pattern in CONTENTS.items() if name.startswith(beginning)]
     with suppress(OSError):  # a folder that may not be read
-        return any(all(pattern.fullmatch(item.name) for item in path.iterdir()) for pattern in patterns)
+        names = [item.name for item in path.iterdir()]
+        return bool(names) and any(all(pattern.fullmatch(name) for name in names) for pattern in patterns)
     return False
 
 

@@ -55,6 +55,17 @@ def stored_start(run: RunFolder, folder: LinkFolder) -> Path | None:
     return file
 
 
+def check_start(run: RunFolder, folder: LinkFolder) -> None:
+    """Checks that the file of a link's initialization has the bytes that were written.
+
+    Raises:
+        DamagedFile: it has not, or is missing.
+    """
+    file = folder.init_file
+    if (entry := run.manifest.get("files", {}).get(str(file.relative_to(run.path)))) is not None:
+        check_file(file, entry, START_AGAIN)
+
+
 def result_entries(run: RunFolder) -> dict[str, Any]:
     """What the result and the metrics are now, as the manifest keeps it."""
     files = written_in(run.path, result_files(run.path))

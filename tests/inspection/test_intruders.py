@@ -10,6 +10,7 @@ from peft.tuners.lora.intruders import reduce_intruder_dimension
 
 from lora_ga_cli.inspection.changes import decompose
 from lora_ga_cli.inspection.intruders import LEADING, intruders
+from lora_ga_cli.inspection.layer import against_weight
 from lora_ga_cli.inspection.singular import SingularVectors
 from lora_ga_cli.lora.layers import lora_layers
 from lora_ga_cli.lora.links import LowRank
@@ -46,6 +47,29 @@ def test_a_new_direction_intrudes_and_a_scaled_one_does_not() -> None:
 def test_a_change_of_zero_intrudes_nowhere() -> None:
     weight = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert intruders(SingularVectors(weight), decompose(LowRank(torch.zeros(20, 2), torch.zeros(2, 30)))).count == 0
+
+
+@pytest.mark.parametrize("shape", [(30, 18), (18, 30)])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_weight_of_small_rank_has_few_vectors_to_resemble(shape: tuple[int, int], rank: int) -> None:
+    """Only as many vectors are looked at as the tuned weight has; none resembles one of a weight of zeros."""
+    draw = torch.Generator().manual_seed(2)
+    weight = torch.randn(shape[0], rank, generator=draw).double() @ torch.randn(rank, shape[1], generator=draw).double()
+    change = LowRank(torch.randn(shape[0], 2, generator=draw), torch.randn(2, shape[1], generator=draw))
+    found = intruders(SingularVectors(weight), decompose(change))
+    tuned = np.linalg.svd(weight.numpy() + dense(change))[0][:, : rank + 2]
+    of_weight = np.linalg.svd(weight.numpy())[0][:, :rank]
+    expected = np.abs(tuned.T @ of_weight).max(1, initial=0.0)
+    np.testing.assert_allclose(found.largest_cosines, expected, atol=1e-7)
+    assert (found.count, found.of) == ((expected < 0.5).sum(), rank + 2)
+    measures = against_weight(decompose(change), weight)
+    assert measures["intruders"]["count"] == found.count
+    assert (measures["relative_norm"] is None) == (rank == 0)
+    magnitude = torch.ones(shape[0])
+    assert intruders(SingularVectors(weight), decompose(change), magnitude).of == rank + 2
+    nothing = decompose(LowRank(torch.zeros(shape[0], 2), torch.zeros(2, shape[1])))
+    unchanged = intruders(SingularVectors(weight), nothing, magnitude)
+    assert (unchanged.count, unchanged.of) == (0, rank)
 
 
 def test_peft_finds_the_same() -> None:

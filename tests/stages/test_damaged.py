@@ -109,6 +109,20 @@ def test_of_several_runs_a_damaged_one_is_left_out(run: Path, loraga: Loraga) ->
     assert "gone.old" not in out
 
 
+def test_an_adapter_among_runs_does_not_stop_them(run: Path, loraga: Loraga) -> None:
+    """It needs rows that the runs have of their own. Where nothing can be scored, the reason is said of each."""
+    Path("runs/stray").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(run / name, f"runs/stray/{name}")
+    out = " ".join(loraga("eval", str(run), "runs/stray", *EVALUATION, code=1).split())
+    assert "left out: runs/stray: an adapter, which needs dataset=… or recipe=…, or a benchmark" in out
+    assert (run / "eval.json").is_file()
+    out = loraga("eval", "runs/stray", "runs/none", *EVALUATION, code=2)
+    assert "runs/stray: an adapter, which needs" in out
+    assert "runs/none: no such run folder" in out
+    assert "no data set to score on" in loraga("eval", "runs/stray", *EVALUATION, code=2)
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "config.yaml", "adapter_config.json", "adapter_model.safetensors"])
 def test_a_missing_file_is_named(run: Path, loraga: Loraga, name: str) -> None:
     (run / name).unlink()

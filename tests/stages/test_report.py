@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -240,9 +241,31 @@ class TestDamaged:
         before = read_json(file)
         file.write_text(content)
         said = loraga("report", "runs/one")
-        assert "runs/one/inspection.json is damaged" in said
+        assert said.count("runs/one/inspection.json is damaged") == 1
         assert "it is made again" in said
         assert read_json(file) == before == shown[0].runs[0].inspection
+
+    def test_of_several_runs_each_is_named_where_none_can_be_shown(self, loraga: Loraga) -> None:
+        _flip(Path("runs/one/manifest.json"))
+        _flip(Path("runs/two/config.yaml"))
+        said = loraga("report", "runs/one", "runs/two", code=2)
+        assert "runs/one/manifest.json is damaged" in said
+        assert "runs/two/config.yaml does not have the bytes" in " ".join(said.split())
+
+    @pytest.mark.parametrize("part", ["inspect_run", "prepare_inputs"])
+    def test_an_unexpected_error_in_a_part_is_a_line(
+        self, part: str, shown: list[Report], loraga: Loraga, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It may be one of loraga itself: the rest is shown, and the exit code is 1."""
+        Path("runs/one/inspection.json").unlink()
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise IndexError("no such row")
+
+        monkeypatch.setattr(f"lora_ga_cli.stages.report_parts.{part}", fails)
+        said = " ".join(loraga("report", "runs/one", code=1).split())
+        assert re.search("runs/one: it.* cannot be .*: IndexError: no such row", said)
+        assert "IndexError: no such row" in " ".join(shown[0].runs[0].absent.values())
 
     @pytest.mark.parametrize("entries", [None, {"steps": "3"}, {"data": 1}, {"files": {"config.yaml": 2}}], ids=str)
     def test_a_manifest(self, entries: dict[str, Any] | None, shown: list[Report], loraga: Loraga) -> None:

@@ -40,3 +40,9 @@ def test_what_is_named_alone_stays_and_so_does_an_old_run_beside_another() -> No
     assert without_own_outputs(["one", "one.old"]) == ["one", "one.old"]
     assert without_own_outputs(["one", "report.html"]) == ["one"]
     assert without_own_outputs(["report.html", "comparison.png"]) == ["report.html", "comparison.png"]
+
+
+def test_an_empty_folder_is_of_the_user() -> None:
+    for name in ("inspect-empty", "eval-empty"):
+        Path(name).mkdir()
+    assert without_own_outputs(["one", "inspect-empty", "eval-empty"]) == ["one", "inspect-empty", "eval-empty"]

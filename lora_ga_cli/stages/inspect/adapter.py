@@ -42,7 +42,8 @@ def inspect_adapter(
         with_base: also what is measured against the base's weights, which are loaded for it.
         artifact: the gradient that the run began with.
         options: which layers are measured against the base, and another place of it.
-        kept: the same part of an earlier inspection of the same adapter, whose measures against the base stay.
+        kept: the same part of an earlier inspection of the same adapter and gradient, of which stays what is not
+            measured now.
 
     Raises:
         RunError: the base is not that of the run.
@@ -66,8 +67,9 @@ def part_of(
     for name, change in inspected.saved.changes.items():
         found = decompose(change)
         start, gradient = inspected.within_start(name, found), inspected.within_gradient(name, found, artifact)
+        staying = OF_BASE if artifact is not None else (*OF_BASE, "within_gradient")
         layers[name] = measured(found, start, gradient) | {
-            measure: before.get(name, {}).get(measure) for measure in OF_BASE
+            measure: before.get(name, {}).get(measure) for measure in staying
         }
     return {"layers": layers, "totals": totals(layers), "notes": inspected.saved.notes}
 

@@ -27,10 +27,11 @@ def words_again(provenance: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The words of `loraga inspect` behind ``loraga``, with the options of the command that made a gradient or a run.
 
     Returns:
-        None where that command is not known, is a sweep, or has flags of its own.
+        Empty where that command is not known, is a sweep, or has flags of its own.
     """
-    words = words_after_program([str(word) for word in (provenance or {}).get("command") or ()]) or ["none"]
+    words = words_after_program([str(word) for word in (provenance or {}).get("command") or ()])
+    if not words or words[0] not in OF_A_RECIPE or set(SWEEP) & set(words):
+        return ()
     given = [word for word in words[1:] if word not in ("--json", "--dry-run", "--debug")]
     options = [word for word in given if "=" in word and not word.startswith("-")]
-    plain = words[0] in OF_A_RECIPE and len(options) == len(given) and not set(SWEEP) & set(words)
-    return ("inspect", *options) if plain else ()
+    return ("inspect", *options) if len(options) == len(given) else ()

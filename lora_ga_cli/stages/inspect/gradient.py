@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,38 @@ def vectors_of(config: Config | None) -> int:
     return method.gradient_vectors if method.trains_pairs and method.needs_gradient else 1
 
 
-def artifact_of_run(run: RunFolder) -> GradientArtifact | None:
-    """The gradient that a run began with; None if it had none, or if it is not in the cache any more."""
+ESTIMATE_AGAIN = "loraga estimate-grad with the run's options estimates it again"
+"""What makes the gradient of a run anew."""
+
+
+@dataclass(frozen=True)
+class GradientOfRun:
+    """The gradient that a run began with, as far as the cache has it.
+
+    Args:
+        artifact: None if the run began without one, or if the cache does not have it.
+        absent: why there is none, with the next step; empty if there is one.
+        damage: what is wrong with the one in the cache, with the next step; empty if nothing is.
+    """
+
+    artifact: GradientArtifact | None
+    absent: str = ""
+    damage: str = ""
+
+
+def gradient_of_run(run: RunFolder) -> GradientOfRun:
+    """Reads the gradient that a run began with from the cache."""
     key = run.manifest.get("gradient")
     if key is None:
-        return None
+        return GradientOfRun(None, "this run began without one")
+    damage = ""
     for folder in gradients_of(run.read_config()["cache_dir"]).places(key):
-        with contextlib.suppress(ArtifactDamaged):
-            return GradientArtifact.load(folder)
-    return None
+        try:
+            return GradientOfRun(GradientArtifact.load(folder), damage=damage)
+        except ArtifactDamaged as error:
+            damage = f"the stored gradient is damaged: {error}; {ESTIMATE_AGAIN}"
+    why = f"{key} in the cache is damaged" if damage else f"{key} is not in the cache any more"
+    return GradientOfRun(None, f"{why}: {ESTIMATE_AGAIN}", damage)
 
 
 def gradient_part(

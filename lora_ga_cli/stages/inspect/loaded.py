@@ -21,6 +21,7 @@ from lora_ga_cli.methods.base import Link, method_of
 from lora_ga_cli.model.loading import empty_model
 from lora_ga_cli.stages.inspect.weights import base_of_adapter, base_of_run, empty_base, loaded_base
 from lora_ga_cli.stages.trained import require_finished, stored_config
+from lora_ga_cli.training.run_files import check_result, check_start
 from lora_ga_cli.training.run_folder import RunFolder
 
 ONLY_LINK = Link.only(1)
@@ -92,6 +93,7 @@ def load(folder: Path, base: str | None = None) -> Inspected:
 
     Raises:
         RunError: the run has not finished, or holds something else than a LoRA adapter.
+        DamagedFile: a file of the run's adapter, or the initial factors, are not what was written.
     """
     run = RunFolder(folder)
     if not run.manifest_file.exists():
@@ -101,7 +103,10 @@ def load(folder: Path, base: str | None = None) -> Inspected:
     config = stored_config(run)
     if reason := why_not(run, config):
         raise RunError(f"{folder}: {reason}")
-    file = run.link(ONLY_LINK).init_file
+    check_result(run)
+    link = run.link(ONLY_LINK)
+    check_start(run, link)
+    file = link.init_file
     model = config.model if base is None else config.model.model_copy(update={"path": base, "revision": None})
     return Inspected(
         read_saved(folder, lambda: empty_model(model)),

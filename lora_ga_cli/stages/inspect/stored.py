@@ -75,8 +75,8 @@ class _Stored(_Checked):
 
 
 def read_inspection(run: RunFolder) -> dict[str, Any] | None:
-    """The kept inspection of a run; None if there is none of this format, if it is of another adapter, or, with a line
-    for the user, if it is damaged."""
+    """The kept inspection of a run; None if there is none of this format, if it is of another adapter or gradient, or,
+    with a line for the user, if it is damaged."""
     file = run.path / INSPECTION_FILE
     try:
         found = read_json(file)
@@ -90,8 +90,8 @@ def read_inspection(run: RunFolder) -> dict[str, Any] | None:
         if not isinstance(found, dict) or found.get("format") == FORMAT:
             warn(f"{file} is damaged ({type_problem(error)}); it is made again")
         return None
-    current = stored.format == FORMAT and stored.of.adapter_sha256 == adapter_digest(run)
-    return dict(found) if current else None
+    of = _Of(adapter_sha256=adapter_digest(run), gradient=run.manifest.get("gradient"))
+    return dict(found) if (stored.format, stored.of) == (FORMAT, of) else None
 
 
 def adapter_digest(run: RunFolder) -> str | None:

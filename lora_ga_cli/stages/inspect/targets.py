@@ -19,6 +19,7 @@ from lora_ga_cli.stages.inspect.gradient import show_stored
 from lora_ga_cli.stages.inspect.options import PLACE, InspectOptions
 from lora_ga_cli.stages.inspect.pair import show_pair
 from lora_ga_cli.stages.inspect.run import show_run
+from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder
 
 
@@ -72,6 +73,9 @@ def find_all(
     Args:
         words: none for a recipe.
         given: see `combinations.misplaced`.
+
+    Raises:
+        DamagedFile: what describes the result of a run is not what was written.
     """
     targets, faults = [], []
     for word in words:
@@ -87,6 +91,9 @@ def find_all(
         what = "a gradient; two runs or adapters can be compared"
         faults += [Fault(one.text, what) for one in targets if one.kind in (Subject.key, Subject.gradient)]
     subject = Subject.pair if len(targets) == 2 else targets[0].kind if targets else Subject.recipe
+    for target in targets:
+        if target.kind is Subject.run:
+            check_result(RunFolder(target.folder), weights=False)  # before the description of its adapter is read
     base_is_read = any(adapts_parameters(target.folder) for target in targets)
     faults += misplaced(subject, given, base_is_read=base_is_read)
     if subject is Subject.run and "--with-base" in given and (reason := refusal(targets[0].folder)):

@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from scipy.linalg import orth, subspace_angles
 from transformers import AutoModelForCausalLM
 
+from lora_ga_cli.digests import written
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.stages.inspect.gradient import artifact_of_run
+from lora_ga_cli.stages.inspect.gradient import gradient_of_run
 from lora_ga_cli.stages.inspect.run import inspect_run, read_inspection
+from lora_ga_cli.training.run_files import result_entries
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.helpers import Loraga
 from tests.stages.inspect.runs import train
@@ -78,7 +81,7 @@ def test_the_figures_of_a_run_are_those_of_its_dense_changes(
     rows, columns = orth(a0.double().T.numpy()), orth(b0.double().numpy())
     assert layer["within_start"]["left"] == pytest.approx(share(columns @ columns.T @ change, change), rel=1e-4)
     assert layer["within_start"]["right"] == pytest.approx(share(change @ rows @ rows.T, change), rel=1e-4)
-    artifact = artifact_of_run(run)
+    artifact = gradient_of_run(run).artifact
     assert artifact is not None
     u = artifact.factors[LAYER].left[:, :8].double().numpy()  # LoRA-GA at rank 4 takes 8 directions
     assert layer["within_gradient"]["left"] == pytest.approx(share(u @ u.T @ change, change), rel=1e-4)
@@ -116,6 +119,7 @@ def test_figures_against_the_base_are_kept_until_the_adapter_changes(
 
     file = run.path / "adapter_model.safetensors"
     save_file({name: 2 * item for name, item in load_file(file).items()}, file)
+    run.update_manifest(**result_entries(run))  # as if it was trained again
     assert read_inspection(run) is None
     assert inspect_run(run, with_base=False)["adapter"]["layers"][LAYER]["intruders"] is None
 
@@ -194,3 +198,60 @@ def test_json_has_the_selected_layers_and_the_files_of_figures(loraga: Loraga, r
     kept = read_inspection(RunFolder(runs["ga"]))
     assert kept is not None
     assert len(kept["adapter"]["layers"]) == 14
+
+
+@pytest.mark.parametrize("command", [["ga"], ["ga", "rs"], ["rs", "ga"], ["ga", "rs", "--factors"]], ids=" ".join)
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json", "init.safetensors"])
+def test_a_damaged_file_of_a_run_is_an_error(
+    loraga: Loraga, runs: dict[str, Path], tmp_path: Path, file: str, command: list[str]
+) -> None:
+    """Also where one bit is flipped, with which the file still can be read."""
+    copy = Path(shutil.copytree(runs["ga"], tmp_path / "ga"))
+    content = bytearray((copy / file).read_bytes())
+    content[max(content.rfind(b"%d" % digit) for digit in range(10))] ^= 1  # another digit
+    (copy / file).write_bytes(content)
+    words = [{"ga": str(copy), "rs": str(runs["rs"])}.get(word, word) for word in command]
+    assert f"{file} does not have the bytes that were written" in " ".join(loraga("inspect", *words, code=2).split())
+
+
+def test_initial_factors_that_are_missing_are_an_error(loraga: Loraga, runs: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(runs["ga"], tmp_path / "ga"))
+    (copy / "init.safetensors").unlink()
+    assert "init.safetensors is missing" in " ".join(loraga("inspect", str(copy), code=2).split())
+
+
+class TestGradientOfARun:
+    @pytest.fixture
+    def copy(self, runs: dict[str, Path], tmp_path: Path) -> RunFolder:
+        """A run with a cache of its own."""
+        copy = RunFolder(Path(shutil.copytree(runs["ga"], tmp_path / "ga")))
+        shutil.copytree(runs["ga"].parent / "cache", tmp_path / "own")
+        config = copy.read_config() | {"cache_dir": str(tmp_path / "own")}
+        copy.config_file.write_text(yaml.safe_dump(config))
+        copy.update_manifest(files=copy.manifest["files"] | {copy.config_file.name: written(copy.config_file)})
+        return copy
+
+    def test_what_was_found_of_it_stays_when_the_cache_is_cleaned(
+        self, loraga: Loraga, copy: RunFolder, tmp_path: Path
+    ) -> None:
+        before = inspect_run(copy, with_base=False)
+        shutil.rmtree(tmp_path / "own")
+        printed = loraga("inspect", str(copy.path), "--modules", "q_proj", "--json")
+        shown = as_json(printed)
+        assert set(shown["gradient"]["layers"]) == {LAYER, LAYER.replace("1", "0")}
+        after = read_inspection(copy)
+        assert after is not None
+        assert after["gradient"] == before["gradient"]
+        layers = after["adapter"]["layers"]
+        assert layers[LAYER]["within_gradient"] == before["adapter"]["layers"][LAYER]["within_gradient"] is not None
+        copy.update_manifest(gradient="another")
+        assert inspect_run(copy, with_base=False)["gradient"] is None
+
+    def test_damage_is_not_said_to_be_absence(self, loraga: Loraga, copy: RunFolder, tmp_path: Path) -> None:
+        (file,) = (tmp_path / "own" / "gradients").glob("*/factors.safetensors")
+        file.write_bytes(file.read_bytes()[:-1])
+        damage = "factors.safetensors does not have the bytes that were written; loraga estimate-grad"
+        printed = " ".join(loraga("inspect", str(copy.path)).split())
+        assert damage in printed
+        assert "not in the cache any more" not in printed
+        assert damage in " ".join(loraga("report", str(copy.path), code=1).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers
+from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.stages.inspect.adapter import part_of, show_changes
+from lora_ga_cli.stages.inspect.loaded import load
+from lora_ga_cli.stages.inspect.options import InspectOptions
 from tests.helpers import Loraga
 
 Matrices = dict[str, np.ndarray]
@@ -85,6 +90,38 @@ def test_what_an_adapter_changes(loraga: Loraga, adapters: dict[str, Path], save
     assert float(random) == pytest.approx(expected, rel=0.5)
 
 
+def test_how_much_lies_where_an_adapter_began(
+    adapters: dict[str, Path], saved_bases: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The columns start and gradient, with known A0 and B0 of rank 2 and a known G, of which two directions for each
+    rank count."""
+    draw = np.random.default_rng(0)
+    inspected = load(adapters["one"])
+    started, kept, lost = {}, {}, {"start": 0.0, "gradient": 0.0}
+    changes = dense(saved_bases["llama"], adapters["one"])[0]
+    for name, change in changes.items():
+        d_out, d_in = change.shape
+        a0, b0 = draw.normal(size=(2, d_in)), draw.normal(size=(d_out, 2))
+        u, _, vh = leading(gradient := draw.normal(size=(d_out, d_in)), 4)
+        started[name] = torch.tensor(a0).float(), torch.tensor(b0).float()
+        kept[name] = truncated_svd(torch.tensor(gradient).float(), 8)
+        for part, (columns, rows) in {
+            "start": (np.linalg.qr(b0)[0], np.linalg.qr(a0.T)[0]),
+            "gradient": (u, vh.T),
+        }.items():
+            outside = change - columns @ columns.T @ change
+            lost[part] += np.linalg.norm(outside - outside @ rows @ rows.T) ** 2
+    start = LoraInit(started, dict.fromkeys(started, 1.0))
+    found = part_of(replace(inspected, start=start, vectors=2), GradientArtifact(kept, 8, {}, "abc1"))
+    capsys.readouterr()
+    show_changes(adapters["one"], found, InspectOptions(modules="up_proj"), tmp_path)
+    printed = capsys.readouterr().out
+    (row,) = rows_of(printed, KIND)
+    whole = sum(np.linalg.norm(change) ** 2 for change in changes.values())
+    assert row[-2:] == [f"{1 - lost[part] / whole:.1%}" for part in ("start", "gradient")]
+    assert next(line for line in printed.splitlines() if "stable" in line).split()[-2:] == ["start", "gradient"]
+
+
 def test_how_two_adapters_differ(loraga: Loraga, adapters: dict[str, Path], saved_bases: dict[str, Path]) -> None:
     first, second = (dense(saved_bases["llama"], adapters[name])[0] for name in ("one", "other"))
     printed = loraga("inspect", *(str(folder) for folder in adapters.values()), "--modules", "up_proj")
@@ -118,3 +155,21 @@ def test_what_ranks_follow_of_a_gradient(loraga: Loraga, tmp_path: Path) -> None
         followed = [sum(square[: 2 * rank].sum() for square in squares) / own for rank in (1, 2, 4)]
         (row,) = rows_of(printed, label)
         assert row[:4] == [f"{share:.1%}" for share in (own / whole, *followed)]
+
+
+def test_the_advised_ranks_are_the_smallest_that_follow_the_share(loraga: Loraga, tmp_path: Path) -> None:
+    """Of gradients of ranks 4, 8 and 2, all directions are needed for almost all of them: two for each rank."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = {
+        name: torch.randn(24, rank, generator=generator) @ torch.randn(rank, 16, generator=generator)
+        for name, rank in {"model.layers.0.q": 4, "model.layers.0.up": 8, "model.layers.1.up": 2}.items()
+    }
+    kept = {name: truncated_svd(item, 12) for name, item in gradients.items()}
+    GradientArtifact(kept, 12, {}, "abc1").save(ArtifactStore(tmp_path / "cache").path("abc1"))
+    printed = loraga("inspect", "abc1", "--share", "0.999999", "--all")
+    assert next(line for line in printed.splitlines() if "of ‖G‖²" in line).split()[-1] == "advised"
+    for name, gradient in gradients.items():
+        (row,) = rows_of(printed, name)
+        assert row[-1] == str(np.linalg.matrix_rank(gradient.numpy()) // 2)
+    (row,) = rows_of(loraga("inspect", "abc1", "--share", "0.999999"), "up")
+    assert row[-1] == "1–1–4"
