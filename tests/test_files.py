@@ -215,6 +215,22 @@ def test_a_full_disk_speaks_against_a_folder(tmp_path: Path, monkeypatch: pytest
     assert problem.strerror == "No space left on device, 1000 B are free now"
 
 
+def test_a_cache_that_may_only_be_read_gives_way_to_the_next_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team, own = tmp_path / "team", tmp_path / "own"
+    team.mkdir()
+    monkeypatch.setenv("LORAGA_CACHE", str(own))
+    assert (files.cache_root(str(team)), files.shared_cache(str(team))) == (team, None)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != team or not mode & os.W_OK)
+    assert (files.cache_root(str(team)), files.shared_cache(str(team))) == (own, team)
+    monkeypatch.setenv("LORAGA_CACHE", str(team))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert (files.cache_root(None), files.shared_cache(None)) == (tmp_path / "xdg" / "loraga", team)
+    missing = str(tmp_path / "missing")  # it is made
+    assert (files.cache_root(missing), files.shared_cache(missing)) == (Path(missing), None)
+
+
 def test_messages_have_no_names_of_temporary_files(tmp_path: Path) -> None:
     with files.atomic_folder(tmp_path / "merged") as folder, files.atomic_file(folder / "a.json") as file:
         assert file.name != "a.json"

@@ -44,7 +44,7 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     from lora_ga_cli.report.drawn import drawn
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.eval_on_base import targets_on_base
-    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target
+    from lora_ga_cli.stages.eval_targets import NothingToScore, find_target, options_for_each
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
     from lora_ga_cli.stages.shared_base import SharedBases
     from lora_ga_cli.training.own_outputs import without_own_outputs
@@ -53,7 +53,9 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     if adapters:
         named = [(target.name, target) for target in targets_on_base(folders[0], adapters, options)]
     else:
-        named, missing = _each(without_own_outputs(folders), str, lambda folder: (folder, find_target(folder, options)))
+        chosen = without_own_outputs(folders)
+        given = options_for_each(chosen, options)
+        named, missing = _each(chosen, str, lambda folder: (folder, find_target(folder, given[folder])))
     targets = [target for _, target in named]
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets

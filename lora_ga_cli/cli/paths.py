@@ -71,7 +71,7 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
         return system_fault(option, path, error)
     if not isinstance(error, OSError) and paths and any(said in text for said in WRITING_FAILED):
         option, path = _fullest(paths)
-        why = folder_problem(path) or OSError(errno.EIO, "A file could not be written to its end")
+        why = folder_problem(path) or _limit_on_files() or OSError(errno.EIO, "A file could not be written to its end")
         return system_fault(option, path, why)
     if isinstance(error, OSError) and error.filename is None and error.errno in WITHOUT_NAME and paths:
         return system_fault(*_fullest(paths), error)
@@ -90,6 +90,16 @@ def _explained(error: Exception, paths: Mapping[str, Path]) -> Fault | None:
         return None
     option = max(named, key=lambda name: len(named[name].parts))
     return system_fault(option, final_path(error.filename), error)
+
+
+def _limit_on_files() -> OSError | None:
+    """The error of a file that is larger than this process may write; None if there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+    return OSError(errno.EFBIG, os.strerror(errno.EFBIG)) if limited else None
 
 
 def _fullest(paths: Mapping[str, Path]) -> tuple[str, Path]:

@@ -51,10 +51,19 @@ def reconfigured(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     return validated(changes, sources)
 
 
+def fits_run(option: str) -> bool:
+    """Whether an option given as ``name=value`` can change what a finished run is scored with."""
+    return _is_changeable(option.lstrip("+~").partition("=")[0])
+
+
+def _is_changeable(key: str) -> bool:
+    return key in ("eval", "device", "model.path", "model.trust_remote_code") or key.startswith("eval.")
+
+
 def _fixed(override: Override, sources: Sources) -> Iterator[Fault]:
     """Faults for an override that a finished run does not take."""
     key, value = override.key_or_group, override.value()
-    if not (key in ("eval", "device", "model.path", "model.trust_remote_code") or key.startswith("eval.")):
+    if not _is_changeable(key):
         hint = "here: eval=…, eval.…, device=…, model.trust_remote_code=…, and model.path=… for a base that was moved"
         yield Fault(COMMAND_LINE, f"{key} belongs to the run, whose settings are fixed", hint)
     elif "${" in str(sources.options_of("eval", str(value)) if key == "eval" else value):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,6 +17,8 @@ from lora_ga_cli.report.console import out, say
 if TYPE_CHECKING:
     from lora_ga_cli.gradient.artifact import GradientArtifact
 
+NAME_WIDTH = 24
+"""Columns that the name of a run has at least; a longer one is continued in another line where room is short."""
 MAX_LAYER_LINES = 60
 """A model with more layers than this has one line for each kind of layer, in place of one for each layer."""
 
@@ -39,21 +42,26 @@ def print_comparison(
     columns = list(dict.fromkeys(name for row in rows for name in row))
     metrics = [name for name in columns if isinstance(next(row[name] for row in rows if name in row), float)]
     settings = [name for name in columns if name not in metrics]
-    shown = [name for name in settings if name in ("run", "method") or len({row[name] for row in rows}) > 1]
+    # a base has no settings
+    values = {name: {row[name] for row in rows} - {"–"} for name in settings}
+    shown = [name for name in settings if name in ("run", "method") or len(values[name]) > 1]
     best = {name: None if name in unranked else _best(name, rows, name in lower_is_better) for name in metrics}
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in shown:
-        # names of runs often differ only at their ends
-        table.add_column(escape(name), no_wrap=name != "run", overflow="fold")
+        is_name = name == "run"  # names of runs often differ only at their ends, which must not be cut off
+        longest = max(cell_len(str(row[name])) for row in rows)
+        narrowest = min(longest, NAME_WIDTH) if is_name else None
+        table.add_column(escape(name), no_wrap=not is_name, overflow="fold", min_width=narrowest)
     for name in metrics:
         table.add_column(escape(name.replace("_", " ")), justify="right", no_wrap=True)
     for row in rows:
         cells = [_cell(row.get(name), best[name], name in shares) for name in metrics]
         table.add_row(*(escape(str(row[name])) for name in shown), *cells)
     out.print(table, soft_wrap=False)
-    same = [f"{name} {rows[0][name]}" for name in settings if name not in shown and name != "run"]
+    same = [f"{name} {value}" for name in settings if name not in shown for value in values[name]]
     if len(rows) > 1 and same:
-        out.print(f"[dim]all: {escape(', '.join(same))}[/]")
+        label = "all" if all("–" not in row.values() for row in rows) else "all runs"
+        out.print(f"[dim]{label}: {escape(', '.join(same))}[/]")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[str] = ()) -> None:

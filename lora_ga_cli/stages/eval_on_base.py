@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.config.compose import fits_run
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import resolve_path
@@ -14,7 +15,17 @@ from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import is_custom_adapter
 from lora_ga_cli.model.loading import adapter_refusal
 from lora_ga_cli.report.console import step, warn
-from lora_ga_cli.stages.eval_targets import HUB_NAME, EvalTarget, composed, of_adapter, of_model, target_of_run
+from lora_ga_cli.stages.eval_targets import (
+    HUB_NAME,
+    EvalTarget,
+    bundled_model,
+    composed,
+    is_run,
+    of_adapter,
+    of_model,
+    options_for_each,
+    target_of_run,
+)
 from lora_ga_cli.stages.inputs import base_identity
 from lora_ga_cli.stages.trained import config_of
 from lora_ga_cli.training.run_folder import RunFolder
@@ -33,7 +44,8 @@ def targets_on_base(base: str, adapters: Sequence[str], options: Sequence[str]) 
         InvalidInput: all that is wrong with the options and adapters together.
     """
     folder = resolve_path(base)
-    place = str(folder.resolve()) if folder.is_dir() else base
+    is_bundled = bundled_model(base)
+    place = str(folder.resolve()) if folder.is_dir() and not is_bundled else base
     faults = [
         Fault("command line", f"{item}: the base is named already, {base}", "leave it out")
         for item in options
@@ -43,21 +55,23 @@ def targets_on_base(base: str, adapters: Sequence[str], options: Sequence[str]) 
         faults.append(Fault("command line", f"{base} holds an adapter, and no base", "loraga eval BASE --adapters A,B"))
     elif not folder.is_dir() and not HUB_NAME.fullmatch(base):
         faults.append(Fault("command line", f"{base}: no such base", "a model's folder, or ORG/MODEL on the hub"))
-    targets = []
-    for text in () if faults else adapters:
+    found: dict[str, EvalTarget] = {}
+    given = {} if faults else options_for_each(adapters, options)
+    for text in sorted(given, key=lambda text: not is_run(text)):  # runs first, whose rows others may take
         try:
-            targets.append(_on_base(text, place, options))
+            found[text] = _on_base(text, place, given[text], [target for target in found.values() if target.run])
         except InvalidInput as error:
             faults += error.faults
         except RunError as error:
             faults.append(Fault("--adapters", str(error)))
     if faults:
         raise InvalidInput(list(dict.fromkeys(faults)))
+    targets = [found[text] for text in dict.fromkeys(adapters)]
     first = next((target for target in targets if not target.config.model.new_tokens), targets[0])
     if first.config.model.task == "sequence_classification":
         step("eval", f"{base} is not scored beside its adapters: without one, it has no trained head")
         return targets
-    name = Path(place).name if folder.is_dir() else place.replace("/", "--")
+    name = folder.resolve().name if folder.is_dir() else place.replace("/", "--")
     for other in targets:
         if other is not first and _rows(other.config) != _rows(first.config):
             warn(f"{base} is scored on the rows of {first.name}, and {other.name} on others")
@@ -69,8 +83,11 @@ def _rows(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"dataset", "eval"})
 
 
-def _on_base(text: str, base: str, options: Sequence[str]) -> EvalTarget:
+def _on_base(text: str, base: str, options: Sequence[str], runs: Sequence[EvalTarget]) -> EvalTarget:
     """An adapter on a base that is named.
+
+    Args:
+        runs: those on the same base. An adapter for which no rows are named is scored on those of the first one.
 
     Raises:
         InvalidInput: it is no adapter, or says that it is of another base; or wrong options.
@@ -88,7 +105,12 @@ def _on_base(text: str, base: str, options: Sequence[str]) -> EvalTarget:
     if not (is_custom_adapter(folder) or (folder / "adapter_config.json").is_file()):
         what = "no adapter" if folder.exists() else "no such run folder or adapter"
         raise InvalidInput([Fault("--adapters", f"{text}: {what}", "a run's folder, or one with adapter_config.json")])
-    config = composed([*options, f"model.path={base!r}"], None)
+    first = next((run for run in runs if not run.config.model.new_tokens), None)
+    if first is None or not all(map(fits_run, options)):
+        config = composed([*options, f"model.path={base!r}"], None)
+    else:
+        config = first.config
+        step("eval", f"{text} is scored on the rows of {first.name}")
     if (folder / "adapter_config.json").is_file():
         _check_base_of_adapter(folder, config)
     return of_adapter(folder, config)

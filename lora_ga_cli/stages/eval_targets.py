@@ -10,11 +10,12 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.config.compose import compose_around
+from lora_ga_cli.config.compose import compose_around, fits_run
+from lora_ga_cli.config.overrides import COMMAND_LINE
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.errors import Fault, InvalidInput, RunError, system_fault
+from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest, system_fault
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import folder_problem, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import ASSETS, BUNDLED, PACKAGE, folder_problem, resolve_path, sha256_file, sha256_json
 from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
@@ -93,6 +94,45 @@ class NothingToScore(RunError):
     """A file or folder that is there, and no run, adapter or model: a pattern such as ``runs/*`` names such too."""
 
 
+def options_for_each(words: Sequence[str], options: Sequence[str]) -> dict[str, list[str]]:
+    """The options for each of the words. Where there are runs and others, a run keeps its own rows and settings, and
+    the options that choose them are for the others, which a line says."""
+    runs = [text for text in words if is_run(text)]
+    others = [text for text in words if text not in runs and _may_be_model(text)]
+    chosen = [option for option in options if not option.startswith("-") and not fits_run(option)]
+    if not (runs and others and chosen):
+        return {text: list(options) for text in words}
+    step("eval", f"{', '.join(chosen)}: for {', '.join(others)}; each run keeps its own rows and settings")
+    kept = [option for option in options if option not in chosen]
+    return {text: list(options) if text in others else kept for text in words}
+
+
+def is_run(text: str) -> bool:
+    """Whether a word names the folder of a run."""
+    return (Path(text).expanduser() / "manifest.json").is_file()
+
+
+def _may_be_model(text: str) -> bool:
+    folder = resolve_path(text)
+    is_hub_name = HUB_NAME.fullmatch(text) is not None and not Path(folder.parts[0]).exists()
+    files = ("adapter_config.json", "config.json")
+    return is_hub_name or is_custom_adapter(folder) or any((folder / name).is_file() for name in files)
+
+
+def bundled_model(text: str) -> bool:
+    """Whether a word names a model that comes with loraga or with another Python package.
+
+    Raises:
+        InvalidInput: it is written so, and there is no such model.
+    """
+    if not text.startswith((BUNDLED, PACKAGE)):
+        return False
+    if (resolve_path(text) / "config.json").is_file():
+        return True
+    known = [f"{BUNDLED}{file.parent.name}" for file in ASSETS.glob("*/config.json")]
+    raise InvalidInput([Fault(COMMAND_LINE, f"{text}: no such model", suggest(text, known))])
+
+
 def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> EvalTarget:
     """The target that a word on the command line names.
 
@@ -119,6 +159,8 @@ def find_target(text: str, options: Sequence[str], *, to_score: bool = True) -> 
         return of_model(folder.resolve().name, composed(options, str(folder.resolve()), to_score=to_score))
     if HUB_NAME.fullmatch(text) and not Path(folder.parts[0]).exists():
         return of_model(text.replace("/", "--"), composed(options, text, to_score=to_score))
+    if bundled_model(text):
+        return of_model(resolve_path(text).name, composed(options, text, to_score=to_score))
     if not folder.exists():
         raise RunError(f"{text}: no such run folder, adapter or model")
     if folder.is_dir():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import yaml
-from rich.syntax import Syntax
 from rich.table import Table
 
 from lora_ga_cli.config.schema import Config
@@ -32,19 +30,18 @@ STAGES = ("estimate-grad", "init", "train", "eval")
 
 
 def forecast(config: Config, last: str) -> dict[str, Any]:
-    """Prints the resolved configuration, the stages up to ``last`` and their state, and a forecast.
+    """Prints what would be trained, on what and with what, the stages up to ``last`` and their state, and a forecast.
 
     Loads no weights.
 
     Returns:
         The same as plain data: ``config``, ``stages`` and ``forecast``, with memory in bytes and time in seconds.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    out.print(Syntax(text.rstrip(), "yaml", background_color="default") if out.is_terminal else text, soft_wrap=True)
     check_folders(config)
     check_speed(config, pick_device(config.device))
     check_trackers(config)
     inputs = prepare_inputs(config)
+    _summarize(inputs)
     run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
     states = {stage: _state(stage, inputs, run) for stage in STAGES[: STAGES.index(last) + 1]}
@@ -53,6 +50,27 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     out.print(table)
     say()
     return {"config": config.model_dump(mode="json"), "stages": states, "forecast": _forecast(inputs)}
+
+
+def _summarize(inputs: Inputs) -> None:
+    """What would be trained, and how, in a few lines."""
+    config, trainer = inputs.config, inputs.config.trainer
+    quantized = f", quantized: {config.model.quantization}" if config.model.quantization else ""
+    step("model", f"{config.model.path}, {config.model.task}, {config.model.dtype}{quantized}, on {inputs.device}")
+    used = {"rank": config.rank, "alpha": config.alpha, "target_modules": config.target_modules}
+    shared = [f"{name} {value}" for name, value in used.items() if name in config.shared_uses]
+    step("method", ", ".join([config.method.name, *shared]))
+    options = {
+        "learning rate": f"{trainer.learning_rate:g}",
+        "schedule": trainer.lr_scheduler,
+        "optimizer": trainer.optimizer,
+        "rows in a step": trainer.batch_size,
+        "precision": trainer.precision,
+        "seed": config.seed,
+    }
+    step("trainer", ", ".join(f"{name} {value}" for name, value in options.items()))
+    step("options", "all of them: --cfg job in place of --dry-run, or --dry-run --json")
+    say()
 
 
 def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:

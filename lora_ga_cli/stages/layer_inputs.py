@@ -79,7 +79,8 @@ def without_head(model: PeftModel) -> Iterator[Callable[[Mapping[str, Tensor]], 
         with contextlib.suppress(_AllLayersSeen):
             model(**batch)
 
-    adapted = any(layer is head for layer in lora_layers(model).values())
+    layers: list[Any] = list(lora_layers(model).values())
+    adapted = any(layer is head for layer in layers)
     hook = head.register_forward_pre_hook(stop) if head is not None and not adapted else None
     try:
         yield forward

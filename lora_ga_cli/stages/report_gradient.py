@@ -24,7 +24,7 @@ def gradient_of(run: RunFolder, config: Config, inspection: dict[str, Any] | Non
     if key is None:
         return None, ""
     method = method_of(config)
-    common = {"key": key, "rank": method.largest_rank}
+    common = {"key": key, "rank": method.largest_rank, "varies": bool(config.rank_pattern)}
     artifact = artifact_of_run(run)
     if artifact is not None:
         vectors = method.gradient_vectors

@@ -13,6 +13,7 @@ from lora_ga_cli.config.began import located
 from lora_ga_cli.config.compose import reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import DamagedFile, UserError
+from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.report import console
 from lora_ga_cli.report.html.record import ShownRow
 from lora_ga_cli.stages.inputs import Inputs, prepare_inputs
@@ -66,6 +67,7 @@ class Parts:
             config = inputs.config if inputs is not None else reconfigured(located(run.read_config(), run.began_in), ())
         except UserError as error:
             return found | {"absent": absent | {"rows": _because("the configuration cannot be read", error)}}
+        found["size"] = size_of(run, config)
         found["inspection"], absent["inspection"] = _inspection(run, self.note_damage(run))
         found["gradient"], absent["gradient"] = gradient_of(run, config, found["inspection"])
         (found["rows"], found["lengths"]), absent["rows"] = self._rows(run, config, inputs)
@@ -87,6 +89,22 @@ class Parts:
         if key not in self._seen:
             self._seen[key] = _read(config, digest, inputs)
         return self._seen[key]
+
+
+def size_of(run: RunFolder, config: Config) -> str:
+    """The rank or width of a run, and that of its saved adapter where it is another one; empty if it has none."""
+    method, saved = method_of(config), run.manifest.get("adapter_rank")
+    kind = method.output.size
+    if not kind:
+        return ""
+    if kind != "rank" or "rank" not in config.shared_uses:
+        return "" if saved is None else f"{kind} {saved}"
+    ranks = {config.rank, *config.rank_pattern.values()}
+    trained = f"rank {config.rank}" if len(ranks) == 1 else f"ranks from {min(ranks)} to {max(ranks)}"
+    if saved is None or saved == max(ranks):
+        return trained
+    why = method.describe_saved(saved)
+    return f"{trained} (saved as an adapter of rank {saved}" + (f": {why})" if why else ")")
 
 
 def _read(config: Config, digest: str, inputs: Inputs | None) -> tuple[Seen, str]:

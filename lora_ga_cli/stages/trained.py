@@ -13,7 +13,7 @@ from lora_ga_cli.config.began import located
 from lora_ga_cli.config.compose import reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import resolve_path, sha256_json
+from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path, sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
@@ -138,6 +138,8 @@ def folder_of(text: str) -> RunFolder:
         RunError: there is no such folder.
     """
     path = Path(text).expanduser()
+    if text.startswith((BUNDLED, PACKAGE)):
+        raise RunError(f"{text}: a model, not a run folder")
     if not path.is_dir():
         raise RunError(f"{text}: {'a file, not a run folder' if path.exists() else 'no such run folder'}")
     return RunFolder(path)

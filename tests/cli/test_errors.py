@@ -222,6 +222,15 @@ def test_an_error_of_the_system_during_a_run_names_the_option(
     assert len(printed.splitlines()) == 1
 
 
+def test_a_limit_on_files_is_named_where_a_library_gives_no_reason(
+    training: Callable[[Training], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (10_000, -1))
+    training(failing(RuntimeError("basic_ios::clear: iostream error")))
+    assert main(["train", QUICKSTART]) == 2
+    assert "file too large (a limit on the size of files (ulimit -f) stops it: raise it, or" in capsys.readouterr().err
+
+
 def test_an_error_about_a_path_that_no_option_names_is_one_line_too(
     training: Callable[[Training], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

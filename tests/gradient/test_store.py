@@ -58,6 +58,20 @@ def test_the_first_computes_and_the_second_reuses(asked: Asked) -> None:
     assert torch.equal(first.factors["layer"].left, second.factors["layer"].left)
 
 
+def test_a_gradient_of_a_shared_cache_is_used_and_nothing_is_written_there(tmp_path: Path) -> None:
+    Asked(tmp_path / "team").get(4)
+    before = sorted(tmp_path.rglob("*"))
+    asked = Asked(tmp_path / "own")
+    asked.store = ArtifactStore(tmp_path / "own", tmp_path / "team")
+    assert asked.get(4)[1]
+    assert (asked.computed, sorted(tmp_path.rglob("*"))) == (0, before)  # no lock either
+    assert asked.get(8)[0].capacity == 8
+    assert (asked.computed, len(asked.told)) == (1, 1)
+    assert "keeps 4 singular vectors, and 8 are needed" in asked.told[0]
+    assert [entry.path.parents[1].name for entry in asked.store.entries()] == ["own"]
+    assert asked.get(4)[0].capacity == 8
+
+
 def test_another_key_is_another_gradient(asked: Asked) -> None:
     asked.get(4)
     artifact, reused = asked.get(4, key="f" * 24)

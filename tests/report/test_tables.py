@@ -27,8 +27,8 @@ def test_every_run_has_a_line_with_its_metrics(capsys: pytest.CaptureFixture[str
     print_comparison(ROWS, shares={"exact_match"})
     text = printed(capsys)
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.strip()}
-    assert lines["lora"] == ["1.5000", "25.0%"]
-    assert lines["lora_ga"] == ["1.2500", "50.0%"]
+    assert lines["a"] == ["lora", "1.5000", "25.0%"]
+    assert lines["b"] == ["lora_ga", "1.2500", "50.0%"]
 
 
 def test_a_setting_that_all_runs_share_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,8 +45,15 @@ def test_runs_of_one_method_are_distinguished_by_their_names(capsys: pytest.Capt
 def test_a_metric_that_a_run_does_not_have_is_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [ROWS[0], {name: value for name, value in ROWS[1].items() if name != "exact_match"}]
     print_comparison(rows)
-    (line,) = [line for line in printed(capsys).splitlines() if line.split()[:1] == ["lora_ga"]]
-    assert line.split() == ["lora_ga", "1.2500", "–"]
+    (line,) = [line for line in printed(capsys).splitlines() if line.split()[:1] == ["b"]]
+    assert line.split() == ["b", "lora_ga", "1.2500", "–"]
+
+
+def test_a_base_beside_runs_has_no_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    print_comparison([{"run": "base", "method": "–", "rank": "–", "loss": 2.0}, *ROWS])
+    text = printed(capsys)
+    assert "all runs: rank 8" in text
+    assert [line.split()[:3] for line in text.splitlines() if "base" in line] == [["base", "–", "2.0000"]]
 
 
 def test_a_single_run_is_a_table_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,7 @@ def test_what_is_typed_wrong_is_said_and_the_chat_goes_on(chat: Chat) -> None:
         "/adaptor b",
         "/adapter d",
         "/set top_p=3",
+        "/set temperature=1e-320",
         "/set size=1",
         "/base now",
         "/system x",
@@ -113,9 +114,10 @@ def test_what_is_typed_wrong_is_said_and_the_chat_goes_on(chat: Chat) -> None:
     ]
     out, err = chat(["a", f"eval.max_new_tokens={LENGTH}"], *lines, "/set temperature=0.5", "/set")
     for text in (
-        "no command /adaptor: did you mean /adapter?",
+        "no command /adaptor (did you mean /adapter?)",
         "no adapter d here",
-        "top_p=3: input should be less than or equal to 1",
+        "top_p=3 should be less than or equal to 1",
+        "temperature=1e-320 should be 0, for greedy answers, or from 0.001 to 1000",
         "cannot set 'size=1'",
         "/base takes nothing after it",
         "there is no place for a system's text",
@@ -125,6 +127,32 @@ def test_what_is_typed_wrong_is_said_and_the_chat_goes_on(chat: Chat) -> None:
     ):
         assert text in err
     assert out, "the line that is not UTF-8 has an answer"
+
+
+def test_answers_side_by_side_end_at_the_last_position_together(chat: Chat) -> None:
+    out, err = chat(["a", "eval.max_new_tokens=100000"], "/compare", "x" * 250)
+    assert [line.split(">")[0] for line in out if ">" in line][:1] == ["base"]
+    assert "no answer" not in err
+
+
+def test_each_line_of_a_pipe_is_answered_by_one_object(chat: Chat) -> None:
+    lines = ["3+1=", "", "/set temperature=1e-320", "/compare", "3+1=", "/quit", "x"]
+    out, _ = chat(["a", f"eval.max_new_tokens={LENGTH}", "--json"], *lines)
+    found = [json.loads(line) for line in out]
+    assert [item["line"] for item in found] == [line for line in lines[:-1] if line]
+    assert found[0]["answers"] == [{"name": "a", "text": by_peft("a", "3+1=")}]
+    assert "should be 0" in found[1]["refused"]
+    assert [answer["name"] for answer in found[3]["answers"]] == ["base", "a"]
+
+
+def test_an_answer_that_fails_does_not_end_a_chat(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("probability tensor contains either `inf`\nand more")
+
+    monkeypatch.setattr("lora_ga_cli.stages.chat.models.continuations", fail)
+    _, err = chat(["a"], "x", "/reset")
+    assert "no answer: RuntimeError: probability tensor contains either `inf` (another message" in err
+    assert "nothing was said yet" in err
 
 
 def test_a_message_too_long_is_said_and_the_chat_goes_on(chat: Chat) -> None:
@@ -150,7 +178,7 @@ def test_what_cannot_chat_is_refused_at_once(loraga: Loraga, saved_bases: dict[s
     assert "it is a classifier, which gives classes and no text" in out
     assert "nothing: no such run folder, adapter or model" in out
     assert "no run is named" in loraga("chat", code=2)
-    assert "eval.temperature: -1" in loraga("chat", "a", "eval.temperature=-1", code=2)
+    assert "eval.temperature=-1 should be 0" in loraga("chat", "a", "eval.temperature=-1", code=2)
     shutil.copytree(home / "a", "moved")
     file = Path("moved/adapter_config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(saved_bases["llama"])}))

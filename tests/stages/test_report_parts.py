@@ -16,10 +16,10 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.report.html.page import render
 from lora_ga_cli.report.html.record import Report, RunRecord
 from lora_ga_cli.stages.report import collect
-from lora_ga_cli.stages.report_parts import Parts
+from lora_ga_cli.stages.report_parts import Parts, size_of
 from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import build_model, byte_tokenizer
-from tests.helpers import Loraga
+from tests.helpers import Loraga, configured
 
 ROWS = [{"prompt": f"{number}+1=", "answer": f"#### {number + 1}"} for number in (7, 8, 9, 99, 12345, 100, 5, 6)]
 MICRO_BATCH = 2
@@ -165,6 +165,26 @@ class TestGradient:
         record = one()
         assert record.gradient is None
         assert "loraga estimate-grad" in record.absent["gradient"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "saved", "expected"),
+    [
+        (["lora"], 4, "rank 4"),
+        (["lora", "rank_pattern={q_proj: 16, v_proj: 2}"], 16, "ranks from 2 to 16"),
+        (["lora_ga"], 8, "rank 4 (saved as an adapter of rank 8: 4 trained + 4 initial)"),
+        (["lora_ga", "rank_pattern={q_proj: 16}"], 32,
+         "ranks from 4 to 16 (saved as an adapter of rank 32: 16 trained + 16 initial)"),
+        (["full"], None, ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_the_size_of_a_run_is_that_which_trains_and_that_which_is_saved(
+    overrides: list[str], saved: int | None, expected: str, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path)
+    run.update_manifest(adapter_rank=saved)
+    assert size_of(run, configured(*overrides)) == expected
 
 
 class TestAnswers:

@@ -303,6 +303,9 @@ def test_preview_shows_rows_and_trains_nothing(loraga: Loraga, arguments: Argume
 
 def test_a_dry_run_lists_what_is_to_do_and_does_nothing(loraga: Loraga, arguments: Arguments) -> None:
     out = loraga("train", *arguments(), "--dry-run")
+    assert "lora_ga, rank 4" in out
+    assert "trainer.extra" not in out
+    assert len(out.splitlines()) < 24, "it fits on a screen"
     assert "to do: 16 rows, 14 layers" in out
     assert "to do: 6 steps" in out
     assert "parameters train" in out

@@ -240,7 +240,7 @@ def _be_init(job: dict[str, Any], has_spare_id: bool, lifelines: list[int]) -> N
     try:
         kernel.die_with_parent(signal.SIGKILL)
         if any(map(_is_closed, lifelines)):
-            return
+            os._exit(0)
         kernel.prctl("hiding from the program", kernel.PR_SET_DUMPABLE, 0)
         kernel.set_host_name("sandbox")
         filesystem.build(job["files"], disk=job["disk"], owner=ID)

@@ -53,12 +53,14 @@ class RunRecord:
     Args:
         name: its name in this report, which no other run of the report has.
         manifest, config: contents of its files.
+        size: rank or width, and how it is saved, as a part of a sentence; empty where that is not known.
         points: what was logged, in order.
         cost: what training cost, as its files say, and ``forecast_peak_memory_bytes``.
         evaluations: contents of the files of results.
         answers: what it answered in them, of each task.
-        gradient: the gradient that initialized it: ``key``, ``capacity``, ``directions_per_rank``, ``rank`` (of the
-            run), ``rows`` (of which it was estimated), and ``layers``, as `inspection.spectrum.described` gives them.
+        gradient: the gradient that initialized it: ``key``, ``capacity``, ``directions_per_rank``, ``rank`` (the run's
+            largest), ``varies`` (whether its layers have different ranks), ``rows`` (of which it was estimated), and
+            ``layers``, as `inspection.spectrum.described` gives them.
         inspection: content of ``inspection.json``.
         rows: some training rows.
         lengths: of the training rows: ``lengths`` (tokens of each row), ``labelled_share`` and ``padding_share`` (of
@@ -70,6 +72,7 @@ class RunRecord:
     folder: Path
     manifest: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    size: str = ""
     points: Sequence[Mapping[str, Any]] = ()
     cost: Mapping[str, Any] = field(default_factory=dict)
     evaluations: Sequence[Mapping[str, Any]] = ()

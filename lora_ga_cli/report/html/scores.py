@@ -58,6 +58,12 @@ def losses(runs: Sequence[RunRecord]) -> list[Scores]:
     return [scores for scores in found if any(score is not None for score in scores.of_runs)]
 
 
+def steps_of_training_loss(run: RunRecord) -> int | None:
+    """Over how many steps the training loss at the end is the mean: those since the loss was logged before."""
+    steps = [point["step"] for point in run.points if point.get("loss") is not None]
+    return None if not steps else steps[-1] - max((step for step in steps if step < steps[-1]), default=0)
+
+
 def evaluations(runs: Sequence[RunRecord]) -> list[Scores]:
     """Every value of every evaluation. Of several of one task, the last one of a run counts."""
     last = [last_of_each_task(run) for run in runs]

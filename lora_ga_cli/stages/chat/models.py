@@ -143,6 +143,8 @@ class ChatModels:
     ) -> None:
         prompt, count = speaker.prompt, len(more.get("adapter_names", [None]))
         last = end_tokens(model, prompt.tokenizer, prompt.ends)
+        # answers of one batch have one limit, or they would be generated one by one
+        limit = min(options.max_new_tokens, positions_left(model, prompt.task, row))  # type: ignore[arg-type]
         stream = AnswerStream(prompt.tokenizer, count, last, write, prompt.ends)
         try:
             continuations(
@@ -150,7 +152,7 @@ class ChatModels:
                 prompt.tokenizer,
                 prompt.task,  # type: ignore[arg-type]
                 [row] * count,
-                max_new_tokens=options.max_new_tokens,
+                max_new_tokens=limit,
                 temperature=options.temperature,
                 top_p=options.top_p,
                 ends=prompt.ends,

@@ -131,7 +131,8 @@ def _print_changes(layers: Layers, groups: Mapping[str, Sequence[str]], together
     if len(rows) > 1:
         rows.append(["all", *_cells(together, cuts, shares)])
     print_table(columns, rows, numeric=columns[1:])
-    say("eff., stable: mean effective rank and stable rank of ΔW; cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
+    say("‖ΔW‖ of several layers: the root of the sum of squares; eff., stable: their mean effective and stable rank")
+    say("cut r: ‖ΔW - ΔW_r‖ / ‖ΔW‖ of a cut to rank r")
     if "within_start" in shares:
         say("start: the share of ‖ΔW‖² in the row space of A0 or the column space of B0, the initial factors")
     if "within_gradient" in shares:

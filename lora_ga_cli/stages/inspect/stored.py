@@ -26,6 +26,19 @@ class _Of(_Checked):
     gradient: str | None
 
 
+class _Shares(_Checked):
+    left: float
+    right: float
+    both: float
+    either: float
+
+
+class _Intruders(_Checked):
+    count: int
+    of: int
+    threshold: float
+
+
 class _Layer(_Checked):
     shape: list[int]
     rank: int
@@ -33,6 +46,12 @@ class _Layer(_Checked):
     effective_rank: float
     stable_rank: float
     cut: dict[str, float]
+    within_start: _Shares | None
+    within_gradient: _Shares | None
+    weight_norm: float | None
+    relative_norm: float | None
+    amplification: float | None
+    intruders: _Intruders | None
 
 
 class _Adapter(_Checked):

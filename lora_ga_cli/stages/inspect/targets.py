@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import Fault, InvalidInput
+from lora_ga_cli.files import BUNDLED, PACKAGE
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE
 from lora_ga_cli.lora.export import CONFIG_FILE, adapts_parameters
 from lora_ga_cli.lora.saved import refusal
@@ -49,6 +50,9 @@ def find(text: str, cache_dir: str | None = None) -> Target:
     if folder.is_dir():
         what = f"no run, adapter or gradient (none of {', '.join(files)} is there)"
         raise InvalidInput([Fault(text, what)])
+    if text.startswith((BUNDLED, PACKAGE)):
+        what = "a model; a run, an adapter or a gradient can be inspected"
+        raise InvalidInput([Fault(text, what, f"loraga inspect model.path={text} … inspects its gradient")])
     store = gradients_of(cache_dir)
     hits = [entry for entry in store.stored() if entry.name.startswith(text)]
     if not hits:

@@ -130,6 +130,7 @@ def inspection(names: Sequence[str] = LAYERS, *, norm: float = 1.0, **of_layers:
             "within_start": {"left": 0.5, "right": 0.25, "both": 0.125, "either": 0.625},
             "within_gradient": None,
             "cut": {"1": 0.5, "2": 0.25, "4": 0.0},
+            "weight_norm": None,
             "relative_norm": None,
             "amplification": None,
             "intruders": None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from lora_ga_cli.data.show import Segment
@@ -127,12 +129,17 @@ class TestInspection:
         assert titles[0] == ["‖ΔW‖", "Effective rank", "Stable rank", "Stayed where it began"]
         assert titles[1] == [*titles[0], "Amplification", "Intruder dimensions"]
 
-    def test_one_run_has_means_by_kind_and_several_have_means_by_run(self) -> None:
+    def test_one_run_has_lines_by_kind_and_several_have_one_each(self) -> None:
+        """Norms of several layers are those of all their changes as one matrix, as `loraga inspect` prints them."""
         one = shown(Inspection().content([record(inspection=inspection())])).values["summary"]
-        assert [row[:3] for row in one.rows] == [["q_proj", "3", "3"], ["v_proj", "3", "4"], ["all layers", "6", "3.5"]]
+        norms = {"q_proj": (1, 3, 5), "v_proj": (2, 4, 6), "all layers": (1, 2, 3, 4, 5, 6)}
+        assert [row[:3] for row in one.rows] == [
+            [kind, str(len(of_kind)), f"{math.hypot(*of_kind):.3g}"] for kind, of_kind in norms.items()
+        ]
         runs = [record("a", inspection=inspection()), record("b", inspection=inspection(norm=2.0))]
         two = shown(Inspection().content(runs)).values["summary"]
-        assert [row[:3] for row in two.rows] == [["a", "6", "3.5"], ["b", "6", "7"]]
+        length = math.hypot(1, 2, 3, 4, 5, 6)
+        assert [row[:3] for row in two.rows] == [["a", "6", f"{length:.3g}"], ["b", "6", f"{2 * length:.3g}"]]
 
     def test_the_share_in_the_initial_spaces_is_that_in_either_of_them(self) -> None:
         figures = shown(Inspection().content([record(inspection=inspection())])).values["figures"]

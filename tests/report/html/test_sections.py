@@ -31,9 +31,9 @@ def shown(content: SectionContent | None) -> SectionContent:
 
 
 def test_the_result_is_one_line_and_one_for_each_evaluation() -> None:
-    (line,) = Result().content([record(evaluations=[SCORED])]).values["lines"]
-    assert line.what == "lora_ga on base, an adapter of rank 8"
-    assert line.losses == [("validation loss", "0.3580"), ("training loss", "0.3100")]
+    (line,) = Result().content([record(evaluations=[SCORED], size="rank 8")]).values["lines"]
+    assert line.what == "lora_ga on base, rank 8"
+    assert line.losses == [("validation loss", "0.3580"), ("training loss of the last step", "0.3100")]
     assert line.scores == [("gsm8k", "test, 200 scored", [("accuracy", "75.0%")])]
     assert line.how_long == "after 40 steps in 1:39"
 
@@ -121,6 +121,21 @@ def test_the_provenance_has_versions_source_and_digests() -> None:
     assert same["data · train · sha256"] == "5e" * 32
     assert same["file adapter_model.safetensors"] == "ab" * 32
     assert same["started"] == "2026-01-02 03:04:05 UTC"
+
+
+def logged(*steps: int) -> list[dict[str, float]]:
+    return [{"step": step, "loss": 1.0} for step in steps] + [{"step": steps[-1], "eval_loss": 1.0}]
+
+
+def test_a_training_loss_says_over_how_many_steps_it_is_the_mean() -> None:
+    """It is logged at the end for the steps since it was logged before."""
+    one, other = (record(name, points=logged(*steps)) for name, steps in (("a", (1, 36, 40)), ("b", (1, 20, 30, 40))))
+    (line,) = Result().content([one]).values["lines"]
+    assert line.losses[1] == ("training loss of the last 4 steps", "0.3100")
+    (same,) = shown(Table().content([one, one])).values["tables"]
+    assert same.notes == ["The training loss is the mean over the last 4 steps."]
+    (different,) = shown(Table().content([one, other])).values["tables"]
+    assert "over the last 4 to 10 steps" in different.notes[0]
 
 
 def test_the_table_of_runs_has_what_differs_and_marks_the_best() -> None:

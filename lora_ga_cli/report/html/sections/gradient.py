@@ -82,9 +82,10 @@ def _groups(runs: Sequence[RunRecord]) -> list[tuple[list[str], Content]]:
 
 def _about(content: Content) -> str:
     rows = f" from {content['rows']:,} rows" if content["rows"] else ""
+    whose = "The largest rank of the run is" if content.get("varies") else "The run has rank"
     return (
         f"Gradient {content['key']}, estimated{rows}: {len(content['layers'])} layers, "
-        f"{content['capacity']} singular vectors of each. The run has rank {content['rank']}."
+        f"{content['capacity']} singular vectors of each. {whose} {content['rank']}."
     )
 
 

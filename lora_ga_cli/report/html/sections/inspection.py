@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from lora_ga_cli.inspection.layer import totals
 from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.html.heatmap import Figure, figure, scale_of, that_fit, values_by_rank
 from lora_ga_cli.report.html.layers import grids
@@ -17,6 +18,12 @@ from lora_ga_cli.report.html.section import Section, SectionContent
 MOST_TABLE_LINES = 250
 CUT = "inspection-cut"
 Layer = Mapping[str, Any]
+Totals = Mapping[str, Any]
+TOGETHER = (
+    "‖ΔW‖ of several layers is the root of the sum of squares, and shares are weighted by ‖ΔW‖². Ranks and "
+    "amplification are means, intruder dimensions a sum."
+)
+"""What the lines of the summary are, in which several layers are one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Measure:
 
     Args:
         read: its value of a layer; None where it was not computed.
+        together: its value of several layers together, from their `totals`; by default the mean.
     """
 
     id: str
@@ -33,6 +41,7 @@ class Measure:
     read: Callable[[Layer], float | None]
     share: bool = False
     unit: str = ""
+    together: Callable[[Totals], float | None] | None = None
 
 
 def _within(kind: str) -> Callable[[Layer], float | None]:
@@ -43,19 +52,33 @@ def _within(kind: str) -> Callable[[Layer], float | None]:
     return read
 
 
+def _either(kind: str) -> Callable[[Totals], float | None]:
+    def read(total: Totals) -> float | None:
+        return None if total[kind] is None else total[kind]["either"]
+
+    return read
+
+
 def _intruders(layer: Layer) -> float | None:
     found = layer.get("intruders")
     return None if found is None else float(found["count"])
 
 
 MEASURES = (
-    Measure("norm", "‖ΔW‖", "The Frobenius norm of the change.", lambda layer: layer["norm"]),
+    Measure(
+        "norm",
+        "‖ΔW‖",
+        "The Frobenius norm of the change.",
+        lambda layer: layer["norm"],
+        together=lambda total: total["norm"],
+    ),
     Measure(
         "relative-norm",
         "‖ΔW‖ / ‖W‖",
         "The change in units of the weight that it is added to.",
         lambda layer: layer.get("relative_norm"),
         share=True,
+        together=lambda total: total["relative_norm"],
     ),
     Measure(
         "effective-rank",
@@ -75,6 +98,7 @@ MEASURES = (
         "The share of ‖ΔW‖² in the column space of the initial B or the row space of the initial A.",
         _within("within_start"),
         share=True,
+        together=_either("within_start"),
     ),
     Measure(
         "within-gradient",
@@ -82,6 +106,7 @@ MEASURES = (
         "The same for the singular directions of the gradient that initialized the layer.",
         _within("within_gradient"),
         share=True,
+        together=_either("within_gradient"),
     ),
     Measure(
         "amplification",
@@ -95,6 +120,7 @@ MEASURES = (
         "Leading singular vectors of the tuned weight that are close to none of the original weight.",
         _intruders,
         unit="vectors",
+        together=_intruders,
     ),
 )
 
@@ -198,7 +224,7 @@ def _cut_figure(shown: Mapping[str, Mapping[str, Layer]], rank: int) -> Figure:
 
 
 def _summary(shown: Mapping[str, Mapping[str, Layer]]) -> NumberTable:
-    """The means over all layers of each run; of one run, also those over each kind of layer."""
+    """All layers of each run together; of one run, also those of each kind."""
     measures = _measured(shown)
     groups = {name: list(layers.values()) for name, layers in shown.items()}
     if len(shown) == 1:
@@ -209,15 +235,21 @@ def _summary(shown: Mapping[str, Mapping[str, Layer]]) -> NumberTable:
                 label = f"{grid.title}: {kind}" if grid.title else kind
                 kinds.setdefault(label, []).extend(layers[name] for name in names)
         groups = {**kinds, "all layers": list(layers.values())}
-    rows = [
-        [label, str(len(layers)), *(_mean(measure, layers) for measure in measures)] for label, layers in groups.items()
+    rows = [[label, str(len(layers)), *_together(measures, layers)] for label, layers in groups.items()]
+    return NumberTable(TOGETHER, ["", "layers", *(measure.title for measure in measures)], rows)
+
+
+def _together(measures: Sequence[Measure], layers: Sequence[Layer]) -> list[str]:
+    total = totals({str(number): layer for number, layer in enumerate(layers)})
+    return [
+        _text(measure, _mean(measure, layers) if measure.together is None else measure.together(total))
+        for measure in measures
     ]
-    return NumberTable("Means over layers", ["", "layers", *(measure.title for measure in measures)], rows)
 
 
-def _mean(measure: Measure, layers: Sequence[Layer]) -> str:
+def _mean(measure: Measure, layers: Sequence[Layer]) -> float | None:
     known = [value for layer in layers if (value := measure.read(layer)) is not None]
-    return _text(measure, fmean(known)) if known else "–"
+    return fmean(known) if known else None
 
 
 def _text(measure: Measure, value: float | None) -> str:

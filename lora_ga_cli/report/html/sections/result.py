@@ -9,7 +9,7 @@ from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.console import duration
 from lora_ga_cli.report.html.command import command_of, is_sweep
 from lora_ga_cli.report.html.record import Report, RunRecord
-from lora_ga_cli.report.html.scores import Scores, evaluations, last_of_each_task, losses
+from lora_ga_cli.report.html.scores import Scores, evaluations, last_of_each_task, losses, steps_of_training_loss
 from lora_ga_cli.report.html.section import Section, SectionContent
 
 MAX_LINES = 4
@@ -81,7 +81,14 @@ def commands_of(runs: Sequence[RunRecord]) -> list[Command]:
 
 
 def _line(run: RunRecord) -> Line:
-    return Line(run.name, _what(run), _shown(losses([run])), _scores(run), _how_long(run), _rest(run))
+    return Line(run.name, _what(run), _losses(run), _scores(run), _how_long(run), _rest(run))
+
+
+def _losses(run: RunRecord) -> list[tuple[str, str]]:
+    """The losses at the end. A training loss says over which steps it is the mean, which `logging_steps` may decide."""
+    steps = steps_of_training_loss(run)
+    whole = {None: "", 1: " of the last step"}.get(steps, f" of the last {steps} steps")
+    return [(f"{name}{whole}" if name == "training loss" else name, value) for name, value in _shown(losses([run]))]
 
 
 def _scores(run: RunRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -102,8 +109,7 @@ def _shown(found: Sequence[Scores]) -> list[tuple[str, str]]:
 
 def _what(run: RunRecord) -> str:
     method = run.config.get("method", {}).get("name", "a run")
-    rank = run.manifest.get("adapter_rank")
-    size = f", an adapter of rank {rank}" if isinstance(rank, int) else ""
+    size = f", {run.size}" if run.size else ""
     return f"{method} on {run.config.get('model', {}).get('path', 'a model')}{size}"
 
 

@@ -11,7 +11,7 @@ from lora_ga_cli.registry import SECTIONS
 from lora_ga_cli.report.console import duration
 from lora_ga_cli.report.html.plain import MISSING, compare, text_of
 from lora_ga_cli.report.html.record import Report, RunRecord
-from lora_ga_cli.report.html.scores import Scores, evaluations, losses
+from lora_ga_cli.report.html.scores import Scores, evaluations, losses, steps_of_training_loss
 from lora_ga_cli.report.html.section import Section, SectionContent
 from lora_ga_cli.report.html.sections.configuration import without_names
 
@@ -75,7 +75,24 @@ def _of_runs(runs: Sequence[RunRecord], title: str) -> Shown:
         rows.append([Cell(run.name), *settings, steps_cell, *(_cell(item, number) for item in scores), time])
     unfinished = [run.name for run in runs if not run.finished]
     notes = [f"Not finished: {', '.join(unfinished)}."] if unfinished else []
+    notes += _about_training_loss(runs)
     return _shown(title, headings, rows, notes)
+
+
+def _about_training_loss(runs: Sequence[RunRecord]) -> list[str]:
+    """Over which steps the training losses are means."""
+    steps = {steps_of_training_loss(run) for run in runs} - {None}
+    if not steps:
+        return []
+    if steps == {1}:
+        return ["The training loss is that of the last step."]
+    if len(steps) == 1:
+        return [f"The training loss is the mean over the last {steps.pop()} steps."]
+    least, most = min(filter(None, steps)), max(filter(None, steps))
+    return [
+        f"The training losses are means over the last {least} to {most} steps, of each run over another number: "
+        "compare the validation losses."
+    ]
 
 
 def _options(runs: Sequence[RunRecord]) -> dict[str, Sequence[str]]:
