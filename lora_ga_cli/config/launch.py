@@ -276,7 +276,7 @@ def _run_hydra(
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
         when_stopped(launcher),
-        _ending_joblib() if launcher == "joblib" and places else contextlib.nullcontext(),
+        _ending_joblib() if launcher == "joblib" and _share(arguments, places) else contextlib.nullcontext(),
     ):
         main()
 
@@ -297,11 +297,18 @@ def _launcher(arguments: Sequence[str]) -> str:
     return next((item.partition("=")[2] for item in reversed(arguments) if item.startswith("hydra/launcher=")), "")
 
 
+def _share(arguments: Sequence[str], gpus: Sequence[str]) -> bool:
+    """Whether several of joblib's processes are on one GPU."""
+    given = [item.partition("=")[2] for item in arguments if item.lstrip("+").startswith("hydra.launcher.n_jobs=")]
+    processes = given[-1] if given else ""
+    return bool(gpus) and not (processes.isdecimal() and 0 < int(processes) <= len(gpus))
+
+
 @contextlib.contextmanager
 def _ending_joblib() -> Iterator[None]:
     """Ends joblib's processes after the ``with`` block, where joblib would keep them for later.
 
-    They hold memory of their GPUs, and of several that wait on one GPU each could get a later job.
+    Of several that wait on one GPU, more than one could get a later job while another GPU has none.
     """
     try:
         yield

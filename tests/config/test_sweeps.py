@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from lora_ga_cli.config.launch import Shard, launch
 from lora_ga_cli.config.schema import Config
@@ -226,6 +228,14 @@ def leave_its_gpus(config: Config, title: str) -> None:
     (Path(config.output_dir) / f"rank_{config.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 
+@pytest.fixture
+def _processes_of_its_own() -> Iterator[None]:
+    """Those of joblib are not used by later tests, since they see GPUs that are not there."""
+    yield
+    get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.mark.usefixtures("_processes_of_its_own")
 @pytest.mark.parametrize(("processes", "on_each"), [(2, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_joblibs_processes_take_turns_on_the_gpus_that_the_user_chose(
     processes: int, on_each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
