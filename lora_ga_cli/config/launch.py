@@ -276,7 +276,9 @@ def _run_hydra(
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
         when_stopped(launcher),
-        _ending_joblib() if launcher == "joblib" and _share(arguments, places) else contextlib.nullcontext(),
+        _ending_joblib()
+        if launcher == "joblib" and _several_on_one_gpu(arguments, places)
+        else contextlib.nullcontext(),
     ):
         main()
 
@@ -297,7 +299,7 @@ def _launcher(arguments: Sequence[str]) -> str:
     return next((item.partition("=")[2] for item in reversed(arguments) if item.startswith("hydra/launcher=")), "")
 
 
-def _share(arguments: Sequence[str], gpus: Sequence[str]) -> bool:
+def _several_on_one_gpu(arguments: Sequence[str], gpus: Sequence[str]) -> bool:
     """Whether several of joblib's processes are on one GPU."""
     given = [item.partition("=")[2] for item in arguments if item.lstrip("+").startswith("hydra.launcher.n_jobs=")]
     processes = given[-1] if given else ""
