@@ -17,6 +17,7 @@ from lora_ga_cli.gradient.factors import truncated_svd
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.lora.layers import ADAPTER, lora_layers
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.report import console
 from lora_ga_cli.stages.inspect.adapter import part_of, show_changes
 from lora_ga_cli.stages.inspect.loaded import load
 from lora_ga_cli.stages.inspect.options import InspectOptions
@@ -24,6 +25,12 @@ from tests.helpers import Loraga
 
 Matrices = dict[str, np.ndarray]
 KIND = "mlp.up_proj"
+
+
+@pytest.fixture(autouse=True)
+def _wide_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On which no heading of a table is broken into lines, and no number is cut."""
+    monkeypatch.setattr(console.out, "_width", 200)
 
 
 @pytest.fixture(scope="module")
