@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -203,15 +204,16 @@ class Lines:
         from lora_ga_cli.report.visible import visible
 
         texts = ["" for _ in names]
-
-        def write(number: int, text: str) -> None:
-            texts[number] += text
-
-        yield write
+        yield functools.partial(_append, texts)
         for name, text in zip(names, texts, strict=True):
             heading = f"{visible(name)}> " if len(names) > 1 else ""
             self._stdout.write(f"{heading}{visible(text)}\n")
         self._stdout.flush()
+
+
+def _append(texts: list[str], number: int, text: str) -> None:
+    """Adds a piece to one of several answers that are written at the same time."""
+    texts[number] += text
 
 
 class JsonLines(Lines):
@@ -234,11 +236,7 @@ class JsonLines(Lines):
     @contextlib.contextmanager
     def answers(self, names: Sequence[str]) -> Iterator[Callable[[int, str], None]]:
         texts = ["" for _ in names]
-
-        def write(number: int, text: str) -> None:
-            texts[number] += text
-
-        yield write
+        yield functools.partial(_append, texts)
         self._answers = [{"name": name, "text": text} for name, text in zip(names, texts, strict=True)]
 
     def begin(self) -> None:
