@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,3 +173,14 @@ def files_below(folder: Path, patterns: Sequence[str]) -> list[str]:
     """The names of the files below a folder that fit a pattern, in order."""
     found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     return sorted(str(file.relative_to(folder)) for file in found if file.stat().st_size)
+
+
+@contextlib.contextmanager
+def resource_limit(what: int, most: int) -> Iterator[None]:
+    """Lets this process have no more of something (``resource.RLIMIT_…``) than a number of bytes."""
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)

@@ -21,7 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 from soaks._figure import Figure, at_least, at_most
-from soaks._project import Done, loraga, make_base, make_rows, must, options, quickly, train_until
+from soaks._project import Done, loraga, make_base, make_rows, must, options, quickly, resource_limit, train_until
 
 SIZES = (200, 60_000)
 """Bytes: the smallest and the largest limit on files. The largest file of the small project is larger."""
@@ -142,7 +142,15 @@ def _limits(count: int, draw: random.Random, project: Path) -> Iterator[tuple[st
         words = _prepare(command, project)
         size = round(SIZES[0] * (SIZES[1] / SIZES[0]) ** draw.random())
         said = ("file too large",)
-        yield command, _case(f"{command} with files of {size} bytes", words, lambda size=size: _limited(size), said)
+        yield (
+            command,
+            _case(
+                f"{command} with files of {size} bytes",
+                words,
+                lambda size=size: resource_limit(resource.RLIMIT_FSIZE, size),
+                said,
+            ),
+        )
 
 
 def _needed(command: str, project: Path) -> int:
@@ -217,16 +225,6 @@ def _unchecked() -> Iterator[None]:
             stack.enter_context(mock.patch(f"lora_ga_cli.stages.{module}.folder_problem", return_value=None))
         stack.enter_context(mock.patch("lora_ga_cli.stages.room.disk_room", return_value=2**50))
         yield
-
-
-@contextlib.contextmanager
-def _limited(size: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _mount(folder: Path, size: int, *more: str) -> str:

@@ -33,7 +33,7 @@ from lora_ga_cli.cli.common import report_error
 from lora_ga_cli.errors import SweepError
 from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, one_of, yaml_files
 from soaks._figure import Figure, at_least, at_most
-from soaks._project import inside, make_base, make_rows, must, options, quickly
+from soaks._project import inside, make_base, make_rows, must, options, quickly, resource_limit
 
 LIMIT = 10.0
 """Seconds of computing after which an input counts as one that hangs."""
@@ -140,7 +140,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Iterator[Figure]:
     """Makes a small project, and gives it the inputs."""
     home = Path.cwd()
-    with quickly(), limited_memory():
+    with quickly(), resource_limit(resource.RLIMIT_AS, MEMORY):
         for name, make in KINDS.items():
             if options.only not in name:
                 continue
@@ -183,17 +183,6 @@ def tried(strategy: st.SearchStrategy[Any], call: Callable[[Any], Callable[[], A
 
     one()
     return found
-
-
-@contextlib.contextmanager
-def limited_memory() -> Iterator[None]:
-    """An input that fills the memory ends in an error, and not with the machine."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 Made = tuple[st.SearchStrategy[Any], Callable[[Any], Callable[[], Any]]]
