@@ -23,11 +23,9 @@ from torch import Tensor
 from lora_ga_cli.errors import EqualityError, RunError
 from lora_ga_cli.lora.description import described, read_lora_description
 from lora_ga_cli.lora.export import CONFIG_FILE, CONVERSION_TOLERANCE, WEIGHTS_FILE
-from lora_ga_cli.lora.layers import PREFIX, lora_keys
+from lora_ga_cli.lora.layers import FACTOR_A, FACTOR_B, layers_of_keys, lora_keys
 from lora_ga_cli.lora.links import layer_scaling
 
-FACTOR_A = ".lora_A.weight"
-FACTOR_B = ".lora_B.weight"
 UNCHANGED = (".lora_B.bias", ".lora_magnitude_vector")
 """Ends of the names of LoRA tensors that stand beside the product, such as DoRA's magnitudes: they stay as they are."""
 UNSUPPORTED_OPTIONS = (
@@ -94,8 +92,8 @@ def to_difference_form(tensors: Mapping[str, Tensor], config: LoraConfig) -> Con
         tensors: the tensors of the adapter by PEFT's names, on the CPU.
 
     Raises:
-        RunError: a layer has an odd rank or is not a matrix, or a tensor belongs to a variant of LoRA that this module
-            does not know.
+        RunError: as `layers_of_keys`; a layer has an odd rank or is not a matrix, or a tensor belongs to a variant of
+            LoRA that this module does not know.
         EqualityError: the new factors of a layer have another product.
     """
     converted, squared_errors = dict(tensors), [0.0, 0.0]
@@ -139,12 +137,10 @@ class _Product:
 
 def _layer_names(tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the adapted layers in the base model."""
-    names = []
     for key in tensors:
-        if key.endswith(FACTOR_A):
-            names.append(key.removeprefix(PREFIX).removesuffix(FACTOR_A))
-        elif ".lora_" in key and not key.endswith((FACTOR_B, *UNCHANGED)):
+        if ".lora_" in key and not key.endswith((FACTOR_A, FACTOR_B, *UNCHANGED)):
             raise RunError(f"loraga convert does not support adapters with the tensor {key}")
+    names = layers_of_keys(tensors)
     if not names:
         raise RunError(f"the adapter has no tensor with the name *{FACTOR_A}, so there is nothing to convert")
     return names

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from peft import LoraConfig, PeftConfig
 
 from lora_ga_cli import expressions
 from lora_ga_cli.errors import Fault, InvalidInput, RunError, UserError
@@ -19,7 +18,6 @@ from lora_ga_cli.expressions import Expression
 from lora_ga_cli.files import read_json
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.lora.layers import PREFIX
-from lora_ga_cli.lora.peft_targets import without_false_warnings
 
 KEY = r"(.*\.)?({})$"
 """How PEFT matches a key of ``rank_pattern`` and ``alpha_pattern`` against the name of a layer."""
@@ -110,33 +108,6 @@ def check_keys(config: PeftConfig, folder: Path, keys: Iterable[str]) -> None:
     """
     layers = dict.fromkeys(key.removeprefix(PREFIX).partition(".lora_")[0] for key in keys)
     check_expressions(config, folder, [name for layer in layers for name in (layer, f"{layer}.weight")])
-
-
-def load_peft(base: PreTrainedModel, folder: Path, device: str, name: str = "default") -> PeftModel:
-    """A base with a saved adapter on it, in evaluation mode.
-
-    Raises:
-        RunError, DamagedFile: as `read_description`; or PEFT cannot load it onto this base.
-        InvalidInput: as `check_expressions`.
-    """
-    check_expressions(read_description(folder), folder, [module for module, _ in base.named_modules()])
-    with refused(folder, FITS), without_false_warnings():
-        return PeftModel.from_pretrained(base, str(folder), adapter_name=name, torch_device=device).eval()
-
-
-def add_peft(model: PeftModel, folder: Path, device: str, name: str) -> None:
-    """Loads one more adapter.
-
-    Args:
-        name: what PEFT calls it.
-
-    Raises:
-        RunError, DamagedFile, InvalidInput: as `load_peft`.
-    """
-    names = [module for module, _ in model.get_base_model().named_modules()]
-    check_expressions(read_description(folder), folder, names)
-    with refused(folder, FITS), without_false_warnings():
-        model.load_adapter(str(folder), name, torch_device=device)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from lora_ga_cli.errors import TargetError
+from lora_ga_cli.errors import RunError, TargetError
 from lora_ga_cli.lora.experts import experts_of
 from lora_ga_cli.lora.peft_targets import plain_name
 from lora_ga_cli.model.targets import Target
@@ -21,6 +22,8 @@ INITIAL = "initial"
 """Name of the buffer beside a factor that trains as a difference: A0 (rank, d_in) or B0 (d_out, rank)."""
 PREFIX = "base_model.model."
 """What PEFT puts before the names that layers have in the base model."""
+FACTOR_A = ".lora_A.weight"
+FACTOR_B = ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,25 @@ def lora_ranks(model: nn.Module) -> list[int]:
 
 def lora_keys(name: str) -> tuple[str, str]:
     """What PEFT's files call the factors A and B of a layer that PEFT did not wrap twice (`factor_keys`)."""
-    return f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight"
+    return f"{PREFIX}{name}{FACTOR_A}", f"{PREFIX}{name}{FACTOR_B}"
+
+
+def layers_of_keys(keys: Collection[str]) -> list[str]:
+    """The layers whose factors PEFT's file has, by their names in the base model.
+
+    Args:
+        keys: the names of the tensors in the file.
+
+    Raises:
+        RunError: one factor of a layer is there without the other, or a name is not one of PEFT's.
+    """
+    has_a, has_b = ({key.removesuffix(end) for key in keys if key.endswith(end)} for end in (FACTOR_A, FACTOR_B))
+    if alone := sorted(has_a ^ has_b):
+        there, other = (FACTOR_A, FACTOR_B) if alone[0] in has_a else (FACTOR_B, FACTOR_A)
+        raise RunError(f"the adapter has {alone[0]}{there} and no {other}: its file is not complete")
+    if strange := next((layer for layer in sorted(has_a) if not layer.startswith(PREFIX)), None):
+        raise RunError(f"the adapter's tensor {strange}{FACTOR_A} has no name of PEFT's: these begin with {PREFIX}")
+    return [key.removeprefix(PREFIX).removesuffix(FACTOR_A) for key in keys if key.endswith(FACTOR_A)]
 
 
 def trained_parameters(model: nn.Module) -> int:

@@ -12,11 +12,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.lora.convert import FACTOR_A, UNSUPPORTED_OPTIONS
+from lora_ga_cli.lora.convert import UNSUPPORTED_OPTIONS
 from lora_ga_cli.lora.description import FITS, check_expressions, check_keys, described, read_lora_description, refused
 from lora_ga_cli.lora.experts import experts_of, unpack
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
-from lora_ga_cli.lora.layers import ADAPTER, PREFIX, base_targets, factor_keys, lora_keys, lora_layers
+from lora_ga_cli.lora.layers import (
+    ADAPTER,
+    FACTOR_A,
+    FACTOR_B,
+    PREFIX,
+    base_targets,
+    factor_keys,
+    layers_of_keys,
+    lora_keys,
+    lora_layers,
+)
 from lora_ga_cli.lora.links import LowRank, layer_scaling
 from lora_ga_cli.lora.peft_targets import peft_names, without_false_warnings
 from lora_ga_cli.model.targets import Target
@@ -124,6 +134,8 @@ def read_saved(folder: Path, empty: Callable[[], PreTrainedModel]) -> SavedAdapt
     layers = _by_model(folder, config, tensors, empty()) if config.target_parameters else _by_keys(config, tensors)
     factors = {key for layer in layers for key in layer.keys}
     others = {key: item for key, item in tensors.items() if key not in factors}
+    if stray := next((key for key in others if key.endswith((FACTOR_A, FACTOR_B)) and others[key].dim() == 2), None):
+        raise RunError(f"{folder / WEIGHTS_FILE}: the base model has no place for {stray}: it was made for another one")
     if not layers:
         raise RunError(f"{folder}: this adapter has factors of no linear layer, so there is nothing to look at")
     return SavedAdapter(folder, config, layers, others)
@@ -146,10 +158,7 @@ def refusal(folder: Path) -> str:
 
 def _by_keys(config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[SavedLayer]:
     layers = []
-    for key in tensors:
-        if not key.endswith(FACTOR_A):
-            continue
-        name = key.removeprefix(PREFIX).removesuffix(FACTOR_A)
+    for name in layers_of_keys(tensors):
         a, b = (tensors[item].float() for item in lora_keys(name))
         if a.dim() != 2 or b.dim() != 2:
             continue  # of convolutions

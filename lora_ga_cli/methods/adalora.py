@@ -19,10 +19,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from lora_ga_cli.config.schema import Config, Fraction, MethodOptions, Positive
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.description import load_peft
 from lora_ga_cli.lora.export import WEIGHTS_FILE, save_peft_adapter
 from lora_ga_cli.lora.layers import ADAPTER, is_a, is_b, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.lora.peft_loading import load_peft
 from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link, Method, Model
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.model.targets import check_rank, find_targets, new_modules, shortest_names

@@ -8,7 +8,8 @@ from typing import Any
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel
 
-from lora_ga_cli.lora.description import add_peft, load_peft, read_description
+from lora_ga_cli.lora.description import read_description
+from lora_ga_cli.lora.peft_loading import add_peft, load_peft
 from lora_ga_cli.methods.base import Method, Model
 from lora_ga_cli.methods.loading import adapter_class, is_custom_adapter
 

@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
 from lora_ga_cli.files import atomic_folder, file_sizes, read_json
-from lora_ga_cli.lora.convert import FACTOR_A, FACTOR_B, check_convertible
+from lora_ga_cli.lora.convert import check_convertible
 from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters, write_adapter
+from lora_ga_cli.lora.layers import FACTOR_A, FACTOR_B
 from lora_ga_cli.lora.links import read_adapter, with_alpha_1
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import base_ends

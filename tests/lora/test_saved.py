@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
+from lora_ga_cli.lora.convert import to_difference_form
 from lora_ga_cli.lora.export import adapts_parameters
-from lora_ga_cli.lora.layers import ADAPTER, lora_layers
+from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, target_in
 from lora_ga_cli.model.quantization import dense
 from tests.conftest import build_model
@@ -111,3 +114,28 @@ def test_adapters_of_another_kind_and_bases_of_another_shape_are_refused(tmp_pat
         target_in(build_model("gpt2"), layer)
     with pytest.raises(RunError, match="another one than it was trained on"):
         target_in(build_mixture("deepseek"), type(layer)("lm_head", "lm_head", layer.keys, layer.changes))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors, a, b: tensors.pop(b), "has .*q_proj.lora_A.weight and no .lora_B.weight"),
+        (lambda tensors, a, b: tensors.pop(a), "has .*q_proj.lora_B.weight and no .lora_A.weight"),
+        (
+            lambda tensors, a, b: tensors.update({key.removeprefix("base_"): tensors.pop(key) for key in (a, b)}),
+            "model.model.model.layers.0.self_attn.q_proj.lora_A.weight has no name of PEFT's",
+        ),
+    ],
+)
+def test_factors_without_their_pair_or_name_are_refused(
+    tmp_path: Path, edit: Callable[..., object], message: str
+) -> None:
+    save(tmp_path, build_model("llama"), target_modules=["q_proj"])
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    edit(tensors, *lora_keys("model.layers.0.self_attn.q_proj"))
+    save_file(tensors, file)
+    with pytest.raises(RunError, match=message):
+        read_saved(tmp_path, unasked)
+    with pytest.raises(RunError, match=message):
+        to_difference_form(tensors, LoraConfig(r=3))
