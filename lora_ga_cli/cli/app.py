@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from lora_ga_cli import __version__, distributed, garbage, interruption, peers, reachable
 from lora_ga_cli.cli import (
@@ -28,6 +28,7 @@ from lora_ga_cli.cli import (
     train,
     watch,
 )
+from lora_ga_cli.cli.command import Command, WritingCommand
 from lora_ga_cli.cli.common import PASS_THROUGH, VALUED_FLAGS, State, fail
 from lora_ga_cli.cli.lost_terminal import outlive_terminal
 from lora_ga_cli.cli.stopping import Given, report_lost, stopped
@@ -42,24 +43,6 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise stopped(error) from error
-
-
-class Command(TyperCommand):
-    """A command whose help is wrapped for the terminal, and not where the lines of its docstring end."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.help = "\n\n".join(" ".join(part.split()) for part in (self.help or "").split("\n\n"))
-
-
-class WritingCommand(Command):
-    """A command that writes. Copies of it, as Slurm starts them, are refused, except where it writes nothing or each of
-    them does a part of its own."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        if not any(ctx.params.get(name) for name in ("shard", "dry_run", "preview")):
-            distributed.check_tasks()
-        return super().invoke(ctx)
 
 
 app = typer.Typer(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_ga_cli.cli.command import Command
 from lora_ga_cli.cli.output import Outcome, with_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _stores(root: Path, only: Kind | None = None) -> list[ArtifactStore | RowSto
     return [store for kind, store in stores.items() if only in (None, kind)]
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 @with_json
 def list_entries(cache_dir: CacheDir = None) -> dict[str, Any]:
     """List all stored gradients and rows, newest first."""
@@ -145,7 +146,7 @@ def _list_rows(store: RowStore | SourceStore, one: str, several: str | None = No
     say(f"{len(entries)} {what} in {store.folder}: {size(sum(entry.size for entry in entries))}")
 
 
-@app.command("verify")
+@app.command("verify", cls=Command)
 @with_json
 def verify_entries(cache_dir: CacheDir = None) -> Outcome:
     """Check the bytes of everything that is stored; exit with 1 if something is damaged."""
@@ -181,7 +182,7 @@ def verify_entries(cache_dir: CacheDir = None) -> Outcome:
     return Outcome(found, 1 if damaged else 0)
 
 
-@app.command("prune")
+@app.command("prune", cls=Command)
 @with_json
 def prune_entries(
     keys: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.words_of_recipes import refuse_folders
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -26,4 +27,5 @@ def command(options: Overrides = None, dry_run: DryRun = False, code: Code = Non
         run = initialize(config)
         return {"run": run.path, "init_difference": run.manifest.get("init_difference")}
 
+    refuse_folders(options, "init")
     return run_jobs(options, job, dry_run="init" if dry_run else None)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ga_cli.cli.command import Command
 from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
 from lora_ga_cli.cli.output import with_json
 
@@ -89,7 +90,7 @@ def overview(
     return {"model": model, "rank": rank, "methods": [dataclasses.asdict(entry) for entry in entries]}
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 @with_json
 def list_recipes(config_dir: ConfigDir = None) -> dict[str, Any]:
     """List all recipes, and what each of them does."""
@@ -101,10 +102,13 @@ def list_recipes(config_dir: ConfigDir = None) -> dict[str, Any]:
     return {"recipes": [{"name": recipe.name, "summary": recipe.summary} for recipe in recipes]}
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 @with_json
 def show_recipe(name: Name, config_dir: ConfigDir = None) -> dict[str, Any]:
-    """Show the text of a recipe."""
+    """Show the text of a recipe.
+
+    Example: loraga recipes show quickstart
+    """
     from rich.syntax import Syntax
 
     from lora_ga_cli.config.recipes import find_recipe
@@ -118,14 +122,17 @@ def show_recipe(name: Name, config_dir: ConfigDir = None) -> dict[str, Any]:
     return {"name": name, "text": text}
 
 
-@app.command("copy")
+@app.command("copy", cls=Command)
 @with_json
 def copy_recipe(
     name: Name,
     new: Annotated[str | None, typer.Argument(help="Name of the copy (default: the same).")] = None,
     config_dir: Annotated[Path, typer.Option("--config-dir", help="Folder whose recipes/ receives the copy.")] = Path(),
 ) -> dict[str, Any]:
-    """Copy a recipe into your folder, to change it there."""
+    """Copy a recipe into your folder, to change it there.
+
+    Example: loraga recipes copy quickstart mine
+    """
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.files import atomic_file, one_name
@@ -145,7 +152,7 @@ def copy_recipe(
     return {"file": file}
 
 
-@app.command("options")
+@app.command("options", cls=Command)
 @with_json
 def list_options(
     prefix: Annotated[str, typer.Argument(help="Show only options whose name begins with this.")] = "",
@@ -173,7 +180,7 @@ def list_options(
     return {"options": [dataclasses.asdict(option) for option in options]}
 
 
-@app.command("optimizers")
+@app.command("optimizers", cls=Command)
 @with_json
 def list_optimizers(code: Code = None) -> dict[str, Any]:
     """List every optimizer (trainer.optimizer): what it is, and its options (trainer.optimizer_options)."""

@@ -8,6 +8,7 @@ import typer
 
 from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
 from lora_ga_cli.cli.output import with_json
+from lora_ga_cli.cli.words_of_recipes import refuse_folders
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -44,4 +45,5 @@ def command(
 
         return train(config).summary()
 
+    refuse_folders(options, "train")
     return run_jobs(options, job, dry_run="train" if dry_run else None, shard=shard)

@@ -202,7 +202,8 @@ def _as_json(notes: dict[str, None], value: object) -> str | None:
 
 
 def _empty(where: HubSplit) -> Fault:
-    return Fault(where.option, f"split {where.split!r} of {where.path} holds no rows")
+    hint = "name another split, or another dataset.subset"
+    return Fault(where.option, f"split {where.split!r} of {where.path} holds no rows", hint)
 
 
 @contextlib.contextmanager

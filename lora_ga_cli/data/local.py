@@ -225,7 +225,7 @@ def _read(
         spool.add(read_batches(local_path(file), column_names, findings))
         rows = ReadRows(spool.finish(), list(findings.columns), len(bad), findings.notes)
         if not len(rows) and not len(bad):
-            faults.append(Fault(file, "holds no rows"))
+            faults.append(Fault(file, "holds no rows", "write rows into it, or name another file"))
     except Unreadable as error:
         place_of_fault = file if error.line is None else f"{file}:{error.line}"
         what = f"{error} ({place_of_fault})" if error.option else str(error)

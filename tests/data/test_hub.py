@@ -143,7 +143,8 @@ def test_the_librarys_errors_become_a_line_with_the_next_step(
 
 def test_an_empty_split(hub: Hub, tokenizer: Any) -> None:
     hub({"train": rows(1).select([])})
-    assert faults_of(config(), tokenizer) == ["dataset.train_split: split 'train' of org/name holds no rows"]
+    what = "dataset.train_split: split 'train' of org/name holds no rows"
+    assert faults_of(config(), tokenizer) == [f"{what} (name another split, or another dataset.subset)"]
 
 
 def test_column_names_are_for_local_files(hub: Hub, tokenizer: Any) -> None:
