@@ -25,6 +25,7 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
+from lora_ga_cli.lora.useful_rank import LowRank
 from lora_ga_cli.lora.peft_loading import load_peft
 from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
 from lora_ga_cli.model.unadaptable import unadaptable
@@ -411,6 +412,10 @@ class Method:
     def built_size(self, model: nn.Module) -> list[int]:
         """The rank (or width, or length) of every layer, read from the built model."""
         return []
+
+    def products(self, model: nn.Module) -> dict[str, LowRank]:
+        """The trained products of low rank of the built model, by the name of the layer that they change."""
+        return {}
 
     def saved_size(self, prepared: PreparedModel) -> int | None:
         """The largest rank (or width) as it is saved; None where there is none."""

@@ -32,7 +32,8 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config, MethodOptions
 from lora_ga_cli.errors import TargetError
-from lora_ga_cli.lora.layers import ADAPTER
+from lora_ga_cli.lora.layers import ADAPTER, PREFIX
+from lora_ga_cli.lora.useful_rank import LowRank
 from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.methods.peft_adapter import PeftAdapter
@@ -102,8 +103,18 @@ class Glora(PeftAdapter):
         return wrap(model, described)
 
     def built_size(self, model: nn.Module) -> list[int]:
-        layers = [module for module in model.modules() if isinstance(module, GloraLayer)]
-        return [layer.r[ADAPTER] for layer in layers] if _low_rank(self.options) else []
+        return [layer.r[ADAPTER] for layer in _layers(model).values()] if _low_rank(self.options) else []
+
+    def products(self, model: nn.Module) -> dict[str, LowRank]:
+        if self.options.config_A_B != "lora":
+            return {}
+        found = {}
+        for name, layer in _layers(model).items():
+            pairs: list[Any] = [layer.glora_A[ADAPTER], layer.glora_B[ADAPTER]]
+            trained = sum(item.numel() for pair in pairs for item in pair.parameters())
+            base: Any = layer.get_base_layer()
+            found[name] = LowRank(layer.r[ADAPTER], (base.out_features, base.in_features), trained)
+        return found
 
     def describe(self, model: nn.Module) -> str:
         options = self.options
@@ -111,11 +122,17 @@ class Glora(PeftAdapter):
         parts = [f"{letters} as {form}" for letters, form in forms.items() if form != "none"]
         if _low_rank(options):
             parts.append(f"rank {self.config.rank}")
-        count = sum(isinstance(module, GloraLayer) for module in model.modules())
-        return ", ".join([*parts, f"{count} layers"])
+        return ", ".join([*parts, f"{len(_layers(model))} layers"])
 
     def describe_init(self) -> str:
         return "initialized as the base computes"
+
+
+def _layers(model: nn.Module) -> dict[str, GloraLayer]:
+    """The layers with such changes by their names in the base model."""
+    return {
+        name.removeprefix(PREFIX): module for name, module in model.named_modules() if isinstance(module, GloraLayer)
+    }
 
 
 def _low_rank(options: Any) -> bool:

@@ -22,6 +22,7 @@ from lora_ga_cli.stages.experts import say_frozen_experts
 from lora_ga_cli.stages.inputs import Inputs, check_folders, prepare_inputs
 from lora_ga_cli.stages.left_out import say_left_out
 from lora_ga_cli.stages.speed import check_speed
+from lora_ga_cli.stages.useful_rank import warn_of_unused_rank
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate
 from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
@@ -142,6 +143,7 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
         step("forecast", f"memory and time are not known: {reason}")
         found["unknown"] = str(reason)
         model = empty_training(inputs).model
+    warn_of_unused_rank(method_of(config), model)
     trained, total = trained_parameters(model), sum(item.numel() for item in model.parameters())
     step("forecast", f"{number(trained)} of {number(total)} parameters train ({trained / total:.2%})")
     if torch.cuda.is_available():

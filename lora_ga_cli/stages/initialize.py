@@ -35,6 +35,7 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join
 from lora_ga_cli.stages.left_out import listed, say_left_out
 from lora_ga_cli.stages.speed import use_adapter_dtype
 from lora_ga_cli.stages.together import check_together
+from lora_ga_cli.stages.useful_rank import warn_of_unused_rank
 from lora_ga_cli.training.manifest import FORMAT
 from lora_ga_cli.training.run_files import note_start, stored_start
 from lora_ga_cli.training.run_folder import (
@@ -285,6 +286,8 @@ def initialize_link(
     data = InitData(gradient, lambda: sample_batches(inputs))
     prepared = method.prepare(model, link=link, data=data, stored=stored)
     use_adapter_dtype(prepared.model, inputs.config)
+    if link.index == 0:
+        warn_of_unused_rank(method, prepared.model)
     difference = None
     if expected is not None:
         actual = probe_logits(prepared.model, inputs.probe_batch())

@@ -59,7 +59,10 @@ class TestInThePlaceOfARecipe:
     def test_a_run_that_began_elsewhere_has_its_folder(
         self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        manifest = {"provenance": {"command": ["loraga", "train", "-m", "rank=1,2"]}, "working_folder": {"path": "/w x"}}
+        manifest = {
+            "provenance": {"command": ["loraga", "train", "-m", "rank=1,2"]},
+            "working_folder": {"path": "/w x"},
+        }
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         (line,) = error_of(capsys, command, str(tmp_path))
         assert "the command that began its sweep" in line and "cd '/w x' && loraga train -m rank=1,2" in line
@@ -70,7 +73,9 @@ class TestInThePlaceOfARecipe:
         (tmp_path / "manifest.json").write_text("[1]")
         assert "the command that began it, given again" in error_of(capsys, command, str(tmp_path))[0]
 
-    def test_another_folder_and_a_recipe(self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_another_folder_and_a_recipe(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (line,) = error_of(capsys, command, str(tmp_path))
         assert f"{tmp_path} is a folder" in line and f"loraga {command} recipe=NAME" in line
         assert error_of(capsys, command, "quickstart") == [
