@@ -18,6 +18,7 @@ from lora_ga_cli.cli.common import (
     unknown_flags,
     words,
 )
+from lora_ga_cli.cli.figures import check_figures
 from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:
@@ -100,4 +101,5 @@ def command(
 
         return inspect_recipe(config, chosen)
 
+    check_figures(figures, options)
     return run_jobs(options, job)

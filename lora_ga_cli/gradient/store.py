@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import file_sizes, may_only_be_read, read_json, set_aside
+from lora_ga_cli.files import file_sizes, read_json, set_aside
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
 from lora_ga_cli.stores import FolderStore, Notify
 
-GRADIENTS, FIGURES = "gradients", "figures"
+GRADIENTS = "gradients"
+FIGURES = "figures"
+"""Where earlier versions drew figures of gradients that may only be read. Nothing is written there."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,6 @@ class ArtifactStore(FolderStore):
         """The stored artifact that would serve this request, without verifying its bytes."""
         entries = map(self._entry, self.places(key))
         return next((entry for entry in entries if not entry.damage and entry.capacity >= capacity), None)
-
-    def figures(self, entry: Path) -> Path:
-        """The folder of an artifact's figures: its own, or one in ``root/figures`` if that may only be read."""
-        return self.root / FIGURES / entry.name if may_only_be_read(entry) else entry
 
     def get(
         self, key: str, capacity: int, compute: Callable[[], GradientArtifact], notify: Notify

@@ -25,8 +25,8 @@ from lora_ga_cli.errors import RunError
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
-from lora_ga_cli.lora.useful_rank import LowRank
 from lora_ga_cli.lora.peft_loading import load_peft
+from lora_ga_cli.lora.useful_rank import LowRank
 from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
 from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.registry import METHODS

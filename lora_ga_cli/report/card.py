@@ -14,6 +14,7 @@ from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.files import atomic_file
 from lora_ga_cli.methods.base import AdapterOutput, method_of
 from lora_ga_cli.model.stored import DEQUANTIZED
+from lora_ga_cli.report import training_loss
 from lora_ga_cli.report.front_matter import front_matter, hub_base, results_table, shown_base
 
 SERVED_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -101,7 +102,7 @@ def _table(config: Config, manifest: dict[str, Any]) -> list[str]:
         "steps": f"{manifest['steps']:,} of {config.trainer.batch_size} rows",
         "learning rate": f"{manifest['learning_rate']:g} ({config.trainer.lr_scheduler})",
         "seed": str(config.seed),
-        "training loss": _loss(manifest["training_loss"]),
+        f"training loss{training_loss.mean_of(manifest.get(training_loss.STEPS))}": _loss(manifest["training_loss"]),
         "validation loss": _loss(manifest["validation_loss"]),
     }
     if manifest["adapter_rank"] is not None and "rank" in config.shared_uses:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
@@ -30,11 +31,14 @@ from lora_ga_cli.model.targets import Target, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import number, step, warn
+from lora_ga_cli.report.drawn import drawn
 from lora_ga_cli.report.figures import coverage
 from lora_ga_cli.report.progress import counting
 from lora_ga_cli.report.provenance import provenance
+from lora_ga_cli.report.spectrum_tables import FIGURES_ELSEWHERE
 from lora_ga_cli.report.tables import gradient_table
 from lora_ga_cli.stages.inputs import Inputs, base_identity, check_folders, join_processes, prepare_inputs
+from lora_ga_cli.stages.inspect.options import InspectOptions
 from lora_ga_cli.stages.room import require_room_for_gradient
 from lora_ga_cli.training.passes import Limits, in_order
 
@@ -193,8 +197,15 @@ def estimate(inputs: Inputs, model: PreTrainedModel | None = None, *, merged: Se
     return artifact
 
 
-def estimate_alone(config: Config) -> GradientArtifact:
-    """Estimates the gradient that a configuration needs, and prints a table of it (``loraga estimate-grad``).
+def estimate_alone(config: Config, figures: Path | None = None) -> tuple[GradientArtifact, Path | None]:
+    """Estimates the gradient that a configuration needs, prints a table of it and draws a figure (``loraga
+    estimate-grad``).
+
+    Args:
+        figures: the folder of the figure; None for that of `loraga inspect`.
+
+    Returns:
+        The gradient, and the file of the figure; None in processes that do not draw, or if it could not be written.
 
     Raises:
         UserError: as `estimate`.
@@ -203,10 +214,9 @@ def estimate_alone(config: Config) -> GradientArtifact:
     join_processes(config)
     with tf32_products(config.trainer.tf32):
         artifact = estimate(prepare_inputs(config, splits=("train",)))
-    if distributed.is_main():
-        show(artifact, config)
+    file = show(artifact, config, figures) if distributed.is_main() else None
     distributed.wait()
-    return artifact
+    return artifact, file
 
 
 def described(artifact: GradientArtifact, config: Config) -> dict[str, Any]:
@@ -264,13 +274,20 @@ def _warn_of_error(artifact: GradientArtifact, config: Config) -> None:
     )
 
 
-def show(artifact: GradientArtifact, config: Config) -> None:
-    """Prints a table of the gradient by layer, and draws how much of it each rank covers."""
+def show(artifact: GradientArtifact, config: Config, figures: Path | None = None) -> Path | None:
+    """Prints a table of the gradient by layer, and draws how much of it each rank covers.
+
+    Args:
+        figures: as for `estimate_alone`.
+
+    Returns:
+        The file of the figure; None if it could not be written.
+    """
     gradient_table(artifact, config.rank)
-    store = gradients_of(config.cache_dir)
-    folder = store.figures(store.places(artifact.key)[0])
-    coverage(artifact, folder / COVERAGE_FILE, title=f"{config.model.path}, {artifact.info['rows']} rows")
-    step("gradient", f"figure of the share of the gradient that each rank covers: {folder / COVERAGE_FILE}")
+    file = InspectOptions(figures=figures).figures_for(artifact.key) / COVERAGE_FILE
+    title = f"{config.model.path}, {artifact.info['rows']} rows"
+    draw = functools.partial(coverage, artifact, file, title=title)
+    return drawn(file, draw, FIGURES_ELSEWHERE, required=figures is not None)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from lora_ga_cli.model.probe import check_equal, probe_logits, relative_differen
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import dequantized_kind
 from lora_ga_cli.model.unsupported import Unsupported
-from lora_ga_cli.report import console
+from lora_ga_cli.report import console, training_loss
 from lora_ga_cli.report.card import described_ends, own_parts, served_rank, serving_obstacle, write_card
 from lora_ga_cli.report.console import duration, step, warn
 from lora_ga_cli.report.figures import loss_curves
@@ -409,9 +409,11 @@ def _finish(inputs: Inputs, run: RunFolder, result: Result, difference: float) -
         save_tokenizer(inputs, run)
     source = find_source(config.model)
     known = base_ends(source.path, inputs.model_config, source.arguments)
-    loss_curves({config.method.name: metrics.read(run.metrics_file)}, run.figure_file, title=run.path.name)
+    points = metrics.read(run.metrics_file)
+    loss_curves({config.method.name: points}, run.figure_file, title=run.path.name)
     run.update_manifest(
         **result.losses,
+        **{training_loss.STEPS: training_loss.steps_of(points)},
         adapter_rank=result.size,
         saved_difference=difference,
         adapts_parameters=adapts_parameters(run.path),
@@ -450,7 +452,12 @@ def _final_losses(inputs: Inputs, trainer: LoragaTrainer) -> Losses:
 
 
 def _say_result(run: RunFolder, config: Config, result: Result, difference: float) -> None:
-    values = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.losses.items() if value is not None]
+    of = {"training_loss": training_loss.mean_of(run.manifest.get(training_loss.STEPS))}
+    values = [
+        f"{name.replace('_', ' ')} {value:.4f}{of.get(name, '')}"
+        for name, value in result.losses.items()
+        if value is not None
+    ]
     step("train", f"finished in {duration(run.manifest['training_seconds'])}: {', '.join(values)}")
     if result.note:
         step("train", result.note)

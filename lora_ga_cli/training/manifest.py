@@ -59,6 +59,7 @@ class _Manifest(_Stored):
     steps: int = 0
     training_seconds: float = 0.0
     training_loss: float | None = None
+    training_loss_steps: int | None = None
     validation_loss: float | None = None
     adapter_rank: int | None = None
     trained_parameters: int = 0

@@ -57,6 +57,7 @@ SUMMARY = (
     "steps",
     "learning_rate",
     "training_loss",
+    "training_loss_steps",
     "validation_loss",
     "training_seconds",
     "saved_difference",

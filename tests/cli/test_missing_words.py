@@ -31,13 +31,15 @@ def required() -> list[list[str]]:
 
 
 def test_commands_with_a_required_argument_are_found() -> None:
-    assert ["export"] in required() and ["recipes", "show"] in required()
+    assert ["export"] in required()
+    assert ["recipes", "show"] in required()
 
 
 @pytest.mark.parametrize("words", required(), ids=" ".join)
 def test_a_missing_argument_is_one_line_with_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = error_of(capsys, *words)
-    assert line.startswith("command line: ") and " is missing (loraga " + " ".join(words) + " " in line
+    assert line.startswith("command line: ")
+    assert " is missing (loraga " + " ".join(words) + " " in line
 
 
 def test_the_second_argument_may_be_the_missing_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +67,8 @@ class TestInThePlaceOfARecipe:
         }
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         (line,) = error_of(capsys, command, str(tmp_path))
-        assert "the command that began its sweep" in line and "cd '/w x' && loraga train -m rank=1,2" in line
+        assert "the command that began its sweep" in line
+        assert "cd '/w x' && loraga train -m rank=1,2" in line
 
     def test_a_damaged_run_is_named_all_the_same(
         self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -77,7 +80,8 @@ class TestInThePlaceOfARecipe:
         self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (line,) = error_of(capsys, command, str(tmp_path))
-        assert f"{tmp_path} is a folder" in line and f"loraga {command} recipe=NAME" in line
+        assert f"{tmp_path} is a folder" in line
+        assert f"loraga {command} recipe=NAME" in line
         assert error_of(capsys, command, "quickstart") == [
             f"command line: quickstart is a recipe (loraga {command} recipe=quickstart)"
         ]
@@ -86,4 +90,5 @@ class TestInThePlaceOfARecipe:
         self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         first, second = error_of(capsys, command, str(tmp_path), "rnk=4")
-        assert "is a folder" in first and "no option rnk" in second
+        assert "is a folder" in first
+        assert "no option rnk" in second

@@ -74,6 +74,12 @@ def test_values_are_as_measured_and_missing_ones_are_a_dash() -> None:
         assert line in text
 
 
+@pytest.mark.parametrize(("steps", "of"), [(1, "of the last step"), (15, "mean of the last 15 steps")])
+def test_the_training_loss_says_over_how_many_steps_it_is_the_mean(steps: int, of: str) -> None:
+    text = card("my-run", configure(), {**MANIFEST, "training_loss_steps": steps})
+    assert f"| training loss ({of}) | 1.5000 |" in text
+
+
 @pytest.mark.parametrize(("rank", "served"), [(16, 16), (12, 16), (200, 256)])
 def test_vllm_gets_a_rank_that_it_takes(rank: int, served: int) -> None:
     text = card("my-run", configure(), MANIFEST | {"adapter_rank": rank})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +14,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.stages import estimate
 from lora_ga_cli.stages.inputs import prepare_inputs
-
-Arguments = Callable[..., list[str]]
+from tests.helpers import Arguments, Loraga
 
 
 @pytest.mark.parametrize("seed", [0, 42])
@@ -58,3 +57,35 @@ def test_the_limit_of_passes_is_the_configurations() -> None:
     GradientConfig(passes=estimate.MAX_PASSES)
     with pytest.raises(ValueError, match="passes"):
         GradientConfig(passes=estimate.MAX_PASSES + 1)
+
+
+class TestTheFigure:
+    def test_is_here_and_not_in_the_cache(
+        self, loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LORAGA_CACHE", str(Path.cwd() / "cache"))
+        loraga("estimate-grad", *arguments("llama"))
+        (drawn,) = Path().rglob("*.png")
+        (stored,) = [item for item in Path("cache/gradients").iterdir() if not item.name.startswith(".")]
+        assert drawn == Path(f"inspect-{stored.name}/coverage.png")
+        printed = loraga("estimate-grad", *arguments("llama"), "--figures", "here")
+        assert "here/coverage.png" in printed
+        assert Path("here/coverage.png").read_bytes() == drawn.read_bytes()
+
+    def test_of_an_earlier_version_beside_a_gradient_does_no_harm(
+        self, loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LORAGA_CACHE", str(Path.cwd() / "cache"))
+        loraga("estimate-grad", *arguments("llama"))
+        (stored,) = [item for item in Path("cache/gradients").iterdir() if not item.name.startswith(".")]
+        (stored / "coverage.png").write_bytes(b"old")
+        assert "reused" in loraga("estimate-grad", *arguments("llama"))
+        assert f"{stored.name}: ok" in loraga("cache", "verify")
+
+    @pytest.mark.parametrize("command", ["estimate-grad", "inspect"])
+    def test_a_place_that_cannot_be_is_refused_before(self, command: str, loraga: Loraga, arguments: Arguments) -> None:
+        Path("file").touch()
+        assert "--figures file: a file" in loraga(command, *arguments("llama"), "--figures", "file", code=2)
+        words = [*arguments("llama", "seed=1,2"), "-m", "--figures", "here"]
+        assert "--figures is one folder" in loraga(command, *words, code=2)
+        assert not Path("here").exists()

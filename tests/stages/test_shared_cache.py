@@ -47,8 +47,8 @@ def test_what_is_there_is_read_and_what_is_new_is_written_elsewhere(
     assert f"reused {key}" in printed
     assert keys(tmp_path / "cache") == []
 
-    printed = loraga("estimate-grad", *command)  # whose figure cannot be drawn beside the gradient
-    assert f"{tmp_path}/cache/figures/{key}/coverage.png" in printed
+    assert f"inspect-{key}/coverage.png" in loraga("estimate-grad", *command)
+    assert not (tmp_path / "cache" / "figures").exists()
     assert f"estimate-grad  cached: {key}" in loraga("train", *command, "--dry-run")
 
     printed = loraga("estimate-grad", *command, "seed=2")

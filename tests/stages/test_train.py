@@ -364,11 +364,14 @@ def test_the_reported_training_loss_is_that_of_the_last_steps(
     """With evaluations at the end alone, since the training loss is logged beside each of them."""
     options = ["method=full", "trainer.eval_steps=100", "trainer.save_steps=100", "trainer.max_steps=20"]
     loraga("train", *arguments("llama", *options, "name=each", "trainer.logging_steps=1"))
-    loraga("train", *arguments("llama", *options, "name=some", f"trainer.logging_steps={logging_steps}"))
+    printed = loraga("train", *arguments("llama", *options, "name=some", f"trainer.logging_steps={logging_steps}"))
     each = {point["step"]: point["loss"] for point in points(Path("runs/each")) if "loss" in point}
     reported = json.loads(Path("runs/some/manifest.json").read_text())["training_loss"]
     assert reported == pytest.approx(sum(each[step] for step in mean_of) / len(mean_of), abs=1e-3)
     assert points(Path("runs/some"))[-2]["step"] == 20
+    of = f"(mean of the last {len(mean_of)} steps)" if len(mean_of) > 1 else "(of the last step)"
+    assert f"training loss {reported:.4f} {of}, validation loss" in printed
+    assert f"| training loss {of} | {reported:.4f} |" in Path("runs/some/README.md").read_text()
 
 
 def test_a_training_that_stops_early_logs_its_last_steps(loraga: Loraga, arguments: Arguments) -> None:

@@ -43,7 +43,8 @@ def test_the_layers_the_rank_and_the_cost_are_named(
     assert f"warning rank {RANK} is more than the layers can use: the largest useful rank is " in printed
     for limit in {min(shape) for shape in shapes().values()}:
         assert f"{limit} in " in printed
-    assert f"{unused:,} of " in printed and "trained parameters add nothing" in printed
+    assert f"{unused:,} of " in printed
+    assert "trained parameters add nothing" in printed
 
 
 def test_it_comes_before_the_training_and_names_single_layers(loraga: Loraga, arguments: Arguments) -> None:

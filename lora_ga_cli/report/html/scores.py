@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_ga_cli.report import training_loss
 from lora_ga_cli.report.html.record import RunRecord
 
 
@@ -59,9 +60,9 @@ def losses(runs: Sequence[RunRecord]) -> list[Scores]:
 
 
 def steps_of_training_loss(run: RunRecord) -> int | None:
-    """Over how many steps the training loss at the end is the mean: those since the loss was logged before."""
-    steps = [point["step"] for point in run.points if point.get("loss") is not None]
-    return None if not steps else steps[-1] - max((step for step in steps if step < steps[-1]), default=0)
+    """Over how many steps the training loss at the end is the mean; None if that is not known."""
+    stored = run.manifest.get(training_loss.STEPS)
+    return stored if isinstance(stored, int) else training_loss.steps_of(run.points)
 
 
 def evaluations(runs: Sequence[RunRecord]) -> list[Scores]:

@@ -33,7 +33,7 @@ def shown(content: SectionContent | None) -> SectionContent:
 def test_the_result_is_one_line_and_one_for_each_evaluation() -> None:
     (line,) = Result().content([record(evaluations=[SCORED], size="rank 8")]).values["lines"]
     assert line.what == "lora_ga on base, rank 8"
-    assert line.losses == [("validation loss", "0.3580"), ("training loss of the last step", "0.3100")]
+    assert line.losses == [("validation loss", "0.3580"), ("training loss (of the last step)", "0.3100")]
     assert line.scores == [("gsm8k", "test, 200 scored", [("accuracy", "75.0%")])]
     assert line.how_long == "after 40 steps in 1:39"
 
@@ -131,11 +131,11 @@ def test_a_training_loss_says_over_how_many_steps_it_is_the_mean() -> None:
     """It is logged at the end for the steps since it was logged before."""
     one, other = (record(name, points=logged(*steps)) for name, steps in (("a", (1, 36, 40)), ("b", (1, 20, 30, 40))))
     (line,) = Result().content([one]).values["lines"]
-    assert line.losses[1] == ("training loss of the last 4 steps", "0.3100")
+    assert line.losses[1] == ("training loss (mean of the last 4 steps)", "0.3100")
     (same,) = shown(Table().content([one, one])).values["tables"]
-    assert same.notes == ["The training loss is the mean over the last 4 steps."]
+    assert same.notes == ["The training loss is the mean of the last 4 steps."]
     (different,) = shown(Table().content([one, other])).values["tables"]
-    assert "over the last 4 to 10 steps" in different.notes[0]
+    assert "of the last 4 to 10 steps" in different.notes[0]
 
 
 def test_the_table_of_runs_has_what_differs_and_marks_the_best() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lora_ga_cli.registry import SECTIONS
+from lora_ga_cli.report import training_loss
 from lora_ga_cli.report.console import duration
 from lora_ga_cli.report.html.command import command_of, is_sweep
 from lora_ga_cli.report.html.record import Report, RunRecord
@@ -86,9 +87,8 @@ def _line(run: RunRecord) -> Line:
 
 def _losses(run: RunRecord) -> list[tuple[str, str]]:
     """The losses at the end. A training loss says over which steps it is the mean, which `logging_steps` may decide."""
-    steps = steps_of_training_loss(run)
-    whole = {None: "", 1: " of the last step"}.get(steps, f" of the last {steps} steps")
-    return [(f"{name}{whole}" if name == "training loss" else name, value) for name, value in _shown(losses([run]))]
+    of = {"training loss": training_loss.mean_of(steps_of_training_loss(run))}
+    return [(name + of.get(name, ""), value) for name, value in _shown(losses([run]))]
 
 
 def _scores(run: RunRecord) -> list[tuple[str, str, list[tuple[str, str]]]]:

@@ -87,10 +87,10 @@ def _about_training_loss(runs: Sequence[RunRecord]) -> list[str]:
     if steps == {1}:
         return ["The training loss is that of the last step."]
     if len(steps) == 1:
-        return [f"The training loss is the mean over the last {steps.pop()} steps."]
+        return [f"The training loss is the mean of the last {steps.pop()} steps."]
     least, most = min(filter(None, steps)), max(filter(None, steps))
     return [
-        f"The training losses are means over the last {least} to {most} steps, of each run over another number: "
+        f"The training losses are means of the last {least} to {most} steps, of each run over another number: "
         "compare the validation losses."
     ]
 
