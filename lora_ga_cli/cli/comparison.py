@@ -44,7 +44,7 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     from lora_ga_cli.report.drawn import drawn
     from lora_ga_cli.report.tables import print_comparison
     from lora_ga_cli.stages.eval_on_base import targets_on_base
-    from lora_ga_cli.stages.eval_targets import NothingToScore, find_among, find_target, options_for_each
+    from lora_ga_cli.stages.eval_targets import NothingToScore, find_among, find_target, options_for_each, told_apart
     from lora_ga_cli.stages.evaluate import compare_curves, evaluate
     from lora_ga_cli.stages.shared_base import SharedBases
     from lora_ga_cli.training.own_outputs import without_own_outputs
@@ -57,7 +57,7 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
         given = options_for_each(chosen, options)
         find = find_among if len(chosen) > 1 else find_target
         named, missing = _each(chosen, str, lambda folder: (folder, find(folder, given[folder])))
-    targets = [target for _, target in named]
+    targets = told_apart([target for _, target in named])
     if len(targets) > 1 and any(
         target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
     ):
@@ -65,17 +65,13 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
         hint = "leave it out: each is asked for by its own name"
         raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
     bases = SharedBases(targets)
-    names = {id(target): name for name, target in named}
+    names = {id(target): name for (name, _), target in zip(named, targets, strict=True)}
     by_base, failed = _each(bases.in_order(), lambda item: names[id(item)], lambda item: (item, evaluate(item, bases)))
     places = {id(target): number for number, target in enumerate(targets)}
     scored = sorted(by_base, key=lambda item: places[id(item[0])])
     say()
     kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
-    labels = _labels([target for target, _ in scored])
-    rows = [
-        {**_row(target), "run": label} | result["values"]
-        for label, (target, result) in zip(labels, scored, strict=True)
-    ]
+    rows = [{**_row(target), "run": target.label} | result["values"] for target, result in scored]
     print_comparison(rows, **kinds)
     runs = [target.run for target, _ in scored if target.run is not None]
     picture = Path(runs[0].path.parent) / "comparison.png" if len(runs) > 1 else None
@@ -106,15 +102,6 @@ def _settings(target: EvalTarget) -> dict[str, Any]:
         "steps": run.manifest["steps"],
         "seed": config.seed,
     }
-
-
-def _labels(targets: Sequence[EvalTarget]) -> list[str]:
-    """The targets' names, with the folder where runs or adapters in different folders have the same one."""
-    from lora_ga_cli.training.run_names import names_told_apart
-
-    places = [target.run.path if target.run is not None else target.adapter for target in targets]
-    told_apart = iter(names_told_apart([place for place in places if place is not None]))
-    return [target.name if place is None else next(told_apart) for target, place in zip(targets, places, strict=True)]
 
 
 def _row(target: EvalTarget) -> dict[str, Any]:

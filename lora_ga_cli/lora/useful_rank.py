@@ -12,7 +12,7 @@ from lora_ga_cli.lora.layers import ADAPTER, lora_layers, target_of
 
 
 @dataclass(frozen=True)
-class LowRank:
+class TrainedProduct:
     """The products of two factors that change one weight, or the weights of a module's experts.
 
     Args:
@@ -36,7 +36,7 @@ class LowRank:
         return self.parameters * max(self.rank - self.largest, 0) // self.rank
 
 
-def products(model: nn.Module) -> dict[str, LowRank]:
+def products(model: nn.Module) -> dict[str, TrainedProduct]:
     """What the LoRA layers of a model add, by the name of their target; the model may have no weights."""
     found = {}
     for name, layer in lora_layers(model).items():
@@ -44,5 +44,5 @@ def products(model: nn.Module) -> dict[str, LowRank]:
         weights: list[Tensor] = [item if isinstance(item, Tensor) else item.weight for item in factors]
         rank = weights[0].shape[0] // max(experts_of(layer), 1)
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-        found[name] = LowRank(rank, target_of(name, layer).shape, trained)
+        found[name] = TrainedProduct(rank, target_of(name, layer).shape, trained)
     return found

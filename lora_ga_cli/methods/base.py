@@ -26,7 +26,7 @@ from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.layers import trained_parameters
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.lora.peft_loading import load_peft
-from lora_ga_cli.lora.useful_rank import LowRank
+from lora_ga_cli.lora.useful_rank import TrainedProduct
 from lora_ga_cli.model.targets import ALL_EXPERTS, ALL_LINEAR, Target, configured_ranks, find_targets
 from lora_ga_cli.model.unadaptable import unadaptable
 from lora_ga_cli.registry import METHODS
@@ -413,7 +413,7 @@ class Method:
         """The rank (or width, or length) of every layer, read from the built model."""
         return []
 
-    def products(self, model: nn.Module) -> dict[str, LowRank]:
+    def products(self, model: nn.Module) -> dict[str, TrainedProduct]:
         """The trained products of low rank of the built model, by the name of the layer that they change."""
         return {}
 

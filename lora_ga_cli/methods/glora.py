@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.schema import Config, MethodOptions
 from lora_ga_cli.errors import TargetError
 from lora_ga_cli.lora.layers import ADAPTER, PREFIX
-from lora_ga_cli.lora.useful_rank import LowRank
+from lora_ga_cli.lora.useful_rank import TrainedProduct
 from lora_ga_cli.methods.base import TASK_TYPES, AdapterOutput, Link
 from lora_ga_cli.methods.lora import wrap
 from lora_ga_cli.methods.peft_adapter import PeftAdapter
@@ -105,7 +105,7 @@ class Glora(PeftAdapter):
     def built_size(self, model: nn.Module) -> list[int]:
         return [layer.r[ADAPTER] for layer in _layers(model).values()] if _low_rank(self.options) else []
 
-    def products(self, model: nn.Module) -> dict[str, LowRank]:
+    def products(self, model: nn.Module) -> dict[str, TrainedProduct]:
         if self.options.config_A_B != "lora":
             return {}
         found = {}
@@ -113,7 +113,7 @@ class Glora(PeftAdapter):
             pairs: list[Any] = [layer.glora_A[ADAPTER], layer.glora_B[ADAPTER]]
             trained = sum(item.numel() for pair in pairs for item in pair.parameters())
             base: Any = layer.get_base_layer()
-            found[name] = LowRank(layer.r[ADAPTER], (base.out_features, base.in_features), trained)
+            found[name] = TrainedProduct(layer.r[ADAPTER], (base.out_features, base.in_features), trained)
         return found
 
     def describe(self, model: nn.Module) -> str:

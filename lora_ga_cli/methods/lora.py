@@ -30,7 +30,7 @@ from lora_ga_cli.lora.export import export_adapter, restore_adapter
 from lora_ga_cli.lora.layers import ADAPTER, base_targets, is_b, lora_layers, lora_ranks
 from lora_ga_cli.lora.offset import LoraInit, install, prepare_empty, present_factors, train_directly
 from lora_ga_cli.lora.peft_targets import by_parameter, peft_names, peft_targets, without_false_warnings
-from lora_ga_cli.lora.useful_rank import LowRank, products
+from lora_ga_cli.lora.useful_rank import TrainedProduct, products
 from lora_ga_cli.methods.base import (
     ANY_LINK,
     TASK_TYPES,
@@ -336,7 +336,7 @@ class Lora(Method):
     def built_size(self, model: nn.Module) -> list[int]:
         return lora_ranks(model)
 
-    def products(self, model: nn.Module) -> dict[str, LowRank]:
+    def products(self, model: nn.Module) -> dict[str, TrainedProduct]:
         return products(model)
 
     def describe(self, model: nn.Module) -> str:

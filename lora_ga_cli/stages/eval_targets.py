@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import PeftModel
@@ -24,6 +24,7 @@ from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer
 from lora_ga_cli.stages.trained import config_of, load_trained, require_finished
 from lora_ga_cli.training.run_folder import RunFolder, with_stored_rows
+from lora_ga_cli.training.run_names import names_told_apart
 
 ROWS_BY = "dataset=… or recipe=…, or a benchmark by eval=…"
 """What gives an adapter or a model something to be scored on."""
@@ -35,13 +36,14 @@ class EvalTarget:
     """A model to score.
 
     Args:
-        name: its name in tables.
+        name: the name of its folder, or on the hub, by which a server is asked for it.
         folder: where results are stored.
         state: changes if the model in the same place changes.
         load: returns the model in evaluation mode.
         run: the run that trained it; None for an adapter or a model.
         adapter: the folder of its adapter; None for a complete model.
         is_base: it is a model as it is, on which there may be adapters.
+        told_apart: its name beside others; empty for ``name``.
     """
 
     name: str
@@ -52,11 +54,35 @@ class EvalTarget:
     run: RunFolder | None = None
     adapter: Path | None = None
     is_base: bool = False
+    told_apart: str = ""
+
+    @property
+    def label(self) -> str:
+        """What lines, tables and pictures call it."""
+        return self.told_apart or self.name
 
     @property
     def label_names(self) -> list[str] | None:
         """The names of the classes that a run was trained for, in order; None if it is no run, or has none."""
         return None if self.run is None else self.run.manifest.get("label_names")
+
+
+def told_apart(targets: Sequence[EvalTarget]) -> list[EvalTarget]:
+    """The targets with labels in which those of one name have the folders around them that tell them apart."""
+    places = [_place(target) for target in targets]
+    labels = iter(names_told_apart([place for place in places if place is not None]))
+    return [
+        target if place is None else replace(target, told_apart=next(labels))
+        for target, place in zip(targets, places, strict=True)
+    ]
+
+
+def _place(target: EvalTarget) -> Path | None:
+    """The folder that has the target's name; None for a model that is named in another way."""
+    if target.run is not None:
+        return target.run.path
+    folder = target.adapter or Path(target.config.model.path)
+    return folder if folder.is_dir() and folder.resolve().name == target.name else None
 
 
 def target_of_run(run: RunFolder, config: Config) -> EvalTarget:

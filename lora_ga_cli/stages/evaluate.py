@@ -66,7 +66,7 @@ def evaluate(target: EvalTarget, bases: SharedBases | None = None) -> dict[str, 
     for obsolete in result.obsolete:
         obsolete.unlink(missing_ok=True)
     values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.score.values.items())
-    step("eval", f"{target.name}: {values} ({result.rows} {task.unit})")
+    step("eval", f"{target.label}: {values} ({result.rows} {task.unit})")
     if target.run is not None and target.folder == target.run.path:
         renew_run_report(target.run)
     return content

@@ -23,6 +23,7 @@ from lora_ga_cli.training.manifest import type_problem
 from lora_ga_cli.training.own_outputs import is_own_output, without_own_outputs
 from lora_ga_cli.training.run_files import points_of
 from lora_ga_cli.training.run_folder import RunFolder, require_format
+from lora_ga_cli.training.run_names import names_told_apart
 
 TABLE_FILE = "table.json"
 """What `loraga reproduce` writes beside a table, for programs."""
@@ -143,7 +144,7 @@ def _report(sources: Sources, parts: Parts, inputs: Inputs | None = None) -> Rep
         parts: collects what is not in the files of a run, and which files are damaged.
         inputs: of the only run, if they are loaded.
     """
-    names = _names([run.path for run in sources.runs])
+    names = names_told_apart([run.path for run in sources.runs])
     runs = [collect(run, name, parts, inputs) for run, name in zip(sources.runs, names, strict=True)]
     tables = [read_table(folder).shown for folder in sources.tables]
     return Report(_title(runs, tables), runs, tables)
@@ -265,13 +266,3 @@ def _place(words: Sequence[str], sources: Sources) -> Path:
     folders = [run.path for run in sources.runs] + list(sources.tables)
     around = [folder.resolve().parent for folder in folders] if len(folders) > 1 else [folders[0]]
     return Path(os.path.relpath(os.path.commonpath(around)))
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The name of each folder, with as many of the folders around it as tell all apart."""
-    paths = [folder.resolve().parts[1:] for folder in folders]
-    for count in range(1, max((len(path) for path in paths), default=0) + 1):
-        names = ["/".join(path[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]

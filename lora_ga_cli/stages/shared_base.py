@@ -86,7 +86,7 @@ class SharedBases:
         if group is None or len(group.targets) < 2:
             self._release(None)
             if (reason := self._apart.get(id(target))) is not None:
-                step("model", f"{target.name} is loaded apart: {reason}")
+                step("model", f"{target.label} is loaded apart: {reason}")
             return target.load(inputs)
         if group.model is None:
             self._release(group)
@@ -127,7 +127,7 @@ class SharedBases:
                 except RunError as error:
                     group.refused[id(target)] = error
         group.model = Switched(base, str(inputs.device))
-        names = ", ".join(target.name for target in group.targets)
+        names = ", ".join(target.label for target in group.targets)
         step("model", f"{inputs.config.model.path} is loaded once, for {names}")
 
     def _release(self, kept: Group | None) -> None:

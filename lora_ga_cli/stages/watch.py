@@ -20,7 +20,7 @@ from lora_ga_cli.report.console import duration, out, size, warn
 from lora_ga_cli.report.sparkline import loss_curve
 from lora_ga_cli.report.visible import visible
 from lora_ga_cli.training.own_outputs import is_own_output, without_own_outputs
-from lora_ga_cli.training.run_names import is_locked, run_of_lock
+from lora_ga_cli.training.run_names import is_locked, names_told_apart, run_of_lock
 from lora_ga_cli.training.run_state import RunState, WatchedRun, is_run
 
 INTERVAL = 1.0
@@ -49,9 +49,7 @@ class Watch:
     def look(self) -> list[RunState]:
         """The state of every run that is there now, and of those that were there before."""
         found = dict.fromkeys(folder for target in self.targets for folder in _runs_at(target))
-        names = [folder.name for folder in found]
-        for folder in found:
-            name = folder.name if names.count(folder.name) == 1 else str(folder)
+        for folder, name in zip(found, names_told_apart(list(found)), strict=True):
             self._runs.setdefault(folder, WatchedRun(folder, name))
         now = time.time()
         return [run.look(now) for run in self._runs.values()]

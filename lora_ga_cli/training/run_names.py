@@ -21,19 +21,18 @@ LOCK_WAIT = 0.2
 
 
 def names_told_apart(folders: Sequence[Path]) -> list[str]:
-    """For each folder its name, and its path instead where another folder has the same name.
+    """For each folder its name, with as many of the folders around it as tell it from the others.
 
-    Paths inside the working folder are given from there.
+    A folder that is given twice has its path.
     """
-    names = [folder.resolve().name for folder in folders]
-    return [
-        name if names.count(name) == 1 else str(_from_here(folder)) for name, folder in zip(names, folders, strict=True)
-    ]
-
-
-def _from_here(folder: Path) -> Path:
-    place, here = folder.resolve(), Path.cwd().resolve()
-    return place.relative_to(here) if place.is_relative_to(here) else place
+    paths = [folder.resolve().parts[1:] for folder in folders]
+    names = []
+    for folder, path in zip(folders, paths, strict=True):
+        counts = range(1, max(map(len, paths)) + 1)
+        alone = (count for count in counts if [other[-count:] for other in paths].count(path[-count:]) == 1)
+        count = next(alone, None)
+        names.append(str(folder) if count is None else "/".join(path[-count:]))
+    return names
 
 
 def lock_file(run: Path) -> Path:

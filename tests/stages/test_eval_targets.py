@@ -265,11 +265,14 @@ def test_runs_adapters_and_models_are_in_one_table(
     assert "left out: nonsense: no such run folder, adapter or model" in out
 
 
-def test_runs_of_one_name_are_told_apart_in_the_table(loraga: Loraga) -> None:
+def test_runs_of_one_name_are_told_apart_in_lines_and_the_table(loraga: Loraga) -> None:
     shutil.copytree("runs/plain", "old/plain")
     out = loraga("eval", "runs/plain", "old/plain", *BENCHMARK)
     table = out[out.index(" run ") :].splitlines()
     assert [line.split()[0] for line in table[2:4]] == ["runs/plain", "old/plain"]
+    assert "is loaded once, for runs/plain, old/plain" in out
+    lines = [line.split()[1] for line in out.splitlines() if line.split()[:1] == ["eval"] and "accuracy" in line]
+    assert lines == ["runs/plain:", "old/plain:"]
 
 
 def tamper(**changes: Any) -> None:

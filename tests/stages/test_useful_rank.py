@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_ga_cli.lora.useful_rank import LowRank
+from lora_ga_cli.lora.useful_rank import TrainedProduct
 from lora_ga_cli.model.targets import find_targets
 from tests.conftest import build_model
 from tests.helpers import Arguments, Loraga
@@ -29,7 +29,7 @@ def test_what_is_unused_is_the_difference_to_the_smallest_factors_of_the_same_pr
     product = torch.randn(d_out, rank) @ torch.randn(rank, d_in)
     needed = int(torch.linalg.matrix_rank(product))
     trained = sum(item.numel() for item in (nn.Linear(d_in, rank, bias=False).weight, nn.Linear(rank, d_out).weight))
-    low = LowRank(rank, (d_out, d_in), trained)
+    low = TrainedProduct(rank, (d_out, d_in), trained)
     assert low.unused == trained - needed * (d_out + d_in)
 
 

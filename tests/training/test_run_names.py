@@ -9,9 +9,19 @@ import pytest
 from lora_ga_cli.training.run_names import names_told_apart
 
 
-def test_folders_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    folders = [Path("runs/mine"), Path("old/../runs/other"), elsewhere / "mine"]
-    assert names_told_apart(folders) == ["runs/mine", "other", str(elsewhere / "mine")]
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/mine", "old/../runs/other", "../elsewhere/mine"], ["runs/mine", "other", "elsewhere/mine"]),
+        (["a/x/run", "b/x/run", "b/y/run"], ["a/x/run", "b/x/run", "y/run"]),
+        (["a/run", "b/a/run"], ["here/a/run", "b/a/run"]),
+        (["run", "run"], ["run", "run"]),
+        ([], []),
+    ],
+)
+def test_folders_of_one_name_are_told_apart_by_the_folders_around_them(
+    folders: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert names_told_apart([Path(folder) for folder in folders]) == names

@@ -25,6 +25,7 @@ from lora_ga_cli.report.tables import print_table
 from lora_ga_cli.stages.inspect.loaded import Inspected, load
 from lora_ga_cli.stages.inspect.options import InspectOptions
 from lora_ga_cli.training.run_folder import RunFolder
+from lora_ga_cli.training.run_names import names_told_apart
 
 FIGURE = "similarity.png"
 SIDES = ("right", "left")
@@ -70,18 +71,24 @@ def show_pair(first: Path, second: Path, options: InspectOptions) -> dict[str, A
     }
 
 
+def _names(one: Inspected, other: Inspected) -> list[str]:
+    return names_told_apart([one.saved.folder, other.saved.folder])
+
+
 def _common(one: Inspected, other: Inspected, options: InspectOptions) -> list[str]:
     """The selected layers that both adapters change."""
     theirs = other.saved.changes
     shared = [name for name in one.saved.changes if name in theirs]
     if not shared:
-        examples = " and ".join(f"{item.name} changes {next(iter(item.saved.changes))}" for item in (one, other))
+        of_each = zip(_names(one, other), (one, other), strict=True)
+        examples = " and ".join(f"{name} changes {next(iter(item.saved.changes))}" for name, item in of_each)
         raise RunError(f"these adapters have no layer in common: {examples}")
     for name in shared:
         shapes = [(change.left.shape[0], change.right.shape[1]) for change in (one.saved.changes[name], theirs[name])]
         if shapes[0] != shapes[1]:
+            first, second = _names(one, other)
             raise RunError(
-                f"{name} is {shapes[0]} for {one.name} and {shapes[1]} for {other.name}: they have other base models"
+                f"{name} is {shapes[0]} for {first} and {shapes[1]} for {second}: they have other base models"
             )
     options.check_selection(shared, "both adapters")
     return [name for name in shared if options.selects(name)]
@@ -163,9 +170,9 @@ def _totals(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _say(one: Inspected, other: Inspected, names: Sequence[str]) -> None:
     step("compared", f"{one.saved.folder} and {other.saved.folder}: {len(names)} layers")
-    for item in (one, other):
+    for name, item in zip(_names(one, other), (one, other), strict=True):
         for note in item.saved.notes:
-            step("compared", f"{item.name}: {note}")
+            step("compared", f"{name}: {note}")
     theirs = set(one.saved.changes) ^ set(other.saved.changes)
     if theirs:
         warn(f"{len(theirs)} layers are changed by one of them only, such as {min(theirs)}")
@@ -210,7 +217,8 @@ def _draw(
         mean = f", mean of {counts[kind]}" if counts[kind] > 1 else ""
         grid.append([_heatmap(f"{kind}{mean}\n{HEADINGS[side]}", matrix) for side, matrix in found.items()])
     what = "factors" if options.factors else "ΔW"
-    heatmaps(grid, file, f"φ(i, j) of {what}: i directions of {one.name} (rows), j of {other.name} (columns)")
+    first, second = _names(one, other)
+    heatmaps(grid, file, f"φ(i, j) of {what}: i directions of {first} (rows), j of {second} (columns)")
 
 
 def _heatmap(title: str, matrix: Tensor) -> Heatmap:
