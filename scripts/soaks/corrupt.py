@@ -3,8 +3,9 @@
 A small project is made once: an unfinished run, a chain whose second link is unfinished, a finished run with a stored
 evaluation and one that was interrupted, a merged model, and the cache of all these. Then, each time in a fresh copy of
 it, one bit of one file is flipped (its time of change stays), or a file is cut or removed, and the command that reads
-the file runs. It has to end as without the damage and name the file, or with exit code 2 and name it. A line that is
-printed without the damage, too, says nothing.
+the file runs. It has to end as without the damage and name the file, or with exit code 2 and name it. A report may also
+show what is left, with exit code 1, if it names the file and every value is in the report without the damage too.
+A line that is printed without the damage, too, says nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from unittest import mock
 
 from safetensors.torch import load_file
 
+from lora_ga_cli.files import write_json
 from soaks._figure import Figure, at_most
 from soaks._project import (
     Done,
@@ -45,6 +47,7 @@ CHECKPOINT = "checkpoints/checkpoint-4"
 REMOVABLE = ("init.safetensors", "manifest.json", "adapter_model.safetensors")
 """Files that are removed, and not cut, in one of three cases. Without others a command begins anew."""
 MENDED, REFUSED, UNNAMED, SILENT, UNEXPECTED = "mended", "refused", "unnamed", "silent", "unexpected"
+LESS = "less"
 LOSS = ["eval=loss", "device=cpu"]
 ANSWERS = ["eval=gsm8k", "eval.prompt='{question}'", "eval.max_new_tokens=4", "eval.batch_size=2", "device=cpu"]
 PROBLEMS, REGRADED = "eval.file=../problems.jsonl", "eval.file=../regraded.jsonl"
@@ -59,6 +62,7 @@ class Scene:
         result: what the command makes, as something that can be compared.
         grows: whether the files are added to line by line, so that a cut one is as an earlier interruption leaves it,
             and nothing has to be said.
+        shows_less: whether the command shows what is left where a file is damaged; its result is a page of HTML.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Scene:
     command: Sequence[str]
     result: Callable[[], Any]
     grows: bool = False
+    shows_less: bool = False
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,12 +97,13 @@ def run(options: argparse.Namespace) -> Iterator[Figure]:
                 outcome, told = _case(scene, kind, draw, home, *expected[scene.name])
                 found[outcome] += 1
                 by_scene[scene.name] += 1
-                if options.verbose or outcome not in (MENDED, REFUSED):
+                if options.verbose or outcome not in (MENDED, REFUSED, LESS):
                     print(f"  {outcome}: {told}", flush=True)
             what = "flipped bits" if kind == "flip" else "cut or removed files"
             yield Figure(what, f"{sum(found.values()):,}")
             yield Figure("  of which: same result, and the file is named", f"{found[MENDED]:,}")
             yield Figure("  of which: exit code 2, and the file is named", f"{found[REFUSED]:,}")
+            yield Figure("  of which: a report without it, exit code 1, and the file is named", f"{found[LESS]:,}")
             yield at_most("  used or mended without a word", found[SILENT])
             yield at_most("  refused without naming the file", found[UNNAMED])
             yield at_most("  other errors, or another result", found[UNEXPECTED])
@@ -126,6 +132,12 @@ def make_scenes(home: Path) -> list[Scene]:
         must("eval", str(RUN), *ANSWERS, PROBLEMS)
     with inside(states / "partial"):
         _evaluate_until_interrupted()
+    for name in ("tabled", "inspected"):
+        shutil.copytree(states / "finished", states / name)
+    _make_table(states / "tabled" / "table", 17.25)
+    _make_table(states / "tabled" / "other", 38.75)
+    with inside(states / "inspected"):
+        must("inspect", str(RUN))  # what it found is then read in the place of the initial factors
     shutil.copytree(states / "partial", states / "cached")
     shutil.rmtree(states / "cached" / "runs")
     shutil.copytree(states / "cached", states / "sources")
@@ -141,13 +153,17 @@ def make_scenes(home: Path) -> list[Scene]:
         name: str, state: str, patterns: Sequence[str], command: Sequence[str], result: Callable[[], Any]
     ) -> Scene:
         return Scene(
-            name, states / state, files_below(states / state, patterns), command, result, grows=name == "answer"
-        )
+            name, states / state, files_below(states / state, patterns), command, result,
+            grows=name == "answer", shows_less=name.startswith("report"),
+        )  # fmt: skip
 
     def in_run(patterns: Sequence[str]) -> list[str]:
         return [f"{RUN}/{pattern}" for pattern in patterns]
 
     score = ["eval", str(RUN)]
+    shown = in_run([*run_files, "adapter*", "metrics.jsonl", "eval.json", "eval/*"])
+    report = ["report", str(RUN), "--output", f"{RUN}/report.html"]
+    gradients = ["cache/gradients/*/*.json", "cache/gradients/*/*.safetensors"]
     return [
         scene("resume", "stopped", in_run(resumed), ["train", *plain], _adapter),
         scene("resume a chain", "chain", in_run(of_chain), ["train", *chain], _adapter),
@@ -159,9 +175,26 @@ def make_scenes(home: Path) -> list[Scene]:
         scene("grade again", "finished", in_run(["eval/*"]), [*score, *ANSWERS, REGRADED], _regraded),
         scene("merge", "again", in_run([*run_files, *of_result]), ["merge", str(RUN), "--output", "out"], _merged),
         scene("merged model", "partial", ["merged/*"], ["eval", "merged", *LOSS, *_data(plain)], _values),
+        scene("report", "inspected", [*shown, *in_run(["inspection.json"]), *gradients], report, _page),
+        scene(
+            "report without an inspection", "tabled", [*shown, *in_run(["init.safetensors"]), *gradients], report, _page
+        ),
+        scene("report of tables", "tabled", ["table/*"], ["report", "table", "other", *report[2:]], _page),
         scene("cache", "cached", cached, ["init", *plain], _start),
         scene("cache of rows as read", "sources", ["cache/sources/*/*"], ["init", *plain], _start),
     ]
+
+
+def _make_table(folder: Path, score: float) -> None:
+    """Writes a table as `loraga reproduce` does, for programs."""
+    folder.mkdir()
+    content = {
+        "title": folder.name,
+        "headings": ["method", "score"],
+        "rows": [["one", f"{score}"]],
+        "notes": ["Of none."],
+    }
+    write_json(folder / "table.json", {**content, "runs": []}, digest=True)
 
 
 def _data(words: Sequence[str]) -> list[str]:
@@ -215,6 +248,17 @@ def _answers(problems: str = PROBLEMS) -> Any:
             lines = file.with_suffix(".jsonl").read_text().splitlines()
             found.append((result["values"], [json.loads(line) for line in lines]))
     return found
+
+
+def _page() -> str:
+    """The report without the time at which it was written."""
+    text = (RUN / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"(Written by loraga \S+) on [^.]*\.", r"\1.", text)
+
+
+def _values_in(page: str) -> set[str]:
+    """The values that a report shows in tables and lists."""
+    return set(re.findall(r"<(?:td|dd|b)\b[^>]*>([^<]*\d[^<]*)<", page))
 
 
 def _regraded() -> Any:
@@ -289,6 +333,9 @@ def _outcome(done: Done, file: Path, scene: Scene, expected: Any, usual: set[str
     names = [file.name, *(part for part in file.parts[:-1] if part.startswith("checkpoint-") or len(part) == 16)]
     new = [line for line in done.lines if _without_numbers(line) not in usual]
     named = any(name in line for line in new for name in names)
+    if scene.shows_less and done.code == 1 and "unexpected" not in done.text:
+        only_less = _values_in(scene.result()) <= _values_in(expected)
+        return LESS if named and only_less else UNEXPECTED if named else SILENT
     if "unexpected" in done.text or done.code not in (0, 2):
         return UNEXPECTED
     if done.code == 2:

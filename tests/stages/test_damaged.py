@@ -171,7 +171,7 @@ def test_a_few_random_bits_and_cuts_of_every_kind_of_file(monkeypatch: pytest.Mo
     """The small version of ``python scripts/soak.py corrupt``: a flip for each command, and some cuts."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     corrupt = importlib.import_module("soaks.corrupt")
-    options = argparse.Namespace(flips=11, cuts=6, seed=20, only="", verbose=False)
+    options = argparse.Namespace(flips=14, cuts=6, seed=20, only="", verbose=False)
     figures = list(corrupt.run(options))
     assert [figure.name for figure in figures if not figure.reached] == []
-    assert len(figures) == 12
+    assert len(figures) == 14
