@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
+from lora_ga_cli.cli.arguments import Code, ConfigDir, user_dir
 from lora_ga_cli.cli.output import with_json
 
 app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, method and optimizer.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
-from lora_ga_cli.cli.common import user_dir as find_user_dir
+from lora_ga_cli.cli.arguments import Code, ConfigDir, Debug, complete, unknown_flags, words
+from lora_ga_cli.cli.arguments import user_dir as find_user_dir
+from lora_ga_cli.cli.errors import report_error
 from lora_ga_cli.cli.output import Outcome, with_json
 from lora_ga_cli.cli.paths import naming
 

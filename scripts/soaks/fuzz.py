@@ -29,7 +29,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.cli.common import report_error
+from lora_ga_cli.cli.errors import report_error
 from lora_ga_cli.errors import SweepError
 from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, one_of, yaml_files
 from soaks._figure import Figure, at_least, at_most

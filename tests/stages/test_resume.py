@@ -75,9 +75,9 @@ def while_saving_the_result(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_it_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.stages import train
+    from lora_ga_cli.stages import finish
 
-    patch.setattr(train, "loss_curves", after(1, train.loss_curves))
+    patch.setattr(finish, "loss_curves", after(1, finish.loss_curves))
 
 
 POINTS = [

@@ -135,7 +135,7 @@ def test_before_the_first_step_no_checkpoint_is_promised(
     assert "SIGTERM: no result was complete, so none is kept" in printed
     assert "To start from the beginning: loraga train" in printed
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_fit", sent(1, train._fit))
+        patch.setattr(train, "fit", sent(1, train.fit))
         printed = loraga("train", *arguments("llama"), code=143)
     assert "no step of training is kept, but the initialization in runs/" in printed
 
@@ -146,7 +146,7 @@ def test_after_the_last_step_the_checkpoint_is_named(
     from lora_ga_cli.stages import train
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_difference", sent(1, train._difference))
+        patch.setattr(train, "check_saved", sent(1, train.check_saved))
         printed = loraga("train", *arguments("llama", "method=lora"), code=143)
     assert re.search(r"SIGTERM: 6 of 6 steps are kept in the checkpoint \S+checkpoint-6\. To go on", printed)
     assert "finished in" in loraga("train", *arguments("llama", "method=lora"))
