@@ -103,7 +103,7 @@ def show_changes(
     Returns:
         The part with the selected layers and their totals, and the file of the figure; None if it could not be written.
     """
-    layers = {name: layer for name, layer in found["layers"].items() if options.selects(name)}
+    layers = {name: found["layers"][name] for name in options.selected(found["layers"])}
     together = totals(layers)
     ranks = sorted({layer["rank"] for layer in layers.values()})
     text = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")

@@ -103,8 +103,8 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
         step("gradient", gradient.absent)
         if found["gradient"] is not None:
             step("gradient", f"what was found of it before is kept in {run.path / INSPECTION_FILE}")
-            layers = found["gradient"]["layers"].items()
-            found["gradient"] |= {"layers": {name: layer for name, layer in layers if options.selects(name)}}
+            layers = found["gradient"]["layers"]
+            found["gradient"] |= {"layers": {name: layers[name] for name in options.selected(layers)}}
     if found["adapter"] is not None:
         found["adapter"], file = show_changes(run.path, found["adapter"], options, figures)
         files.append(file)
