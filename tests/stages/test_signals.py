@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from lora_ga_cli import interruption
 from lora_ga_cli.training.batches import MicroBatch
+from lora_ga_cli.training.shared_signal import SharedSignal
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.helpers import Arguments, Loraga, only_run, timeless_points
 
@@ -225,7 +226,7 @@ def test_asking_for_a_signal_waits_for_no_device_and_for_no_other_process(
         accelerator=SimpleNamespace(reduce=reduce),
         state=SimpleNamespace(global_step=0),
         _ahead=None,
-        _stop_count=None,
+        _signal=SharedSignal(processes),
         _trained=[],
     )
     batch = MicroBatch({}, items=7, tokens=9)
@@ -238,7 +239,7 @@ def test_asking_for_a_signal_waits_for_no_device_and_for_no_other_process(
         assert reads == ["tolist"]
         assert len(sums) == (processes > 1)
         assert int(items) == 7 * processes
-        assert trainer._stop_agreed == (processes > 1 and signals is not None)
+        assert trainer._signal.agreed == (processes > 1 and signals is not None)
 
 
 def started(command: list[str], *, module: str = "lora_ga_cli") -> subprocess.Popen[str]:
