@@ -1,5 +1,5 @@
-"""The learning rate of a run for which none is given: the one measured for its method, by the width of the model. And how
-a rate rises at the beginning of a run or of a link."""
+"""The learning rate of a run: the one measured for its method, by the width of the model, where none is given; and how
+it rises at the beginning of a run or of a link."""
 
 from __future__ import annotations
 
