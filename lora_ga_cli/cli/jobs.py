@@ -32,7 +32,8 @@ def run_jobs(
         SweepError: some jobs failed; it has the result or the error of each.
         InvalidInput: results are to be collected, and the jobs are for other processes.
     """
-    from lora_ga_cli.config.launch import Shard, launch
+    from lora_ga_cli.config.launch import launch
+    from lora_ga_cli.config.shard import Shard
     from lora_ga_cli.errors import SweepError
 
     arguments = list(arguments or [])

@@ -85,7 +85,7 @@ def command(
 
     Example: loraga reproduce ablation --scale tiny
     """
-    from lora_ga_cli.config.launch import Shard
+    from lora_ga_cli.config.shard import Shard
     from lora_ga_cli.errors import InvalidInput
 
     if faults := unknown_flags(context, arguments, RENAMED):
