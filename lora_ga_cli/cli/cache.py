@@ -46,7 +46,7 @@ Only = Annotated[
 
 def _places(cache_dir: str | None) -> list[Path]:
     """The folders of the cache: one that may only be read, if it is the first choice, and the one that is written."""
-    from lora_ga_cli.files import cache_root, shared_cache
+    from lora_ga_cli.paths import cache_root, shared_cache
     from lora_ga_cli.report.console import say
 
     shared, root = shared_cache(cache_dir), cache_root(cache_dir)
@@ -197,8 +197,8 @@ def prune_entries(
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.files import cache_root, shared_cache
     from lora_ga_cli.gradient.store import FIGURES
+    from lora_ga_cli.paths import cache_root, shared_cache
     from lora_ga_cli.report.console import say, size, warn
     from lora_ga_cli.stores import age_in_days
 

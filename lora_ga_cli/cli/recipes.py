@@ -128,7 +128,8 @@ def copy_recipe(
     """Copy a recipe into your folder, to change it there."""
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.files import atomic_file, one_name
+    from lora_ga_cli.files import atomic_file
+    from lora_ga_cli.paths import one_name
     from lora_ga_cli.report.console import say
 
     recipe = find_recipe(name)

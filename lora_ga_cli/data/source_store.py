@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.data.arrow import Spool, mapped
 from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, Damaged, StoreOfRows
 from lora_ga_cli.errors import DamagedFile, DataError, system_fault
-from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.files import atomic_folder, sha256_file
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.stores import Notify
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import atomic_folder, file_sizes, read_json, sha256_file, write_json
+from lora_ga_cli.files import atomic_folder, file_sizes, sha256_file
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.stores import FolderStore, Notify
 
 if TYPE_CHECKING:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lora_ga_cli.disk import may_only_be_read
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import file_sizes, may_only_be_read, read_json, set_aside
+from lora_ga_cli.files import file_sizes, set_aside
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.stores import FolderStore, Notify
 
 GRADIENTS, FIGURES = "gradients", "figures"

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftConfig
 from lora_ga_cli import expressions
 from lora_ga_cli.errors import Fault, InvalidInput, RunError, UserError
 from lora_ga_cli.expressions import Expression
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.lora.layers import PREFIX
 

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_ga_cli.errors import ModelError, suggest
-from lora_ga_cli.files import BUNDLED, PACKAGE, read_json, resolve_path, sha256_json
+from lora_ga_cli.json_files import read_json, sha256_json
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, loading_arguments
 from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
 from lora_ga_cli.model.targets import classifier_heads
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
 from lora_ga_cli.model.written import check_model
+from lora_ga_cli.paths import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.reachable import ask_hub_once
 
 if TYPE_CHECKING:

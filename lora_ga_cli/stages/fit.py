@@ -10,7 +10,7 @@ import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from lora_ga_cli import distributed, interruption
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.methods.base import Link, PreparedModel, method_of
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.report.console import step, warn

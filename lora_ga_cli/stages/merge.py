@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.digests import written_in
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import atomic_folder, file_sizes, write_json
+from lora_ga_cli.files import atomic_folder, file_sizes
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS

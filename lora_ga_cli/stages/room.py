@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.disk import disk_room, folder_problem
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
-from lora_ga_cli.files import disk_room, file_sizes, folder_problem
+from lora_ga_cli.files import file_sizes
 from lora_ga_cli.methods.base import Link
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import size

@@ -10,7 +10,8 @@ from accelerate.utils.memory import clear_device_cache
 
 from lora_ga_cli import distributed, interruption
 from lora_ga_cli.digests import written_in
-from lora_ga_cli.files import atomic_folder, read_json, write_json
+from lora_ga_cli.files import atomic_folder
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import read_adapter, write_sum
 from lora_ga_cli.methods.base import Link, PreparedModel, method_of

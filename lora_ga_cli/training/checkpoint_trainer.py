@@ -15,7 +15,8 @@ from transformers.trainer_pt_utils import nested_gather
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import DamagedFile, TrainingError
-from lora_ga_cli.files import follow_umask, read_json, write_json
+from lora_ga_cli.files import follow_umask
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method
 from lora_ga_cli.training import metrics

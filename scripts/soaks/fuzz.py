@@ -306,8 +306,9 @@ def artifacts(folder: Path) -> Made:
     """Stored gradients: looked for, verified, loaded, and looked into."""
     import json
 
-    from lora_ga_cli.files import sha256_file, text_of_json
+    from lora_ga_cli.files import sha256_file
     from lora_ga_cli.gradient.store import ArtifactStore
+    from lora_ga_cli.json_files import text_of_json
 
     make_base(folder / "base")
     make_rows(folder / "rows.jsonl")

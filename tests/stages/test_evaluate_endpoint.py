@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Answer, Endpoint, completes, refuses, says

@@ -14,7 +14,7 @@ import pytest
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.stages.report import collect, write_run_report
 from lora_ga_cli.stages.report_parts import Parts

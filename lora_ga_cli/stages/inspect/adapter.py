@@ -75,7 +75,8 @@ def part_of(
 
 
 def _with_base(found: dict[str, Any], inspected: Inspected, options: InspectOptions) -> dict[str, Any]:
-    measures = measures_of_base(inspected.saved, inspected.base(), options.selects)
+    selected = set(options.selected(inspected.saved.changes))
+    measures = measures_of_base(inspected.saved, inspected.base(), selected)
     layers = {name: layer | measures.get(name, {}) for name, layer in found["layers"].items()}
     return {**found, "layers": layers, "totals": totals(layers)}
 

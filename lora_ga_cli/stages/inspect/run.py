@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_ga_cli.files import write_json
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.report.console import reason, step, warn
 from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_changes
 from lora_ga_cli.stages.inspect.again import words_again
