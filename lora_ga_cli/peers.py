@@ -242,7 +242,7 @@ class _Watch(threading.Thread):
         self.stopped.set()
 
     def end_if_another_failed(self) -> None:
-        """Ends this process without a word if another one has said why."""
+        """Ends this process without a message if another one has said why."""
         failed = None
         if self.store is not None:
             with contextlib.suppress(RuntimeError), self.busy:
