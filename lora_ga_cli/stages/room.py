@@ -31,9 +31,7 @@ def require_room(option: str, folder: Path, needed: int, what: str, hint: str = 
         InvalidInput
     """
     problem = folder_problem(folder)
-    if (
-        problem is not None and problem.errno != errno.ENOSPC
-    ):  # a full disk is reported below, with the bytes that are needed
+    if problem is not None and problem.errno != errno.ENOSPC:  # a full disk is reported below
         raise InvalidInput([system_fault(option, folder, problem)])
     free = disk_room(folder)
     if free < needed:
