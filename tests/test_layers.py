@@ -18,7 +18,7 @@ import pytest
 PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    {"errors"},
+    {"errors", "machine"},
     {"peers"},
     {"disk"},
     {
