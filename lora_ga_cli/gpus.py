@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+
+from lora_ga_cli.machine import this_machine
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -76,7 +77,7 @@ def claim_gpu(gpus: Sequence[str], folder: Path) -> str:
         raise RuntimeError("no GPU can be chosen for this process, because it uses one already")
     if _State.place is not None:
         _State.place.lock.release()
-    places = folder / platform.node()
+    places = folder / quote(this_machine(), safe="")
     places.mkdir(parents=True, exist_ok=True)
     with FileLock(places / "choosing.lock"):
         chosen = min(dict.fromkeys(gpus), key=lambda name: sum(not _is_free(file) for file in _places(places, name)))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import signal
 import sys
 import threading
@@ -21,6 +20,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from lora_ga_cli.machine import this_container
 
 PERIOD = 0.5
 """Seconds between two looks at the others."""
@@ -140,23 +141,13 @@ def _connected(timeout: timedelta) -> Any:
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
 
 
-def _machine() -> str:
-    """Tells this machine, or container, from others, also those of the same name: the processes of one see each
-    other. Its name is what stands before the first slash."""
-    name = platform.node().replace("/", "-")
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{name}/{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    return name
-
-
 class _Watch(threading.Thread):
     """The thread that looks after the other processes."""
 
     def __init__(self, report: Callable[[str], None]):
         super().__init__(name="loraga-peers", daemon=True)
         self.report, self.index, self.others = report, index(), [other for other in range(count()) if other != index()]
-        self.machine = _machine()
+        self.machine = this_container()
         self.store: Any = None
         self.connected = threading.Event()
         self.busy = threading.Lock()  # one request at a time goes through a connection
@@ -242,7 +233,7 @@ class _Watch(threading.Thread):
         self.stopped.set()
 
     def end_if_another_failed(self) -> None:
-        """Ends this process without a word if another one has said why."""
+        """Ends this process without a message if another one has said why."""
         failed = None
         if self.store is not None:
             with contextlib.suppress(RuntimeError), self.busy:

@@ -29,9 +29,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lora_ga_cli import estimate_gradients, initialize
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.lora.adapter_dtype import set_adapter_dtype
 from lora_ga_cli.lora.offset import train_directly
+from lora_ga_cli.paths import resolve_path
 
 RANK, WARM, STEPS, ROUNDS = 8, 1, 4, 8
 CASES = ((1, True), (1, False), (4, True))

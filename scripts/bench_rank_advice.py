@@ -50,7 +50,6 @@ from typing import IO, Any
 import torch
 
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.files import cache_root
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.store import ArtifactStore
 from lora_ga_cli.inspection.advice import followed
@@ -59,6 +58,7 @@ from lora_ga_cli.inspection.spectrum import captured
 from lora_ga_cli.lora.allocation import Shapes, allocate_by_energy, factor_parameters
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import empty_model
+from lora_ga_cli.paths import cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
 SST2 = ROOT.parent / "shared" / "data" / "glue" / "sst2"

@@ -149,7 +149,7 @@ def random_base(folder: Path) -> str:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lora_ga_cli.files import resolve_path
+    from lora_ga_cli.paths import resolve_path
 
     tokenizer = AutoTokenizer.from_pretrained(str(resolve_path("bundled:tiny_base")))
     torch.manual_seed(0)

@@ -34,9 +34,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli import LoraInit, estimate_gradients, export_adapter, initialize
 from lora_ga_cli.data import collate_tokens
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.lora.initialization import first_step_alignment
 from lora_ga_cli.lora.layers import lora_layers
+from lora_ga_cli.paths import resolve_path
 
 RANK, ALPHA, ROWS = 8, 16, 32
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

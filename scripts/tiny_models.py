@@ -16,8 +16,8 @@ import transformers
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.model.loading import AUTO_CLASS
+from lora_ga_cli.paths import resolve_path
 
 TOKENIZER = "bundled:tiny_base"
 CAUSAL, SEQ2SEQ, CLASSIFIER = "causal_lm", "seq2seq_lm", "sequence_classification"

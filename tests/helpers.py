@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,6 +47,24 @@ def configured_classifier(method: str, *overrides: str) -> Config:
 def no_gradient() -> GradientArtifact:
     """For methods that need no gradient."""
     raise AssertionError("no gradient is needed")
+
+
+def save_random_factors(model: nn.Module, folder: Path) -> PeftModel:
+    """Draws the factors A and B of a LoRA adapter, which PEFT then saves."""
+    assert isinstance(model, PeftModel)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, item in model.named_parameters():
+            if "lora_" in name:
+                item.normal_(std=0.1)
+    model.save_pretrained(str(folder))
+    return model
+
+
+def write_sums(file: Path) -> None:
+    """24 rows with a sum as prompt and answer."""
+    rows = [{"prompt": f"{number}+1=", "answer": f"{number + 1}"} for number in range(24)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def prepare(model: PreTrainedModel, config: Config, *, steps: int = 100) -> PreparedModel:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from lora_ga_cli.cli.app import app
-from lora_ga_cli.cli.common import split_folders, unknown_flags
+from lora_ga_cli.cli.arguments import split_folders, unknown_flags
 from lora_ga_cli.cli.reproduce import _names_and_options
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose

@@ -41,6 +41,7 @@ def test_the_matches_are_those_of_python(pattern: str, text: str) -> None:
     matches = [match.span() for match in python.finditer(text)]
     last = expression.last_match(text)
     assert (last and last.span()) == (matches[-1] if matches else None)
+    assert expression.found_in([text]) == ([text] if wanted else [])
     assert expression.matching([text]) == ([text] if python.fullmatch(text) else [])
 
 
@@ -55,10 +56,10 @@ def test_a_match_that_takes_too_long_is_refused_with_option_expression_and_limit
     assert "write a+" in fault.hint
 
 
-@pytest.mark.parametrize("use", ["search", "last_match", "matching"])
+@pytest.mark.parametrize("use", ["search", "last_match", "matching", "found_in"])
 def test_every_use_has_the_limit(use: str) -> None:
     with pytest.raises(InvalidInput, match="longer than"):
-        getattr(Expression("option", ENDLESS), use)([TEXT] if use == "matching" else TEXT)
+        getattr(Expression("option", ENDLESS), use)([TEXT] if use in ("matching", "found_in") else TEXT)
 
 
 def test_the_timer_and_its_handler_are_gone_afterwards() -> None:
@@ -107,7 +108,7 @@ class TestOptions:
 
     def test_layers_that_are_inspected(self) -> None:
         with pytest.raises(InvalidInput, match=r"--layers: .* longer than"):
-            InspectOptions(layers=ENDLESS).selects(TEXT)
+            InspectOptions(layers=ENDLESS).selected([TEXT])
 
     def test_answers(self) -> None:
         with pytest.raises(InvalidInput, match=r"eval\.answer_pattern: .* longer than"):

@@ -18,9 +18,9 @@ import pytest
 
 from lora_ga_cli import expressions
 from lora_ga_cli.errors import ArtifactDamaged, InvalidInput, RunError, SweepError, TrainingError, UserError
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.lora.description import check_expressions, read_lora_description
+from lora_ga_cli.paths import resolve_path
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = 40

@@ -18,9 +18,23 @@ import pytest
 PACKAGE = "lora_ga_cli"
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    {"errors"},
+    {"errors", "machine"},
     {"peers"},
-    {"files", "stores", "distributed", "garbage", "gpus", "registry", "interruption", "reachable", "expressions"},
+    {"disk"},
+    {
+        "files",
+        "paths",
+        "stores",
+        "distributed",
+        "garbage",
+        "gpus",
+        "registry",
+        "interruption",
+        "reachable",
+        "expressions",
+    },
+    {"json_files"},
+    {"remembered_digests"},
     {"digests"},
     {"config"},
     {"model", "data"},

@@ -28,11 +28,12 @@ from lora_ga_cli.cli import (
     train,
     watch,
 )
+from lora_ga_cli.cli.arguments import PASS_THROUGH, VALUED_FLAGS, State
 from lora_ga_cli.cli.command import Command, WritingCommand
-from lora_ga_cli.cli.common import PASS_THROUGH, VALUED_FLAGS, State, fail
+from lora_ga_cli.cli.errors import fail
 from lora_ga_cli.cli.lost_terminal import outlive_terminal
 from lora_ga_cli.cli.stopping import Given, report_lost, stopped
-from lora_ga_cli.files import forget_empty_variables
+from lora_ga_cli.paths import forget_empty_variables
 
 
 class Commands(TyperGroup):

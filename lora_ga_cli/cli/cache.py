@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowsEntry, RowStore
     from lora_ga_cli.gradient.store import ArtifactStore, Entry
+
+    AnyStore = ArtifactStore | RowStore | SourceStore
 
 app = typer.Typer(no_args_is_help=True, help="List, verify and prune stored gradients and rows.")
 CacheDir = Annotated[
@@ -47,7 +50,7 @@ Only = Annotated[
 
 def _places(cache_dir: str | None) -> list[Path]:
     """The folders of the cache: one that may only be read, if it is the first choice, and the one that is written."""
-    from lora_ga_cli.files import cache_root, shared_cache
+    from lora_ga_cli.paths import cache_root, shared_cache
     from lora_ga_cli.report.console import say
 
     shared, root = shared_cache(cache_dir), cache_root(cache_dir)
@@ -57,12 +60,12 @@ def _places(cache_dir: str | None) -> list[Path]:
     return [shared, root]
 
 
-def _stores(root: Path, only: Kind | None = None) -> list[ArtifactStore | RowStore | SourceStore]:
+def _stores(root: Path, only: Kind | None = None) -> list[AnyStore]:
     from lora_ga_cli.data.source_store import SourceStore
     from lora_ga_cli.data.store import RowStore
     from lora_ga_cli.gradient.store import ArtifactStore
 
-    stores: dict[Kind, ArtifactStore | RowStore | SourceStore] = {
+    stores: dict[Kind, AnyStore] = {
         Kind.gradients: ArtifactStore(root),
         Kind.rows: RowStore(root),
         Kind.sources: SourceStore(root),
@@ -198,53 +201,97 @@ def prune_entries(
     import shutil
 
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.files import cache_root, shared_cache
     from lora_ga_cli.gradient.store import FIGURES
-    from lora_ga_cli.report.console import say, size, warn
+    from lora_ga_cli.paths import cache_root, shared_cache
+    from lora_ga_cli.report.console import say
     from lora_ga_cli.stores import age_in_days
 
     root = cache_root(cache_dir)
     if (shared := shared_cache(cache_dir)) is not None:
         what = f"{shared} may only be read, and nothing can be removed there"
         raise InvalidInput([Fault("command line", what, f"what is stored in yours: --cache-dir {root}")])
-    entries: dict[ArtifactStore | RowStore | SourceStore, list[Entry | RowsEntry]] = {
+    entries: dict[AnyStore, list[Entry | RowsEntry]] = {
         store: [*(store.verify() if damaged else store.entries())] for store in _stores(root, only)
     }
     known = [entry.key for some in entries.values() for entry in some]
-    unmatched = [key for key in keys or [] if not any(stored.startswith(key) for stored in known)]
+    _check_keys(keys or [], known, only)
+
+    def is_chosen(entry: Entry | RowsEntry) -> bool:
+        named = any(entry.key.startswith(key) for key in keys or [])
+        old = older_than is not None and age_in_days(entry.created) > older_than
+        return everything or named or old or (damaged and bool(entry.damage))
+
+    pruned = [_prune_store(store, some, is_chosen) for store, some in entries.items()]
+    if everything and only is None:
+        shutil.rmtree(root / FIGURES, ignore_errors=True)
+    if not known and not any(store.leftovers() for store in entries):
+        say("nothing is stored")
+    return {
+        "removed": [key for one in pruned for key in one.removed],
+        "in_use": [key for one in pruned for key in one.in_use],
+        "bytes": sum(one.bytes for one in pruned),
+        "leftovers": sum(one.leftovers for one in pruned),
+    }
+
+
+def _check_keys(keys: Sequence[str], known: Sequence[str], only: Kind | None) -> None:
+    """Refuses keys that nothing stored begins with.
+
+    Raises:
+        InvalidInput
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    unmatched = [key for key in keys if not any(stored.startswith(key) for stored in known)]
     if unmatched:
-        hint = "loraga cache list shows them"
         kinds = {
             Kind.gradients: "no stored gradient {0}",
             Kind.rows: "no tokenized split {0}",
             Kind.sources: "no stored file {0}",
         }
         what = "there is " + " and ".join(text for kind, text in kinds.items() if only in (None, kind))
+        hint = "loraga cache list shows them"
         raise InvalidInput([Fault("command line", what.format(key), hint) for key in unmatched])
-    removed_keys: list[str] = []
-    kept: list[str] = []
-    freed_in_all = leftovers_in_all = 0
-    for store, some in entries.items():
-        freed, removed = 0, 0
-        for entry in some:
-            named = any(entry.key.startswith(key) for key in keys or [])
-            old = older_than is not None and age_in_days(entry.created) > older_than
-            if everything or named or old or (damaged and entry.damage):
-                if not store.discard(entry.key):
-                    warn(f"{entry.key}: in use by another process, so it stays")
-                    kept.append(entry.key)
-                    continue
-                removed_keys.append(entry.key)
-                freed, removed = freed + entry.size, removed + 1
-        leftovers = store.leftovers()
-        freed_in_all, leftovers_in_all = freed_in_all + freed, leftovers_in_all + len(leftovers)
-        for item in leftovers:
-            shutil.rmtree(item)
-        if some or leftovers:
-            what = f"{store.folder.name}: removed {removed} of {len(some)} ({size(freed)})"
-            say(f"{what} and {len(leftovers)} leftovers")
-    if everything and only is None:
-        shutil.rmtree(root / FIGURES, ignore_errors=True)
-    if not known and not any(store.leftovers() for store in entries):
-        say("nothing is stored")
-    return {"removed": removed_keys, "in_use": kept, "bytes": freed_in_all, "leftovers": leftovers_in_all}
+
+
+@dataclasses.dataclass
+class _Pruned:
+    """What was removed from a store.
+
+    Args:
+        removed: keys of entries.
+        in_use: keys of entries that stay, because another process makes them again.
+        bytes: the size of the removed entries.
+        leftovers: how many leftovers of interrupted writes were removed.
+    """
+
+    removed: list[str] = dataclasses.field(default_factory=list)
+    in_use: list[str] = dataclasses.field(default_factory=list)
+    bytes: int = 0
+    leftovers: int = 0
+
+
+def _prune_store(
+    store: AnyStore, entries: Sequence[Entry | RowsEntry], is_chosen: Callable[[Entry | RowsEntry], bool]
+) -> _Pruned:
+    """Removes the chosen entries of a store, and all its leftovers, and says how many."""
+    import shutil
+
+    from lora_ga_cli.report.console import say, size, warn
+
+    pruned = _Pruned()
+    for entry in filter(is_chosen, entries):
+        if store.discard(entry.key):
+            pruned.removed.append(entry.key)
+            pruned.bytes += entry.size
+        else:
+            warn(f"{entry.key}: in use by another process, so it stays")
+            pruned.in_use.append(entry.key)
+    leftovers = store.leftovers()
+    for item in leftovers:
+        shutil.rmtree(item)
+    pruned.leftovers = len(leftovers)
+    if entries or leftovers:
+        what = f"{store.folder.name}: removed {len(pruned.removed)} of {len(entries)} ({size(pruned.bytes)})"
+        say(f"{what} and {len(leftovers)} leftovers")
+    return pruned

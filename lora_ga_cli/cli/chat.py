@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, split_folders, unknown_flags, words
+from lora_ga_cli.cli.arguments import Code, Debug, split_folders, unknown_flags, words
 from lora_ga_cli.cli.output import Output, Written, print_line, with_json
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,52 +39,82 @@ def compare(folders: Sequence[str], options: Sequence[str], adapters: Sequence[s
     Raises:
         UserError: none can be scored, or options are wrong.
     """
-    from lora_ga_cli.errors import Fault, InvalidInput
     from lora_ga_cli.report.console import say
-    from lora_ga_cli.report.drawn import drawn
-    from lora_ga_cli.report.tables import print_comparison
-    from lora_ga_cli.stages.eval_on_base import targets_on_base
-    from lora_ga_cli.stages.eval_targets import NothingToScore, find_among, find_target, options_for_each, told_apart
-    from lora_ga_cli.stages.evaluate import compare_curves, evaluate
+    from lora_ga_cli.stages.eval_targets import NothingToScore, told_apart
+    from lora_ga_cli.stages.evaluate import evaluate
     from lora_ga_cli.stages.shared_base import SharedBases
-    from lora_ga_cli.training.own_outputs import without_own_outputs
 
-    missing: dict[str, Problem] = {}
-    if adapters:
-        named = [(target.name, target) for target in targets_on_base(folders[0], adapters, options)]
-    else:
-        chosen = without_own_outputs(folders)
-        given = options_for_each(chosen, options)
-        find = find_among if len(chosen) > 1 else find_target
-        named, missing = _each(chosen, str, lambda folder: (folder, find(folder, given[folder])))
+    named, missing = _find_targets(folders, options, adapters)
     targets = told_apart([target for _, target in named])
-    if len(targets) > 1 and any(
-        target.config.eval.endpoint.base_url and target.config.eval.endpoint.model for target in targets
-    ):
-        what = "several models are scored, and all answers would be those of one"
-        hint = "leave it out: each is asked for by its own name"
-        raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
+    _check_one_endpoint(targets)
     bases = SharedBases(targets)
     names = {id(target): name for (name, _), target in zip(named, targets, strict=True)}
     by_base, failed = _each(bases.in_order(), lambda item: names[id(item)], lambda item: (item, evaluate(item, bases)))
     places = {id(target): number for number, target in enumerate(targets)}
     scored = sorted(by_base, key=lambda item: places[id(item[0])])
     say()
-    kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
-    rows = [{**_row(target), "run": target.label} | result["values"] for target, result in scored]
-    print_comparison(rows, **kinds)
-    runs = [target.run for target, _ in scored if target.run is not None]
-    picture = Path(runs[0].path.parent) / "comparison.png" if len(runs) > 1 else None
-    if picture is not None:
-        say()
-        picture = drawn(picture, functools.partial(compare_curves, runs, picture))
+    _print_table(scored)
     results = [
         {"name": target.name, "folder": target.folder, **_settings(target), **result} for target, result in scored
     ]
     problems = {**missing, **failed}
     left_out = [{"folder": folder, "reason": str(problem)} for folder, problem in problems.items()]
     failures = [problem for problem in problems.values() if not isinstance(problem, NothingToScore)]
-    return Outcome({"results": results, "left_out": left_out, "figure": picture}, 1 if failures else 0)
+    figure = _draw([target for target, _ in scored])
+    return Outcome({"results": results, "left_out": left_out, "figure": figure}, 1 if failures else 0)
+
+
+def _find_targets(
+    folders: Sequence[str], options: Sequence[str], adapters: Sequence[str]
+) -> tuple[list[tuple[str, EvalTarget]], dict[str, Problem]]:
+    """What is scored, each with its name on the command line, and why other folders are not."""
+    from lora_ga_cli.stages.eval_on_base import targets_on_base
+    from lora_ga_cli.stages.eval_targets import find_among, find_target, options_for_each
+    from lora_ga_cli.training.own_outputs import without_own_outputs
+
+    if adapters:
+        return [(target.name, target) for target in targets_on_base(folders[0], adapters, options)], {}
+    chosen = without_own_outputs(folders)
+    given = options_for_each(chosen, options)
+    find = find_among if len(chosen) > 1 else find_target
+    return _each(chosen, str, lambda folder: (folder, find(folder, given[folder])))
+
+
+def _check_one_endpoint(targets: Sequence[EvalTarget]) -> None:
+    """Refuses the name of one served model for several.
+
+    Raises:
+        InvalidInput
+    """
+    from lora_ga_cli.errors import Fault, InvalidInput
+
+    endpoints = [target.config.eval.endpoint for target in targets]
+    if len(targets) > 1 and any(endpoint.base_url and endpoint.model for endpoint in endpoints):
+        what = "several models are scored, and all answers would be those of one"
+        hint = "leave it out: each is asked for by its own name"
+        raise InvalidInput([Fault("eval.endpoint.model", what, hint)])
+
+
+def _print_table(scored: Sequence[tuple[EvalTarget, Mapping[str, Any]]]) -> None:
+    from lora_ga_cli.report.tables import print_comparison
+
+    kinds = {kind: {name for _, result in scored for name in result[kind]} for kind in VALUE_KINDS}
+    rows = [{**_row(target), "run": target.label} | result["values"] for target, result in scored]
+    print_comparison(rows, **kinds)
+
+
+def _draw(targets: Sequence[EvalTarget]) -> Path | None:
+    """Draws the loss curves of several runs in one picture. Returns its path; None if there is none."""
+    from lora_ga_cli.report.console import say
+    from lora_ga_cli.report.drawn import drawn
+    from lora_ga_cli.stages.evaluate import compare_curves
+
+    runs = [target.run for target in targets if target.run is not None]
+    if len(runs) < 2:
+        return None
+    picture = Path(runs[0].path.parent) / "comparison.png"
+    say()
+    return drawn(picture, functools.partial(compare_curves, runs, picture))
 
 
 def _settings(target: EvalTarget) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, DryRun, require_words, run_jobs, split_folders, words
+from lora_ga_cli.cli.arguments import Code, Debug, DryRun, require_words, split_folders, words
+from lora_ga_cli.cli.jobs import run_jobs
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import caches_of_libraries, naming
 

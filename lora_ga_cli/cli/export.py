@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, given_options
+from lora_ga_cli.cli.arguments import Code, Debug, given_options
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import naming
 from lora_ga_cli.stages.file_types import FileType

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.arguments import Code, Debug, DryRun, Overrides
+from lora_ga_cli.cli.jobs import run_jobs
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.words_of_recipes import refuse_folders
 

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_ga_cli.cli.arguments import Code, Debug, given_options, require_words, split_folders, unknown_flags, words
 from lora_ga_cli.cli.cache import CacheDir
-from lora_ga_cli.cli.common import (
-    Code,
-    Debug,
-    given_options,
-    require_words,
-    run_jobs,
-    split_folders,
-    unknown_flags,
-    words,
-)
 from lora_ga_cli.cli.figures import check_figures
+from lora_ga_cli.cli.jobs import run_jobs
 from lora_ga_cli.cli.output import with_json
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, require_words, run_jobs, split_folders, unknown_flags, words
+from lora_ga_cli.cli.arguments import Code, Debug, require_words, split_folders, unknown_flags, words
+from lora_ga_cli.cli.jobs import run_jobs
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.paths import naming
 

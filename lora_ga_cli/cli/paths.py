@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_ga_cli.disk import disk_room, folder_problem, with_room
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
-from lora_ga_cli.files import disk_room, final_path, folder_problem, with_room
+from lora_ga_cli.files import final_path
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config
@@ -47,7 +48,7 @@ def naming(paths: Mapping[str, Path]) -> Iterator[None]:
 
 def paths_of(config: Config) -> dict[str, Path]:
     """The paths that the options of a configuration name, those that are written first."""
-    from lora_ga_cli.files import cache_root, resolve_path
+    from lora_ga_cli.paths import cache_root, resolve_path
 
     paths = {"output_dir": resolve_path(config.output_dir), "cache_dir": cache_root(config.cache_dir)}
     read = {"model.path": config.model.path, "model.tokenizer": config.model.tokenizer}

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug
+from lora_ga_cli.cli.arguments import Code, Debug
 from lora_ga_cli.cli.output import with_json
 
 

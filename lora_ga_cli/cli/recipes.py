@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lora_ga_cli.cli.arguments import Code, ConfigDir, user_dir
 from lora_ga_cli.cli.command import Command
-from lora_ga_cli.cli.common import Code, ConfigDir, user_dir
 from lora_ga_cli.cli.output import with_json
 
 app = typer.Typer(no_args_is_help=True, help="List, show and copy recipes; list every option, method and optimizer.")
@@ -135,7 +135,8 @@ def copy_recipe(
     """
     from lora_ga_cli.config.recipes import find_recipe
     from lora_ga_cli.errors import Fault, InvalidInput
-    from lora_ga_cli.files import atomic_file, one_name
+    from lora_ga_cli.files import atomic_file
+    from lora_ga_cli.paths import one_name
     from lora_ga_cli.report.console import say
 
     recipe = find_recipe(name)

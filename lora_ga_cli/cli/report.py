@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug
+from lora_ga_cli.cli.arguments import Code, Debug
 from lora_ga_cli.cli.output import Outcome, with_json
 from lora_ga_cli.cli.paths import naming
 from lora_ga_cli.errors import Fault, InvalidInput

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, ConfigDir, Debug, complete, report_error, unknown_flags, words
-from lora_ga_cli.cli.common import user_dir as find_user_dir
+from lora_ga_cli.cli.arguments import Code, ConfigDir, Debug, complete, unknown_flags, words
+from lora_ga_cli.cli.arguments import user_dir as find_user_dir
+from lora_ga_cli.cli.errors import report_error
 from lora_ga_cli.cli.output import Outcome, with_json
 from lora_ga_cli.cli.paths import naming
 
@@ -84,7 +85,7 @@ def command(
 
     Example: loraga reproduce ablation --scale tiny
     """
-    from lora_ga_cli.config.launch import Shard
+    from lora_ga_cli.config.shard import Shard
     from lora_ga_cli.errors import InvalidInput
 
     if faults := unknown_flags(context, arguments, RENAMED):
@@ -96,8 +97,9 @@ def command(
         return {"tables": _list(user_dir)}
     hydras_flags = tuple(option for option in options if option.lstrip("+~").startswith("hydra"))
     extra_overrides = tuple(option for option in options if option not in hydras_flags)
+    chosen_rows = _split(rows)
     if every:
-        tables = _all_tables(names, user_dir, scale, extra_overrides, _split(rows), tune_lr=tune_lr)
+        tables = _all_tables(names, user_dir, scale, extra_overrides, chosen_rows, tune_lr=tune_lr)
     else:
         tables = _tables(names, user_dir)
 
@@ -110,25 +112,25 @@ def command(
     check_extra_overrides(extra_overrides, user_dir, measures)
     gpu_names = tuple(_split(gpus))
     launcher_flags = _launcher_flags(hydras_flags, jobs, gpu_names)
-    table_jobs = []
-    for name, table in tables.items():
-        selected, part = select(table, parts[name], _split(rows), _split(columns))
-        table_jobs.append(
-            TableJob(
-                name=name,
-                table=selected,
-                part=part,
-                scale=scale.value,
-                tune_lr=tune_lr,
-                extra_overrides=extra_overrides,
-                launcher_flags=launcher_flags,
-                output_dir=output.resolve(),
-                user_dir=user_dir,
-                report_error=report_error,
-                gpus=gpu_names,
-                shard=part_of_all,
-            )
+
+    def job_of(name: str, table: Table) -> TableJob:
+        selected, part = select(table, parts[name], chosen_rows, _split(columns))
+        return TableJob(
+            name=name,
+            table=selected,
+            part=part,
+            scale=scale.value,
+            tune_lr=tune_lr,
+            extra_overrides=extra_overrides,
+            launcher_flags=launcher_flags,
+            output_dir=output.resolve(),
+            user_dir=user_dir,
+            report_error=report_error,
+            gpus=gpu_names,
+            shard=part_of_all,
         )
+
+    table_jobs = [job_of(name, table) for name, table in tables.items()]
     with naming({"--output": output.resolve()}):
         result, complete = _run(table_jobs, dry_run=dry_run)
     return Outcome({"tables": result}, 0 if complete else 1)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Code, Debug, DryRun, Overrides, run_jobs
+from lora_ga_cli.cli.arguments import Code, Debug, DryRun, Overrides
+from lora_ga_cli.cli.jobs import run_jobs
 from lora_ga_cli.cli.output import with_json
 from lora_ga_cli.cli.words_of_recipes import refuse_folders
 

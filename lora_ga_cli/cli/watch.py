@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_ga_cli.cli.common import Debug
+from lora_ga_cli.cli.arguments import Debug
 from lora_ga_cli.cli.output import Output, with_json
 
 

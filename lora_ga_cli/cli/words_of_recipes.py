@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_ga_cli.cli.common import split_folders
+from lora_ga_cli.cli.arguments import split_folders
 from lora_ga_cli.errors import Fault, InvalidInput
 
 
@@ -46,7 +46,7 @@ def _fault(word: str, command: str) -> Fault | None:
 
 def _command_of(run: Path) -> str:
     """How to go on with a run, from the command in its manifest."""
-    from lora_ga_cli.files import read_json
+    from lora_ga_cli.json_files import read_json
     from lora_ga_cli.report.html.command import command_of, is_sweep
 
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.config.safety import READ_PATHS
-from lora_ga_cli.files import BUNDLED, PACKAGE
+from lora_ga_cli.paths import BUNDLED, PACKAGE
 
 NAMES = (("model", "path"), ("model", "tokenizer"), ("dataset", "path"))
 """Options that name something on the hub, unless there is such a folder."""

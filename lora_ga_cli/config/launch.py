@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -22,17 +20,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.check import check
-from lora_ga_cli.config.documents import Document, merge
-from lora_ga_cli.config.locations import PRIMARY, SCHEMA
-from lora_ga_cli.config.options import default_values, defaults_of_type
+from lora_ga_cli.config.hydra_store import restored_store, stored
+from lora_ga_cli.config.launchers import ending_joblib, join_tasks, launcher_of, several_on_one_gpu, when_stopped
+from lora_ga_cli.config.locations import PRIMARY
 from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE, parse_override
-from lora_ga_cli.config.schema import TYPED_SECTIONS, Config
+from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.shard import Shard
 from lora_ga_cli.config.validation import configuration, first_line, notes
 from lora_ga_cli.errors import Fault, InvalidInput, SweepError
 from lora_ga_cli.gpus import claim_gpu, visible_gpus
@@ -42,38 +41,6 @@ CELLS = "cells"
 """Name of the configuration by which `launch_each` counts."""
 Task = Callable[[Config, str], None]
 """Receives a configuration and, in a sweep, a title for the job (its number and overrides); else an empty one."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A part of a sweep or a table: each ``count``-th of its jobs, from job ``number`` on, where 1 is the first."""
-
-    number: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Shard:
-        """The part that ``2/4`` names.
-
-        Raises:
-            InvalidInput: this is no part.
-        """
-        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            hint = "1/4, 2/4, 3/4 and 4/4 are the four parts of four"
-            raise InvalidInput([Fault(COMMAND_LINE, f"--shard {text} names no part", hint)])
-        return cls(int(found[1]), int(found[2]))
-
-    def has(self, job: int) -> bool:
-        """Whether a job belongs to this part.
-
-        Args:
-            job: its number, from 0.
-        """
-        return job % self.count == self.number - 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
 
 
 def launch(
@@ -145,7 +112,7 @@ def _run_jobs(jobs: _Jobs) -> None:
     except Exception as error:
         if isinstance(error, SweepError):
             raise  # from a launcher's process, which has reported what happened
-        launcher = _launcher(sources.arguments)
+        launcher = launcher_of(sources.arguments)
         if sources.sweeps and launcher and not isinstance(error, HYDRAS_ERRORS):
             raise SweepError([error], reason=f"{launcher}: {first_line(error)}") from error
         raise InvalidInput([Fault(COMMAND_LINE, first_line(error))]) from error
@@ -222,7 +189,7 @@ def launch_each(
     }
     numbers = ",".join(map(str, range(count)))
     try:
-        with _store():
+        with restored_store():
             ConfigStore.instance().store(name=CELLS, node=node, provider="loraga")
             _run_hydra(CELLS, application, [f"cell={numbers}", *flags, "--multirun"], gpus)
     except HYDRAS_ERRORS as error:
@@ -251,10 +218,10 @@ def _run_hydra(
         gpus: those among which the processes that do jobs are divided. By default the processes of joblib are divided
             among all that this one sees, and a cluster's scheduler divides its own.
     """
-    process, launcher = distributed.this_process(), _launcher(arguments)
+    process, launcher = distributed.this_process(), launcher_of(arguments)
     places = tuple(gpus) or (visible_gpus() if launcher == "joblib" else ())
 
-    def job(node: DictConfig) -> None:
+    def job(node: DictConfig) -> None:  # Hydra names the jobs of a cluster after its module
         is_here = distributed.this_process() == process
         if places and (gpus or not is_here):
             settings = HydraConfig.get()
@@ -276,64 +243,9 @@ def _run_hydra(
     with (
         _process(["loraga", *arguments], {"HYDRA_FULL_ERROR": "1"}),
         when_stopped(launcher),
-        _ending_joblib()
-        if launcher == "joblib" and _several_on_one_gpu(arguments, places)
-        else contextlib.nullcontext(),
+        ending_joblib() if launcher == "joblib" and several_on_one_gpu(arguments, places) else contextlib.nullcontext(),
     ):
         main()
-
-
-def when_stopped(launcher: str) -> contextlib.AbstractContextManager[None]:
-    """What a signal does to the jobs of a launcher."""
-    if not launcher:
-        return contextlib.nullcontext()
-    if launcher.startswith("submitit"):
-        end = ", and scancel ends them" if launcher == "submitit_slurm" else ""
-        kept = f"the jobs that were submitted go on; loraga watch OUTPUT_DIR/* shows how far they are{end}"
-        return interruption.keeping(kept, "When they have ended, this does what is left")
-    return interruption.with_workers()
-
-
-def _launcher(arguments: Sequence[str]) -> str:
-    """The name of the launcher that the command line chooses; empty if it chooses none."""
-    return next((item.partition("=")[2] for item in reversed(arguments) if item.startswith("hydra/launcher=")), "")
-
-
-def _several_on_one_gpu(arguments: Sequence[str], gpus: Sequence[str]) -> bool:
-    """Whether several of joblib's processes are on one GPU."""
-    given = [item.partition("=")[2] for item in arguments if item.lstrip("+").startswith("hydra.launcher.n_jobs=")]
-    processes = given[-1] if given else ""
-    return bool(gpus) and not (processes.isdecimal() and 0 < int(processes) <= len(gpus))
-
-
-@contextlib.contextmanager
-def _ending_joblib() -> Iterator[None]:
-    """Ends joblib's processes after the ``with`` block, where joblib would keep them for later.
-
-    Of several that wait on one GPU, more than one could get a later job while another GPU has none.
-    """
-    try:
-        yield
-    finally:
-        from joblib.externals.loky import get_reusable_executor
-
-        get_reusable_executor().shutdown(wait=True)
-
-
-def join_tasks() -> None:
-    """Has the tasks of one job of submitit train together, if there are several.
-
-    The launcher starts every task with the same job, and with variables of its own in place of torch's.
-    """
-    from submitit import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    job = JobEnvironment()
-    if job.num_tasks > 1:
-        # every task sees the GPUs of its node, and takes the one of LOCAL_RANK
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        if job.num_nodes == 1:
-            os.environ["MASTER_ADDR"] = "127.0.0.1"  # where a machine does not know its own name
 
 
 @contextlib.contextmanager
@@ -353,60 +265,6 @@ def _process(arguments: list[str], variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _store() -> Iterator[ConfigStore]:
-    """Hydra's store of configurations; afterwards it is as it was before."""
-    store = ConfigStore.instance()
-    before = dict(store.repo)
-    try:
-        yield store
-    finally:
-        store.repo.clear()
-        store.repo.update(before)
-
-
-@contextlib.contextmanager
-def stored(sources: Sources) -> Iterator[None]:
-    """Puts what was read into Hydra's store, which then holds nothing else of the configuration."""
-    with _store() as store:
-        for group in ("recipe", *sources.locations.groups()):
-            store.repo.pop(group, None)
-        _put(store, SCHEMA, default_values())
-        _put(store, PRIMARY, {"defaults": sources.primary.defaults, **sources.primary.data})
-        types = {} if sources.sweeps else sources.types
-        for document in sources.documents:
-            if document.group in TYPED_SECTIONS:
-                content = _with_type(document, sources, types.get(document.group))
-                _put(store, document.choice, content, document.group, "_global_")
-            else:
-                package = None if document.package else "_global_"
-                _put(store, document.choice, {"defaults": document.order, **document.data}, document.group, package)
-        yield
-
-
-def _put(
-    store: ConfigStore, name: str, content: dict[str, Any], group: str | None = None, package: str | None = None
-) -> None:
-    store.store(name, OmegaConf.create(content), group, package, provider="loraga")
-
-
-def _with_type(document: Document, sources: Sources, type_name: object) -> dict[str, Any]:
-    """A choice of a section whose options depend on a type: the defaults of its type, then what the file and those it
-    builds on set.
-
-    Args:
-        type_name: the type that the configuration has; None for the file's own.
-    """
-    section = TYPED_SECTIONS[document.group]
-    written = sources.content_of_choice(document.group, document.choice)
-    options = written.get(section.name, {})
-    if type_name is None:
-        type_name = options.get(section.key, section.default) if isinstance(options, dict) else None
-    content = {section.name: {section.key: type_name, **defaults_of_type(section, type_name)}}
-    merge(content, written)
-    return content
 
 
 def _job_title(sources: Sources) -> str:

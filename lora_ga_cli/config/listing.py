@@ -27,7 +27,8 @@ from lora_ga_cli.config.options import (
     options_of_type,
 )
 from lora_ga_cli.config.schema import TYPED_SECTIONS, TypedSection
-from lora_ga_cli.files import cache_root, read_json, sha256_json, write_json
+from lora_ga_cli.json_files import read_json, sha256_json, write_json
+from lora_ga_cli.paths import cache_root
 from lora_ga_cli.registry import CODE_VARIABLE
 
 

@@ -19,7 +19,7 @@ from omegaconf.grammar_parser import parse  # OmegaConf has no other way to look
 from lora_ga_cli.config.documents import Document, KeyPath, leaves, nested
 from lora_ga_cli.config.overrides import how_to_write, is_hydras, parse_override
 from lora_ga_cli.errors import Fault
-from lora_ga_cli.files import BUNDLED, PACKAGE
+from lora_ga_cli.paths import BUNDLED, PACKAGE
 
 SAFE_RESOLVERS = frozenset({"oc.select", "oc.dict.keys", "oc.dict.values"})
 """Resolvers of OmegaConf that only look at the configuration itself."""

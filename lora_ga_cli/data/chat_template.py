@@ -15,7 +15,7 @@ from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.data.messages import ASSISTANT, CALLS, Conversation, Message
 from lora_ga_cli.data.tokens import plain_tokens
 from lora_ga_cli.errors import Fault
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig

@@ -19,7 +19,7 @@ from lora_ga_cli.data.arrow import BATCH, Row, json_batches
 from lora_ga_cli.data.compression import OPENERS, DamagedFile, compression_of, opened
 from lora_ga_cli.data.faults import BadRow
 from lora_ga_cli.errors import suggest
-from lora_ga_cli.files import json_problem
+from lora_ga_cli.json_files import json_problem
 
 if TYPE_CHECKING:
     import pyarrow.lib as pa

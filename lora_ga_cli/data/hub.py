@@ -16,7 +16,8 @@ from lora_ga_cli.data.identity import KEY_LENGTH, code_hash
 from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.data.source_store import ReadRows, SourceStore
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, suggest
-from lora_ga_cli.files import resolve_path, sha256_json
+from lora_ga_cli.json_files import sha256_json
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.reachable import ask_hub_once
 
 if TYPE_CHECKING:

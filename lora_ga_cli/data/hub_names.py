@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_ga_cli.config.schema import DatasetConfig, MixSource
 from lora_ga_cli.data.remote import repository_of
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 
 
 def hub_names(config: DatasetConfig) -> list[str]:

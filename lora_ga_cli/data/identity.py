@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_ga_cli.data.remote import local_path
-from lora_ga_cli.files import remembered_sha256, sha256_file, sha256_json
+from lora_ga_cli.files import sha256_file
+from lora_ga_cli.json_files import sha256_json
+from lora_ga_cli.remembered_digests import remembered_sha256
 
 if TYPE_CHECKING:
     from lora_ga_cli.data.examples.base import Form

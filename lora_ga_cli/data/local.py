@@ -21,7 +21,9 @@ from lora_ga_cli.data.remote import is_remote, local_path, matching, remote_faul
 from lora_ga_cli.data.source import FileRows, Row
 from lora_ga_cli.data.source_store import ReadRows, SourceStore
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.files import remembered_sha256, resolve_path, sha256_json
+from lora_ga_cli.json_files import sha256_json
+from lora_ga_cli.paths import resolve_path
+from lora_ga_cli.remembered_digests import remembered_sha256
 
 NEAR_FILE = 0.7
 """How similar two names of files are (`difflib`) if one may be a misspelling of the other."""

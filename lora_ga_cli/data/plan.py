@@ -15,7 +15,7 @@ from lora_ga_cli.data.identity import KEY_LENGTH, code_identity, files_identity,
 from lora_ga_cli.data.mixture import Mixture
 from lora_ga_cli.data.source import Source
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import DatasetConfig

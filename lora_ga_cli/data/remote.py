@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from lora_ga_cli.errors import DataError, Fault
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.reachable import ask_hub_once
 
 HUB = "hf://"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lora_ga_cli.data.arrow import Spool, mapped
 from lora_ga_cli.data.store import MANIFEST_FILE, ROWS_FILE, Damaged, StoreOfRows
 from lora_ga_cli.errors import DamagedFile, DataError, system_fault
-from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
-from lora_ga_cli.stores import Notify
+from lora_ga_cli.files import atomic_folder, sha256_file
+from lora_ga_cli.json_files import read_json, write_json
 
 if TYPE_CHECKING:
     import pyarrow.lib as pa
@@ -43,18 +43,9 @@ class ReadRows:
 
 
 class SourceStore(StoreOfRows):
-    """Rows by key, in ``root/sources/<key>``.
+    """Rows as they were read, by key."""
 
-    Args:
-        root: the folder of the cache.
-        notify: receives messages for the user: that it waits, that stored rows are damaged.
-        shared: the folder of a cache that is only read.
-    """
-
-    def __init__(self, root: Path, notify: Notify = print, shared: Path | None = None):
-        super().__init__(root / "sources", shared / "sources" if shared is not None else None)
-        self.memo = root / "digests.json"
-        self.notify = notify
+    kind = "sources"
 
     def rows(
         self, key: str, source: str, read: Callable[[Spool], ReadRows], unchanged: Callable[[], bool] = lambda: True

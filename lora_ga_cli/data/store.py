@@ -8,10 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import atomic_folder, file_sizes, read_json, sha256_file, write_json
+from lora_ga_cli.files import atomic_folder, file_sizes, sha256_file
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.stores import FolderStore, Notify
 
 if TYPE_CHECKING:
@@ -69,9 +70,21 @@ class RowsEntry:
 
 
 class StoreOfRows(FolderStore, ABC):
-    """Folders by content, each with rows in a file of Arrow and a manifest."""
+    """Folders by content, each with rows in a file of Arrow and a manifest: ``root/<kind>/<key>``.
 
-    notify: Notify
+    Args:
+        root: the folder of the cache.
+        notify: receives messages for the user: that it waits, that stored rows are damaged.
+        shared: the folder of a cache that is only read.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, root: Path, notify: Notify = print, shared: Path | None = None):
+        super().__init__(root / self.kind, shared / self.kind if shared is not None else None)
+        self.cache = root, shared
+        self.memo = root / "digests.json"
+        self.notify = notify
 
     def loaded(self, key: str, load: Callable[[Path], Rows]) -> Rows | None:
         """The first entry that is stored and whole. A damaged one that may only be read is named."""
@@ -107,19 +120,9 @@ class StoreOfRows(FolderStore, ABC):
 
 
 class RowStore(StoreOfRows):
-    """Tokenized splits by key, in ``root/rows/<key>``.
+    """Tokenized splits by key."""
 
-    Args:
-        root: the folder of the cache.
-        notify: receives messages for the user: that it waits, that stored rows are damaged.
-        shared: the folder of a cache that is only read.
-    """
-
-    def __init__(self, root: Path, notify: Notify = print, shared: Path | None = None):
-        super().__init__(root / "rows", shared / "rows" if shared is not None else None)
-        self.cache = root, shared
-        self.memo = root / "digests.json"
-        self.notify = notify
+    kind = "rows"
 
     def claim(self, key: str, claims: contextlib.ExitStack) -> StoredRows | None:
         """The rows of a key. If they are not stored, or damaged, this process may make them until ``claims`` ends.

@@ -16,7 +16,8 @@ from typing import Any
 
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.evaluation.tasks.problems import Completion, Problem
-from lora_ga_cli.files import read_json, sha256_file
+from lora_ga_cli.files import sha256_file
+from lora_ga_cli.json_files import read_json
 
 Key = tuple[str, int]
 """A problem's id, and the number of the sample."""

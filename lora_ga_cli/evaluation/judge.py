@@ -13,7 +13,7 @@ from pydantic import Field
 from lora_ga_cli.config.schema import Positive, Section, Temperature
 from lora_ga_cli.errors import Fault
 from lora_ga_cli.evaluation.client import PROBE_RETRIES, Client, Item, Result, in_parallel
-from lora_ga_cli.files import read_json, sha256_json, write_json
+from lora_ga_cli.json_files import read_json, sha256_json, write_json
 
 TIMEOUT = 300.0
 """Seconds that an answer may take, enough for a long judgement of a slow local server."""

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_ga_cli.errors import ArtifactDamaged, DamagedFile, GradientError
-from lora_ga_cli.files import atomic_folder, read_json, sha256_file, write_json
+from lora_ga_cli.files import atomic_folder, sha256_file
 from lora_ga_cli.gradient.factors import Factors
+from lora_ga_cli.json_files import read_json, write_json
 
 FORMAT = 2
 FACTORS_FILE = "factors.safetensors"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 
 KEY_FORMAT = 1
 KEY_LENGTH = 24

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.errors import ArtifactDamaged
-from lora_ga_cli.files import file_sizes, read_json, set_aside
+from lora_ga_cli.files import file_sizes, set_aside
 from lora_ga_cli.gradient.artifact import MANIFEST_FILE, GradientArtifact
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.stores import FolderStore, Notify
 
 GRADIENTS = "gradients"

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftConfig
 from lora_ga_cli import expressions
 from lora_ga_cli.errors import Fault, InvalidInput, RunError, UserError
 from lora_ga_cli.expressions import Expression
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.lora.layers import PREFIX
 
@@ -26,7 +26,8 @@ SAVED = r"(^|.*\.){}($|\..*)"
 LAYERS = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 """How it matches an entry of ``layers_pattern``."""
 
-FITS = "PEFT cannot load this adapter onto the base"
+NOT_LOADED = "PEFT cannot load this adapter onto the base"
+"""What `refused` says of an adapter that does not fit the base."""
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -73,8 +74,9 @@ def read_lora_description(folder: Path) -> LoraConfig:
 
 
 def check_expressions(config: PeftConfig, folder: Path, names: Iterable[str]) -> None:
-    """Matches the regular expressions of a description, before PEFT does it without a limit on the time: here each of
-    them has one, and all of them together.
+    """Matches the regular expressions of a description once before PEFT does, which sets no limit on the time.
+
+    Here each of them has a limit, and all of them together have the same one.
 
     Args:
         names: the full names of all modules that PEFT will match them against.
@@ -112,7 +114,15 @@ def check_keys(config: PeftConfig, folder: Path, keys: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def refused(folder: Path, what: str) -> Iterator[None]:
-    """Makes an error of one line of whatever PEFT raises inside the ``with`` block, which only calls PEFT."""
+    """Turns what PEFT raises inside the ``with`` block, which does nothing but call PEFT, into an error of one line.
+
+    Args:
+        folder: of the adapter.
+        what: what PEFT cannot do.
+
+    Raises:
+        RunError
+    """
     try:
         yield
     except (UserError, OSError, MemoryError, torch.OutOfMemoryError):
@@ -123,7 +133,7 @@ def refused(folder: Path, what: str) -> Iterator[None]:
 
 
 def _one(value: Any) -> list[str]:
-    """A text as a list of one."""
+    """A text as a list of one; an empty list of anything else."""
     return [value] if isinstance(value, str) else []
 
 

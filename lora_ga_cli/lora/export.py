@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import follow_umask, read_json
+from lora_ga_cli.files import follow_umask
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.beside import saved_modules
 from lora_ga_cli.lora.difference import difference_form
 from lora_ga_cli.lora.experts import pack, unpack

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.lora.description import FITS, check_expressions, read_description, refused
+from lora_ga_cli.lora.description import NOT_LOADED, check_expressions, read_description, refused
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.peft_targets import without_false_warnings
 
@@ -29,7 +29,7 @@ def load_peft(base: PreTrainedModel, folder: Path, device: str, name: str = "def
         InvalidInput: as `check_expressions`.
     """
     check_expressions(read_description(folder), folder, [module for module, _ in base.named_modules()])
-    with refused(folder, FITS), without_false_warnings(), warnings.catch_warnings():
+    with refused(folder, NOT_LOADED), without_false_warnings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # `_load` has an error in its place
         model = PeftModel.from_pretrained(base, str(folder), adapter_name=name, torch_device=device)
     _load(model, folder, device, name)  # once more, for the names of tensors that did not match
@@ -55,7 +55,7 @@ def _load(model: PeftModel, folder: Path, device: str, name: str) -> None:
 
     PEFT uses what matches, and returns the names of the rest.
     """
-    with refused(folder, FITS), without_false_warnings():
+    with refused(folder, NOT_LOADED), without_false_warnings():
         result: Any = model.load_adapter(str(folder), name, torch_device=device)
     missing = list(result.missing_keys)
     # other kinds of adapters, and methods, have tensors beside these that are loaded in another way

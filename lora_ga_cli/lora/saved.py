@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.lora.convert import UNSUPPORTED_OPTIONS
-from lora_ga_cli.lora.description import FITS, check_expressions, check_keys, described, read_lora_description, refused
+from lora_ga_cli.lora.description import (
+    NOT_LOADED,
+    check_expressions,
+    check_keys,
+    described,
+    read_lora_description,
+    refused,
+)
 from lora_ga_cli.lora.experts import experts_of, unpack
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.lora.layers import (
@@ -173,7 +180,7 @@ def _by_model(
     folder: Path, config: LoraConfig, tensors: Mapping[str, Tensor], empty: PreTrainedModel
 ) -> list[SavedLayer]:
     check_expressions(config, folder, [name for name, _ in empty.named_modules()])
-    with refused(folder, FITS), torch.device("meta"), without_false_warnings():
+    with refused(folder, NOT_LOADED), torch.device("meta"), without_false_warnings():
         model = get_peft_model(empty, config)
     assert isinstance(model, PeftModel)
     keys, found = factor_keys(model), lora_layers(model)

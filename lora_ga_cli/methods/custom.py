@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError, TargetError
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.lora.offset import LoraInit
 from lora_ga_cli.methods.base import Link, Method, Model
 from lora_ga_cli.model.loading import CUSTOM_ADAPTER_FILE

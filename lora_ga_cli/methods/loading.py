@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.description import read_description
 from lora_ga_cli.lora.export import CONFIG_FILE, WEIGHTS_FILE
 from lora_ga_cli.methods import custom

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lora_ga_cli.model.checkpointing import checkpointed_layers
-from lora_ga_cli.model.chunked_loss import chunk_size
+from lora_ga_cli.model.chunked_cross_entropy import chunk_size
 from lora_ga_cli.model.forecast import forward_shapes
 from lora_ga_cli.model.speed import Speed
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lora_ga_cli.errors import ModelError
-from lora_ga_cli.files import read_json, remembered_sha256, sha256_json
+from lora_ga_cli.json_files import read_json, sha256_json
+from lora_ga_cli.remembered_digests import remembered_sha256
 
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 

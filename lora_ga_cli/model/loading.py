@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from lora_ga_cli.errors import ModelError, suggest
-from lora_ga_cli.files import BUNDLED, PACKAGE, read_json, resolve_path, sha256_json
+from lora_ga_cli.json_files import read_json, sha256_json
 from lora_ga_cli.model.identity import hub_identity, local_identity, stored_names
 from lora_ga_cli.model.quantization import compute_in, disable_cpu_repacking, loading_arguments
 from lora_ga_cli.model.stored import check_stored, dequantized_kind, stored_arguments
 from lora_ga_cli.model.targets import classifier_heads
 from lora_ga_cli.model.vocabulary import Vocabulary, add_rows, add_tokens
 from lora_ga_cli.model.written import check_model
+from lora_ga_cli.paths import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.reachable import ask_hub_once
 
 if TYPE_CHECKING:
@@ -160,11 +161,7 @@ def load_model(
     if source.local:
         check_model(Path(source.path), weights=True)
     arguments = dict(source.arguments, dtype=getattr(torch, config.dtype), attn_implementation=config.attention)
-    if num_labels is not None:
-        arguments["num_labels"] = num_labels
-    if label_names is not None:
-        arguments["id2label"] = dict(enumerate(label_names))
-        arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
+    arguments |= _labels(num_labels, label_names)
     with _as_model_error(source, "model"):
         arguments |= loading_arguments(config, device) | stored_arguments(settings)
         if shards > 1:
@@ -173,12 +170,7 @@ def load_model(
     if config.task == "sequence_classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_token_id
     model.newly_initialized = sorted({_new_module(model, key) for key in info["missing_keys"]})
-    missing = [key for key in info["missing_keys"] if not _in_new_head(model, key)]
-    if missing:
-        raise ModelError(
-            f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
-            f"model.task={config.task} what this model was trained for?"
-        )
+    _refuse_random_weights(config, model, info["missing_keys"])
     if config.quantization is None and shards == 1:
         model.to(device)
     if shards > 1:
@@ -193,6 +185,31 @@ def load_model(
         model.vocabulary = vocabulary
         add_rows(model, vocabulary)
     return model.eval()
+
+
+def _labels(num_labels: int | None, label_names: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that describe the classes of a classifier."""
+    arguments: dict[str, Any] = {}
+    if num_labels is not None:
+        arguments["num_labels"] = num_labels
+    if label_names is not None:
+        arguments["id2label"] = dict(enumerate(label_names))
+        arguments["label2id"] = {name: number for number, name in enumerate(label_names)}
+    return arguments
+
+
+def _refuse_random_weights(config: ModelConfig, model: PreTrainedModel, missing_keys: Iterable[str]) -> None:
+    """Refuses a model of which other weights than those of a new head are missing in the files.
+
+    Raises:
+        ModelError
+    """
+    missing = [key for key in missing_keys if not _in_new_head(model, key)]
+    if missing:
+        raise ModelError(
+            f"{config.path}: {len(missing)} weights are not in its files ({missing[0]}, …), and would be random; is "
+            f"model.task={config.task} what this model was trained for?"
+        )
 
 
 def _new_module(model: PreTrainedModel, key: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.digests import Written, check_file
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 
 MERGED_MARK = "merged_from.json"
 """Tells of a merged model which run it is of, and what its files were."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
-from lora_ga_cli.files import size as size
+from lora_ga_cli.disk import size as size
 from lora_ga_cli.report.visible import visible
 
 PIPE_WIDTH = 160

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.paths import cache_root
 from lora_ga_cli.report.provenance import PACKAGES, version
 
 MORE_PACKAGES = ("bitsandbytes", "liger-kernel", "flash-attn", "tokenizers", "huggingface_hub", "numpy", "typer")

@@ -11,7 +11,9 @@ from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.local import listed
 from lora_ga_cli.data.remote import is_remote
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import cache_root, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import sha256_file
+from lora_ga_cli.json_files import sha256_json
+from lora_ga_cli.paths import cache_root, resolve_path
 
 
 def digests(config: Any) -> dict[str, str]:

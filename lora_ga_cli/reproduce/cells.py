@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.registry import MEASURES
 from lora_ga_cli.reproduce.measures.base import Measure
 from lora_ga_cli.reproduce.table import Part, RowColumn, Seed, Table, missing_columns

@@ -11,9 +11,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lora_ga_cli.config.launch import Shard, launch_each
+from lora_ga_cli.config.launch import launch_each
+from lora_ga_cli.config.shard import Shard
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import read_json, sha256_json, write_json
+from lora_ga_cli.json_files import read_json, sha256_json, write_json
 from lora_ga_cli.report import console
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.provenance import now, provenance

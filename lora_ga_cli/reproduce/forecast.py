@@ -9,7 +9,7 @@ import torch
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import InvalidInput, UserError
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.forecast import Pace, measure_pace
 from lora_ga_cli.model.loading import pick_device

@@ -13,8 +13,10 @@ from lora_ga_cli.reproduce.table import Leaders, RowColumn, missing_columns
 
 
 def leaders_of(job: TableJob) -> Leaders | None:
-    """How a job's best rows are measured again; None if they are not, because the command line chooses the seeds or a
-    part of the trainings, or the column that tells which are the best cannot be filled."""
+    """How a job's best rows are measured again.
+
+    None if they are not: the command line chooses the seeds or a part of the trainings, or there is no way to fill the
+    column that tells which rows are the best."""
     is_missing = next(iter(job.part.columns)) in missing_columns(job.part)
     return None if is_missing or job.shard is not None or names_seeds(job.extra_overrides) else job.part.leaders
 

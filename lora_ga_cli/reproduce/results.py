@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_ga_cli.files import atomic_file, text_of_json
+from lora_ga_cli.files import atomic_file
+from lora_ga_cli.json_files import text_of_json
 from lora_ga_cli.report.figures import dots
 from lora_ga_cli.reproduce.formats import FORMATS, Format, FormatName
 from lora_ga_cli.reproduce.table import RowColumn

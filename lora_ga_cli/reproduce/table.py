@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lora_ga_cli.config.schema import Section
 from lora_ga_cli.errors import Fault, InvalidInput, suggest
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.registry import MEASURES
 from lora_ga_cli.reproduce.formats import FormatName
 

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.reproduce.cells import Cell, key_of
 from lora_ga_cli.reproduce.fill import TableJob, fill_cells

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput
-from lora_ga_cli.files import atomic_folder, file_sizes, write_json
+from lora_ga_cli.files import atomic_folder, file_sizes
 from lora_ga_cli.inspection.changes import Decomposed, decompose
 from lora_ga_cli.inspection.cuts import Cut, cut
 from lora_ga_cli.inspection.kinds import by_kind, one_by_one
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.lora.export import adapts_parameters, describe_ranks, write_adapter
 from lora_ga_cli.lora.links import LowRank
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, refusal

@@ -18,7 +18,6 @@ from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.schema import Config, GradientConfig
 from lora_ga_cli.data.identity import rows_hash
 from lora_ga_cli.errors import GradientError
-from lora_ga_cli.files import cache_root, shared_cache
 from lora_ga_cli.gradient.artifact import GradientArtifact
 from lora_ga_cli.gradient.estimate import estimate_gradients
 from lora_ga_cli.gradient.estimator import Estimator
@@ -29,6 +28,7 @@ from lora_ga_cli.model.checkpointing import CHECKPOINT
 from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.targets import Target, small_layers
 from lora_ga_cli.model.tf32 import tf32_products
+from lora_ga_cli.paths import cache_root, shared_cache
 from lora_ga_cli.registry import ESTIMATORS
 from lora_ga_cli.report.console import number, step, warn
 from lora_ga_cli.report.drawn import drawn

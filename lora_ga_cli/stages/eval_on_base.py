@@ -9,11 +9,11 @@ from typing import Any
 from lora_ga_cli.config.compose import fits_run
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import resolve_path
 from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import is_custom_adapter
 from lora_ga_cli.model.loading import adapter_refusal
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.eval_targets import (
     HUB_NAME,

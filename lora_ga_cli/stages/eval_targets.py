@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 from lora_ga_cli.config.compose import compose_around, fits_run
 from lora_ga_cli.config.overrides import COMMAND_LINE
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.disk import folder_problem
 from lora_ga_cli.errors import Fault, InvalidInput, RunError, suggest, system_fault
 from lora_ga_cli.evaluation.tasks.base import task_of
-from lora_ga_cli.files import ASSETS, BUNDLED, PACKAGE, folder_problem, resolve_path, sha256_file, sha256_json
+from lora_ga_cli.files import sha256_file
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.lora.description import described
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES, is_custom_adapter, load_adapter
+from lora_ga_cli.paths import ASSETS, BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.report.console import step
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.stages.saved_tokenizer import with_saved_tokenizer

@@ -13,7 +13,8 @@ from lora_ga_cli.data import Split
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput
 from lora_ga_cli.evaluation.completions import LINES_DIGEST
 from lora_ga_cli.evaluation.tasks.base import Progress, Result, Task, task_of
-from lora_ga_cli.files import atomic_file, sha256_file, sha256_json, write_json
+from lora_ga_cli.files import atomic_file, sha256_file
+from lora_ga_cli.json_files import sha256_json, write_json
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.report.figures import loss_curves
 from lora_ga_cli.report.progress import counting

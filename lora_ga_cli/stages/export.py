@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, RunError
-from lora_ga_cli.files import atomic_folder, file_sizes, read_json
+from lora_ga_cli.files import atomic_folder, file_sizes
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.convert import check_convertible
 from lora_ga_cli.lora.export import WEIGHTS_FILE, adapts_parameters, write_adapter
 from lora_ga_cli.lora.layers import FACTOR_A, FACTOR_B

@@ -84,6 +84,7 @@ def _summarize(inputs: Inputs, trains: bool) -> None:
 
 
 def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
+    """What a stage has done already, or has to do, in a few words."""
     config = inputs.config
     if stage == "estimate-grad":
         if not method_of(config).needs_gradient:
@@ -128,6 +129,7 @@ def _reached(inputs: Inputs, run: RunFolder) -> int:
 
 
 def _forecast(inputs: Inputs) -> dict[str, Any]:
+    """Prints the memory and time that estimation and training need, and returns them in bytes and seconds."""
     config, steps = inputs.config, inputs.total_steps
     found: dict[str, Any] = {"steps": steps}
     say_left_out(inputs.empty_model(), config)
@@ -152,6 +154,11 @@ def _forecast(inputs: Inputs) -> dict[str, Any]:
 
 
 def _say(what: str, memory: Memory, seconds: float, states: str) -> dict[str, float]:
+    """Prints the forecast of one stage, and returns it as plain data.
+
+    Args:
+        states: what ``memory.states`` holds, for people.
+    """
     length = f"{seconds:.0f} s" if seconds < 60 else duration(seconds)
     parts = f"weights {size(memory.weights)}, {states} {size(memory.states)}, activations {size(memory.activations)}"
     step("forecast", f"{what}: about {length}, peak memory {size(memory.total)} ({parts})")

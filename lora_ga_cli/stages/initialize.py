@@ -16,9 +16,10 @@ from lora_ga_cli import distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.data.hub_names import hub_names
 from lora_ga_cli.digests import check_files, written
+from lora_ga_cli.disk import FORBIDDEN, folder_problem
 from lora_ga_cli.errors import Interrupted, RunError, UserError
-from lora_ga_cli.files import FORBIDDEN, folder_problem, read_json
 from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.lora.links import Total, read_adapter
 from lora_ga_cli.lora.offset import LoraInit

@@ -20,8 +20,8 @@ from lora_ga_cli.data.ends import Ends
 from lora_ga_cli.data.examples.base import Form
 from lora_ga_cli.data.local import listed, same_file
 from lora_ga_cli.data.store import RowStore
+from lora_ga_cli.disk import folder_problem
 from lora_ga_cli.errors import DataError, Fault, InvalidInput, system_fault
-from lora_ga_cli.files import cache_root, drop_damaged, folder_problem, resolve_path, shared_cache
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.model.loading import (
@@ -40,6 +40,8 @@ from lora_ga_cli.model.speed import speed_of
 from lora_ga_cli.model.stored import check_stored, dequantized_kind
 from lora_ga_cli.model.vocabulary import Vocabulary, vocabulary_of
 from lora_ga_cli.model.written import check_model
+from lora_ga_cli.paths import cache_root, resolve_path, shared_cache
+from lora_ga_cli.remembered_digests import drop_damaged
 from lora_ga_cli.report.console import step, warn
 from lora_ga_cli.stages.speed import check_speed, speed_up
 from lora_ga_cli.training.order import Order, order_of

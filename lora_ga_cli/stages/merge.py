@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lora_ga_cli.config.schema import Config
-from lora_ga_cli.digests import written_in
+from lora_ga_cli.digests import check_files, written_in
 from lora_ga_cli.errors import EqualityError, RunError
-from lora_ga_cli.files import atomic_folder, file_sizes, write_json
+from lora_ga_cli.files import atomic_folder, file_sizes
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.lora.links import merge_layers
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.model.loading import AUTO_CLASS
@@ -50,13 +51,21 @@ class MergeOptions:
 def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     """Merges a finished run's adapter into its base; returns the folder.
 
+    A folder that holds the result of the same merge already stays as it is, so that the same command can be run again.
+
     Raises:
-        RunError: the run has not finished, the folder is not empty, or the base is not the one it was trained on.
+        RunError: the run has not finished, the folder holds something else, or the base is not the one it was trained
+            on.
+        DamagedFile: the folder holds the result of the same merge, and a file of it is damaged.
         EqualityError: a merged weight is not finite, or the merged model does not compute what the adapter computes.
     """
     require_finished(run)
     _refuse_unmergeable(run, config)
-    folder = _free_folder(options.output or run.path / "merged")
+    folder = options.output or run.path / "merged"
+    if _is_result(folder, run, options):
+        step("merged", f"{folder} holds this merge already, so there is nothing to do")
+        return folder
+    _require_free(folder)
     if not method_of(config).output.is_adapter:
         config = of_complete_model(config, run)
     config = with_saved_tokenizer(config, run.path)
@@ -69,7 +78,7 @@ def merge(run: RunFolder, config: Config, options: MergeOptions) -> Path:
     expected = probe_logits(model, inputs.probe_batch())
     write_more = method_of(config).merge(model, dtype)
     model = _merged(model, run, inputs, dtype)
-    difference = _write(model, folder, inputs, expected, options.max_shard_size, write_more, run)
+    difference = _write(model, folder, inputs, expected, options, write_more, run)
     if quantization is not None:
         warn(
             f"the adapter was trained on the base in {quantization} and is merged into the base in "
@@ -99,10 +108,34 @@ def _refuse_unmergeable(run: RunFolder, config: Config) -> None:
         )
 
 
-def _free_folder(folder: Path) -> Path:
+def _is_result(folder: Path, run: RunFolder, options: MergeOptions) -> bool:
+    """Whether a folder holds the complete result of this merge. (Such a folder gets its name when it is complete.)
+
+    Raises:
+        DamagedFile: it does, and one of its files is not as it was written.
+    """
+    mark, mend = folder / MERGED_MARK, f"remove {folder}, and run this command again"
+    if not mark.is_file():
+        return False
+    stored = read_json(mark, mend)
+    if not isinstance(stored, dict) or not _of_same_merge(stored, run, options):
+        return False
+    check_files(folder, stored["files"], mend)
+    return True
+
+
+def _of_same_merge(stored: Mapping[str, Any], run: RunFolder, options: MergeOptions) -> bool:
+    return (stored.get("run"), stored.get("options")) == (identity_of_run(run), _stated(options))
+
+
+def _stated(options: MergeOptions) -> dict[str, Any]:
+    """The options that a merged model depends on. Another place of the base has the same weights."""
+    return {"dtype": options.dtype, "max_shard_size": options.max_shard_size}
+
+
+def _require_free(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} exists and is not empty: give another --output, or remove it")
-    return folder
 
 
 def _inputs_of_base(run: RunFolder, config: Config, options: MergeOptions) -> Inputs:
@@ -145,7 +178,7 @@ def _write(
     folder: Path,
     inputs: Inputs,
     expected: Tensor,
-    max_shard_size: str,
+    options: MergeOptions,
     write_more: Callable[[Path], Path] | None,
     run: RunFolder,
 ) -> float:
@@ -157,12 +190,13 @@ def _write(
     """
     dtype = model.dtype
     with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary, max_shard_size=max_shard_size)
+        model.save_pretrained(temporary, max_shard_size=options.max_shard_size)
         inputs.tokenizer.save_pretrained(temporary)
         if write_more is not None:
             step("merged", f"{folder / write_more(temporary).name} is written too")
         files = written_in(temporary, file_sizes(temporary))
-        write_json(temporary / MERGED_MARK, {"run": identity_of_run(run), "files": files}, digest=True)
+        mark = {"run": identity_of_run(run), "options": _stated(options), "files": files}
+        write_json(temporary / MERGED_MARK, mark, digest=True)
         actual = probe_logits(_reload(temporary, inputs, dtype), inputs.probe_batch())
         coarsest = max(dtype, getattr(torch, inputs.config.model.dtype), key=_coarseness)
         return check_equal(actual, expected, coarsest, "the merged model and the adapter on its base")

@@ -18,11 +18,12 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from lora_ga_cli.config.safety import READ_PATHS, WRITE_PATHS
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import Fault, InvalidInput, UserError
-from lora_ga_cli.files import read_json, resolve_path
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.export import CONFIG_FILE
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import ADAPTER_FILES
 from lora_ga_cli.model.written import MERGE_AGAIN, MERGED_MARK, check_model
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.report.card import Published, card
 from lora_ga_cli.report.console import say, size, step, warn
 from lora_ga_cli.report.front_matter import hub_base

@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lora_ga_cli.disk import folder_problem
 from lora_ga_cli.errors import DamagedFile, Fault, InvalidInput, RunError, together
-from lora_ga_cli.files import folder_problem, read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.report.console import reason, size, step, warn
 from lora_ga_cli.report.html import page
 from lora_ga_cli.report.html.record import Report, RunRecord, TableRecord

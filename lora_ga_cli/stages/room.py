@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.disk import disk_room, folder_problem
 from lora_ga_cli.errors import Fault, InvalidInput, system_fault
-from lora_ga_cli.files import disk_room, file_sizes, folder_problem
+from lora_ga_cli.files import file_sizes
 from lora_ga_cli.methods.base import Link
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.report.console import size
@@ -23,14 +24,14 @@ def require_room(option: str, folder: Path, needed: int, what: str, hint: str = 
     Args:
         option: the option that names the folder.
         needed: bytes.
-        what: what takes them, for people.
-        hint: what makes them fewer, beside another folder.
+        what: what needs them, for people.
+        hint: how fewer would be needed; empty if there is no way.
 
     Raises:
         InvalidInput
     """
     problem = folder_problem(folder)
-    if problem is not None and problem.errno != errno.ENOSPC:  # about which more is known here
+    if problem is not None and problem.errno != errno.ENOSPC:  # a full disk is reported below
         raise InvalidInput([system_fault(option, folder, problem)])
     free = disk_room(folder)
     if free < needed:
@@ -53,7 +54,8 @@ def require_room_to_train(config: Config, folder: LinkFolder, model: nn.Module, 
     """
     options = config.trainer
     weights = sum(item.numel() * item.element_size() for item in model.parameters() if item.requires_grad)
-    of_one = max(optimizer_of(config).state_bytes(model), weights)  # counts gradients, which are as large as weights
+    # `state_bytes` includes the gradients, which no checkpoint holds, but which are as large as the weights in it
+    of_one = max(optimizer_of(config).state_bytes(model), weights)
     count = max(1, math.ceil(link.steps / (options.save_steps or epoch)))
     if options.save_total_limit is not None:
         # the next one is written before the oldest is removed, and the best one may be kept beside the newest
@@ -61,7 +63,8 @@ def require_room_to_train(config: Config, folder: LinkFolder, model: nn.Module, 
     stored = sum(file_sizes(folder.checkpoints).values()) if folder.checkpoints.is_dir() else 0
     needed = max(count * of_one - stored, of_one) + weights
     what = f"{count} checkpoint{'s' if count > 1 else ''} of {size(of_one)}, and the result of {size(weights)}"
-    require_room("output_dir", folder.path, needed, what, "keep fewer with trainer.save_total_limit" * (count > 1))
+    hint = "keep fewer with trainer.save_total_limit" if count > 1 else ""
+    require_room("output_dir", folder.path, needed, what, hint)
 
 
 def require_room_for_gradient(folder: Path, shapes: list[tuple[int, int]], capacity: int) -> None:
@@ -69,7 +72,7 @@ def require_room_for_gradient(folder: Path, shapes: list[tuple[int, int]], capac
 
     Args:
         shapes: of all layers, (d_out, d_in).
-        capacity: singular vectors to keep of each.
+        capacity: singular vectors that are kept of each.
 
     Raises:
         InvalidInput

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from lora_ga_cli.errors import RunError, UserError
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.methods.switching import Switched, switching_obstacle
 from lora_ga_cli.model.generation import stop_also_at
 from lora_ga_cli.report.console import step

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lora_ga_cli.digests import damage
 from lora_ga_cli.errors import DamagedFile
 from lora_ga_cli.evaluation.completions import LINES_DIGEST
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.training.manifest import type_problem
 
 SCORE_AGAIN = "loraga eval with the same options makes it again"

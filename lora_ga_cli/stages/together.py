@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_ga_cli import __version__, distributed
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.training.run_folder import RunFolder, settings
 
 PATIENCE = 10.0

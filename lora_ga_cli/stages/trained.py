@@ -13,11 +13,12 @@ from lora_ga_cli.config.began import located
 from lora_ga_cli.config.compose import reconfigured
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import RunError
-from lora_ga_cli.files import BUNDLED, PACKAGE, resolve_path, sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.methods.base import method_of
 from lora_ga_cli.methods.loading import load_adapter
 from lora_ga_cli.model.loading import load_model
 from lora_ga_cli.model.targets import fingerprint
+from lora_ga_cli.paths import BUNDLED, PACKAGE, resolve_path
 from lora_ga_cli.stages.inputs import Inputs, base_identity
 from lora_ga_cli.training.run_files import check_result
 from lora_ga_cli.training.run_folder import RunFolder, require_format

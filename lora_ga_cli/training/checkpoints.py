@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_ga_cli.digests import Written, damage, written_in
-from lora_ga_cli.files import file_sizes, read_json, set_aside, write_json
+from lora_ga_cli.files import file_sizes, set_aside
+from lora_ga_cli.json_files import read_json, write_json
 
 MARK = "complete.json"
 """The size and the digest of every other file of the checkpoint, and what the metrics were; it is written last."""

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import read_json, write_json
+from lora_ga_cli.json_files import read_json, write_json
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.manifest import type_problem
 

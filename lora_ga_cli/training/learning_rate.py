@@ -1,8 +1,10 @@
-"""The learning rate of a run for which none is given: the one measured for its method, by the width of the model."""
+"""The learning rate of a run: the one measured for its method, by the width of the model, where none is given; and how
+it rises at the beginning of a run or of a link."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from transformers import PreTrainedConfig
 
@@ -90,3 +92,16 @@ def width(model_config: PreTrainedConfig) -> int:
         message = f"{type(model_config).__name__} states no hidden size, by which a learning rate could be chosen"
         raise InvalidInput([Fault("configuration", message, "give one, such as trainer.learning_rate=1e-4")])
     return size
+
+
+def rising_share(warmup: int | None, default: int) -> Callable[[int], float]:
+    """The share of the run's learning rate that a link has at each of its steps.
+
+    Args:
+        warmup: steps below the full rate, which begin with ``1 / (warmup + 1)``, so that no step is without effect; or
+            None.
+        default: where that is None: steps of a warm-up that begins with rate 0, as the run's own does.
+    """
+    if warmup is not None:
+        return lambda step: min(1.0, (step + 1) / (warmup + 1))
+    return lambda step: min(1.0, step / default) if default else 1.0

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_ga_cli.config.wording import what_is_wrong
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 
 FORMAT = 2
 """The format of run folders. Those of format 1 had another form of adapters and other names of options."""

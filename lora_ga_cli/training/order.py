@@ -26,7 +26,7 @@ class Order:
     Args:
         lengths: the length of every training row, in tokens.
         batch_size: rows of an optimizer step (packs, with ``pack_length``); the last step of an epoch may have fewer.
-        seed: of all shuffling.
+        seed: of everything that is drawn at random.
         group_by_length: make steps of rows of similar length.
         pack_length: join rows into packs of at most this many tokens, which are then counted instead of rows.
     """
@@ -49,6 +49,7 @@ class Order:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, the last of which may have fewer rows."""
         return -(-len(self.units) // self.batch_size)
 
     def epoch(self, number: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_ga_cli.digests import check_file, check_files, damage, written, written_in
 from lora_ga_cli.distributed import is_main
-from lora_ga_cli.files import write_json
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.methods.loading import ADAPTER_DESCRIPTIONS
 from lora_ga_cli.model.written import holds_weights
 from lora_ga_cli.report.console import step, warn

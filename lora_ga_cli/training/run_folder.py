@@ -20,9 +20,11 @@ from lora_ga_cli.config.schema import Config, DatasetConfig
 from lora_ga_cli.digests import check_file, written
 from lora_ga_cli.distributed import is_main
 from lora_ga_cli.errors import DamagedFile, RunError
-from lora_ga_cli.files import atomic_file, resolve_path, set_aside, sha256_json, write_json
+from lora_ga_cli.files import atomic_file, set_aside
+from lora_ga_cli.json_files import sha256_json, write_json
 from lora_ga_cli.methods.base import Link, method_of
 from lora_ga_cli.methods.loading import readable_adapter
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.arguments import adapter_dtype
 from lora_ga_cli.training.manifest import FORMAT, read_manifest

@@ -126,9 +126,9 @@ def must(*words: str) -> Done:
 def train_until(saved: int, words: Sequence[str]) -> None:
     """Trains up to the checkpoint of this number, and stops as if the program had been killed behind it."""
     from lora_ga_cli.errors import TrainingError
-    from lora_ga_cli.training import trainer
+    from lora_ga_cli.training import checkpoint_trainer
 
-    mark, count = trainer.mark_complete, 0
+    mark, count = checkpoint_trainer.mark_complete, 0
 
     def marking(*arguments: Any) -> None:
         nonlocal count
@@ -137,7 +137,7 @@ def train_until(saved: int, words: Sequence[str]) -> None:
         if count == saved:
             raise TrainingError("stopped here")
 
-    with mock.patch.object(trainer, "mark_complete", marking):
+    with mock.patch.object(checkpoint_trainer, "mark_complete", marking):
         done = loraga("train", *words)
     if "stopped here" not in done.text:
         raise RuntimeError(done.text)

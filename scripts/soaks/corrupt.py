@@ -26,7 +26,7 @@ from unittest import mock
 
 from safetensors.torch import load_file
 
-from lora_ga_cli.files import write_json
+from lora_ga_cli.json_files import write_json
 from soaks._figure import Figure, at_most
 from soaks._project import (
     Done,

@@ -29,7 +29,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.cli.common import report_error
+from lora_ga_cli.cli.errors import report_error
 from lora_ga_cli.errors import SweepError
 from soaks._cases import CHAT, COMMANDS, changed_json, changed_tensors, data_files, one_of, yaml_files
 from soaks._figure import Figure, at_least, at_most
@@ -306,8 +306,9 @@ def artifacts(folder: Path) -> Made:
     """Stored gradients: looked for, verified, loaded, and looked into."""
     import json
 
-    from lora_ga_cli.files import sha256_file, text_of_json
+    from lora_ga_cli.files import sha256_file
     from lora_ga_cli.gradient.store import ArtifactStore
+    from lora_ga_cli.json_files import text_of_json
 
     make_base(folder / "base")
     make_rows(folder / "rows.jsonl")

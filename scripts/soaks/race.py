@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from lora_ga_cli.files import read_json, remembered_sha256
+from lora_ga_cli.json_files import read_json
+from lora_ga_cli.remembered_digests import remembered_sha256
 from lora_ga_cli.stores import FolderStore
 from soaks._figure import Figure, at_least, at_most
 

@@ -89,8 +89,8 @@ def test_verify_says_what_to_do_with_damage_that_may_only_be_read(
     store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, own = store.folder.parent, tmp_path / "own"
-    monkeypatch.setattr("lora_ga_cli.files.shared_cache", lambda given: theirs)
-    monkeypatch.setattr("lora_ga_cli.files.cache_root", lambda given: own)
+    monkeypatch.setattr("lora_ga_cli.paths.shared_cache", lambda given: theirs)
+    monkeypatch.setattr("lora_ga_cli.paths.cache_root", lambda given: own)
     damage(store, keys(store)[0])
     assert main(["cache", "verify"]) == 1
     printed = " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.cli.common import State, report_error, split_folders
+from lora_ga_cli.cli.arguments import State, split_folders
+from lora_ga_cli.cli.errors import report_error
 from lora_ga_cli.errors import Fault, GradientError, InvalidInput, RunError, SweepError, TrainingError, suggest
 from lora_ga_cli.stages import train as train_stage
 from lora_ga_cli.training.run_folder import RunFolder

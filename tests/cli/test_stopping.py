@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lora_ga_cli.cli.app import valued_flags
-from lora_ga_cli.cli.common import split_folders
+from lora_ga_cli.cli.arguments import split_folders
 from lora_ga_cli.cli.stopping import Given, command, stopped
-from lora_ga_cli.config.launch import when_stopped
+from lora_ga_cli.config.launchers import when_stopped
 from lora_ga_cli.interruption import Interruption
 
 LONG = "a" * 300

@@ -15,6 +15,13 @@ QUICKSTART = "recipe=quickstart"
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
+def only_fault(*arguments: str) -> str:
+    """The fault of a command line that has one."""
+    (fault,) = refused(*arguments)
+    assert fault.startswith("command line: ")
+    return fault
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -71,8 +78,7 @@ def test_the_hint_for_an_abbreviated_option_is_an_option_and_not_its_group() -> 
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_fit(argument: str, message: str) -> None:
-    (fault,) = refused(QUICKSTART, argument)
-    assert fault.startswith("command line: ")
+    fault = only_fault(QUICKSTART, argument)
     assert argument.partition("=")[0] in fault
     assert message in fault
 
@@ -96,8 +102,7 @@ def test_a_single_value_for_a_list_is_answered_with_how_to_write_a_list() -> Non
     ],
 )
 def test_an_unknown_recipe_is_an_error_that_names_the_nearest(argument: str, message: list[str]) -> None:
-    (fault,) = refused(argument)
-    assert fault.startswith("command line: ")
+    fault = only_fault(argument)
     assert all(text in fault for text in message), fault
 
 
@@ -124,8 +129,7 @@ def test_an_unknown_option_of_a_method_is_reported_together_with_every_other_fau
     ],
 )
 def test_an_unknown_choice_of_a_group_is_an_error(argument: str, message: str) -> None:
-    (fault,) = refused(QUICKSTART, argument)
-    assert fault.startswith("command line: ")
+    fault = only_fault(QUICKSTART, argument)
     assert message in fault
 
 
@@ -242,8 +246,7 @@ def test_quoted_values_arrive_as_they_are(argument: str, value: str) -> None:
 @pytest.mark.parametrize("argument", ["~method", "~rank", "~trainer.learning_rate"])
 def test_removing_an_option_never_puts_another_silently_in_its_place(argument: str) -> None:
     """`~method` would leave a method called lora_ga that starts as plain LoRA does."""
-    (fault,) = refused(QUICKSTART, argument)
-    assert fault.startswith("command line: ")
+    only_fault(QUICKSTART, argument)
 
 
 def test_an_interpolation_to_nothing_is_wrong_input_with_its_place() -> None:

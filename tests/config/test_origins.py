@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.config.launch import stored
+from lora_ga_cli.config.hydra_store import stored
 from lora_ga_cli.config.locations import PRIMARY
 from tests.config import BASE, lay_out
 

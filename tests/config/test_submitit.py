@@ -16,7 +16,8 @@ import yaml
 from safetensors.torch import load_file
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.config.launch import join_tasks, launch
+from lora_ga_cli.config.launch import launch
+from lora_ga_cli.config.launchers import join_tasks
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import SweepError, TrainingError
 from tests.helpers import Arguments, Loraga, only_run

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from lora_ga_cli.config.launch import Shard, launch
+from lora_ga_cli.config.launch import launch
 from lora_ga_cli.config.schema import Config
+from lora_ga_cli.config.shard import Shard
 from lora_ga_cli.errors import InvalidInput, SweepError, TrainingError
 from tests.config import BASE, jobs, lay_out, refused
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_ga_cli.files import ASSETS
+from lora_ga_cli.paths import ASSETS
 
 
 @dataclass(frozen=True)

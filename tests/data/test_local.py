@@ -301,7 +301,7 @@ def test_a_pattern_that_matches_nothing_and_a_folder_are_faults(write: Write, tm
 
 
 def test_bundled_files_are_found_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Write) -> None:
-    monkeypatch.setattr("lora_ga_cli.files.ASSETS", tmp_path)
+    monkeypatch.setattr("lora_ga_cli.paths.ASSETS", tmp_path)
     write("d.jsonl", '{"q": 1}')
     assert files_faults(["bundled:d.jsonl"], None) == []
     assert read("bundled:d.jsonl").where(0) == "bundled:d.jsonl:1"

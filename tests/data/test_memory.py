@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from lora_ga_cli.config.schema import DatasetConfig
 from lora_ga_cli.data import load_data
 from lora_ga_cli.data.store import RowStore
-from lora_ga_cli.files import ASSETS
+from lora_ga_cli.paths import ASSETS
 
 small, large, cache = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "tiny_base"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -64,3 +65,10 @@ def alphabet() -> LlamaForCausalLM:
     """
     following = dict(zip(["</s>", *LETTERS], LETTERS, strict=False))
     return going_on(byte_tokenizer(), following, "</s>")
+
+
+def save_alphabet(folder: Path) -> Path:
+    """Saves `alphabet` with its tokenizer, and returns the folder."""
+    alphabet().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lora_ga_cli.errors import RunError
 from lora_ga_cli.lora.peft_loading import add_peft, load_peft
 from tests.conftest import build_model
+from tests.helpers import save_random_factors
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 Loader = Callable[[PreTrainedModel, Path], PeftModel]
@@ -42,12 +43,7 @@ def load(request: pytest.FixtureRequest) -> Loader:
 def save(folder: Path) -> None:
     """PEFT alone writes an adapter with random factors."""
     wrapped = get_peft_model(build_model("llama"), LoraConfig(target_modules=["q_proj", "down_proj"]))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, item in wrapped.named_parameters():
-            if "lora_" in name:
-                item.normal_(std=0.1)
-    wrapped.save_pretrained(str(folder))
+    save_random_factors(wrapped, folder)
 
 
 def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:

@@ -18,6 +18,7 @@ from lora_ga_cli.lora.layers import ADAPTER, lora_keys, lora_layers
 from lora_ga_cli.lora.saved import SavedAdapter, read_saved, target_in
 from lora_ga_cli.model.quantization import dense
 from tests.conftest import build_model
+from tests.helpers import save_random_factors
 from tests.mixtures import build_mixture
 
 
@@ -28,14 +29,7 @@ def unasked() -> PreTrainedModel:
 def save(folder: Path, model: PreTrainedModel, **options: object) -> PeftModel:
     """PEFT alone writes an adapter with random factors."""
     wrapped = get_peft_model(model.eval(), LoraConfig(**{"r": 3, "lora_alpha": 5, **options}))  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, item in wrapped.named_parameters():
-            if "lora_" in name:
-                item.normal_(std=0.1)
-    wrapped.save_pretrained(str(folder))
-    assert isinstance(wrapped, PeftModel)
-    return wrapped
+    return save_random_factors(wrapped, folder)
 
 
 def check_changes(saved: SavedAdapter, wrapped: PeftModel) -> None:

@@ -17,9 +17,9 @@ from lora_ga_cli.methods.base import InitData, Link, Method, PreparedModel, link
 from lora_ga_cli.methods.chain import draw_layers
 from lora_ga_cli.model.targets import find_targets
 from lora_ga_cli.training.arguments import training_arguments
+from lora_ga_cli.training.learning_rate import rising_share
 from lora_ga_cli.training.optimizer_state import install_state, state_of
 from lora_ga_cli.training.run_folder import run_name
-from lora_ga_cli.training.trainer import rising_share
 from tests.conftest import build_model
 from tests.helpers import add_links, configured, no_gradient
 

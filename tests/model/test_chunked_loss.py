@@ -17,13 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from lora_ga_cli.methods.prefix import insert
-from lora_ga_cli.model.chunked_loss import (
-    CHUNK_BYTES,
-    SMALLEST_CHUNK,
-    chunk_size,
-    cross_entropy_and_gradient,
-    use_chunked_loss,
-)
+from lora_ga_cli.model.chunked_loss import use_chunked_loss
 from lora_ga_cli.model.losses import summed_loss
 from lora_ga_cli.model.probe import probe_logits
 from lora_ga_cli.model.unsupported import Unsupported
@@ -153,30 +147,6 @@ def test_loss_and_gradients_are_the_models_own(name: str, rows: Callable[[], dic
     expected = results(model, batch)
     use_chunked_loss(model.base_model.model, tokens=5)
     assert_equal(results(model, batch), expected)
-
-
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_cross_entropy_and_its_gradient_are_autograds(scale: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = (scale * torch.randn(7, 31, generator=generator, dtype=torch.float64)).float().requires_grad_()
-    targets = torch.tensor([3, -100, 0, 30, 7, -100, 7])
-    before = logits.detach().clone()
-    expected = functional.cross_entropy(logits.double(), targets, reduction="sum")
-    (slope,) = torch.autograd.grad(expected, logits)
-    loss, of_logits = cross_entropy_and_gradient(logits.detach(), targets)
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
-    torch.testing.assert_close(of_logits, slope, rtol=1e-5, atol=1e-7)
-    assert torch.equal(logits.detach(), before)
-
-
-def test_an_impossible_token_does_not_spoil_rows_without_a_label() -> None:
-    logits = torch.randn(3, 5)
-    logits[:, 0] = -torch.inf
-    targets = torch.tensor([2, -100, 4])
-    loss, of_logits = cross_entropy_and_gradient(logits, targets)
-    torch.testing.assert_close(loss, functional.cross_entropy(logits, targets, reduction="sum"))
-    assert of_logits.isfinite().all()
-    assert not of_logits[1].any()
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "mixtral"])
@@ -574,11 +544,3 @@ def test_a_replaced_forward_is_not_replaced_again() -> None:
     model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
     with pytest.raises(Unsupported, match="replaced"):
         use_chunked_loss(model)
-
-
-def test_chunks_are_large_but_not_larger_than_their_memory() -> None:
-    for vocabulary in (50, 32000, 50257, 128256, 152064, 256000, 262144):
-        size = chunk_size(vocabulary)
-        assert size % SMALLEST_CHUNK == 0
-        assert size == SMALLEST_CHUNK or 4 * size * vocabulary <= CHUNK_BYTES < 4 * (size + SMALLEST_CHUNK) * vocabulary
-    assert chunk_size(10**7) == SMALLEST_CHUNK

@@ -82,7 +82,7 @@ def test_training_and_the_estimation_before_it_are_inside(
     loraga: Loraga, arguments: Arguments, monkeypatch: pytest.MonkeyPatch, allowed: bool
 ) -> None:
     seen = []
-    for module, name in ((training, "initialize_link"), (training, "_fit")):
+    for module, name in ((training, "initialize_link"), (training, "fit")):
         original = getattr(module, name)
 
         def watched(*args: object, original=original, **options: object) -> object:  # type: ignore[no-untyped-def]

@@ -50,15 +50,15 @@ def between_two_checkpoints_of_the_second_link(patch: pytest.MonkeyPatch) -> Non
 
 
 def before_the_first_link_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.stages import train
+    from lora_ga_cli.stages import train_chain
 
-    patch.setattr(train, "written_in", after(1, train.written_in))
+    patch.setattr(train_chain, "written_in", after(1, train_chain.written_in))
 
 
 def between_the_two_links(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.stages import train
+    from lora_ga_cli.stages import train_chain
 
-    patch.setattr(train, "write_json", after(1, train.write_json))
+    patch.setattr(train_chain, "write_json", after(1, train_chain.write_json))
 
 
 def while_the_sum_is_written(patch: pytest.MonkeyPatch) -> None:

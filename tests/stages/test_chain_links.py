@@ -87,9 +87,9 @@ def between_two_checkpoints_of_the_last_link(patch: pytest.MonkeyPatch) -> None:
 
 
 def after_the_state_of_the_first_link_is_saved(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.stages import train
+    from lora_ga_cli.stages import train_chain
 
-    patch.setattr(train, "save_state", after(1, train.save_state))
+    patch.setattr(train_chain, "save_state", after(1, train_chain.save_state))
 
 
 def after_the_second_link_has_begun(patch: pytest.MonkeyPatch) -> None:

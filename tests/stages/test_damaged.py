@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from tests.helpers import Arguments, Loraga, only_run
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -26,7 +26,7 @@ from lora_ga_cli.training.run_folder import RunFolder
 from tests.conftest import byte_tokenizer
 from tests.data.chat_templates import FAMILIES
 from tests.evaluation.models import going_on, restless
-from tests.helpers import Arguments, Loraga
+from tests.helpers import Arguments, Loraga, write_sums
 
 PROBLEMS = [("Two and 2?", "#### 4"), ("Is 7 a 7", "It is.\n#### 7"), ("How many? 9", "#### 10")]
 BENCHMARK = [
@@ -45,8 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     restless("llama").save_pretrained(home / "base")
     byte_tokenizer().save_pretrained(home / "base")
-    rows = [{"prompt": f"{number}+1=", "answer": f"{number + 1}"} for number in range(24)]
-    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_sums(home / "rows.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setenv("LORAGA_CACHE", str(home / "cache"))

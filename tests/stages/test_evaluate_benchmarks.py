@@ -23,7 +23,7 @@ from lora_ga_cli.stages.evaluate import check_evaluation
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Endpoint, says
-from tests.evaluation.models import alphabet, going_on
+from tests.evaluation.models import going_on, save_alphabet
 from tests.evaluation.mt_bench_rows import Bench, prompt_rows, reference_rows, write
 from tests.helpers import Loraga
 
@@ -34,9 +34,7 @@ Eval = Callable[..., str]
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    alphabet().save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_alphabet(tmp_path / "model")
 
 
 @pytest.fixture

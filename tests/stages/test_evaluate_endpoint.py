@@ -14,11 +14,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lora_ga_cli.cli.app import main
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from tests.conftest import byte_tokenizer
 from tests.evaluation.conftest import bench, endpoint
 from tests.evaluation.endpoints import VARIABLE, Answer, Endpoint, completes, refuses, says
-from tests.evaluation.models import alphabet
+from tests.evaluation.models import save_alphabet
 from tests.evaluation.mt_bench_rows import Bench, write
 from tests.evaluation.serving import Served, serve
 from tests.helpers import Loraga
@@ -32,9 +32,7 @@ PROMPT = "eval.prompt='Question: {question}\nAnswer: '"
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    alphabet().save_pretrained(tmp_path / "model")
-    byte_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+    return save_alphabet(tmp_path / "model")
 
 
 @pytest.fixture

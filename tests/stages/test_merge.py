@@ -52,6 +52,24 @@ def test_another_base_is_refused(
     loraga("merge", str(only_run()), "--base", "./same")
 
 
+def test_a_merge_that_is_complete_is_not_done_again(loraga: Loraga, arguments: Arguments) -> None:
+    """As the second of two equal commands finds it, of which the first was killed at its very end."""
+    loraga("train", *arguments())
+    run, weights = str(only_run()), only_run() / "merged" / "model.safetensors"
+    loraga("merge", run)
+    before = weights.stat().st_ino, weights.read_bytes()
+    assert "holds this merge already" in loraga("merge", run)
+    assert (weights.stat().st_ino, weights.read_bytes()) == before
+    assert "exists and is not empty" in loraga("merge", run, "--dtype", "bfloat16", code=2)
+    weights.write_bytes(before[1][:-1])
+    said = loraga("merge", run, code=2)
+    assert "model.safetensors has" in said
+    assert "merged, and run this command again" in said
+    shutil.rmtree(weights.parent)
+    loraga("merge", run)
+    assert weights.read_bytes() == before[1]
+
+
 def test_a_folder_that_is_taken_is_left_alone(loraga: Loraga, arguments: Arguments) -> None:
     loraga("train", *arguments())
     Path("taken").mkdir()

@@ -14,14 +14,14 @@ import pytest
 
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.compose import compose
-from lora_ga_cli.files import read_json
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.report.html.record import Report
 from lora_ga_cli.stages.report import collect, write_run_report
 from lora_ga_cli.stages.report_parts import Parts
 from lora_ga_cli.training.cost import COST_NAMES
 from lora_ga_cli.training.run_folder import RunFolder, settings
 from tests.conftest import build_model, byte_tokenizer
-from tests.helpers import Loraga
+from tests.helpers import Loraga, write_sums
 
 PEAK = 5 * 2**20
 
@@ -32,8 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     build_model("llama").save_pretrained(home / "base")
     byte_tokenizer().save_pretrained(home / "base")
-    rows = [{"prompt": f"{number}+1=", "answer": f"{number + 1}"} for number in range(24)]
-    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_sums(home / "rows.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setenv("LORAGA_CACHE", str(home / "cache"))

@@ -53,10 +53,10 @@ def while_writing_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.training import trainer
+    from lora_ga_cli.training import checkpoint_trainer
 
     count = 0
-    mark = trainer.mark_complete
+    mark = checkpoint_trainer.mark_complete
 
     def marking(folder: Path, metrics: object = None) -> None:
         nonlocal count
@@ -65,7 +65,7 @@ def before_marking_a_checkpoint(patch: pytest.MonkeyPatch) -> None:
             die()
         mark(folder, metrics)  # type: ignore[arg-type]
 
-    patch.setattr(trainer, "mark_complete", marking)
+    patch.setattr(checkpoint_trainer, "mark_complete", marking)
 
 
 def while_saving_the_result(patch: pytest.MonkeyPatch) -> None:
@@ -75,9 +75,9 @@ def while_saving_the_result(patch: pytest.MonkeyPatch) -> None:
 
 
 def before_it_is_declared_finished(patch: pytest.MonkeyPatch) -> None:
-    from lora_ga_cli.stages import train
+    from lora_ga_cli.stages import finish
 
-    patch.setattr(train, "loss_curves", after(1, train.loss_curves))
+    patch.setattr(finish, "loss_curves", after(1, finish.loss_curves))
 
 
 POINTS = [

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from tests.helpers import Loraga, only_run
 
 BASE = str(resolve_path("bundled:tiny_base"))

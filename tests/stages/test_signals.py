@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from lora_ga_cli import interruption
 from lora_ga_cli.training.batches import MicroBatch
+from lora_ga_cli.training.shared_signal import SharedSignal
 from lora_ga_cli.training.trainer import LoragaTrainer
 from tests.helpers import Arguments, Loraga, only_run, timeless_points
 
@@ -135,7 +136,7 @@ def test_before_the_first_step_no_checkpoint_is_promised(
     assert "SIGTERM: no result was complete, so none is kept" in printed
     assert "To start from the beginning: loraga train" in printed
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_fit", sent(1, train._fit))
+        patch.setattr(train, "fit", sent(1, train.fit))
         printed = loraga("train", *arguments("llama"), code=143)
     assert "no step of training is kept, but the initialization in runs/" in printed
 
@@ -146,7 +147,7 @@ def test_after_the_last_step_the_checkpoint_is_named(
     from lora_ga_cli.stages import train
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_difference", sent(1, train._difference))
+        patch.setattr(train, "check_saved", sent(1, train.check_saved))
         printed = loraga("train", *arguments("llama", "method=lora"), code=143)
     assert re.search(r"SIGTERM: 6 of 6 steps are kept in the checkpoint \S+checkpoint-6\. To go on", printed)
     assert "finished in" in loraga("train", *arguments("llama", "method=lora"))
@@ -225,7 +226,7 @@ def test_asking_for_a_signal_waits_for_no_device_and_for_no_other_process(
         accelerator=SimpleNamespace(reduce=reduce),
         state=SimpleNamespace(global_step=0),
         _ahead=None,
-        _stop_count=None,
+        _signal=SharedSignal(processes),
         _trained=[],
     )
     batch = MicroBatch({}, items=7, tokens=9)
@@ -238,7 +239,7 @@ def test_asking_for_a_signal_waits_for_no_device_and_for_no_other_process(
         assert reads == ["tolist"]
         assert len(sums) == (processes > 1)
         assert int(items) == 7 * processes
-        assert trainer._stop_agreed == (processes > 1 and signals is not None)
+        assert trainer._signal.agreed == (processes > 1 and signals is not None)
 
 
 def started(command: list[str], *, module: str = "lora_ga_cli") -> subprocess.Popen[str]:

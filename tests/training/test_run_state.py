@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_ga_cli.files import write_json
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.training import metrics
 from lora_ga_cli.training.run_folder import RunFolder
 from lora_ga_cli.training.run_names import is_locked

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from lora_ga_cli.errors import InvalidInput
 from lora_ga_cli.expressions import Expression
-from lora_ga_cli.files import one_name
+from lora_ga_cli.paths import one_name
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]

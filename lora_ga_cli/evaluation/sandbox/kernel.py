@@ -56,19 +56,30 @@ def _call(step: str, name: str, *arguments: object) -> None:
 
 
 def unshare(flags: int) -> None:
+    """Moves this process into new namespaces, of the kinds that the flags name."""
     _call("creating namespaces", "unshare", ctypes.c_int(flags))
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Mounts a file system, or changes how one is mounted.
+
+    Args:
+        source: the device or folder; None where the kind needs none.
+        kind: the type of the file system, as ``tmpfs``; None where one is bound or changed.
+        flags: a sum of ``MS_...``.
+        options: those of the file system, as ``size=1m``.
+    """
     texts = [text if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     _call(f"mounting {target}", "mount", *texts[:3], ctypes.c_ulong(flags), texts[3])
 
 
 def unmount(target: str) -> None:
+    """Hides a mount at once, and removes it when nothing uses it any more."""
     _call(f"unmounting {target}", "umount2", os.fsencode(target), ctypes.c_int(MNT_DETACH))
 
 
 def pivot_root(new: str, old: str) -> None:
+    """Makes ``new`` the root of the file system, and mounts the former root at ``old``."""
     _call("changing the root of the file system", "pivot_root", os.fsencode(new), os.fsencode(old))
 
 
@@ -77,16 +88,24 @@ def set_host_name(name: str) -> None:
 
 
 def prctl(step: str, option: int, *arguments: int | ctypes.c_void_p) -> None:
+    """Changes a property of this process.
+
+    Args:
+        step: what is tried, for `Refused`.
+        option: one of ``PR_...``.
+    """
     values = [value if isinstance(value, ctypes.c_void_p) else ctypes.c_ulong(value) for value in arguments]
     values += [ctypes.c_ulong(0)] * (4 - len(values))
     _call(step, "prctl", ctypes.c_int(option), *values)
 
 
 def die_with_parent(signal: int) -> None:
+    """Has the kernel send this process a signal when its parent ends."""
     prctl("following the parent", PR_SET_PDEATHSIG, signal)
 
 
 def no_new_privileges() -> None:
+    """No program that is started from here gets rights from its file, as with setuid."""
     prctl("giving up new privileges", PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -103,6 +122,7 @@ def bound_no_capabilities() -> None:
 
 
 def drop_capabilities() -> None:
+    """Takes all capabilities from this process."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     _call("giving up capabilities", "capset", header, (ctypes.c_uint32 * 6)())
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lora_ga_cli.config.schema import EvalOptions
 from lora_ga_cli.evaluation.tasks.answers import Answer
-from lora_ga_cli.files import cache_root
+from lora_ga_cli.paths import cache_root
 from lora_ga_cli.registry import TASKS
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from lora_ga_cli.evaluation.tasks.problems import (
     Problem,
     problems_of,
 )
-from lora_ga_cli.files import sha256_json
 from lora_ga_cli.interruption import keeping
+from lora_ga_cli.json_files import sha256_json
 
 if TYPE_CHECKING:
     from lora_ga_cli.config.schema import Config

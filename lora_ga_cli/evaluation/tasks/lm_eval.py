@@ -19,7 +19,7 @@ from lora_ga_cli.data.local import listed
 from lora_ga_cli.errors import Fault, InvalidInput, UserError, suggest
 from lora_ga_cli.evaluation.tasks.answers import Answer
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
-from lora_ga_cli.files import resolve_path
+from lora_ga_cli.paths import resolve_path
 from lora_ga_cli.registry import TASKS
 
 INSTALL = "pip install 'loraga[lm-eval]'"

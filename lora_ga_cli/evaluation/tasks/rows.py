@@ -13,8 +13,8 @@ from lora_ga_cli.config.schema import EvalOptions, Positive, RegularExpression
 from lora_ga_cli.errors import Fault, InvalidInput
 from lora_ga_cli.evaluation.tasks.answers import Answer, verdict_of
 from lora_ga_cli.evaluation.tasks.base import EvalInputs, Result, Score, Task
-from lora_ga_cli.files import sha256_json
 from lora_ga_cli.interruption import keeping
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.registry import TASKS
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lora_ga_cli.files import sha256_json
+from lora_ga_cli.json_files import sha256_json
 from lora_ga_cli.registry import MEASURES
 from lora_ga_cli.reproduce.measures.base import Cost, Measure, estimation_cost
 

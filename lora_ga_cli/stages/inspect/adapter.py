@@ -75,7 +75,8 @@ def part_of(
 
 
 def _with_base(found: dict[str, Any], inspected: Inspected, options: InspectOptions) -> dict[str, Any]:
-    measures = measures_of_base(inspected.saved, inspected.base(), options.selects)
+    selected = set(options.selected(inspected.saved.changes))
+    measures = measures_of_base(inspected.saved, inspected.base(), selected)
     layers = {name: layer | measures.get(name, {}) for name, layer in found["layers"].items()}
     return {**found, "layers": layers, "totals": totals(layers)}
 
@@ -103,7 +104,7 @@ def show_changes(
     Returns:
         The part with the selected layers and their totals, and the file of the figure; None if it could not be written.
     """
-    layers = {name: layer for name, layer in found["layers"].items() if options.selects(name)}
+    layers = {name: found["layers"][name] for name in options.selected(found["layers"])}
     together = totals(layers)
     ranks = sorted({layer["rank"] for layer in layers.values()})
     text = f"rank {ranks[0]}" + (f" to {ranks[-1]}" if len(ranks) > 1 else "")

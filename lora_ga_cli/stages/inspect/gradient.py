@@ -184,7 +184,7 @@ def show_gradient(
         InvalidInput: no layer is selected.
     """
     options.check_selection(artifact.factors, "the gradient")
-    selected = {name: factors for name, factors in artifact.factors.items() if options.selects(name)}
+    selected = {name: artifact.factors[name] for name in options.selected(artifact.factors)}
     found = gradient_part(
         artifact,
         share=options.share,

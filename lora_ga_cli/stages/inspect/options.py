@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,11 +89,15 @@ class InspectOptions:
         if self.figures is not None and self.figures.exists() and not self.figures.is_dir():
             yield Fault(PLACE, f"--figures {self.figures}: a file", "give a folder")
 
-    def selects(self, name: str) -> bool:
-        """Whether a layer is to be inspected, by its full name."""
-        if self.endings and not any(_ends(name, item) for item in self.endings):
-            return False
-        return self.layers is None or Expression(LAYERS, self.layers).search(name) is not None
+    def selected(self, names: Iterable[str]) -> list[str]:
+        """The layers that are to be inspected.
+
+        Args:
+            names: full names of the layers that there are.
+        """
+        endings = self.endings
+        ending = [name for name in names if not endings or any(_ends(name, item) for item in endings)]
+        return ending if self.layers is None else Expression(LAYERS, self.layers).found_in(ending)
 
     def check_selection(self, names: Collection[str], whose: str) -> None:
         """Refuses options that select no layer, or of which an entry means none.
@@ -114,11 +118,11 @@ class InspectOptions:
             if not any(_ends(name, entry) for name in names):
                 wrong = True
                 yield Fault(PLACE, f"--modules {entry}: no layer of {whose} ends with it", _meant(entry, names))
-        if self.layers is not None and not any(map(Expression(LAYERS, self.layers).search, names)):
+        if self.layers is not None and not Expression(LAYERS, self.layers).found_in(names):
             wrong = True
             what = f"--layers {self.layers}: matches no full name of a layer of {whose}"
             yield Fault(PLACE, what, _meant(self.layers, names))
-        if not wrong and not any(self.selects(name) for name in names):
+        if not wrong and not self.selected(names):
             yield Fault(PLACE, f"{self.selecting}: no layer of {whose} matches both", "leave one of them out")
 
 

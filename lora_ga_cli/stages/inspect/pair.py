@@ -91,7 +91,7 @@ def _common(one: Inspected, other: Inspected, options: InspectOptions) -> list[s
                 f"{name} is {shapes[0]} for {first} and {shapes[1]} for {second}: they have other base models"
             )
     options.check_selection(shared, "both adapters")
-    return [name for name in shared if options.selects(name)]
+    return options.selected(shared)
 
 
 def _compared(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_ga_cli.files import write_json
+from lora_ga_cli.json_files import write_json
 from lora_ga_cli.report.console import reason, step, warn
 from lora_ga_cli.stages.inspect.adapter import inspect_adapter, show_changes
 from lora_ga_cli.stages.inspect.again import words_again
@@ -103,8 +103,8 @@ def show_run(run: RunFolder, options: InspectOptions) -> dict[str, Any]:
         step("gradient", gradient.absent)
         if found["gradient"] is not None:
             step("gradient", f"what was found of it before is kept in {run.path / INSPECTION_FILE}")
-            layers = found["gradient"]["layers"].items()
-            found["gradient"] |= {"layers": {name: layer for name, layer in layers if options.selects(name)}}
+            layers = found["gradient"]["layers"]
+            found["gradient"] |= {"layers": {name: layers[name] for name in options.selected(layers)}}
     if found["adapter"] is not None:
         found["adapter"], file = show_changes(run.path, found["adapter"], options, figures)
         files.append(file)

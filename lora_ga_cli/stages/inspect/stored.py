@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_ga_cli.errors import DamagedFile
-from lora_ga_cli.files import read_json, sha256_file
+from lora_ga_cli.files import sha256_file
+from lora_ga_cli.json_files import read_json
 from lora_ga_cli.lora.export import WEIGHTS_FILE
 from lora_ga_cli.report.console import warn
 from lora_ga_cli.training.manifest import type_problem

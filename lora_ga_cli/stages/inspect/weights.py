@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,14 @@ def loaded_base(config: ModelConfig) -> PreTrainedModel:
 
 
 def measures_of_base(
-    saved: SavedAdapter, model: PreTrainedModel, selects: Callable[[str], bool]
+    saved: SavedAdapter, model: PreTrainedModel, selected: Collection[str]
 ) -> dict[str, dict[str, Any]]:
     """What an adapter's changes are against the base's weights, by layer; see `against_weight`.
 
     One weight at a time is taken to float64, on the model's device. A line says how long it takes, where that is long.
 
     Args:
-        selects: whether a layer is measured, by its full name.
+        selected: full names of the layers that are measured.
 
     Raises:
         RunError: the base is not that of the adapter.
@@ -89,7 +89,7 @@ def measures_of_base(
         (name, change, target, layer.magnitude)
         for layer in saved.layers
         for (name, change), target in zip(layer.named.items(), target_in(model, layer), strict=True)
-        if selects(name)
+        if name in selected
     ]
     _say_how_long([target.shape for _, _, target, _ in chosen], _device_of(model))
     found = {}
