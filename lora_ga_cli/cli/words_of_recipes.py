@@ -37,8 +37,8 @@ def _fault(word: str, command: str) -> Fault | None:
         return Fault("command line", f"{word} is a run, and {command} takes a recipe and options", _command_of(place))
     if word in Locations().choices("recipe"):
         return Fault("command line", f"{word} is a recipe", f"loraga {command} recipe={word}")
-    if place.exists():
-        kind = "folder" if place.is_dir() else "file"
+    if place.exists() or "/" in word:
+        kind = "folder" if place.is_dir() else "file" if place.exists() else "path at which there is nothing"
         hint = f"loraga {command} recipe=NAME; the command that began a run, given again, goes on with it"
         return Fault("command line", f"{word} is a {kind}, and {command} takes a recipe and options", hint)
     return None

@@ -86,6 +86,10 @@ class TestInThePlaceOfARecipe:
             f"command line: quickstart is a recipe (loraga {command} recipe=quickstart)"
         ]
 
+    def test_a_path_at_which_there_is_nothing(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+        (line,) = error_of(capsys, command, "runs/gone")
+        assert line.startswith("command line: runs/gone is a path at which there is nothing, and ")
+
     def test_other_faults_are_reported_too(
         self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
