@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 NAMES = {
@@ -23,7 +23,12 @@ NAMES = {
     for name, said in {"SIGINT": "Ctrl-C", "SIGTERM": "SIGTERM", "SIGHUP": "SIGHUP"}.items()
     if hasattr(signal, name)  # Windows has no SIGHUP
 }
-"""The signals that are handled, and what a user calls them."""
+"""The signals that are handled everywhere, and what a user calls them."""
+
+
+def name_of(number: int) -> str:
+    """What a user calls a signal."""
+    return NAMES.get(number) or signal.Signals(number).name
 
 
 TOGETHER = 1.0
@@ -182,11 +187,17 @@ def with_workers() -> Iterator[None]:
         _State.children = before
 
 
-def in_worker() -> None:
-    """Begins to handle signals in a child process that does jobs: outside of `prompt` a signal is only remembered."""
+def in_worker(launchers: Iterable[int] = ()) -> None:
+    """Begins to handle signals in a child process that does jobs: outside of `prompt` a signal is only remembered.
+
+    Args:
+        launchers: signals of which the launcher's own handlers are replaced.
+    """
     if not _State.is_worker:
         _State.is_worker, _State.requested, _State.raises = True, None, False
         _take_over()
+        for number in launchers:
+            signal.signal(number, _handle)
 
 
 def ignored_in_worker(*_: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from lora_ga_cli import distributed
 from lora_ga_cli.errors import Interrupted
-from lora_ga_cli.interruption import NAMES, Interruption
+from lora_ga_cli.interruption import Interruption, name_of
 
 NOTHING = "no result was complete, so none is kept; earlier results are unchanged"
 _OVERRIDE = re.compile(r"\+{0,2}([A-Za-z_][\w./@]*)=.*", re.DOTALL)
@@ -34,7 +34,7 @@ def stopped(error: KeyboardInterrupt) -> Interrupted:
     again = "To start from the beginning"
     if kept:
         again = error.then if isinstance(error, Interruption) else "To go on"
-    return Interrupted(f"{NAMES.get(number, 'Ctrl-C')}: {said}. {again}: {command(goes_on=bool(kept))}", number)
+    return Interrupted(f"{name_of(number)}: {said}. {again}: {command(goes_on=bool(kept))}", number)
 
 
 def words_given() -> list[str]:

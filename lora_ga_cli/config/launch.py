@@ -26,7 +26,15 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_ga_cli import distributed, interruption
 from lora_ga_cli.config.check import check
 from lora_ga_cli.config.hydra_store import restored_store, stored
-from lora_ga_cli.config.launchers import ending_joblib, join_tasks, launcher_of, several_on_one_gpu, when_stopped
+from lora_ga_cli.config.launchers import (
+    end_task,
+    ending_joblib,
+    handlers_of_task,
+    join_tasks,
+    launcher_of,
+    several_on_one_gpu,
+    when_stopped,
+)
 from lora_ga_cli.config.locations import PRIMARY
 from lora_ga_cli.config.origins import Sources
 from lora_ga_cli.config.overrides import COMMAND_LINE, parse_override
@@ -230,14 +238,23 @@ def _run_hydra(
             with interruption.prompt():
                 application(node)
             return
-        interruption.in_worker()
-        if launcher.startswith("submitit"):
+        is_task = launcher.startswith("submitit")
+        handlers = handlers_of_task() if is_task else {}
+        interruption.in_worker(handlers)
+        if is_task:
             join_tasks()
+        stop = None
         if interruption.requested() is None:  # or else the job is one of those that are not started any more
-            # an exception would end the other processes while they save their work
-            with contextlib.suppress(interruption.Interruption), interruption.prompt():
-                application(node)
-                distributed.leave()
+            try:
+                with interruption.prompt():
+                    application(node)
+                    distributed.leave()
+            except (
+                interruption.Interruption
+            ) as error:  # raised, it would end joblib's others while they save their work
+                stop = error
+        if is_task:
+            end_task(stop, handlers)
 
     main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
     with (

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from lora_ga_cli import interruption
+
+Handlers = Mapping[int, Callable[[int, Any], Any]]
+"""What a launcher does at a signal, by the signal's number."""
+UNTIL_REQUEUED = 60.0
+"""Seconds in which Slurm has ended the tasks of a job that it begins again."""
 
 
 def when_stopped(launcher: str) -> contextlib.AbstractContextManager[None]:
@@ -60,3 +69,42 @@ def join_tasks() -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if job.num_nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # where a machine does not know its own name
+
+
+def handlers_of_task() -> Handlers:
+    """What submitit does in a task at the signals that ask it to stop.
+
+    At the signal of a time limit or of a preemption (SIGUSR2, unless SUBMITIT_PREEMPT_SIGNAL names another one) the
+    first task has the job begun again, and ends. SIGTERM is ignored.
+    """
+    from submitit import JobEnvironment
+
+    numbers = (signal.SIGTERM, getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in handlers.items() if callable(handler)}
+
+
+def end_task(stop: interruption.Interruption | None, handlers: Handlers) -> None:
+    """Ends a task of submitit that a signal has stopped, when its work is saved.
+
+    Slurm sends SIGTERM when a job is cancelled, at the end of its time, and at a preemption for which no other signal
+    is set.
+
+    Args:
+        stop: what stopped it; None if nothing did.
+        handlers: as `handlers_of_task`.
+
+    Raises:
+        SystemExit: a signal came.
+    """
+    from submitit import JobEnvironment
+
+    number = interruption.requested() or (stop.number if stop else None)
+    if number is None:
+        return
+    if number in handlers and number != signal.SIGTERM:
+        handlers[number](number, None)
+    job = JobEnvironment()
+    if job.global_rank and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        time.sleep(UNTIL_REQUEUED)  # where Slurm ends a job whose task fails, the first task could not begin it again
+    sys.exit(128 + number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lora_ga_cli.interruption import NAMES, requested
+from lora_ga_cli.interruption import name_of, requested
 from lora_ga_cli.report.console import warn
 
 
@@ -33,5 +33,5 @@ class SharedSignal:
         signal = requested()
         if signal is not None and not self._announced:
             self._announced = True
-            again = "; Ctrl-C again stops at once, without it" if NAMES[signal] == "Ctrl-C" else ""
-            warn(f"{NAMES[signal]}: training stops after this step, and a checkpoint is written{again}")
+            again = "; Ctrl-C again stops at once, without it" if name_of(signal) == "Ctrl-C" else ""
+            warn(f"{name_of(signal)}: training stops after this step, and a checkpoint is written{again}")

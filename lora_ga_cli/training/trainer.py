@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_ga_cli import distributed
-from lora_ga_cli.interruption import NAMES, Interruption, requested
+from lora_ga_cli.interruption import Interruption, requested
 from lora_ga_cli.model.losses import summed_loss
 from lora_ga_cli.optimizers.base import optimizer_of
 from lora_ga_cli.training.learning_rate import rising_share, warmup_steps
@@ -98,8 +99,7 @@ class LoragaTrainer(StepTrainer):
 
     def _interruption(self, checkpoint: Path) -> Interruption:
         step, total = self.link.first_step + self.state.global_step, self.link.total_steps
-        signal = requested()
-        number = signal if signal is not None else next(number for number in NAMES if NAMES[number] == "SIGTERM")
+        number = requested() or signal.SIGTERM  # of another process
         return Interruption(number, f"stopped after step {step} of {total}, with the checkpoint {checkpoint}")
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:

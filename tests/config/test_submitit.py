@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from lora_ga_cli import interruption
 from lora_ga_cli.cli.app import main
 from lora_ga_cli.config.launch import launch
-from lora_ga_cli.config.launchers import join_tasks
+from lora_ga_cli.config.launchers import end_task, handlers_of_task, join_tasks
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import SweepError, TrainingError
 from tests.helpers import Arguments, Loraga, only_run
@@ -106,6 +110,111 @@ def test_tasks_of_one_job_train_what_one_process_does(loraga: Loraga, arguments:
     one, two = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-4)
+
+
+class OfLauncher:
+    """What submitit does at a signal, here without beginning anything again."""
+
+    def __init__(self) -> None:
+        self.called: list[int] = []
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.called.append(number)
+        sys.exit(-1)
+
+    def bypass(self, number: int, frame: Any) -> None:
+        raise AssertionError("the job goes on as if nothing had come")
+
+
+@pytest.mark.parametrize(("number", "code", "begun_again"), [(signal.SIGUSR2, -1, True), (signal.SIGTERM, 143, False)])
+def test_a_task_saves_its_work_before_the_launcher_begins_it_again_or_it_ends(
+    number: int, code: int, begun_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EXECUTOR": "local", "LOCAL_JOB_ID": "17", "LOCAL_GLOBALID": "0"}.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    launcher, events = OfLauncher(), list[str]()
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, *interruption.NAMES)}
+    state = dict(vars(interruption._State))
+    signal.signal(signal.SIGUSR2, launcher)
+    signal.signal(signal.SIGTERM, launcher.bypass)
+    try:
+        handlers = handlers_of_task()
+        interruption.in_worker(handlers)
+        stop = None
+        try:
+            with interruption.prompt(), interruption.deferred():
+                os.kill(os.getpid(), number)
+                events.append("saved")
+        except interruption.Interruption as error:
+            stop = error
+        assert (events, launcher.called) == (["saved"], [])
+        with pytest.raises(SystemExit) as ended:
+            end_task(stop, handlers)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for name, value in state.items():
+            if not name.startswith("__"):
+                setattr(interruption._State, name, value)
+    assert ended.value.code == code
+    assert launcher.called == [number] * begun_again
+
+
+def test_a_task_that_got_no_signal_ends_as_usual() -> None:
+    end_task(None, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_job_that_is_preempted_is_begun_again_by_the_launcher_and_goes_on(tasks: int, arguments: Arguments) -> None:
+    """SIGUSR2 is what submitit has Slurm send. The result is that of a job that nothing has stopped."""
+    options = arguments("llama", "name=run", "method=lora", "trainer.max_steps=150", "trainer.save_steps=150")
+    options.append(f"hydra.launcher.tasks_per_node={tasks}")
+    sweep = begin_sweep([*options, "output_dir=stopped"])
+    for task in running_tasks(tasks):
+        task.send_signal(signal.SIGUSR2)
+    assert sweep.wait(180) == 0, printed_by_tasks("stopped")
+    assert "SIGUSR2: stopped after step" in printed_by_tasks("stopped")
+    assert "resuming after step" in printed_by_tasks("stopped")
+    assert begin_sweep([*options, "output_dir=through"]).wait(180) == 0
+    through, stopped = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("through", "stopped"))
+    torch.testing.assert_close(stopped, through, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_leaves_a_checkpoint(arguments: Arguments) -> None:
+    options = arguments("llama", "name=run", "method=lora", "trainer.max_steps=150", "trainer.save_steps=150")
+    sweep = begin_sweep([*options, "output_dir=stopped"])
+    (task,) = running_tasks(1)
+    task.send_signal(signal.SIGTERM)
+    assert sweep.wait(60) == 1
+    (checkpoint,) = Path("stopped/run/checkpoints").iterdir()
+    assert (checkpoint / "complete.json").is_file()
+    assert f"with the checkpoint stopped/run/checkpoints/{checkpoint.name}" in printed_by_tasks("stopped")
+
+
+def begin_sweep(options: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lora_ga_cli", "train", "-m", *options, LOCAL]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def running_tasks(count: int) -> list[psutil.Process]:
+    """The tasks of the launcher, once they train."""
+    for _ in range(600):
+        time.sleep(0.1)
+        metrics = Path("stopped/run/metrics.jsonl")
+        if metrics.is_file() and metrics.stat().st_size:
+            below = psutil.Process().children(recursive=True)
+            tasks = [item for item in below if "submitit.core._submit" in item.cmdline()]
+            assert len(tasks) == count
+            return tasks
+    raise AssertionError(printed_by_tasks("stopped"))
+
+
+def printed_by_tasks(folder: str) -> str:
+    """What all tasks of a sweep printed, on one line each."""
+    files = sorted(Path(folder, ".sweeps").rglob("*_log.*"))
+    return " ".join(" ".join(file.read_text(encoding="utf-8").split()) for file in files)
 
 
 def test_the_documented_options_of_slurm_compose(capsys: pytest.CaptureFixture[str]) -> None:
