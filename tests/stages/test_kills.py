@@ -32,7 +32,7 @@ def kill(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @pytest.mark.parametrize("command", ["train", pytest.param("merge", marks=pytest.mark.slow)])
 def test_a_few_kills(command: str, kill: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = list(kill.run(argparse.Namespace(kills=3, seed=3, only=command, verbose=True)))
+    figures = list(kill.run(argparse.Namespace(kills=2, seed=3, only=command, verbose=True)))
     assert [figure.name for figure in figures if not figure.reached] == [], capsys.readouterr().out
     assert [figure.name.strip() for figure in figures] == [f"kills: {command}", *COUNTS]
 
