@@ -23,7 +23,7 @@ from lora_ga_cli.cli.app import main
 from lora_ga_cli.cli.jobs import _Jobs
 from lora_ga_cli.cli.stopping import Given
 from lora_ga_cli.config.launch import launch
-from lora_ga_cli.config.launchers import UNTIL_REQUEUED, end_task, handlers_of_task, join_tasks
+from lora_ga_cli.config.launchers import UNTIL_REQUEUED, Handlers, end_task, handlers_of_task, join_tasks
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import SweepError, TrainingError
 from tests.helpers import Arguments, Loraga, only_run
@@ -173,7 +173,7 @@ def test_another_task_of_slurm_ends_after_the_first_one_had_time_to_begin_the_jo
     waited, called = list[float](), list[int]()
     monkeypatch.setattr("lora_ga_cli.config.launchers.time.sleep", waited.append)
     monkeypatch.setattr(interruption._State, "requested", came)
-    handlers = {signal.SIGUSR2: lambda number, frame: called.append(number)}
+    handlers: Handlers = {signal.SIGUSR2: lambda number, frame: called.append(number)}
     stop = interruption.Interruption(came or signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         end_task(stop, handlers)
