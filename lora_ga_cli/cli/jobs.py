@@ -108,7 +108,7 @@ class _Jobs:
         except Interruption as stop:
             if is_worker:  # a launcher's, whose caller sees nothing of it
                 Given.arguments, Given.valued_flags = self._given, self._valued_flags
-                report_error(stopped(stop))
+                fail(stopped(stop))  # the other tasks of the job need not look for this one any more
             raise
         except Exception as error:
             if title:

@@ -77,11 +77,15 @@ def handlers_of_task() -> Handlers:
     At the signal of a time limit or of a preemption (SIGUSR2, unless SUBMITIT_PREEMPT_SIGNAL names another one) the
     first task has the job begun again, and ends. SIGTERM is ignored.
     """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, _signal_of_requeue())}
+    return {number: handler for number, handler in handlers.items() if callable(handler)}
+
+
+def _signal_of_requeue() -> int:
+    """The signal at which submitit has a job begun again."""
     from submitit import JobEnvironment
 
-    numbers = (signal.SIGTERM, getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    return {number: handler for number, handler in handlers.items() if callable(handler)}
+    return int(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
 
 
 def end_task(stop: interruption.Interruption | None, handlers: Handlers) -> None:
@@ -102,9 +106,11 @@ def end_task(stop: interruption.Interruption | None, handlers: Handlers) -> None
     number = interruption.requested() or (stop.number if stop else None)
     if number is None:
         return
-    if number in handlers and number != signal.SIGTERM:
-        handlers[number](number, None)
-    job = JobEnvironment()
-    if job.global_rank and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+    is_begun_again = number == _signal_of_requeue()
+    if is_begun_again and number in handlers:
+        handlers[number](number, None)  # which ends the first task
+    is_unknown = interruption.requested() is None  # the signal came to another task
+    is_first = JobEnvironment().global_rank == 0
+    if not is_first and (is_begun_again or is_unknown) and os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         time.sleep(UNTIL_REQUEUED)  # where Slurm ends a job whose task fails, the first task could not begin it again
     sys.exit(128 + number)

@@ -18,15 +18,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from lora_ga_cli import interruption
+from lora_ga_cli import interruption, peers, reachable
 from lora_ga_cli.cli.app import main
+from lora_ga_cli.cli.jobs import _Jobs
+from lora_ga_cli.cli.stopping import Given
 from lora_ga_cli.config.launch import launch
-from lora_ga_cli.config.launchers import end_task, handlers_of_task, join_tasks
+from lora_ga_cli.config.launchers import UNTIL_REQUEUED, end_task, handlers_of_task, join_tasks
 from lora_ga_cli.config.schema import Config
 from lora_ga_cli.errors import SweepError, TrainingError
 from tests.helpers import Arguments, Loraga, only_run
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+JobEnvironment = pytest.importorskip("submitit").JobEnvironment
 QUICKSTART = "recipe=quickstart"
 LOCAL = "hydra/launcher=submitit_local"
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -160,6 +163,54 @@ def test_a_task_saves_its_work_before_the_launcher_begins_it_again_or_it_ends(
     assert launcher.called == [number] * begun_again
 
 
+@pytest.mark.parametrize(("came", "waits"), [(signal.SIGUSR2, True), (None, True), (signal.SIGTERM, False)])
+def test_another_task_of_slurm_ends_after_the_first_one_had_time_to_begin_the_job_again(
+    came: int | None, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If only another task got the signal, this one cannot know which it was."""
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "17", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    waited, called = list[float](), list[int]()
+    monkeypatch.setattr("lora_ga_cli.config.launchers.time.sleep", waited.append)
+    monkeypatch.setattr(interruption._State, "requested", came)
+    handlers = {signal.SIGUSR2: lambda number, frame: called.append(number)}
+    stop = interruption.Interruption(came or signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        end_task(stop, handlers)
+    assert ended.value.code == 128 + stop.number
+    assert (waited, called) == ([UNTIL_REQUEUED] * waits, [came] * (came == signal.SIGUSR2))
+
+
+def test_a_signal_of_preemption_of_the_users_own_begins_a_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"EXECUTOR": "local", "LOCAL_JOB_ID": "17", "LOCAL_GLOBALID": "0"}.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    monkeypatch.setattr(JobEnvironment, "USR_SIG", "TERM")
+    launcher = OfLauncher()
+    with pytest.raises(SystemExit):
+        end_task(interruption.Interruption(signal.SIGTERM), {signal.SIGTERM: launcher})
+    assert launcher.called == [signal.SIGTERM]
+
+
+def test_a_task_that_a_signal_has_stopped_is_not_missed_by_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this the others would say that it was killed, and end before the job is begun again."""
+    told: list[bool] = []
+    for module in (peers, reachable):
+        monkeypatch.setattr(module, "report_to", lambda report: None)
+    for name in ("arguments", "valued_flags"):
+        monkeypatch.setattr(Given, name, getattr(Given, name))  # is restored at the end
+    monkeypatch.setattr(peers, "ended", lambda *, by_signal: told.append(by_signal))
+    jobs = _Jobs(lambda config: {}, None)
+    monkeypatch.setattr(jobs, "_process", "the one that has submitted the job")
+    monkeypatch.setattr(jobs, "_result", interrupted)
+    with pytest.raises(interruption.Interruption):
+        jobs.run(Config.model_construct(), "")
+    assert told == [True]
+
+
+def interrupted(config: Config) -> None:
+    raise interruption.Interruption(signal.SIGUSR2, "stopped after step 2 of 6")
+
+
 def test_a_task_that_got_no_signal_ends_as_usual() -> None:
     end_task(None, {})
 
@@ -175,6 +226,7 @@ def test_a_job_that_is_preempted_is_begun_again_by_the_launcher_and_goes_on(task
         task.send_signal(signal.SIGUSR2)
     assert sweep.wait(180) == 0, printed_by_tasks("stopped")
     assert "SIGUSR2: stopped after step" in printed_by_tasks("stopped")
+    assert "killed or has crashed" not in printed_by_tasks("stopped")
     assert "resuming after step" in printed_by_tasks("stopped")
     assert begin_sweep([*options, "output_dir=through"]).wait(180) == 0
     through, stopped = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("through", "stopped"))
