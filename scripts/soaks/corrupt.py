@@ -244,9 +244,10 @@ def _answers(problems: str = PROBLEMS) -> Any:
             result = json.loads(file.read_bytes())
         except ValueError:
             continue  # an earlier result, which was damaged and not used
-        if problems == f"eval.file={result['options']['file']}":
+        of = result.get("options") if isinstance(result, dict) else None  # the bit may be one of a name
+        if isinstance(of, dict) and problems == f"eval.file={of.get('file')}":
             lines = file.with_suffix(".jsonl").read_text().splitlines()
-            found.append((result["values"], [json.loads(line) for line in lines]))
+            found.append((result.get("values"), [json.loads(line) for line in lines]))
     return found
 
 
