@@ -92,7 +92,7 @@ class _Jobs:
     def run(self, config: Config, title: str) -> None:
         """Does a job. The error of one of several is printed here, under its title, and raised again."""
         from lora_ga_cli import distributed, peers, reachable
-        from lora_ga_cli.cli.stopping import Given, report_lost, stopped
+        from lora_ga_cli.cli.stopping import Given, is_submitted, report_lost, stopped
         from lora_ga_cli.config.listing import remember_options
         from lora_ga_cli.interruption import Interruption
 
@@ -108,6 +108,8 @@ class _Jobs:
         except Interruption as stop:
             if is_worker:  # a launcher's, whose caller sees nothing of it
                 Given.arguments, Given.valued_flags = self._given, self._valued_flags
+                if stop.kept and is_submitted():
+                    stop.then = "If the launcher does not begin this job again, go on with"
                 fail(stopped(stop))  # the other tasks of the job need not look for this one any more
             raise
         except Exception as error:

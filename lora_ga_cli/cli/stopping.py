@@ -76,12 +76,17 @@ def command(*, goes_on: bool) -> str:
         goes_on: without ``overwrite``, which would begin a run again.
     """
     words = _last_of_each_option(words_given(), "overwrite" if goes_on else "")
-    if distributed.count() == 1:
+    if distributed.count() == 1 or is_submitted():
         return shlex.join(["loraga", *words])
     on_each = os.environ.get("LOCAL_WORLD_SIZE", "")
     if on_each == str(distributed.count()):
         return shlex.join(["torchrun", "--nproc-per-node", on_each, "-m", "lora_ga_cli", *words])
     return f"the same launcher on every machine, with {shlex.join(['loraga', *words])}"
+
+
+def is_submitted() -> bool:
+    """Whether the command line has its jobs done by submitit, which starts their processes itself."""
+    return any(word.startswith("hydra/launcher=submitit") for word in words_given())
 
 
 def report_lost(what: str) -> None:

@@ -227,6 +227,7 @@ def test_a_job_that_is_preempted_is_begun_again_by_the_launcher_and_goes_on(task
     assert sweep.wait(180) == 0, printed_by_tasks("stopped")
     assert "SIGUSR2: stopped after step" in printed_by_tasks("stopped")
     assert "The other processes end too" not in printed_by_tasks("stopped")
+    assert "If the launcher does not begin this job again, go on with: loraga train -m" in printed_by_tasks("stopped")
     assert "resuming after step" in printed_by_tasks("stopped")
     assert begin_sweep([*options, "output_dir=through"]).wait(180) == 0
     through, stopped = (load_file(only_run(folder) / "adapter_model.safetensors") for folder in ("through", "stopped"))
