@@ -168,7 +168,7 @@ def test_every_row_format_has_an_example_and_the_more_specific_ones_come_first()
 def test_the_commands_are_found() -> None:
     """So that a change of the pages' layout does not leave the test above without any."""
     assert len(ALL_COMMANDS) > 50
-    assert len(DATA_OPTIONS) == 5
+    assert len(DATA_OPTIONS) == 6
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,7 @@ def forecast_table(job: TableJob) -> dict[str, Any]:
     # cells that measure the same run take its time once
     left = [group[0] for group in group_by_work(cells) if not all(cell.key in done for cell in group)]
     seconds = [cost.seconds for cell in left if isinstance(cost := costs[cell.key], Cost)]
-    time = (
-        f": {duration(sum(seconds))} on {device} (h:mm:ss)"
-        if seconds or not left
-        else ", and no forecast of their time"
-    )
+    time = f": {duration(sum(seconds))} on {device}" if seconds or not left else ", and no forecast of their time"
     step("forecast", f"{len(left)} trainings and measurements are left{time}")
     without = " So do the cells without a forecast." if len(seconds) < len(left) else ""
     if any(cell.measure_class.needs_model for cell in cells):

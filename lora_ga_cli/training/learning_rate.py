@@ -61,18 +61,27 @@ def warmup_steps(config: Config, steps: int) -> int:
 
 
 def describe_warmup(config: Config, steps: int, rows: int) -> str:
-    """Why a training has a shorter warm-up than it asks for, for a line on the screen; empty if it has all of it.
+    """What a user should know of the warm-up, for a line on the screen; empty if there is nothing.
+
+    That it is shorter than was asked for, or that it takes half of a training of few steps, or more.
 
     Args:
         steps: of the training, or of each link.
         rows: all training rows.
     """
-    if _asked_warmup(config, steps) < steps:
+    size = f"({rows} training rows, trainer.batch_size={config.trainer.batch_size})"
+    asked = _asked_warmup(config, steps)
+    if 2 * asked < steps or asked == 0:
         return ""
+    if asked < steps:
+        return (
+            f"the learning rate rises from 0 in {asked} of {steps} steps {size}: more trainer.epochs or a smaller "
+            "trainer.batch_size make more steps, and trainer.warmup_ratio=0 leaves it out"
+        )
     warm_up = f"a warm-up of {steps - 1} steps" if steps > 1 else "no warm-up"
     return (
         f"{warm_up}: trainer.warmup_ratio={config.trainer.warmup_ratio:g} would leave none of {steps} steps at the "
-        f"full learning rate ({rows} training rows, trainer.batch_size={config.trainer.batch_size})"
+        f"full learning rate {size}"
     )
 
 

@@ -6,10 +6,13 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
+from lora_ga_cli.gradient.artifact import GradientArtifact
+from lora_ga_cli.gradient.factors import Factors
 from lora_ga_cli.registry import CODE_VARIABLE, MEASURES
 from tests.config import TABLE, lay_out
-from tests.helpers import Loraga
+from tests.helpers import Loraga, configured
 
 MEASURE = """
 from lora_ga_cli.registry import MEASURES
@@ -77,3 +80,17 @@ def test_an_unknown_measure_is_refused_before_anything_runs(loraga: Loraga) -> N
     out = loraga("reproduce", "seeds", "--config-dir", "user", code=2)
     assert "full.columns.loss.measure" in out
     assert "no measure 'similarty'; did you mean similarity?" in out
+
+
+@pytest.mark.parametrize(("method", "directions"), [("lora", 2), ("lora_ga", 4)])
+def test_coverage_counts_the_directions_that_the_method_begins_with(
+    method: str, directions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of rank 2 follows two directions of the gradient, and LoRA-GA's first step follows four."""
+    singular = torch.tensor([4.0, 3.0, 2.0, 1.0, 1.0])
+    factors = Factors(torch.eye(8)[:, :5], singular, torch.eye(5), norm=float(singular.norm()))
+    monkeypatch.setattr("lora_ga_cli.stages.inputs.prepare_inputs", lambda config: None)
+    monkeypatch.setattr("lora_ga_cli.stages.estimate.estimate", lambda inputs: GradientArtifact({"a": factors}, 2))
+    expected = float((singular[:directions] ** 2).sum() / (singular**2).sum())
+    found = MEASURES["coverage"]().compute(configured(method, "rank=2"))
+    assert found == {"mean": pytest.approx(expected), "minimum": pytest.approx(expected)}

@@ -6,7 +6,7 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from lora_ga_cli.errors import InvalidInput
-from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate, warmup_steps
+from lora_ga_cli.training.learning_rate import check_learning_rate, describe_warmup, learning_rate, warmup_steps
 from tests.helpers import configured
 
 
@@ -45,3 +45,19 @@ def test_a_warm_up_is_a_share_of_the_steps_and_leaves_the_last_one(ratio: float,
 
 def test_a_constant_rate_has_no_warm_up() -> None:
     assert warmup_steps(configured("lora", "trainer.warmup_ratio=0.5", "trainer.lr_scheduler=constant"), 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("ratio", "steps", "said"),
+    [
+        (0.03, 1, "no warm-up"),
+        (0.03, 2, "the learning rate rises from 0 in 1 of 2 steps"),
+        (0.03, 3, ""),
+        (0.5, 10, "rises from 0 in 5 of 10 steps"),
+        (0, 2, ""),
+    ],
+)
+def test_a_warm_up_that_takes_much_of_a_training_is_said(ratio: float, steps: int, said: str) -> None:
+    text = describe_warmup(configured("lora", f"trainer.warmup_ratio={ratio}"), steps, 60)
+    assert said in text
+    assert bool(said) == bool(text)

@@ -1,4 +1,4 @@
-"""The measure ``coverage``: how much of the gradient LoRA-GA's first step can follow."""
+"""The measure ``coverage``: how much of the gradient the first step of an adapter can follow."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ if TYPE_CHECKING:
 
 @MEASURES.register("coverage")
 class Coverage(Measure):
-    """The share of ‖G‖² that the first ``2 · rank`` singular vectors hold: ``mean`` and ``minimum`` over layers."""
+    """The share of ‖G‖² in the first ``vectors · rank`` singular directions: ``mean`` and ``minimum`` over layers.
+
+    ``vectors`` is how many directions the method begins with for each rank, 2 for LoRA-GA; 1 for methods that begin
+    without the gradient, whose change still is a matrix of this rank.
+    """
 
     trains = False
 
     def compute(self, config: Config) -> dict[str, Any]:
+        from lora_ga_cli.inspection.spectrum import energy
         from lora_ga_cli.stages.estimate import estimate
         from lora_ga_cli.stages.inputs import prepare_inputs
+        from lora_ga_cli.stages.inspect.gradient import vectors_of
 
-        shares = list(estimate(prepare_inputs(config)).energy(config.rank).values())
+        artifact, vectors = estimate(prepare_inputs(config)), vectors_of(config)
+        shares = [energy(factors, vectors, config.rank) for factors in artifact.factors.values()]
         return {"mean": statistics.mean(shares), "minimum": min(shares)}
 
     def forecast(self, inputs: Inputs, pace: Pace) -> Cost:

@@ -109,7 +109,10 @@ class ByPrompt(ChatPrompt):
     def __init__(self, tokenizer: Any, task: str, ends: Ends, template: str, column: str):
         super().__init__(tokenizer, task, ends)
         self._template, self._column = Template(template), column
-        self.description = f"each message is put into {template!r} for {{{column}}}, without the messages before it"
+        self.description = (
+            f"each message is put into the template {template!r} in the place of {{{column}}}; the model does not see "
+            "earlier messages"
+        )
 
     def text(self, talk: Talk, message: str) -> str:
         return self._template.fill({self._column: message})
