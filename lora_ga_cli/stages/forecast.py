@@ -25,7 +25,7 @@ from lora_ga_cli.stages.speed import check_speed
 from lora_ga_cli.stages.useful_rank import warn_of_unused_rank
 from lora_ga_cli.training.checkpoints import is_complete, step_of
 from lora_ga_cli.training.learning_rate import check_learning_rate, learning_rate
-from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, find_run
+from lora_ga_cli.training.run_folder import LinkFolder, RunFolder, check_run_folder, find_run
 from lora_ga_cli.training.trackers import check_trackers
 
 STAGES = ("estimate-grad", "init", "train", "eval")
@@ -38,6 +38,9 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
 
     Returns:
         The same as plain data: ``config``, ``stages`` and ``forecast``, with memory in bytes and time in seconds.
+
+    Raises:
+        RunError: as `check_run_folder`, where the run's folder would be used.
     """
     trains = STAGES.index(last) >= STAGES.index("train")
     if trains:
@@ -45,9 +48,11 @@ def forecast(config: Config, last: str) -> dict[str, Any]:
     check_folders(config)
     check_speed(config, pick_device(config.device))
     check_trackers(config)
+    run = find_run(config)
+    if last != "estimate-grad" and not config.overwrite:
+        check_run_folder(config, run)
     inputs = prepare_inputs(config)
     _summarize(inputs, trains)
-    run = find_run(config)
     table = Table("stage", "state", box=None, header_style="bold", pad_edge=False)
     states = {stage: _state(stage, inputs, run) for stage in STAGES[: STAGES.index(last) + 1]}
     for stage, state in states.items():
@@ -94,8 +99,10 @@ def _state(stage: str, inputs: Inputs, run: RunFolder) -> str:
         if cached is not None:
             return f"cached: {wanted.key}, serves ranks up to {cached.capacity // 2}"
         return f"to do: {len(wanted.rows)} rows, {len(wanted.targets)} layers, then cached as {wanted.key}"
+    if config.overwrite and run.path.exists():
+        return f"to do, once the folder {run.path} is renamed"
     if stage == "init":
-        return "stored in the run" if _folders(inputs, run)[0].init_file.exists() else "to do"
+        return "stored in the run" if run.finished or _folders(inputs, run)[0].init_file.exists() else "to do"
     if stage == "train":
         if run.finished:
             return f"finished: {run.path}"

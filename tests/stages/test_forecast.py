@@ -145,3 +145,17 @@ def test_the_file_that_is_trained_on_is_no_validation_file(
     out = " ".join(loraga("train", *arguments("llama", *validation), "--dry-run").split())
     assert "is trained on: the validation loss says nothing about other rows" in out
     assert "memory counts the tensors on the device" in out
+
+
+def test_a_dry_run_refuses_the_folder_that_the_run_would_refuse(loraga: Loraga, arguments: Arguments) -> None:
+    options = arguments("llama", "method=lora", "name=mine", "trainer.max_steps=2")
+    loraga("train", *options)
+    out = loraga("train", "--dry-run", *options)
+    assert "stored in the run" in out
+    assert "finished: runs/mine" in out
+    other = [*options, "rank=3"]
+    refused = loraga("train", *other, code=2)
+    assert "holds a run with other settings" in refused
+    assert loraga("train", "--dry-run", *other, code=2) == refused
+    assert "to do, once the folder runs/mine is renamed" in loraga("train", "--dry-run", *other, "overwrite=true")
+    assert "to do: 16 rows" in loraga("estimate-grad", "--dry-run", *other, "method=lora_ga")
