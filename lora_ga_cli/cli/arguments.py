@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,6 +85,11 @@ def user_dir(config_dir: Path | None) -> Path | None:
     if config_dir is not None and not config_dir.is_dir():
         raise InvalidInput([Fault("command line", f"--config-dir {config_dir}: no such folder")])
     return config_dir.resolve() if config_dir is not None else None
+
+
+def is_sweep(arguments: Iterable[str] | None) -> bool:
+    """Whether a command line asks for the jobs of a sweep."""
+    return not {"-m", "--multirun"}.isdisjoint(arguments or ())
 
 
 def split_folders(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:

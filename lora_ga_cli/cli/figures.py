@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora_ga_cli.cli.arguments import is_sweep
+
 
 def check_figures(folder: Path | None, arguments: Sequence[str] | None) -> None:
     """Refuses a file in the place of the folder, and one folder for all jobs of a sweep, whose figures have one name.
@@ -16,7 +18,7 @@ def check_figures(folder: Path | None, arguments: Sequence[str] | None) -> None:
     from lora_ga_cli.stages.inspect.options import InspectOptions
 
     faults = InspectOptions(figures=folder).faults()
-    if folder is not None and {"-m", "--multirun"} & set(arguments or []):
+    if folder is not None and is_sweep(arguments):
         what = "--figures is one folder, and the figures of all jobs of a sweep have the same name"
         faults.append(Fault("command line", what, "leave it out: each gradient then has its own folder, inspect-KEY/"))
     if faults:

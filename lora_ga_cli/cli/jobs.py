@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_ga_cli.cli.arguments import is_sweep
 from lora_ga_cli.cli.errors import fail, report_error
 from lora_ga_cli.cli.output import Output, error_as_data
 
@@ -56,16 +57,17 @@ def _check_launcher(arguments: Sequence[str]) -> None:
     Raises:
         InvalidInput
     """
+    from lora_ga_cli.config.launchers import launcher_of
     from lora_ga_cli.errors import Fault, InvalidInput
 
-    launcher = next((item for item in arguments if item.startswith("hydra/launcher=")), None)
-    if launcher is None:
+    launcher = launcher_of(arguments)
+    if not launcher:
         return
     if Output.as_json:
         hint = "leave one of them out; each run's manifest.json has its result"
-        what = f"--json collects results in this process, and {launcher} makes them in others"
+        what = f"--json collects results in this process, and hydra/launcher={launcher} makes them in others"
         raise InvalidInput([Fault("command line", what, hint)])
-    if "submitit" in launcher and {"-m", "--multirun"} & set(arguments):
+    if launcher.startswith("submitit") and is_sweep(arguments):
         where = "the newest folder of OUTPUT_DIR/.sweeps, in .submitit/JOB"
         _tell(f"what each of them prints is in {where}; loraga watch shows how far it is")
 

@@ -86,7 +86,9 @@ def command(*, goes_on: bool) -> str:
 
 def is_submitted() -> bool:
     """Whether the command line has its jobs done by submitit, which starts their processes itself."""
-    return any(word.startswith("hydra/launcher=submitit") for word in words_given())
+    from lora_ga_cli.config.launchers import launcher_of
+
+    return launcher_of(words_given()).startswith("submitit")
 
 
 def report_lost(what: str) -> None:

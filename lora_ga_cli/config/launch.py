@@ -243,18 +243,14 @@ def _run_hydra(
         interruption.in_worker(handlers)
         if is_task:
             join_tasks()
-        stop = None
-        if interruption.requested() is None:  # or else the job is one of those that are not started any more
-            try:
-                with interruption.prompt():
-                    application(node)
-                    distributed.leave()
-            except (
-                interruption.Interruption
-            ) as error:  # raised, it would end joblib's others while they save their work
-                stop = error
-        if is_task:
-            end_task(stop, handlers)
+        try:
+            with interruption.prompt():  # raises at once if the job is one of those that are not started any more
+                application(node)
+                distributed.leave()
+        except interruption.Interruption as stop:
+            # raised in one of joblib's processes, it would end the others while they save their work
+            if is_task:
+                end_task(stop, handlers)
 
     main = hydra.main(version_base="1.3", config_path=None, config_name=name)(job)
     with (

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from lora_ga_cli import interruption
 
@@ -88,24 +88,22 @@ def _signal_of_requeue() -> int:
     return int(getattr(signal, f"SIG{JobEnvironment.USR_SIG}"))
 
 
-def end_task(stop: interruption.Interruption | None, handlers: Handlers) -> None:
+def end_task(stop: interruption.Interruption, handlers: Handlers) -> NoReturn:
     """Ends a task of submitit that a signal has stopped, when its work is saved.
 
     Slurm sends SIGTERM when a job is cancelled, at the end of its time, and at a preemption for which no other signal
     is set.
 
     Args:
-        stop: what stopped it; None if nothing did.
+        stop: what stopped it.
         handlers: as `handlers_of_task`.
 
     Raises:
-        SystemExit: a signal came.
+        SystemExit: always, with 128 more than the number of the signal, or as submitit ends a task.
     """
     from submitit import JobEnvironment
 
-    number = interruption.requested() or (stop.number if stop else None)
-    if number is None:
-        return
+    number = interruption.requested() or stop.number
     is_begun_again = number == _signal_of_requeue()
     if is_begun_again and number in handlers:
         handlers[number](number, None)  # which ends the first task

@@ -143,16 +143,13 @@ def test_a_task_saves_its_work_before_the_launcher_begins_it_again_or_it_ends(
     try:
         handlers = handlers_of_task()
         interruption.in_worker(handlers)
-        stop = None
-        try:
-            with interruption.prompt(), interruption.deferred():
-                os.kill(os.getpid(), number)
-                events.append("saved")
-        except interruption.Interruption as error:
-            stop = error
+        # the signal is remembered inside the block, and raised at its end
+        with pytest.raises(interruption.Interruption) as stop, interruption.prompt(), interruption.deferred():  # noqa: PT012
+            os.kill(os.getpid(), number)
+            events.append("saved")
         assert (events, launcher.called) == (["saved"], [])
         with pytest.raises(SystemExit) as ended:
-            end_task(stop, handlers)
+            end_task(stop.value, handlers)
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -209,10 +206,6 @@ def test_a_task_that_a_signal_has_stopped_is_not_missed_by_the_others(monkeypatc
 
 def interrupted(config: Config) -> None:
     raise interruption.Interruption(signal.SIGUSR2, "stopped after step 2 of 6")
-
-
-def test_a_task_that_got_no_signal_ends_as_usual() -> None:
-    end_task(None, {})
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ class Loss(Section):
     scripts, styles = chart.SCRIPTS, chart.STYLES
 
     def content(self, runs: Sequence[RunRecord]) -> SectionContent | None:
-        drawn = [run for run in runs if points_of(run, "loss") or points_of(run, "eval_loss")][:MAX_RUNS]
+        logged = [run for run in runs if points_of(run, "loss") or points_of(run, "eval_loss")]
+        drawn = logged[:MAX_RUNS]
         if not drawn:
             return None
         losses = [
@@ -45,7 +46,7 @@ class Loss(Section):
                 "charts": charts,
                 "runs": legend_of(drawn),
                 "kinds": list(kinds.items()) if len(kinds) > 1 else [],
-                "not_drawn": len(runs) - len(drawn),
+                "not_drawn": len(logged) - len(drawn),
                 "left_out": sum(item.left_out for item in charts),
                 "tables": [(run.name, lines_of(run)) for run in drawn] if len(drawn) <= MAX_TABLES else [],
             },
